@@ -1,0 +1,1 @@
+"""Text sources, tokenizer, token shards and the token ledger."""

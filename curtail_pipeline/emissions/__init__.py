@@ -1,0 +1,1 @@
+"""Power intervals, the energy ledger, baselines and the report."""

@@ -1,0 +1,41 @@
+"""Errors a user can act on.
+
+Every message is one paragraph that names the offending value and the fix. The command line prints it and exits
+with 1; anything that is not a `CurtailError` is a bug and keeps its traceback.
+"""
+
+
+class CurtailError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class SettingsError(CurtailError):
+    """An experiment file, a command-line value or an experiment home that cannot be used as it is."""
+
+
+class TraceError(CurtailError):
+    """A trace that is missing, unreadable or implausible."""
+
+
+class CorpusError(CurtailError):
+    """A text source, tokenizer or token shard that cannot be used."""
+
+
+class LedgerError(CurtailError):
+    """Token ranges that would be counted twice, skipped, or that belong to no lease."""
+
+
+class StoreError(CurtailError):
+    """A stored object that is missing, corrupt, or owned by another writer."""
+
+
+class TrainingError(CurtailError):
+    """A model preset, an optimiser state or a training order that cannot be used."""
+
+
+class FederationError(CurtailError):
+    """SuperLink, SuperNode or trainer that cannot be started, reached or trusted."""
+
+
+class PolicyError(CurtailError):
+    """A policy that does not exist or cannot be satisfied."""

@@ -1,0 +1,1 @@
+"""Flower: the local federation, control of runs, the server loop and the outer step."""

@@ -1,0 +1,1 @@
+"""Carbon and curtailment signals: providers, normalised traces, checks."""

@@ -1,0 +1,1 @@
+"""The store, checkpoints and their manifests."""

@@ -1,0 +1,1 @@
+"""Model presets, optimisers, the resident site trainer, evaluation."""

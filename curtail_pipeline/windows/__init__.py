@@ -1,0 +1,1 @@
+"""Curtailment windows, membership policies, segment planning and the what-if simulator."""

@@ -1,0 +1,83 @@
+"""Settings of sites, window rules, policies and rounds: all that scheduling depends on."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from curtail_pipeline.base import Section
+
+
+class Overheads(Section):
+    """Seconds a site spends provisioned but not training. Defaults are zero; experiments/paper.yaml has the prototype's."""
+
+    provisioning_s: float = Field(default=0.0, ge=0)
+    """From the decision to start a site until it is provisioned (240 in the paper)."""
+    connect_s: float = Field(default=0.0, ge=0)
+    """From provisioned until the agent is connected."""
+    first_load_s: float = Field(default=0.0, ge=0)
+    """From connected to the first step of the site's first round after a start."""
+    round_load_s: float = Field(default=0.0, ge=0)
+    """From a round's start to its first step, in later rounds."""
+    round_tail_s: float = Field(default=0.0, ge=0)
+    """From the last step to the round's end, with two or more members."""
+    round_tail_single_s: float = Field(default=0.0, ge=0)
+    """The same with one member."""
+    outer_step_s: float = Field(default=0.0, ge=0)
+    """Merge after a round."""
+    stop_drain_s: float = Field(default=0.0, ge=0)
+    """From the decision to stop a site until it is off."""
+    poll_s: float = Field(default=0.0, ge=0)
+    """Interval at which the controller looks at the signal (10 in the paper)."""
+
+
+class Site(Section):
+    """A GPU cluster in a grid region."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    region: str = Field(min_length=1)
+    training_kw: float = Field(gt=0)
+    idle_kw: float = Field(ge=0)
+    start_up_kw: float | None = Field(default=None, ge=0)
+    """Power while provisioning; idle power when not given."""
+    pue: float = Field(default=1.0, ge=1.0)
+    """Power usage effectiveness: facility power over IT power."""
+    devices: int = Field(default=1, ge=1)
+    device: str = "cpu"
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of the resident trainer on CPU."""
+    steps_per_s: float = Field(gt=0)
+    """Optimiser steps per second that headless virtual time assumes."""
+    share: float | None = Field(default=None, gt=0)
+    """Share of the corpus; equal shares when no site gives one."""
+    overheads: Overheads | None = None
+    """Overrides the experiment's `overheads` as a whole."""
+
+
+class PolicySettings(Section):
+    """Which policy decides, and its parameters."""
+
+    name: str = "paper"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class RoundSettings(Section):
+    """Rounds and segments."""
+
+    round_s: float = Field(default=600.0, gt=0)
+    """Training time of a round (600 s in the paper)."""
+    max_rounds: int = Field(default=12, ge=1)
+    """Length cap of a segment."""
+    outer_lr: float = Field(default=0.7, gt=0)
+    outer_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Nesterov outer step of DiLoCo (arXiv:2311.08105)."""
+    norm_bound: float = Field(default=5.0, gt=1)
+    """An update is refused when its norm exceeds this many medians of the last 20 accepted ones."""
+
+
+class JobSettings(Section):
+    """What there is to train."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps over all sites together."""
+    deadline: datetime | None = None
