@@ -1,0 +1,15 @@
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real traces; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("CURTAIL_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real traces at {folder}; set CURTAIL_TEST_DATA to the folder that holds them")
+    return folder
