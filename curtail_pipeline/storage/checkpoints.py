@@ -1,0 +1,429 @@
+"""Checkpoints: folders `checkpoints/<key>` in the store, committed whole and never replaced.
+
+A commit assembles a hidden sibling folder, writes `manifest.json` last, flushes everything to disk and renames the
+folder into place under a lock, so that a reader sees a whole checkpoint or none. A writer is fenced by
+`claims/<key>.json`, which holds the newest `(generation, attempt)` that was told to make the key.
+"""
+
+import errno
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from curtail_pipeline.errors import StoreError
+from curtail_pipeline.storage.manifest import (
+    KEY_PATTERN,
+    Manifest,
+    SiteResult,
+    check_link,
+    make_manifest,
+    next_ledger,
+    parse_manifest,
+)
+from curtail_pipeline.storage.store import Store, file_sha256
+
+FIRST_KEY = "ckpt-000000"
+OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "outer.safetensors")
+"""Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
+_PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
+_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class AlreadyCommitted(StoreError):
+    """The key has a checkpoint; it is never replaced."""
+
+
+class Fenced(StoreError):
+    """A newer writer was told to make this key."""
+
+
+def number(key: str) -> int:
+    """17 for `ckpt-000017`.
+
+    Raises:
+        StoreError: not a checkpoint key.
+    """
+    if not re.fullmatch(KEY_PATTERN, key):
+        raise StoreError(f"{key!r} is not a checkpoint key; keys look like ckpt-000017")
+    return int(key.removeprefix("ckpt-"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Checkpoints:
+    """The checkpoints of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    # Reading
+
+    def folder(self, key: str) -> Path:
+        """Where the checkpoint of this key is, whether or not it exists."""
+        number(key)
+        return self.store.path(f"checkpoints/{key}")
+
+    def keys(self) -> list[str]:
+        """Keys of committed checkpoints, in order. A folder without a valid manifest does not exist."""
+        return [key for key in self._names() if self.exists(key)]
+
+    def last(self) -> str | None:
+        """The newest committed key."""
+        return next((key for key in reversed(self._names()) if self.exists(key)), None)
+
+    def next_key(self) -> str:
+        """The key after the newest committed one; `ckpt-000000` in an empty store."""
+        last = self.last()
+        return FIRST_KEY if last is None else f"ckpt-{number(last) + 1:06d}"
+
+    def exists(self, key: str) -> bool:
+        try:
+            parse_manifest((self.folder(key) / "manifest.json").read_bytes(), key)
+        except (StoreError, OSError):
+            return False
+        return True
+
+    def manifest(self, key: str) -> Manifest:
+        """The manifest of a committed checkpoint.
+
+        Raises:
+            StoreError: there is no such checkpoint, or its manifest is not what was written.
+        """
+        try:
+            data = (self.folder(key) / "manifest.json").read_bytes()
+        except FileNotFoundError:
+            keys = self.keys()
+            known = f"the store has {keys[0]} to {keys[-1]}" if keys else "the store has none yet"
+            raise StoreError(f"no checkpoint {key!r} in {self.store.root}; {known}") from None
+        except OSError as error:
+            raise StoreError(f"checkpoints/{key}/manifest.json in {self.store.root}: {_reason(error)}") from error
+        return parse_manifest(data, key)
+
+    def verify(self, key: str) -> Manifest:
+        """Hash every file of a checkpoint again.
+
+        Raises:
+            StoreError: a file is missing or not what was committed; names the file and both hashes.
+        """
+        manifest = self.manifest(key)
+        for name, stored in manifest.files.items():
+            path = self.folder(key) / name
+            fix = f"restore it from a copy; {manifest.parent or 'every earlier checkpoint'} is not affected"
+            try:
+                found, size = file_sha256(path), path.stat().st_size
+            except FileNotFoundError:
+                raise StoreError(
+                    f"checkpoints/{key}/{name} is missing, expected sha256 {stored.sha256}; {fix}"
+                ) from None
+            except OSError as error:
+                raise StoreError(f"checkpoints/{key}/{name} cannot be read: {_reason(error)}") from error
+            if found != stored.sha256:
+                raise StoreError(
+                    f"checkpoints/{key}/{name} is corrupt: expected sha256 {stored.sha256} ({stored.bytes} bytes), "
+                    f"found {found} ({size} bytes); {fix}"
+                )
+        return manifest
+
+    def verify_chain(self, files: bool = True) -> list[str]:
+        """Check every checkpoint and that each follows from its parent; `files=False` reads manifests only.
+
+        Returns the keys checked.
+
+        Raises:
+            StoreError: a committed checkpoint is damaged, a file or a link does not match.
+            LedgerError: a token range is counted twice.
+        """
+        checked: dict[str, Manifest] = {}
+        for key in self._names():
+            if not self.exists(key):
+                if self._was_committed(key):
+                    self.manifest(key)
+                continue
+            manifest = self.verify(key) if files else self.manifest(key)
+            if manifest.parent is not None and manifest.parent not in checked:
+                raise StoreError(
+                    f"{key} names parent {manifest.parent}, which is not in the store; restore it from a copy"
+                )
+            check_link(checked[manifest.parent] if manifest.parent else None, manifest)
+            checked[key] = manifest
+        return [*checked]
+
+    def lineage(self, key: str) -> list[str]:
+        """The keys from the initialised model to this one.
+
+        Raises:
+            StoreError: a parent is missing.
+        """
+        chain = [key]
+        while (parent := self.manifest(chain[-1]).parent) is not None:
+            if number(parent) >= number(chain[-1]):
+                raise StoreError(f"{chain[-1]} names {parent} as its parent, which does not come before it")
+            chain.append(parent)
+        return chain[::-1]
+
+    def export(self, key: str, dest: Path | str, model_card: str | None = None) -> list[str]:
+        """Copy the Hugging Face model folder of a checkpoint, verified, to a new folder; returns the file names.
+
+        `model_card`: text of a `README.md` to add.
+
+        Raises:
+            StoreError: the checkpoint is corrupt, or the folder exists and holds something.
+        """
+        manifest = self.verify(key)
+        dest = Path(dest).resolve()
+        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+            raise StoreError(f"{dest} exists and is not an empty folder; export to a new one")
+        names = [name for name in manifest.files if name not in OWN_FILES]
+        scratch = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with _plain_errors(f"{key} cannot be exported to {dest}"):
+                scratch.mkdir(parents=True)
+                for name in names:
+                    shutil.copyfile(self.folder(key) / name, scratch / name)
+                if model_card is not None:
+                    (scratch / "README.md").write_text(model_card, encoding="utf-8")
+                    names.append("README.md")
+                scratch.replace(dest)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return names
+
+    def show(self, key: str) -> dict[str, Any]:
+        """Everything the manifest says, and where the folder is."""
+        manifest = self.manifest(key)
+        return {
+            **manifest.model_dump(mode="json"),
+            "manifest_sha256": manifest.sha256(),
+            "path": str(self.folder(key)),
+            "bytes": sum(stored.bytes for stored in manifest.files.values()),
+        }
+
+    # Writing
+
+    def claim(self, key: str, generation: int, attempt: int = 0) -> None:
+        """Record that this writer was told to make the key; older writers can no longer commit it.
+
+        Raises:
+            Fenced: a newer one was told already.
+        """
+        self.folder(key)
+        with _plain_errors(f"{key} cannot be claimed"), self._lock("claims/.lock"):
+            self._fence(key, generation, attempt)
+            self.store.write_json(f"claims/{key}.json", {"key": key, "generation": generation, "attempt": attempt})
+
+    def commit(self, key: str, files: Mapping[str, Path], fields: Mapping[str, Any], generation: int) -> Manifest:
+        """Make a checkpoint of these files; nothing of it is visible before all of it is on disk.
+
+        `files` maps the name in the folder to where the file is now. `fields` are the manifest's; `files`, `generation`
+        and the hashes are filled in, and where not given `tokens.total`, `ledger` and `versions`.
+
+        Raises:
+            AlreadyCommitted: the key has a checkpoint.
+            Fenced: a newer generation or attempt was told to make the key.
+            LedgerError: a token range would be counted twice.
+            StoreError: the manifest does not follow from its parent; a file is missing; the disk is full or read-only.
+        """
+        final = self.folder(key)
+        attempt = int(fields.get("attempt", 0))
+        for name in files:
+            if Path(name).name != name or name in {"manifest.json", ".", ".."}:
+                raise StoreError(
+                    f"{name!r} cannot be a file of checkpoint {key}; give a plain name other than manifest.json"
+                )
+        what = f"{key} cannot be committed to {self.store.root}"
+        with _plain_errors(what), self._lock("checkpoints/.lock"):
+            self._clean()
+            self._refuse_if_committed(key)
+            self._fence(key, generation, attempt)
+            parent = self.manifest(fields["parent"]) if fields.get("parent") else None
+            scratch = final.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
+            try:
+                scratch.mkdir()
+                stored = {name: self._place(source, scratch / name) for name, source in sorted(files.items())}
+                manifest = make_manifest(self._complete(key, parent, fields, stored, generation, attempt))
+                check_link(parent, manifest)
+                _write_synced(scratch / "manifest.json", manifest.to_bytes())
+                _sync_folder(scratch)
+                with self._lock("claims/.lock"):
+                    self._fence(key, generation, attempt)
+                    if final.exists():
+                        self._set_aside(final)
+                    claim = {"key": key, "generation": generation, "attempt": attempt, "committed": manifest.sha256()}
+                    self.store.write_json(f"claims/{key}.json", claim)
+                    scratch.rename(final)
+                    _sync_folder(final.parent)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return manifest
+
+    def _complete(
+        self,
+        key: str,
+        parent: Manifest | None,
+        fields: Mapping[str, Any],
+        stored: Mapping[str, Any],
+        generation: int,
+        attempt: int,
+    ) -> dict[str, Any]:
+        content = {"versions": versions(), **fields}
+        tokens = {**content.get("tokens", {})}
+        tokens.setdefault("total", (parent.tokens.total if parent else 0) + tokens.get("segment", 0))
+        if "ledger" not in content:
+            sites = {name: SiteResult.model_validate(site) for name, site in content.get("sites", {}).items()}
+            content["ledger"] = next_ledger(parent, sites)
+        return {
+            **content,
+            "key": key,
+            "parent": parent.key if parent else None,
+            "parent_manifest_sha256": parent.sha256() if parent else None,
+            "tokens": tokens,
+            "files": stored,
+            "generation": generation,
+            "attempt": attempt,
+        }
+
+    def _place(self, source: Path, target: Path) -> dict[str, Any]:
+        """Copy a file into the folder being assembled; a file of scratch that nothing else links to is linked.
+
+        The link saves a copy of the weights. Other sources are copied, so that damage to one file is not damage to two.
+        """
+        try:
+            linkable = source.resolve().is_relative_to(self.store.path("scratch")) and source.stat().st_nlink == 1
+            if linkable:
+                os.link(source, target)
+            else:
+                shutil.copyfile(source, target)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{source}, to be {target.name} of a checkpoint, does not exist; train the segment again"
+            ) from error
+        with target.open("rb") as stream:
+            os.fsync(stream.fileno())
+        return {"sha256": file_sha256(target), "bytes": target.stat().st_size}
+
+    def _claim(self, key: str) -> dict[str, Any]:
+        name = f"claims/{key}.json"
+        return dict(self.store.read_json(name)) if self.store.exists(name) else {}
+
+    def _fence(self, key: str, generation: int, attempt: int) -> None:
+        claim = self._claim(key)
+        newest = (claim.get("generation", -1), claim.get("attempt", -1))
+        if newest > (generation, attempt):
+            raise Fenced(
+                f"{key}: generation {generation}, attempt {attempt} was overtaken by generation {newest[0]}, attempt "
+                f"{newest[1]}; this writer's result is not committed, the newer one's will be"
+            )
+
+    def _was_committed(self, key: str) -> bool:
+        return "committed" in self._claim(key)
+
+    def _refuse_if_committed(self, key: str) -> None:
+        folder = self.folder(key)
+        if self.exists(key):
+            raise AlreadyCommitted(
+                f"{key} is committed in {self.store.root} and is never replaced; commit the next key"
+            )
+        if folder.exists() and self._was_committed(key):
+            raise StoreError(
+                f"{folder} was committed and is damaged: {self._damage(key)}. Nothing was changed; restore it from "
+                "a copy, or move the folder away to train this segment again"
+            )
+
+    def _damage(self, key: str) -> str:
+        try:
+            self.manifest(key)
+        except StoreError as error:
+            return str(error).split(";")[0]
+        return "its manifest"
+
+    def _set_aside(self, folder: Path) -> None:
+        """Keep what lies in a key's place without having been committed, out of the way."""
+        aside = self.store.path(f"set_aside/{folder.name}-{uuid.uuid4().hex[:8]}")
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+
+    def _clean(self) -> None:
+        """Remove what killed writers left; only called under the commit lock, so nobody is writing it."""
+        for left in self.store.path("checkpoints").glob(".ckpt-*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        path = self.store.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+
+    def _names(self) -> Sequence[str]:
+        return [name for name in self.store.list("checkpoints") if re.fullmatch(KEY_PATTERN, name)]
+
+    def list(self) -> "list[dict[str, Any]]":
+        """A row per committed checkpoint, in order."""
+        rows = []
+        for key in self.keys():
+            manifest = self.manifest(key)
+            weights = manifest.files.get("model.safetensors")
+            rows.append(
+                {
+                    "key": key,
+                    "parent": manifest.parent,
+                    "mode": manifest.mode,
+                    "members": manifest.members,
+                    "rounds": manifest.rounds,
+                    "steps": manifest.steps.end,
+                    "tokens": manifest.tokens.segment,
+                    "total_tokens": manifest.tokens.total,
+                    "start": manifest.start,
+                    "end": manifest.end,
+                    "stop_reason": manifest.stop_reason,
+                    "weights_sha256": weights.sha256 if weights else None,
+                }
+            )
+        return rows
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+
+
+@contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """A failing file system as an error a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        fix = "free space there" if error.errno in _SPACE else "make the folder writable for this user"
+        raise StoreError(f"{what}: {_reason(error)}. Nothing stored was changed; {fix} and run again") from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

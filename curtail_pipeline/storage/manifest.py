@@ -1,0 +1,206 @@
+"""The manifest of a checkpoint: what was realised, hashed, and how it follows from its parent.
+
+The bytes of `manifest.json` depend on its content alone, so that its sha256 can link a child to its parent, and the
+content carries its own hash, so that a flipped bit anywhere in the file shows without a second copy.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from curtail_pipeline.errors import StoreError
+from curtail_pipeline.storage.ranges import Range, add_ranges
+from curtail_pipeline.storage.store import canonical_json
+
+KEY_PATTERN = r"^ckpt-\d{6}$"
+
+Utc = Annotated[AwareDatetime, AfterValidator(lambda stamp: stamp.astimezone(UTC))]
+Key = Annotated[str, Field(pattern=KEY_PATTERN)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+StateHash = Annotated[str, Field(pattern=r"^(fresh|sha256:[0-9a-f]{64})$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Steps(_Part):
+    begin: int = Field(ge=0)
+    end: int = Field(ge=0)
+
+
+class Tokens(_Part):
+    segment: int = Field(ge=0)
+    total: int = Field(ge=0)
+
+
+class SiteLedger(_Part):
+    """All a site has consumed in the lineage up to and including this checkpoint."""
+
+    epoch: int = Field(ge=0)
+    consumed: list[Range]
+
+
+class InnerState(_Part):
+    begin: StateHash
+    end: StateHash
+
+
+class SiteResult(_Part):
+    """What one site did in this segment."""
+
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    consumed: list[Range]
+    inner_state: InnerState
+
+
+class Interval(_Part):
+    """A site's power draw, PUE included, over `[start, end)` of the experiment's clock."""
+
+    site: str
+    state: Literal["training", "idle", "start_up"]
+    start: Utc
+    end: Utc
+    kw: float = Field(ge=0, allow_inf_nan=False)
+
+
+class StoredFile(_Part):
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Manifest(_Part):
+    """`manifest.json` of a checkpoint, written last."""
+
+    format: Literal[1] = 1
+    key: Key
+    parent: Key | None
+    parent_manifest_sha256: Sha256 | None
+    mode: Literal["init", "local", "federated"]
+    members: list[str]
+    stop_reason: str
+    generation: int = Field(ge=0)
+    attempt: int = Field(ge=0)
+    experiment_sha256: Sha256
+    seed: int
+    start: Utc
+    end: Utc
+    steps: Steps
+    tokens: Tokens
+    rounds: int = Field(ge=0)
+    ledger: dict[str, SiteLedger]
+    sites: dict[str, SiteResult]
+    intervals: list[Interval]
+    heldout: dict[str, Any] | None = None
+    files: dict[str, StoredFile]
+    versions: dict[str, str]
+    content_sha256: Sha256
+    """sha256 of the canonical JSON of everything else."""
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.model_dump(mode="json"))
+
+    def sha256(self) -> str:
+        """The hash by which a child names this manifest: that of the file's bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "content_sha256"})).hexdigest()
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()[:3])
+
+
+def make_manifest(content: Mapping[str, Any]) -> Manifest:
+    """Validate the content of a manifest and seal it with its own hash.
+
+    Raises:
+        StoreError: a field is missing, unknown or of the wrong type.
+    """
+    try:
+        draft = Manifest.model_validate({**content, "content_sha256": "0" * 64})
+        return draft.model_copy(update={"content_sha256": _content_sha256(draft.model_dump(mode="json"))})
+    except ValidationError as error:
+        raise StoreError(f"manifest of {content.get('key')!r} cannot be written: {_explain(error)}") from error
+
+
+def parse_manifest(data: bytes, key: str) -> Manifest:
+    """The manifest in these bytes, if they are exactly what was written for this key.
+
+    Raises:
+        StoreError: not JSON, not a manifest, another key's, or not the bytes that were written.
+    """
+    where = f"checkpoints/{key}/manifest.json"
+    fix = "restore it from a copy, or move the folder away to train this segment again"
+    try:
+        manifest = Manifest.model_validate(json.loads(data))
+    except ValidationError as error:
+        raise StoreError(f"{where} is not a valid manifest ({_explain(error)}); {fix}") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where} is not valid JSON ({error}); {fix}") from error
+    found = _content_sha256(manifest.model_dump(mode="json"))
+    if found != manifest.content_sha256 or manifest.to_bytes() != data:
+        raise StoreError(
+            f"{where} was changed: its content hashes to {found}, expected {manifest.content_sha256}; {fix}"
+        )
+    if manifest.key != key:
+        raise StoreError(f"{where} is the manifest of {manifest.key!r}; {fix}")
+    return manifest
+
+
+def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dict[str, SiteLedger]:
+    """The parent's cursors plus what this segment consumed, per site.
+
+    Raises:
+        LedgerError: a range would be counted twice.
+    """
+    ledger = dict(parent.ledger) if parent else {}
+    for name, result in sites.items():
+        before = ledger.get(name, SiteLedger(epoch=0, consumed=[]))
+        consumed = add_ranges(before.consumed, result.consumed, f"site {name!r}")
+        ledger[name] = SiteLedger(epoch=max([before.epoch, *(r[0] for r in result.consumed)]), consumed=consumed)
+    return ledger
+
+
+def check_link(parent: Manifest | None, child: Manifest) -> None:
+    """That a checkpoint follows from its parent: hash, steps, tokens and token ranges.
+
+    Raises:
+        StoreError: the hash, step or token count does not follow.
+        LedgerError: a range is counted twice, or the ledger is not the parent's plus this segment's.
+    """
+    name = child.key
+    parent_sha = parent.sha256() if parent else None
+    if child.parent != (parent.key if parent else None) or child.parent_manifest_sha256 != parent_sha:
+        raise StoreError(
+            f"{name} names parent {child.parent} with manifest sha256 {child.parent_manifest_sha256}, but that "
+            f"manifest's is {parent_sha}; restore the parent from a copy"
+        )
+    steps, tokens = (parent.steps.end, parent.tokens.total) if parent else (0, 0)
+    done = sum(site.steps for site in child.sites.values())
+    if child.steps.begin != steps or child.steps.end != steps + done:
+        raise StoreError(
+            f"{name} counts steps {child.steps.begin} to {child.steps.end}, but its parent ends at {steps} and its "
+            f"sites did {done}; the manifest has to add up"
+        )
+    trained = sum(site.tokens for site in child.sites.values())
+    if child.tokens.segment != trained or child.tokens.total != tokens + trained:
+        raise StoreError(
+            f"{name} counts {child.tokens.segment} tokens and {child.tokens.total} in total, but its sites trained on "
+            f"{trained} and its parent had {tokens}; the manifest has to add up"
+        )
+    expected = next_ledger(parent, child.sites)
+    for site in {*expected, *child.ledger}:
+        have, want = child.ledger.get(site), expected.get(site)
+        if have is None or want is None or add_ranges(have.consumed, [], f"site {site!r}") != want.consumed:
+            raise StoreError(
+                f"{name}: the ledger of site {site!r} is {have and have.consumed}, but the parent's plus this "
+                f"segment's ranges are {want and want.consumed}; the manifest has to add up"
+            )
