@@ -1,7 +1,7 @@
 """Settings of the trace providers (the `traces` section of an experiment)."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,9 +13,16 @@ Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_po
 Unit = Literal["g/kWh", "kg/kWh", "lb/MWh", "currency/MWh", "MW"]
 
 
-class SyntheticTraces(Section):
+class ProviderSettings(Section):
+    """Base of a provider's settings. `implementation` ("module:Class") is the provider's registration."""
+
+    implementation: ClassVar[str]
+
+
+class SyntheticTraces(ProviderSettings):
     """The seeded merit-order model; every row it makes says `source = synthetic`."""
 
+    implementation: ClassVar[str] = "curtail_pipeline.signals.synthetic:SyntheticProvider"
     provider: Literal["synthetic"] = "synthetic"
     seed: int = 0
     start: datetime
@@ -23,9 +30,10 @@ class SyntheticTraces(Section):
     cadence_s: int = Field(default=300, ge=60)
 
 
-class FileTraces(Section):
+class FileTraces(ProviderSettings):
     """A CSV (also .gz) or Parquet file, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
+    implementation: ClassVar[str] = "curtail_pipeline.signals.files:FileProvider"
     provider: Literal["file"] = "file"
     path: str
     layout: Literal["auto", "wide", "long"] = "auto"
@@ -38,3 +46,4 @@ class FileTraces(Section):
 
 
 TracesSettings = Annotated[SyntheticTraces | FileTraces, Field(discriminator="provider")]
+"""Settings of the provider of an experiment's traces."""

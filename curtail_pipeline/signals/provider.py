@@ -1,0 +1,64 @@
+"""What a provider of traces is, and how one is made from settings.
+
+A new provider is one module with one class, and its settings class in `signals/config.py`, which names that class.
+"""
+
+from datetime import datetime
+from importlib import import_module
+from typing import Any, Protocol
+
+import polars as pl
+
+from curtail_pipeline.signals.config import Kind, TracesSettings
+from curtail_pipeline.signals.trace import Ingested, empty_forecast
+
+
+class Provider(Protocol):
+    """A source of signals. Subclasses implement `ingest` and `regions`; the rest has defaults."""
+
+    def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
+        """The normalised trace of `[start, end)` and what was found in the source's answer.
+
+        Args:
+            kind: the provider's first kind for the region when not given.
+
+        Raises:
+            TraceError: unknown region or kind, unreadable or refused source.
+        """
+        ...
+
+    def regions(self) -> list[str] | None:
+        """The regions there are; None when any name is one."""
+        ...
+
+    def fetch(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
+        """The normalised trace of `[start, end)` (TRACE_SCHEMA), clipped to what a recorded source covers."""
+        return self.ingest(region, start, end, kind).trace
+
+    def kinds(self, region: str) -> list[Kind]:
+        """The kinds this provider has of a region; the first is its default."""
+        return ["marginal_intensity"]
+
+    def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
+        """Forecasts issued in `[start, end)` (FORECAST_SCHEMA); empty when the source has none."""
+        return empty_forecast()
+
+    def span(self) -> tuple[datetime, datetime] | None:
+        """What a recorded source covers, over all its regions; None for an endless or live one."""
+        return None
+
+    def fingerprint(self) -> str:
+        """sha256 of all that the values depend on; empty for a live source, whose values may be revised."""
+        return ""
+
+
+def make_provider(settings: TracesSettings) -> Provider:
+    """The provider that these settings declare; its module is imported here and not before.
+
+    Raises:
+        TraceError: the source cannot be opened.
+    """
+    module, name = settings.implementation.split(":")
+    factory: Any = getattr(import_module(module), name)
+    provider: Provider = factory(settings)
+    return provider

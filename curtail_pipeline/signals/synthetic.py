@@ -1,0 +1,359 @@
+"""Synthetic traces: a merit-order model per region. Not data; every row says `source = synthetic`.
+
+Renewables and must-run units serve demand first; a thermal stack serves the rest, and the unit at the margin sets the
+marginal intensity and the price. When renewables exceed what demand, exports and storage absorb, the excess is
+curtailed, one more kWh of load costs (almost) no fossil fuel, and the intensity falls to the region's floor. So values
+are bimodal, as real marginal intensities are (WattTime's CAISO_NORTH stays at 43-70 g/kWh while curtailed and NEM_SA
+at 0, both 350-850 otherwise).
+
+Randomness is a hash of (seed, region, process, time), so a value depends on nothing but these and the region's
+parameters: not on how a range is split, nor on which other regions are asked for.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from zlib import crc32
+
+import numpy as np
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.config import Kind, SyntheticTraces
+from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.trace import CANONICAL_UNIT, TIME, Ingested, normalise
+from curtail_pipeline.times import utc_now
+
+MODEL = "merit-order-1"
+"""Version of the model; a change of values changes it."""
+
+SYNTHETIC_KINDS: tuple[Kind, ...] = ("marginal_intensity", "curtailed_power", "price")
+
+_DAY_S = 86_400
+_HOURS_OF_MEMORY = 96
+_FAST_MEMORY = 24
+
+
+@dataclass(frozen=True)
+class RegionModel:
+    """A region's power system. Powers are in units of its mean demand, which is `demand_mw`."""
+
+    latitude: float
+    longitude: float
+    timezone: str
+    demand_mw: float
+    solar: float
+    """Installed solar capacity."""
+    wind: float
+    """Installed wind capacity."""
+    wind_mean: float
+    """Median capacity factor of wind."""
+    wind_diurnal: float
+    """Amplitude of wind's daily cycle (logit), highest at 2 h local solar time (nocturnal jet)."""
+    must_run: float
+    """Nuclear, run-of-river and units kept on for inertia."""
+    export: float
+    """What neighbours and storage absorb at most, in the mean."""
+    export_sigma: float
+    """Spread of it: outages and congestion on the lines out."""
+    evening_peak: float
+    """Height of the evening peak of demand over its mean."""
+    floor_g: float
+    """Marginal intensity while curtailed: the fossil share of an extra kWh that congestion and losses leave."""
+    stack: tuple[tuple[float, float, float], ...]
+    """Thermal stack in merit order: (cumulative capacity, intensity g/kWh, short-run cost per MWh)."""
+    wind_hours: float = 4.0
+    """Correlation time of wind."""
+
+
+_GAS = ((0.35, 380.0, 32.0), (0.75, 430.0, 40.0), (1.4, 560.0, 75.0))
+
+BUILT_IN: dict[str, RegionModel] = {
+    "CAISO_NORTH": RegionModel(
+        38.5, -121.5, "America/Los_Angeles", 11_000, 1.30, 0.85, 0.38, 0.4, 0.26, 0.20, 0.26, 0.22, 45.0, _GAS
+    ),
+    "SPP_TX": RegionModel(
+        34.5,
+        -101.5,
+        "America/Chicago",
+        6_000,
+        0.80,
+        1.60,
+        0.42,
+        0.35,
+        0.16,
+        0.32,
+        0.26,
+        0.15,
+        8.0,
+        ((0.3, 640.0, 22.0), (0.6, 820.0, 27.0), (1.4, 470.0, 45.0)),
+    ),
+    "NEM_SA": RegionModel(
+        -34.0,
+        138.6,
+        "Australia/Adelaide",
+        1_500,
+        1.45,
+        1.70,
+        0.42,
+        0.2,
+        0.06,
+        0.36,
+        0.30,
+        0.20,
+        0.0,
+        ((0.3, 830.0, 55.0), (0.7, 800.0, 90.0), (1.4, 640.0, 140.0)),
+    ),
+    "DE": RegionModel(
+        51.0,
+        10.0,
+        "Europe/Berlin",
+        55_000,
+        1.15,
+        1.10,
+        0.24,
+        0.1,
+        0.12,
+        0.75,
+        0.12,
+        0.10,
+        20.0,
+        ((0.35, 820.0, 60.0), (0.6, 720.0, 75.0), (1.4, 420.0, 95.0)),
+    ),
+}
+"""The paper's four regions, roughly: California solar-heavy, Texas panhandle and South Australia windy, Germany large
+and well connected. Chosen for plausible shapes, not fitted."""
+
+_ZONES = (
+    "America/Los_Angeles",
+    "America/Denver",
+    "America/Chicago",
+    "America/New_York",
+    "Europe/London",
+    "Europe/Berlin",
+    "Europe/Athens",
+    "Asia/Kolkata",
+    "Australia/Adelaide",
+    "Australia/Sydney",
+)
+_ZONE_LONGITUDE = (-120.0, -105.0, -97.0, -76.0, -2.0, 10.0, 23.0, 78.0, 138.0, 149.0)
+
+
+def region_model(region: str, seed: int) -> RegionModel:
+    """The built-in parameters of a region, or a seeded draw for any other name."""
+    if region in BUILT_IN:
+        return BUILT_IN[region]
+    draw = np.random.default_rng([seed & 0xFFFFFFFF, crc32(region.encode())])
+    zone = int(draw.integers(len(_ZONES)))
+    south = _ZONES[zone].startswith("Australia")
+    heights = np.sort(draw.uniform(360, 850, 3))
+    if draw.random() < 0.5:
+        heights = heights[::-1]
+    return RegionModel(
+        latitude=float(draw.uniform(25, 55)) * (-1 if south else 1),
+        longitude=_ZONE_LONGITUDE[zone] + float(draw.uniform(-4, 4)),
+        timezone=_ZONES[zone],
+        demand_mw=float(np.exp(draw.uniform(7, 11))),
+        solar=float(draw.uniform(0.2, 1.3)),
+        wind=float(draw.uniform(0.2, 1.4)),
+        wind_mean=float(draw.uniform(0.25, 0.42)),
+        wind_diurnal=float(draw.uniform(0.0, 0.5)),
+        must_run=float(draw.uniform(0.05, 0.25)),
+        export=float(draw.uniform(0.15, 0.45)),
+        export_sigma=float(draw.uniform(0.08, 0.25)),
+        evening_peak=float(draw.uniform(0.1, 0.25)),
+        floor_g=float(draw.choice([0.0, 0.0, 20.0, 45.0])),
+        stack=tuple((c, float(g), p) for c, g, p in zip((0.35, 0.7, 1.4), heights, (30.0, 45.0, 80.0), strict=True)),
+    )
+
+
+def _keys(regions: Sequence[str], seed: int) -> np.ndarray:
+    digests = [hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in regions]
+    return np.frombuffer(b"".join(digests), dtype="<u8")[:, None]
+
+
+def _normal(keys: np.ndarray, process: int, counter: np.ndarray) -> np.ndarray:
+    """Standard normal variates as a function of (key, process, counter): splitmix64 and Box-Muller. [R, N]."""
+
+    def uniform(salt: int) -> np.ndarray:
+        x = keys ^ np.uint64((process * 2 + salt + 1) * 0xD1342543DE82EF95 & 0xFFFFFFFFFFFFFFFF)
+        x = x + counter.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+        return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+    return np.sqrt(-2.0 * np.log(uniform(0))) * np.cos(2.0 * np.pi * uniform(1))
+
+
+def _autocorrelated(keys: np.ndarray, process: int, counter: np.ndarray, decay: np.ndarray, memory: int) -> np.ndarray:
+    """A unit-variance AR(1) process cut to `memory` steps, at consecutive counters. `decay` per step [R, 1]."""
+    noise = _normal(keys, process, np.arange(counter[0] - memory + 1, counter[-1] + 1))
+    n = len(counter)
+    total = np.zeros((len(keys), n))
+    for lag in range(memory - 1, -1, -1):
+        total *= decay
+        total += noise[:, memory - 1 - lag : memory - 1 - lag + n]
+    scale = np.sqrt((1 - decay**2) / (1 - decay ** (2 * memory)))
+    return total * scale
+
+
+def _sun(epoch_s: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Cosine of the sun's zenith angle [R, T] (Cooper 1969 declination, Spencer 1971 equation of time)."""
+    day = (epoch_s / _DAY_S) % 365.2425
+    gamma = 2 * np.pi * day / 365.2425
+    declination = np.radians(23.45) * np.sin(2 * np.pi * (284 + day + 1) / 365)
+    equation_min = 229.18 * (
+        0.000075 + 0.001868 * np.cos(gamma) - 0.032077 * np.sin(gamma)
+        - 0.014615 * np.cos(2 * gamma) - 0.040849 * np.sin(2 * gamma)
+    )  # fmt: skip
+    solar_hour = (epoch_s % _DAY_S) / 3600 + equation_min / 60 + longitude / 15
+    angle = np.radians(15 * (solar_hour - 12))
+    phi = np.radians(latitude)
+    return np.sin(phi) * np.sin(declination) + np.cos(phi) * np.cos(declination) * np.cos(angle)
+
+
+def _local(epoch_s: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
+    """Local hour of the day and weekday (Monday = 1) under the zone's civil time, with DST. [T] each."""
+    stamps = pl.Series((epoch_s * 1_000_000).astype("int64")).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    local = stamps.dt.convert_time_zone(zone)
+    hour = (local.dt.hour().cast(pl.Float64) + local.dt.minute() / 60).to_numpy()
+    return hour, local.dt.weekday().to_numpy()
+
+
+def _demand_shape(hour: np.ndarray, weekday: np.ndarray, peak: float) -> np.ndarray:
+    """Demand over its mean: night trough, morning shoulder, evening peak, and 8 % less at weekends."""
+
+    def bump(centre: float, width: float) -> np.ndarray:
+        distance = np.abs(hour - centre)
+        return np.exp(-0.5 * (np.minimum(distance, 24 - distance) / width) ** 2)
+
+    shape = 0.97 + 0.06 * bump(8.5, 2.0) + peak * bump(19.0, 2.5) - 0.17 * bump(3.5, 3.0)
+    return shape * np.where(weekday >= 6, 0.92, 1.0)
+
+
+def simulate(
+    regions: Sequence[str], start: datetime, end: datetime, *, seed: int, cadence_s: int = 300
+) -> dict[Kind, np.ndarray]:
+    """Run the model for any number of regions at once.
+
+    Returns:
+        Values [regions, stamps] per kind, at `start, start + cadence_s, ...` before `end`: marginal_intensity in
+        g/kWh, curtailed_power in MW, price in currency/MWh.
+    """
+    first, last = int(start.timestamp()), int(end.timestamp())
+    # Whole days, so that an element's value never depends on where the range is cut.
+    low, high = first - first % _DAY_S, last + -last % _DAY_S
+    epoch = np.arange(low, high, cadence_s, dtype=np.float64)
+    models = [region_model(region, seed) for region in regions]
+    keys = _keys(regions, seed)
+
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(model, name) for model in models], dtype=np.float64)[:, None]
+
+    hours = np.arange(low // 3600, high // 3600 + 1)
+    position = epoch / 3600 - hours[0]
+    index = position.astype(np.int64)
+    weight = position - index
+    fast = np.arange(low // cadence_s, low // cadence_s + len(epoch))
+
+    def slow(process: int, hours_of_correlation: np.ndarray | float) -> np.ndarray:
+        decay = np.exp(-1.0 / np.broadcast_to(hours_of_correlation, keys.shape).astype(np.float64))
+        knots = _autocorrelated(keys, process, hours, decay, _HOURS_OF_MEMORY)
+        return knots[:, index] * (1 - weight) + knots[:, index + 1] * weight
+
+    def quick(process: int) -> np.ndarray:
+        decay = np.full(keys.shape, np.exp(-cadence_s / 1500.0))
+        return _autocorrelated(keys, process, fast, decay, _FAST_MEMORY)
+
+    latitude, longitude = column("latitude"), column("longitude")
+    height = np.maximum(_sun(epoch, latitude, longitude), 0.0)
+    # Meinel clear sky: transmittance 0.7 ** (air mass ** 0.678); the root stands for single-axis tracking.
+    air_mass = 1.0 / np.maximum(height, 0.02)
+    clear = 1.3 * 0.7 ** (air_mass**0.678) * np.sqrt(height)
+    cloud = 1.0 / (1.0 + np.exp(-(1.7 + 1.3 * slow(0, 5.0) + 0.25 * quick(1))))
+    solar = column("solar") * np.minimum(clear, 1.0) * cloud
+
+    median = column("wind_mean")
+    solar_hour = (epoch % _DAY_S) / 3600 + longitude / 15
+    jet = column("wind_diurnal") * np.cos(2 * np.pi * (solar_hour - 2) / 24)
+    logit = np.log(median / (1 - median)) + jet + 1.15 * slow(2, column("wind_hours")) + 0.1 * quick(3)
+    wind = column("wind") / (1.0 + np.exp(-logit))
+
+    shapes = np.empty((len(models), len(epoch)))
+    clocks = {zone: _local(epoch, zone) for zone in {model.timezone for model in models}}
+    for row, model in enumerate(models):
+        shapes[row] = _demand_shape(*clocks[model.timezone], model.evening_peak)
+    demand = shapes * (1 + 0.03 * slow(4, 12.0) + 0.004 * quick(5))
+
+    absorb = np.maximum(column("export") + column("export_sigma") * slow(6, 2.5), 0.0)
+    residual = demand - column("must_run") - solar - wind
+    excess = -residual - absorb
+    curtailed = np.minimum(np.maximum(excess, 0.0), solar + wind)
+    # Below zero the region exports, and the neighbour's cheapest unit is at the margin.
+    thermal = np.maximum(residual, 0.0)
+    intensity, cost = np.empty_like(thermal), np.empty_like(thermal)
+    for row, model in enumerate(models):
+        capacity, grams, money = (np.array(values) for values in zip(*model.stack, strict=True))
+        middles = np.r_[0.0, (capacity[:-1] + capacity[1:]) / 2]
+        intensity[row] = np.interp(thermal[row], middles, grams)
+        cost[row] = np.interp(thermal[row], middles, money)
+    intensity = np.maximum(intensity * (1 + 0.02 * quick(7)), 1.0)
+    floor = np.clip(column("floor_g") * (1 + 0.2 * slow(8, 3.0)), 0.0, 70.0)
+    is_curtailed = excess > 0
+    scale = column("demand_mw")
+    price = np.where(is_curtailed, -np.minimum(30.0, 400.0 * curtailed), cost)
+    cut = slice((first - low) // cadence_s, None if last == high else (last - low + cadence_s - 1) // cadence_s)
+    return {
+        "marginal_intensity": np.round(np.where(is_curtailed, floor, intensity), 1)[:, cut],
+        "curtailed_power": np.round(curtailed * scale, 1)[:, cut],
+        "price": np.round(price, 2)[:, cut],
+    }
+
+
+class SyntheticProvider(Provider):
+    """The merit-order model as a provider. Any region name has a model, so `regions()` is None."""
+
+    def __init__(self, settings: SyntheticTraces) -> None:
+        self.settings = settings
+        if _DAY_S % settings.cadence_s:
+            raise TraceError(
+                f"synthetic cadence_s {settings.cadence_s} does not divide a day of {_DAY_S} s; use 300, 900 or 3600"
+            )
+
+    def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
+        chosen = kind or "marginal_intensity"
+        if chosen not in SYNTHETIC_KINDS:
+            raise TraceError(
+                f"the synthetic provider has no {chosen} for region {region!r}; it has {', '.join(SYNTHETIC_KINDS)}"
+            )
+        cadence = self.settings.cadence_s
+        low, high = self.span()
+        low, high = max(start, low), min(end, high)
+        epoch = np.arange(-(-int(low.timestamp()) // cadence) * cadence, int(high.timestamp()), cadence, dtype=np.int64)
+        values = np.empty(0)
+        if len(epoch):
+            begin = low + timedelta(seconds=float(epoch[0] - low.timestamp()))
+            values = simulate([region], begin, high, seed=self.settings.seed, cadence_s=cadence)[chosen][0]
+        points = pl.DataFrame(
+            {"time": pl.Series(epoch * 1_000_000).cast(TIME), "value": values, "model": [MODEL] * len(values)}
+        )
+        return normalise(
+            points, region=region, kind=chosen, unit=CANONICAL_UNIT[chosen], source="synthetic", start=low, end=max(low, high),
+            retrieved_at=utc_now().replace(microsecond=0), cadence_s=cadence,
+        )  # fmt: skip
+
+    def regions(self) -> list[str] | None:
+        return None
+
+    def kinds(self, region: str) -> list[Kind]:
+        return list(SYNTHETIC_KINDS)
+
+    def span(self) -> tuple[datetime, datetime]:
+        start = self.settings.start
+        return start, start + timedelta(days=self.settings.days)
+
+    def fingerprint(self) -> str:
+        content = [MODEL, self.settings.model_dump_json(), *(repr(asdict(model)) for model in BUILT_IN.values())]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()

@@ -1,0 +1,333 @@
+"""The normalised trace: one schema, one unit per kind, a regular grid in UTC, null where a stamp is missing.
+
+A value is valid from its stamp until the next one (step-hold). A source that changes its cadence is brought to its
+finest one by holding; a hole in it stays a hole.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.config import Kind, Unit
+from curtail_pipeline.times import iso
+
+TIME = pl.Datetime("us", "UTC")
+
+TRACE_SCHEMA: dict[str, pl.DataType] = {
+    "time": TIME,
+    "region": pl.String(),
+    "value": pl.Float64(),
+    "kind": pl.String(),
+    "unit": pl.String(),
+    "source": pl.String(),
+    "model": pl.String(),
+    "estimated": pl.Boolean(),
+    "retrieved_at": TIME,
+    "warnings": pl.String(),
+}
+"""A trace. `time`: the value is valid from here. `value`: in the kind's canonical unit, null for a missing stamp.
+`model`: version of the source's model, null where it has none. `estimated`: the source imputed the value.
+`warnings`: what the source said about the value, null for nothing."""
+
+FORECAST_SCHEMA: dict[str, pl.DataType] = {
+    "issued_at": TIME,
+    "target": TIME,
+    "region": pl.String(),
+    "value": pl.Float64(),
+}
+"""A forecast: the value in the kind's canonical unit that was expected at `issued_at` for `target`."""
+
+POINT_SCHEMA: dict[str, pl.DataType] = {
+    "time": TIME,
+    "value": pl.Float64(),
+    "model": pl.String(),
+    "estimated": pl.Boolean(),
+    "warnings": pl.String(),
+    "updated": TIME,
+}
+"""What a provider hands to `normalise`: one row per value as the source gives it. All but `time` and `value` may be
+absent. `updated`: when the source last revised the value; the later of two values for one stamp wins."""
+
+CANONICAL_UNIT: dict[Kind, Unit] = {
+    "marginal_intensity": "g/kWh",
+    "average_intensity": "g/kWh",
+    "price": "currency/MWh",
+    "curtailed_power": "MW",
+}
+"""The unit every stored value of a kind is in."""
+
+TO_G_PER_KWH: dict[Unit, float] = {"g/kWh": 1.0, "kg/kWh": 1000.0, "lb/MWh": 0.45359237}
+"""Factors to g/kWh. 1 lb = 0.45359237 kg exactly (international avoirdupois pound), so 1 lb/MWh = 0.45359237 g/kWh."""
+
+DEFAULT_CADENCE_S = 300
+"""Cadence of a range in which a source gave fewer than two stamps: the five minutes of WattTime and most grids."""
+
+_LONGEST_HELD_S = 3600
+_ESTABLISHED = 3
+
+
+def conversion_factor(kind: Kind, unit: Unit) -> float:
+    """What a value in `unit` is multiplied by to be in the canonical unit of `kind`.
+
+    Raises:
+        TraceError: the unit cannot measure that kind.
+    """
+    canonical = CANONICAL_UNIT[kind]
+    if unit == canonical:
+        return 1.0
+    if canonical == "g/kWh" and unit in TO_G_PER_KWH:
+        return TO_G_PER_KWH[unit]
+    fitting = ", ".join(TO_G_PER_KWH) if canonical == "g/kWh" else canonical
+    raise TraceError(f"unit {unit!r} cannot measure {kind}; set unit to one of: {fitting}")
+
+
+def require_window_kind(kind: Kind, region: str) -> None:
+    """Refuse a kind that says nothing about curtailment as the definition of a window.
+
+    Raises:
+        TraceError: `kind` is average_intensity.
+    """
+    if kind == "average_intensity":
+        raise TraceError(
+            f"region {region!r}: average_intensity (what Electricity Maps publishes) cannot define a curtailment "
+            "window, because a grid can be clean on average while its next kWh comes from a fossil unit; use "
+            "marginal_intensity, price or curtailed_power for windows and keep average_intensity for accounting"
+        )
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two different values for one stamp; the latest revision was kept."""
+
+    time: datetime
+    kept: float
+    dropped: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What normalisation found in a provider's answer. Counts are of stamps."""
+
+    cadence_s: int
+    duplicates: int = 0
+    """Rows dropped because an equal value for the stamp is kept."""
+    conflicts: int = 0
+    """Stamps for which the source gave different values."""
+    conflict_examples: tuple[Conflict, ...] = ()
+    nulls: int = 0
+    """Grid stamps without a value."""
+    off_grid: int = 0
+    """Source stamps beside the grid, held from the next grid stamp on."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A normalised trace and what was found on the way."""
+
+    trace: pl.DataFrame
+    report: Report
+
+
+@dataclass(frozen=True)
+class Series:
+    """A source's values of one region on its own stamps: sorted, unique, canonical, with how long each is valid.
+
+    `points` has POINT_SCHEMA plus `valid_until`. The grid is every `anchor + k * cadence_s` (seconds since the epoch).
+    """
+
+    points: pl.DataFrame
+    cadence_s: int
+    anchor_s: int
+    duplicates: int = 0
+    conflicts: int = 0
+    conflict_examples: tuple[Conflict, ...] = field(default=())
+
+    @property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """From the first stamp until the last value is no longer valid."""
+        if self.points.is_empty():
+            return None
+        first, last = self.points["time"][0], self.points["valid_until"][-1]
+        return first, last
+
+
+def _complete(points: pl.DataFrame) -> pl.DataFrame:
+    columns = [
+        (pl.col(name) if name in points.columns else pl.lit(None)).cast(dtype).alias(name)
+        for name, dtype in POINT_SCHEMA.items()
+    ]
+    return points.select(columns).with_columns(
+        pl.when(pl.col("value").is_finite()).then(pl.col("value")), pl.col("estimated").fill_null(False)
+    )
+
+
+def _unique(points: pl.DataFrame) -> tuple[pl.DataFrame, int, int, tuple[Conflict, ...]]:
+    """One row per stamp: the last revision that has a value."""
+    ordered = points.with_row_index("order").sort(
+        "time", pl.col("value").is_not_null(), "updated", "order", nulls_last=False
+    )
+    kept = ordered.unique("time", keep="last", maintain_order=True)
+    dropped = len(ordered) - len(kept)
+    if not dropped:
+        return kept.drop("order"), 0, 0, ()
+    # A null beside a value is a gap that was filled later, not a disagreement.
+    differing = (
+        ordered.drop_nulls("value")
+        .join(kept.select("time", kept="value"), on="time", maintain_order="left")
+        .filter((pl.col("value") - pl.col("kept")).abs() > 1e-9 * pl.col("kept").abs().clip(1e-6))
+    )
+    first = differing.unique("time", keep="first", maintain_order=True)
+    examples = tuple(Conflict(row["time"], row["kept"], row["value"]) for row in first.head(5).iter_rows(named=True))
+    return kept.drop("order"), dropped - len(differing), len(first), examples
+
+
+def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
+    """How long each stamp is valid, and the finest cadence.
+
+    A difference between neighbours that occurs three times in a row is a cadence of the source; a longer one is a
+    hole, of which only the neighbouring cadence is valid. Cadences coarser than the finest and than an hour are holes
+    as well.
+
+    Args:
+        seconds: sorted unique stamps [n] in seconds since the epoch.
+
+    Returns:
+        Validity in seconds [n] and the finest cadence in seconds.
+    """
+    steps = np.diff(seconds)
+    if len(steps) == 0:
+        return np.full(len(seconds), DEFAULT_CADENCE_S), DEFAULT_CADENCE_S
+    starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
+    lengths = np.diff(np.r_[starts, len(steps)])
+    established = np.repeat(lengths >= _ESTABLISHED, lengths)
+    finest = int(steps[established].min()) if established.any() else int(steps.min())
+    established &= (steps <= _LONGEST_HELD_S) | (steps == finest)
+    index = np.where(established, np.arange(len(steps)), -1)
+    left = np.maximum.accumulate(index)
+    first = int(np.argmax(established)) if established.any() else -1
+    neighbour = np.where(left >= 0, steps[left], steps[first] if first >= 0 else finest)
+    valid = np.minimum(steps, np.where(established, steps, neighbour))
+    return np.r_[valid, valid[-1]], finest
+
+
+def build_series(
+    points: pl.DataFrame, *, kind: Kind, unit: Unit, cadence_s: int | None = None, end_stamped: bool = False
+) -> Series:
+    """Clean a source's values of one region and find their cadence.
+
+    Args:
+        points: POINT_SCHEMA, values in `unit`, any order.
+        cadence_s: the source's cadence where it is known; found from the stamps otherwise.
+        end_stamped: a stamp marks the end of its interval; it is moved to the interval's begin.
+
+    Raises:
+        TraceError: the unit cannot measure the kind.
+    """
+    factor = conversion_factor(kind, unit)
+    rows, duplicates, conflicts, examples = _unique(_complete(points).with_columns(pl.col("value") * factor))
+    stamps = rows["time"].dt.epoch("us").to_numpy()
+    seconds = stamps / 1_000_000
+    if cadence_s is None:
+        valid, finest = local_cadence(seconds)
+    else:
+        finest = cadence_s
+        valid = np.minimum(np.diff(seconds, append=np.inf), cadence_s)
+    if end_stamped and len(seconds):
+        seconds = seconds - np.r_[valid[:1], valid[:-1]]
+        valid = np.r_[valid[:1], valid[:-1]]
+    anchor = 0
+    if len(seconds):
+        offsets, counts = np.unique(np.floor(seconds) % finest, return_counts=True)
+        anchor = int(offsets[np.argmax(counts)])
+    rows = rows.with_columns(
+        time=pl.Series((seconds * 1e6).round().astype("int64")).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+        valid_until=pl.Series(((seconds + valid) * 1e6).round().astype("int64"))
+        .cast(pl.Datetime("us"))
+        .dt.replace_time_zone("UTC"),
+    )
+    return Series(rows, finest, anchor, duplicates, conflicts, examples)
+
+
+def _grid(start: datetime, end: datetime, cadence_s: int, anchor_s: int) -> pl.Series:
+    origin = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=anchor_s)
+    step = timedelta(seconds=cadence_s)
+    first = origin + -((origin - start) // step) * step
+    if first >= end:
+        return pl.Series("time", [], dtype=TIME)
+    return pl.datetime_range(first, end, step, closed="left", time_unit="us", eager=True).alias("time")
+
+
+def to_trace(
+    series: Series, *, region: str, kind: Kind, source: str, start: datetime, end: datetime, retrieved_at: datetime
+) -> Ingested:
+    """A series on its grid over `[start, end)`: TRACE_SCHEMA, every grid stamp there, null where no value is valid."""
+    if start.tzinfo is None or end.tzinfo is None:
+        raise TraceError(f"range {start} to {end} has no time zone; give aware UTC times")
+    grid = pl.DataFrame({"time": _grid(start, end, series.cadence_s, series.anchor_s)})
+    points = series.points.with_columns(stamp=pl.col("time"))
+    held = grid.join_asof(points, on="time", strategy="backward").with_columns(
+        valid=(pl.col("time") < pl.col("valid_until")).fill_null(False)
+    )
+    trace = held.select(
+        "time",
+        pl.lit(region).alias("region"),
+        pl.when("valid").then(pl.col("value")).alias("value"),
+        pl.lit(kind).alias("kind"),
+        pl.lit(CANONICAL_UNIT[kind]).alias("unit"),
+        pl.lit(source).alias("source"),
+        pl.when("valid").then(pl.col("model")).alias("model"),
+        (pl.col("estimated").fill_null(False) & pl.col("valid")).alias("estimated"),
+        pl.lit(retrieved_at).cast(TIME).alias("retrieved_at"),
+        pl.when("valid").then(pl.col("warnings")).alias("warnings"),
+    ).cast(pl.Schema(TRACE_SCHEMA))
+    inside = series.points.filter(pl.col("time").is_between(start, end, closed="left"))
+    off_grid = int(
+        ((inside["time"].dt.epoch("us") - series.anchor_s * 1_000_000) % (series.cadence_s * 1_000_000) != 0).sum()
+    )
+    report = Report(
+        cadence_s=series.cadence_s,
+        duplicates=series.duplicates,
+        conflicts=series.conflicts,
+        conflict_examples=series.conflict_examples,
+        nulls=trace["value"].null_count(),
+        off_grid=off_grid,
+        warnings=tuple(trace["warnings"].drop_nulls().unique(maintain_order=True).to_list()),
+    )
+    return Ingested(trace, report)
+
+
+def normalise(
+    points: pl.DataFrame,
+    *,
+    region: str,
+    kind: Kind,
+    unit: Unit,
+    source: str,
+    start: datetime,
+    end: datetime,
+    retrieved_at: datetime,
+    cadence_s: int | None = None,
+) -> Ingested:
+    """`build_series` and `to_trace` in one: a source's raw values to the trace of `[start, end)`.
+
+    Raises:
+        TraceError: the unit cannot measure the kind, or a time has no zone.
+    """
+    series = build_series(points, kind=kind, unit=unit, cadence_s=cadence_s)
+    return to_trace(series, region=region, kind=kind, source=source, start=start, end=end, retrieved_at=retrieved_at)
+
+
+def empty_trace() -> pl.DataFrame:
+    return pl.DataFrame(schema=TRACE_SCHEMA)
+
+
+def empty_forecast() -> pl.DataFrame:
+    return pl.DataFrame(schema=FORECAST_SCHEMA)
+
+
+def describe_range(start: datetime, end: datetime) -> str:
+    return f"{iso(start)} to {iso(end)}"
