@@ -9,18 +9,21 @@ from curtail_pipeline.base import Section
 
 
 class Overheads(Section):
-    """Seconds a site spends provisioned but not training. Defaults are zero; experiments/paper.yaml has the prototype's."""
+    """Seconds a site spends provisioned but not training.
+
+    Defaults are zero; experiments/paper.yaml has the prototype's.
+    """
 
     provisioning_s: float = Field(default=0.0, ge=0)
     """From the decision to start a site until it is provisioned (240 in the paper)."""
     connect_s: float = Field(default=0.0, ge=0)
     """From provisioned until the agent is connected."""
     first_load_s: float = Field(default=0.0, ge=0)
-    """From connected to the first step of the site's first round after a start."""
+    """From connected to the site's first step after a start, at the earliest."""
     round_load_s: float = Field(default=0.0, ge=0)
     """From a round's start to its first step, in later rounds."""
     round_tail_s: float = Field(default=0.0, ge=0)
-    """From the last step to the round's end, with two or more members."""
+    """From the end of training to the round's end, with two or more members."""
     round_tail_single_s: float = Field(default=0.0, ge=0)
     """The same with one member."""
     outer_step_s: float = Field(default=0.0, ge=0)
@@ -65,7 +68,10 @@ class RoundSettings(Section):
     """Rounds and segments."""
 
     round_s: float = Field(default=600.0, gt=0)
-    """Training time of a round (600 s in the paper)."""
+    """From a round's start until its members stop training, loading included (600 s in the paper)."""
+    open_local: bool = False
+    """The prototype's rounds: while one member trains alone its round has no time limit; it ends when the membership
+    changes, and a joining site interrupts it."""
     max_rounds: int = Field(default=12, ge=1)
     """Length cap of a segment."""
     outer_lr: float = Field(default=0.7, gt=0)

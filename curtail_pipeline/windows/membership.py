@@ -1,0 +1,288 @@
+"""What each site should do now: one pure decision, shared by the sensor, the headless run and the simulator.
+
+`View` is what is known (settings, signals, windows, forecasts); `decide(view, now, job)` turns it into a state per site
+and a mode. It reads no clock and no file, so that the same view gives the same decision anywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import polars as pl
+
+from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
+from curtail_pipeline.settings import Experiment
+from curtail_pipeline.times import iso
+from curtail_pipeline.windows.config import Site
+from curtail_pipeline.windows.timeline import FOREVER, SECOND, Micros, Signal, duration_us, from_us, to_us
+
+if TYPE_CHECKING:
+    from curtail_pipeline.windows.forecasts import Forecast
+    from curtail_pipeline.windows.policies import Policy
+
+State = Literal["train", "warm", "off"]
+Mode = Literal["pause", "local", "federated"]
+
+
+@dataclass(frozen=True)
+class SiteDecision:
+    """What one site should do, why, and since when."""
+
+    state: State
+    reason: str
+    since: datetime
+    ready: datetime | None = None
+    """When its last start-up is complete (it may lie ahead); None while it was never started."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all sites should do at `at`."""
+
+    at: datetime
+    sites: dict[str, SiteDecision]
+    mode: Mode
+    reason: str
+    next_change: datetime | None
+    """The next change that is certain already, e.g. the end of a start-up; None when nothing is."""
+    finished: bool
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The sites that train, in the experiment's order."""
+        return tuple(name for name, site in self.sites.items() if site.state == "train")
+
+
+@dataclass(frozen=True)
+class Job:
+    """How far the training job is."""
+
+    steps_done: int
+    steps_total: int
+    started: datetime
+    deadline: datetime | None = None
+    previous: Mapping[str, SiteDecision] = field(default_factory=dict)
+    """The decision in force until now, site by site. Policies that plan ahead need it to know which sites are up; the
+    others ignore it."""
+
+    @property
+    def steps_left(self) -> int:
+        return max(0, self.steps_total - self.steps_done)
+
+
+@dataclass(frozen=True)
+class SiteWindows:
+    """One site's windows as arrays, ascending; an open one ends at `FOREVER`."""
+
+    start: Micros
+    end: Micros
+    opened_by: list[str]
+    closed_by: list[str]
+
+    @classmethod
+    def none(cls) -> "SiteWindows":
+        empty = np.empty(0, dtype=np.int64)
+        return cls(empty, empty, [], [])
+
+
+class View:
+    """All that a decision may depend on. Build it with `View.build`; it is never changed afterwards."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        signals: Mapping[str, Signal],
+        windows: Mapping[str, SiteWindows],
+        forecasts: "Forecast | None" = None,
+        as_of: datetime | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.sites: tuple[Site, ...] = tuple(experiment.sites)
+        self.signals = dict(signals)
+        self.windows = dict(windows)
+        self.forecasts = forecasts
+        self.as_of = as_of
+        for site in self.sites:
+            if site.steps_per_s * experiment.rounds.round_s < 1:
+                raise SettingsError(
+                    f"site {site.name!r} makes no step in a round: {site.steps_per_s} steps/s in rounds of "
+                    f"{experiment.rounds.round_s} s; raise rounds.round_s above {1 / site.steps_per_s:.0f} s"
+                )
+        if as_of is None:
+            self._end: int | None = max((signal.end for signal in self.signals.values()), default=0)
+        else:
+            self._end = None
+
+    @classmethod
+    def build(
+        cls,
+        experiment: Experiment,
+        traces: pl.DataFrame,
+        windows: pl.DataFrame,
+        forecasts: "Forecast | None" = None,
+        as_of: datetime | None = None,
+    ) -> "View":
+        """Arrays from tables.
+
+        Args:
+            traces: normalised trace rows of every region of the experiment (time, region, value, kind, ...).
+            windows: rows of `derive_windows` for the experiment's policy.
+            forecasts: what policies that look ahead may ask.
+            as_of: give it for a live decision: nothing after it is used, the end of the signal is no error, and a site
+                whose signal is too old is off. Without it the whole record is known and deciding beyond it is refused.
+
+        Raises:
+            TraceError: without `as_of`, a region of a site has no values at all.
+        """
+        if as_of is not None:
+            traces = traces.filter(pl.col("time") <= as_of)
+            windows = windows.filter(pl.col("start") <= as_of).with_columns(
+                closed_by=pl.when(pl.col("end") <= as_of).then(pl.col("closed_by")),
+                end=pl.when(pl.col("end") <= as_of).then(pl.col("end")),
+            )
+        max_age_s = experiment.policy.parameters.get("max_signal_age_s")
+        signals = read_signals(traces, max_age_s)
+        missing = [site.region for site in experiment.sites if site.region not in signals]
+        if missing and as_of is None:
+            known = ", ".join(sorted(signals)) or "none"
+            raise TraceError(
+                f"no signal for region {missing[0]!r}: the traces have {known}; add its trace or remove the site"
+            )
+        by_site = {
+            str(key[0]): part
+            for key, part in windows.sort("site", "start")
+            .partition_by("site", as_dict=True, maintain_order=True)
+            .items()
+        }
+        tables = {}
+        for site in experiment.sites:
+            part = by_site.get(site.name)
+            tables[site.name] = SiteWindows.none() if part is None else _site_windows(part, signals.get(site.region))
+        return cls(experiment, signals, tables, forecasts, as_of)
+
+    @cached_property
+    def policy(self) -> "Policy":
+        from curtail_pipeline.windows.policies import make_policy
+
+        return make_policy(self)
+
+    @property
+    def end_us(self) -> int:
+        """End of the recorded signal; `FOREVER` in a live view."""
+        return FOREVER if self._end is None else self._end
+
+    @property
+    def end(self) -> datetime:
+        """End of the recorded signal: the last value's own step.
+
+        Raises:
+            PolicyError: a live view has none.
+        """
+        if self._end is None:
+            raise PolicyError("a live view has no end; only a recorded trace has one")
+        return from_us(self._end)
+
+    def next_event(self, now: datetime) -> datetime | None:
+        """The next instant after `now` at which a decision could differ, over everything the view knows."""
+        found = self.policy.next_event(self, to_us(now))
+        return None if found >= self.end_us else from_us(found)
+
+    def stale_reason(self, site: Site, us: int) -> str | None:
+        """Why the site's signal can't be decided on at `us`; None when it can."""
+        signal = self.signals.get(site.region)
+        if signal is None:
+            return f"no signal for region {site.region}"
+        if us >= signal.valid_until:
+            last = iso(from_us(int(signal.times[-1])))
+            return f"signal older than {signal.max_age_us / SECOND:.0f} s: last value of {site.region} at {last}"
+        return None
+
+
+def read_signals(traces: pl.DataFrame, max_age_s: float | None = None) -> dict[str, Signal]:
+    """One accounting signal per region (gCO2/kWh): marginal intensity, or the average where there is no marginal.
+
+    A region that has neither (price or curtailed power alone) gets its first kind by name: enough to know how old its
+    signal is. The maximum age is two cadences unless given.
+    """
+    rank = pl.col("kind").replace_strict({"marginal_intensity": 0, "average_intensity": 1}, default=2).alias("rank")
+    kept = (
+        traces.lazy()
+        .filter(pl.col("value").is_not_null())
+        .with_columns(rank)
+        .filter(pl.col("rank") == pl.col("rank").min().over("region"))
+        .filter(pl.col("kind") == pl.col("kind").min().over("region"))
+        .select("region", pl.col("time").dt.epoch("us").alias("us"), "value")
+        .unique(["region", "us"], keep="last")
+        .sort("region", "us")
+        .collect()
+    )
+    signals = {}
+    for key, part in kept.partition_by("region", as_dict=True, maintain_order=True).items():
+        times = part["us"].to_numpy()
+        cadence = int(np.median(np.diff(times))) if len(times) > 1 else 300 * SECOND
+        max_age = 2 * cadence if max_age_s is None else duration_us(float(max_age_s))
+        signals[str(key[0])] = Signal(times, part["value"].to_numpy(), cadence, max_age)
+    return signals
+
+
+def _site_windows(rows: pl.DataFrame, signal: Signal | None) -> SiteWindows:
+    start = rows["start"].dt.epoch("us").to_numpy().astype(np.int64)
+    end = rows["end"].dt.epoch("us").fill_null(FOREVER).to_numpy().astype(np.int64)
+    closed = [text or "" for text in rows["closed_by"]]
+    if len(end) and end[-1] == FOREVER and signal is not None:
+        end[-1] = max(signal.valid_until, int(start[-1]))
+        closed[-1] = "signal ended"
+    return SiteWindows(start, end, [text or "" for text in rows["opened_by"]], closed)
+
+
+def decide(view: View, now: datetime, job: Job) -> Decision:
+    """What every site should do at `now`. Pure.
+
+    Raises:
+        TraceError: `now` is at or after the end of a recorded signal: nothing is extrapolated.
+        PolicyError: the policy is unknown, or its goal can't be met.
+    """
+    us = to_us(now)
+    if us >= view.end_us:
+        raise TraceError(
+            f"the recorded signal ends at {iso(view.end)}; deciding at {iso(now)} would extrapolate: "
+            "give a longer trace"
+        )
+    if job.steps_done >= job.steps_total:
+        sites = {site.name: SiteDecision("off", "job finished", now) for site in view.sites}
+        return Decision(now, sites, "pause", "job finished", None, finished=True)
+    sites = view.policy.sites(view, us, job)
+    for site in view.sites:
+        stale = view.stale_reason(site, us)
+        if stale and sites[site.name].state != "off":
+            signal = view.signals.get(site.region)
+            since = now if signal is None else from_us(signal.valid_until)
+            sites[site.name] = SiteDecision("off", stale, since, sites[site.name].ready)
+        elif stale:
+            sites[site.name] = SiteDecision("off", stale, sites[site.name].since, sites[site.name].ready)
+    return _decision(now, sites)
+
+
+def _decision(now: datetime, sites: dict[str, SiteDecision]) -> Decision:
+    training = [name for name, site in sites.items() if site.state == "train"]
+    starting = [
+        (site.ready, name) for name, site in sites.items() if site.state == "warm" and site.ready and site.ready > now
+    ]
+    soonest = min(starting, default=None)
+    if training:
+        mode: Mode = "local" if len(training) == 1 else "federated"
+        reason = (
+            f"{', '.join(training)}: {sites[training[0]].reason}"
+            if len(training) == 1
+            else (f"{len(training)} sites train: {', '.join(training)}")
+        )
+    else:
+        mode = "pause"
+        warm = [name for name, site in sites.items() if site.state == "warm"]
+        reason = f"no site trains; {', '.join(warm)} warm: {sites[warm[0]].reason}" if warm else "no site trains"
+        if not warm and len({site.reason for site in sites.values()}) == 1:
+            reason = f"no site trains: {next(iter(sites.values())).reason}"
+    return Decision(now, sites, mode, reason, soonest[0] if soonest else None, finished=False)
