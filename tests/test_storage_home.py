@@ -9,9 +9,9 @@ import pytest
 
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.settings import Experiment, load_experiment, parse_experiment
-from curtail_pipeline.storage.clock import HeadlessClock, LiveClock, ReplayClock
+from curtail_pipeline.storage.clock import HeadlessClock, LiveClock, ReplayClock, make_clock
 from curtail_pipeline.storage.home import Home, differences, experiment_sha256, homes_root
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import Store
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 
@@ -34,18 +34,20 @@ def test_open_creates_and_opens_again(tmp_path: Path) -> None:
     assert not home.exists()
     record = home.open(experiment(), "f" * 64)
     assert home.exists() and record["sha256"] == experiment_sha256(experiment(), "f" * 64)
-    assert home.dagster.is_dir() and home.federation.is_dir() and home.store.root.is_dir()
-    assert home.experiment() == experiment() == load_experiment(home.experiment_file)
-    before = file_sha256(home.store.path("experiment.json"))
-    home.open(experiment(), "f" * 64)
-    assert file_sha256(home.store.path("experiment.json")) == before
+    assert home.dagster.is_dir() and home.federation.is_dir() and home.store.is_dir()
+    absolute = experiment(traces={"provider": "file", "path": str(Path("here/mci.csv").resolve())})
+    assert home.experiment() == absolute == load_experiment(home.experiment_file)
+    before = {p: (p.read_bytes(), p.stat().st_ino) for p in home.root.rglob("*.[jy]*")}
+    assert len(before) == 3
+    assert home.open(experiment(), "f" * 64) == record == home.record()
+    assert {p: (p.read_bytes(), p.stat().st_ino) for p in home.root.rglob("*.[jy]*")} == before
 
 
 def test_what_a_result_does_not_depend_on_may_change(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     first = home.open(experiment(), "f" * 64)
     moved = experiment(
-        traces={"provider": "file", "path": "there/copy.csv"},
+        traces={"provider": "file", "path": "/there/copy.csv"},
         clock={"end": "2026-01-12T00:00:00Z"},
         replay={"speed": 60},
         federation={"liveness_s": 5},
@@ -74,10 +76,12 @@ def test_a_changed_experiment_is_refused_with_the_difference(tmp_path: Path) -> 
 def test_a_setting_added_by_a_new_version_is_not_a_change(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     record = home.open(experiment(), "f" * 64)
-    for part in (record["identity"], record["settings"]):
+    stored = Store(home.store).read_json("experiment.json")
+    for part in (record["identity"], stored):
         del part["rounds"]["norm_bound"]
     record["sha256"] = "1" * 64
-    home.store.write_json("experiment.json", record)
+    Store(home.store).write_json("experiment_identity.json", record)
+    Store(home.store).write_json("experiment.json", stored)
     assert home.open(experiment(), "f" * 64)["sha256"] == "1" * 64
     with pytest.raises(SettingsError, match=r"norm_bound: 5.0 -> 7.0"):
         home.open(experiment(rounds={"norm_bound": 7}), "f" * 64)
@@ -95,11 +99,12 @@ def test_unreadable_record(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"experiment\.json is not in the store"):
         home.experiment()
     home.open(experiment(), "f" * 64)
+    record = home.store / "experiment_identity.json"
     for damaged in (b"{", b"[]", b"{}"):
-        home.store.path("experiment.json").write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"experiment\.json"):
+        record.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"experiment_identity\.json"):
             home.open(experiment(), "f" * 64)
-        assert home.store.path("experiment.json").read_bytes() == damaged
+        assert record.read_bytes() == damaged
 
 
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
@@ -167,5 +172,8 @@ def test_replay_clock_is_the_same_for_all_processes(tmp_path: Path) -> None:
         ReplayClock(store, START, 0)
 
 
-def test_live_clock_is_utc() -> None:
+def test_live_clock_is_utc(tmp_path: Path) -> None:
+    kinds = {"live": LiveClock, "headless": HeadlessClock, "replay": ReplayClock}
+    for mode, kind in kinds.items():
+        assert isinstance(make_clock(mode, Store(tmp_path), START, 60), kind)  # type: ignore[arg-type]
     assert LiveClock().now().utcoffset() == timedelta(0)

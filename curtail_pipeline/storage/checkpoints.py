@@ -32,7 +32,7 @@ from curtail_pipeline.storage.manifest import (
 from curtail_pipeline.storage.store import Store, file_sha256
 
 FIRST_KEY = "ckpt-000000"
-OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "outer.safetensors")
+OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "segment.json", "outer.safetensors")
 """Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
 _PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

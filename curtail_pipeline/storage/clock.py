@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.settings import ClockMode
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.times import iso, parse_utc, seconds, utc_now
 
@@ -102,6 +103,17 @@ class ReplayClock:
 
     def now(self) -> datetime:
         return self.to_virtual(utc_now())
+
+
+def make_clock(
+    mode: ClockMode, store: Store, start: datetime, speed: float = 1.0, end: datetime | None = None
+) -> Clock:
+    """The clock of that mode; `speed` and `end` are a replay's."""
+    if mode == "headless":
+        return HeadlessClock(store, start)
+    if mode == "replay":
+        return ReplayClock(store, start, speed, end)
+    return LiveClock()
 
 
 def _anchor(virtual: datetime, wall: datetime, speed: float) -> dict[str, object]:

@@ -2,8 +2,9 @@
 
     .curtail/<name>/    store/  dagster/  federation/  experiment.yaml
 
-`store/experiment.json` is the record against which a later run is checked; `experiment.yaml` is the same experiment for
-other processes (code location, trainers), read with `load_experiment`.
+`store/experiment_identity.json` is the record against which a later run is checked. `store/experiment.json` and
+`experiment.yaml` are the experiment itself, resolved, for other processes (trainers, code location); both are read with
+`parse_experiment`.
 """
 
 import copy
@@ -22,6 +23,7 @@ from curtail_pipeline.settings import Experiment, parse_experiment
 from curtail_pipeline.storage.store import Store, canonical_json
 
 EXPERIMENT_KEY = "experiment.json"
+RECORD_KEY = "experiment_identity.json"
 _ABSENT = "(absent)"
 _SHOWN = 8
 """Differences listed in an error; the rest is counted."""
@@ -33,7 +35,7 @@ def homes_root() -> Path:
 
 
 def experiment_record(experiment: Experiment, trace_fingerprint: str) -> dict[str, Any]:
-    """What `experiment.json` holds: the identity (the trace by content, not by path), its hash and all settings."""
+    """What a home is checked against: the identity (the trace by content, not by path) and its hash."""
     identity = _identity(experiment, trace_fingerprint)
     return {
         "format": 1,
@@ -41,7 +43,6 @@ def experiment_record(experiment: Experiment, trace_fingerprint: str) -> dict[st
         "sha256": hashlib.sha256(canonical_json(identity)).hexdigest(),
         "trace_sha256": trace_fingerprint,
         "identity": identity,
-        "settings": experiment.model_dump(mode="json"),
     }
 
 
@@ -69,8 +70,8 @@ class Home:
         return cls(out if out is not None else homes_root() / experiment.name)
 
     @property
-    def store(self) -> Store:
-        return Store(self.root / "store")
+    def store(self) -> Path:
+        return self.root / "store"
 
     @property
     def dagster(self) -> Path:
@@ -85,18 +86,18 @@ class Home:
         return self.root / "experiment.yaml"
 
     def exists(self) -> bool:
-        return self.store.exists(EXPERIMENT_KEY)
+        return Store(self.store).exists(RECORD_KEY)
 
     def record(self) -> dict[str, Any]:
-        """What `experiment.json` says.
+        """What the home was made with: `name`, `sha256`, `trace_sha256` and `identity`.
 
         Raises:
             StoreError: there is none, or it is not readable.
         """
-        record = self.store.read_json(EXPERIMENT_KEY)
-        if not isinstance(record, dict) or not {"sha256", "identity", "settings", "trace_sha256"} <= record.keys():
+        record = Store(self.store).read_json(RECORD_KEY)
+        if not isinstance(record, dict) or not {"sha256", "identity", "trace_sha256"} <= record.keys():
             raise StoreError(
-                f"{self.store.path(EXPERIMENT_KEY)} is not the record of an experiment; restore it from a copy, "
+                f"{self.store / RECORD_KEY} is not the record of an experiment; restore it from a copy, "
                 "or use another folder with --out"
             )
         return record
@@ -108,7 +109,7 @@ class Home:
             StoreError: the home was never opened.
             SettingsError: its settings no longer validate.
         """
-        return parse_experiment(self.record()["settings"], str(self.store.path(EXPERIMENT_KEY)))
+        return parse_experiment(Store(self.store).read_json(EXPERIMENT_KEY), str(self.store / EXPERIMENT_KEY))
 
     def open(self, experiment: Experiment, trace_fingerprint: str) -> dict[str, Any]:
         """Create the home, or check that it is this experiment's; returns the record.
@@ -122,16 +123,18 @@ class Home:
         """
         record = experiment_record(experiment, trace_fingerprint)
         try:
-            for folder in (self.store.root, self.dagster, self.federation):
+            for folder in (self.store, self.dagster, self.federation):
                 folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".open.lock"):
                 if self.exists():
                     # The first record's hash stays: checkpoints name it, and a new version may have added settings.
                     old = self._check(record)
                     record.update(sha256=old["sha256"], identity=old["identity"])
-                self.store.write_json(EXPERIMENT_KEY, record)
-                text = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
-                Store(self.root).write_bytes(self.experiment_file.name, text.encode())
+                settings = _resolved(experiment)
+                text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+                _write_if_changed(self.store, RECORD_KEY, canonical_json(record))
+                _write_if_changed(self.store, EXPERIMENT_KEY, canonical_json(settings))
+                _write_if_changed(self.root, self.experiment_file.name, text.encode())
         except OSError as error:
             raise StoreError(
                 f"the experiment home {self.root} cannot be written: {error.strerror or error}; make it writable, "
@@ -184,6 +187,20 @@ class Home:
         finally:
             holder.unlink(missing_ok=True)
             guard.release()
+
+
+def _resolved(experiment: Experiment) -> dict[str, Any]:
+    """All settings, defaults included; a trace file by its absolute path, for processes that work in other folders."""
+    settings = experiment.model_dump(mode="json")
+    if "path" in settings["traces"]:
+        settings["traces"]["path"] = str(Path(settings["traces"]["path"]).resolve())
+    return settings
+
+
+def _write_if_changed(root: Path, key: str, data: bytes) -> None:
+    store = Store(root)
+    if not store.exists(key) or store.read_bytes(key) != data:
+        store.write_bytes(key, data)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, str, str]]:
