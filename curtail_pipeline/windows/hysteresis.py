@@ -1,0 +1,339 @@
+"""From the values of one signal to the intervals in which it counts as curtailed, for many regions at once.
+
+The rule of one signal is a Schmitt trigger (enter and exit threshold) followed by an off-delay, both cut short where the
+signal goes stale. Sequential as that looks, only three things decide: the last value outside the band between the
+thresholds, the first stale instant after a value, and the distance from one low stretch to the next. So whole columns
+are compared once, and everything after that works on the few places where something changes.
+
+Times are microseconds since the epoch, UTC, as int64. `OPEN` stands for "not ended before the end of the range".
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from curtail_pipeline.windows.rule_config import SignalRule
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+OPEN: Final = np.iinfo(np.int64).max
+SECOND: Final = 1_000_000
+DEFAULT_CADENCE_US: Final = 300 * SECOND
+"""Assumed of a feed until two stamps have been seen; the cadence of every signal the product reads live."""
+CADENCES_PER_AGE: Final = 2
+
+BY_VALUE: Final = 0
+BY_AGE: Final = 1
+BY_ESTIMATE: Final = 2
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One signal of several regions: region `r` has rows `offsets[r]:offsets[r + 1]`, in order of time, no stamp twice.
+
+    `value` is NaN where a stamp has none; `estimated` is None where no value is.
+    """
+
+    time: Ints
+    value: Floats
+    offsets: Ints
+    estimated: Bools | None = None
+
+    @property
+    def regions(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class SignalState:
+    """What later values of one signal need to know of the earlier ones (times in microseconds)."""
+
+    stamp: int | None = None
+    """The last stamp, with or without a value."""
+    cadence: int | None = None
+    """The shortest distance of two stamps so far."""
+    estimated_since: int | None = None
+    last: tuple[int, float, int, int] | None = None
+    """Time, value, expiry and kind of expiry (`BY_AGE`, `BY_ESTIMATE`) of the last value, while it is valid."""
+    since: int | None = None
+    """Start of the interval that is open."""
+    since_value: float | None = None
+    off_since: int | None = None
+    """When the signal crossed the exit threshold, while the exit delay runs."""
+    off_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Valid:
+    """The values that count: not null, not estimated for too long. `expiry` is when a value is too old.
+
+    Rows carried over from a state lie at the front of their region; `forced` is -1 for rows judged by their value,
+    else the state (0 off, 1 on) they bring. Those at the front that stand for a past change, not for a value, are the first
+    `markers[r]` of the region.
+    """
+
+    time: Ints
+    value: Floats
+    expiry: Ints
+    why: npt.NDArray[np.int8] | None
+    offsets: Ints
+    forced: npt.NDArray[np.int8] | None
+    markers: Ints
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals in order of region and start; `end` is `OPEN` where the interval goes on past the range."""
+
+    region: Ints
+    start: Ints
+    end: Ints
+    open_value: Floats
+    close_value: Floats
+    why: npt.NDArray[np.int8]
+    age: Ints
+    """How long the last value of the interval's fresh stretch was valid."""
+
+
+def _age(
+    columns: Columns, states: list[SignalState], rule: SignalRule, cadence_us: list[int | None]
+) -> tuple[Any, list[int | None]]:
+    """How long each row's value holds (a scalar, or one per row), and each region's cadence after its last row."""
+    n, bounds = columns.regions, columns.offsets
+    if rule.max_signal_age_s is not None:
+        return round(rule.max_signal_age_s * SECOND), [state.cadence for state in states]
+    if n and all(known is not None for known in cadence_us):
+        known = np.array(cadence_us, dtype=np.int64) * CADENCES_PER_AGE
+        return (int(known[0]) if (known == known[0]).all() else np.repeat(known, np.diff(bounds))), list(cadence_us)
+    steps = np.empty(len(columns.time), dtype=np.int64)
+    np.subtract(columns.time[1:], columns.time[:-1], out=steps[1:])
+    learned: list[int | None] = []
+    ages = np.empty(len(columns.time), dtype=np.int64)
+    for r, state in enumerate(states):
+        first, stop = int(bounds[r]), int(bounds[r + 1])
+        fixed = cadence_us[r]
+        if first == stop:
+            learned.append(state.cadence if fixed is None else fixed)
+            continue
+        if fixed is not None:
+            ages[first:stop] = fixed * CADENCES_PER_AGE
+            learned.append(fixed)
+            continue
+        before = OPEN if state.cadence is None else state.cadence
+        steps[first] = OPEN if state.stamp is None else columns.time[first] - state.stamp
+        step = steps[first:stop]
+        # Only what was known at a value's stamp may judge it, else a cut trace would give other windows than the whole.
+        shortest = np.minimum(np.minimum.accumulate(step), before)
+        last = int(shortest[-1])
+        learned.append(None if last == OPEN else last)
+        shortest[shortest == OPEN] = DEFAULT_CADENCE_US
+        np.multiply(shortest, CADENCES_PER_AGE, out=ages[first:stop])
+    return ages, learned
+
+
+def _estimates(columns: Columns, states: list[SignalState], rule: SignalRule) -> tuple[Ints | None, list[int | None]]:
+    """Per row the instant from which an estimate is no longer believed (`OPEN` for measured values)."""
+    limit = rule.estimates_s
+    if limit is None or (columns.estimated is None and all(s.estimated_since is None for s in states)):
+        return None, [None] * columns.regions
+    estimated = np.zeros(len(columns.time), dtype=np.bool_) if columns.estimated is None else columns.estimated
+    until = np.full(len(columns.time), OPEN, dtype=np.int64)
+    after: list[int | None] = []
+    values = ~np.isnan(columns.value)
+    for r, state in enumerate(states):
+        rows = np.arange(columns.offsets[r], columns.offsets[r + 1])[
+            values[columns.offsets[r] : columns.offsets[r + 1]]
+        ]
+        flags, times = estimated[rows], columns.time[rows]
+        if not len(rows):
+            after.append(state.estimated_since)
+            continue
+        starts = flags & ~np.concatenate(([state.estimated_since is not None], flags[:-1]))
+        origin = np.maximum.accumulate(np.where(starts, np.arange(len(rows)), -1))
+        since = np.where(origin >= 0, times[np.maximum(origin, 0)], state.estimated_since or 0)
+        until[rows[flags]] = since[flags] + round(limit * SECOND)
+        after.append(int(since[-1]) if flags[-1] else None)
+    return until, after
+
+
+def valid_values(
+    columns: Columns, states: list[SignalState], rule: SignalRule, cadence_us: list[int | None]
+) -> tuple[Valid, list[SignalState]]:
+    """Drop what does not count, say how long the rest holds, and put the carried rows in front.
+
+    Returns the values and, per region, the state's part that depends on stamps alone (`stamp`, `cadence`, `estimated_since`).
+    """
+    age, cadences = _age(columns, states, rule, cadence_us)
+    until, estimated_since = _estimates(columns, states, rule)
+    time, value, bounds = columns.time, columns.value, columns.offsets
+    expiry = time + age
+    stamps = [
+        SignalState(
+            stamp=int(time[bounds[r + 1] - 1]) if bounds[r + 1] > bounds[r] else states[r].stamp,
+            cadence=cadences[r],
+            estimated_since=estimated_since[r],
+        )
+        for r in range(columns.regions)
+    ]
+    why = None
+    if until is not None:
+        why = np.where(until < expiry, BY_ESTIMATE, BY_AGE).astype(np.int8)
+        expiry = np.minimum(expiry, until)
+    keep = np.isnan(value)
+    np.logical_not(keep, out=keep)
+    if until is not None:
+        keep &= expiry > time
+    if not keep.all():
+        counted = np.concatenate(([0], np.cumsum(keep)))
+        bounds = counted[bounds]
+        time, value, expiry = time[keep], value[keep], expiry[keep]
+        why = None if why is None else why[keep]
+    markers = np.zeros(columns.regions, dtype=np.int64)
+    if all(state.last is None for state in states):
+        return Valid(time, value, expiry, why, bounds, None, markers), stamps
+    return _with_carried(Valid(time, value, expiry, why, bounds, None, markers), states), stamps
+
+
+def _with_carried(valid: Valid, states: list[SignalState]) -> Valid:
+    rows: list[tuple[int, int, float, int, int, int]] = []
+    markers = np.zeros(len(states), dtype=np.int64)
+    for r, state in enumerate(states):
+        if state.last is None:
+            continue
+        stamp, value, expiry, why = state.last
+        on = int(state.since is not None and state.off_since is None)
+        if state.since is not None:
+            rows.append((r, state.since, state.since_value or 0.0, expiry, why, 1))
+            markers[r] += 1
+            if state.off_since is not None:
+                rows.append((r, state.off_since, state.off_value or 0.0, expiry, why, 0))
+                markers[r] += 1
+        rows.append((r, stamp, value, expiry, why, on))
+    regions, times, values, expiries, whys, forced = (np.array(column) for column in zip(*rows, strict=True))
+    counts = np.diff(valid.offsets)
+    # Carried rows come first in the concatenation, so that a stable sort by region puts them first in their region.
+    order = np.argsort(np.concatenate((regions, np.repeat(np.arange(len(states)), counts))), kind="stable")
+    old_why = np.full(len(valid.time), BY_AGE, dtype=np.int8) if valid.why is None else valid.why
+    carried = np.bincount(regions, minlength=len(states))
+    return Valid(
+        np.concatenate((times, valid.time))[order],
+        np.concatenate((values, valid.value))[order],
+        np.concatenate((expiries, valid.expiry))[order],
+        np.concatenate((whys.astype(np.int8), old_why))[order],
+        np.concatenate(([0], np.cumsum(counts + carried))),
+        np.concatenate((forced.astype(np.int8), np.full(len(valid.time), -1, dtype=np.int8)))[order],
+        markers,
+    )
+
+
+def _levels(valid: Valid, rule: SignalRule) -> npt.NDArray[np.int8]:
+    """2 where a value enters, 0 where it leaves, 1 in the band between, which keeps what was."""
+    value, form = valid.value, rule.defaults
+    if form.below:
+        enters = value < rule.enter_at if form.strict else value <= rule.enter_at
+        leaves = value >= rule.exit_at if form.strict else value > rule.exit_at
+    else:
+        enters, leaves = value >= rule.enter_at, value < rule.exit_at
+    levels = enters.view(np.int8) - leaves.view(np.int8)
+    levels += 1
+    if valid.forced is not None:
+        carried = valid.forced >= 0
+        levels[carried] = 2 * valid.forced[carried]
+    return levels
+
+
+def intervals(
+    valid: Valid, rule: SignalRule, end: int, stamps: list[SignalState]
+) -> tuple[Intervals, list[SignalState]]:
+    """The intervals of one signal in every region, and the states from which the next range goes on.
+
+    An interval starts at the value that enters. It ends `delay_s` after the value that leaves unless one entered again by
+    then, and at once where no valid value is left.
+    """
+    n = len(valid.time)
+    regions = len(valid.offsets) - 1
+    if n == 0:
+        none = np.empty(0, dtype=np.int64)
+        return Intervals(none, none, none, np.empty(0), np.empty(0), np.empty(0, dtype=np.int8), none), stamps
+    last_rows = valid.offsets[1:][np.diff(valid.offsets) > 0] - 1
+    stale = valid.expiry[:-1] < valid.time[1:]
+    stale[last_rows[:-1]] = True
+    block_first = np.concatenate(([0], np.flatnonzero(stale) + 1))
+    block_end = valid.expiry[np.concatenate((block_first[1:], [n])) - 1]
+
+    levels = _levels(valid, rule)
+    changed = levels[1:] != levels[:-1]
+    changed |= stale
+    rows = np.concatenate(([0], np.flatnonzero(changed) + 1))
+    is_first = np.zeros(len(rows), dtype=np.bool_)
+    is_first[np.searchsorted(rows, block_first)] = True
+    level = levels[rows]
+    level[is_first & (level == 1)] = 0
+    decided = level != 1
+    rows, level, is_first = rows[decided], level[decided], is_first[decided]
+    turns = is_first.copy()
+    turns[1:] |= level[1:] != level[:-1]
+    rows, on, is_first = rows[turns], level[turns] == 2, is_first[turns]
+    block = np.cumsum(is_first) - 1
+
+    followed = np.concatenate((~is_first[1:], [False]))
+    next_row = np.concatenate((rows[1:], [0]))
+    stale_at = block_end[block]
+    delay = round(rule.delay_s * SECOND)
+    delayed = np.where(followed, valid.time[next_row] + delay, OPEN)
+    closes = np.minimum(delayed, stale_at)
+
+    runs = np.flatnonzero(on)
+    joined = np.zeros(len(runs), dtype=np.bool_)
+    if len(runs) > 1:
+        before, after = runs[:-1], runs[1:]
+        joined[1:] = (block[before] == block[after]) & (valid.time[rows[after]] <= delayed[before])
+    first = runs[~joined]
+    final = runs[np.concatenate((~joined[1:], [True]))] if len(runs) else runs
+    region = np.searchsorted(valid.offsets, rows[first], side="right") - 1
+    stop = closes[final]
+    by_value = followed[final] & (delayed[final] <= stale_at[final])
+    last_of_block = np.concatenate((block_first[1:], [n]))[block[final]] - 1
+    expired = np.full(len(final), BY_AGE, dtype=np.int8) if valid.why is None else valid.why[last_of_block]
+    found = Intervals(
+        region=region,
+        start=valid.time[rows[first]],
+        end=np.where(stop >= end, OPEN, stop),
+        open_value=valid.value[rows[first]],
+        close_value=np.where(followed[final], valid.value[next_row[final]], np.nan),
+        why=np.where(by_value, BY_VALUE, expired).astype(np.int8),
+        age=valid.expiry[last_of_block] - valid.time[last_of_block],
+    )
+    off_since = np.where(followed[final], valid.time[next_row[final]], OPEN)
+    return found, _states(valid, found, off_since, end, stamps, regions)
+
+
+def _states(
+    valid: Valid, found: Intervals, off_since: Ints, end: int, stamps: list[SignalState], regions: int
+) -> list[SignalState]:
+    open_at: dict[int, int] = {int(found.region[k]): int(k) for k in np.flatnonzero(found.end == OPEN)}
+    states = []
+    for r in range(regions):
+        row = int(valid.offsets[r + 1]) - 1
+        stamp = stamps[r]
+        if row < valid.offsets[r] or valid.expiry[row] < end:
+            states.append(stamp)
+            continue
+        why = BY_AGE if valid.why is None else int(valid.why[row])
+        last = (int(valid.time[row]), float(valid.value[row]), int(valid.expiry[row]), why)
+        k = open_at.get(r)
+        since = since_value = leaving = leaving_value = None
+        if k is not None:
+            since, since_value = int(found.start[k]), float(found.open_value[k])
+            if off_since[k] != OPEN:
+                leaving, leaving_value = int(off_since[k]), float(found.close_value[k])
+        states.append(
+            SignalState(
+                stamp.stamp, stamp.cadence, stamp.estimated_since, last, since, since_value, leaving, leaving_value
+            )
+        )
+    return states
