@@ -12,16 +12,17 @@ parameters: not on how a range is split, nor on which other regions are asked fo
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
-from zlib import crc32
 
 import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.signals.config import Kind, SyntheticTraces
+from curtail_pipeline.signals.noise import autocorrelated, region_keys
 from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.synthetic_regions import BUILT_IN, region_model
 from curtail_pipeline.signals.trace import CANONICAL_UNIT, TIME, Ingested, normalise
 from curtail_pipeline.times import utc_now
 
@@ -33,170 +34,6 @@ SYNTHETIC_KINDS: tuple[Kind, ...] = ("marginal_intensity", "curtailed_power", "p
 _DAY_S = 86_400
 _HOURS_OF_MEMORY = 96
 _FAST_MEMORY = 24
-
-
-@dataclass(frozen=True)
-class RegionModel:
-    """A region's power system. Powers are in units of its mean demand, which is `demand_mw`."""
-
-    latitude: float
-    longitude: float
-    timezone: str
-    demand_mw: float
-    solar: float
-    """Installed solar capacity."""
-    wind: float
-    """Installed wind capacity."""
-    wind_mean: float
-    """Median capacity factor of wind."""
-    wind_diurnal: float
-    """Amplitude of wind's daily cycle (logit), highest at 2 h local solar time (nocturnal jet)."""
-    must_run: float
-    """Nuclear, run-of-river and units kept on for inertia."""
-    export: float
-    """What neighbours and storage absorb at most, in the mean."""
-    export_sigma: float
-    """Spread of it: outages and congestion on the lines out."""
-    evening_peak: float
-    """Height of the evening peak of demand over its mean."""
-    floor_g: float
-    """Marginal intensity while curtailed: the fossil share of an extra kWh that congestion and losses leave."""
-    stack: tuple[tuple[float, float, float], ...]
-    """Thermal stack in merit order: (cumulative capacity, intensity g/kWh, short-run cost per MWh)."""
-    wind_hours: float = 4.0
-    """Correlation time of wind."""
-
-
-_GAS = ((0.35, 380.0, 32.0), (0.75, 430.0, 40.0), (1.4, 560.0, 75.0))
-
-BUILT_IN: dict[str, RegionModel] = {
-    "CAISO_NORTH": RegionModel(
-        38.5, -121.5, "America/Los_Angeles", 11_000, 1.30, 0.85, 0.38, 0.4, 0.26, 0.20, 0.26, 0.22, 45.0, _GAS
-    ),
-    "SPP_TX": RegionModel(
-        34.5,
-        -101.5,
-        "America/Chicago",
-        6_000,
-        0.80,
-        1.60,
-        0.42,
-        0.35,
-        0.16,
-        0.32,
-        0.26,
-        0.15,
-        8.0,
-        ((0.3, 640.0, 22.0), (0.6, 820.0, 27.0), (1.4, 470.0, 45.0)),
-    ),
-    "NEM_SA": RegionModel(
-        -34.0,
-        138.6,
-        "Australia/Adelaide",
-        1_500,
-        1.45,
-        1.70,
-        0.42,
-        0.2,
-        0.06,
-        0.36,
-        0.30,
-        0.20,
-        0.0,
-        ((0.3, 830.0, 55.0), (0.7, 800.0, 90.0), (1.4, 640.0, 140.0)),
-    ),
-    "DE": RegionModel(
-        51.0,
-        10.0,
-        "Europe/Berlin",
-        55_000,
-        1.15,
-        1.10,
-        0.24,
-        0.1,
-        0.12,
-        0.75,
-        0.12,
-        0.10,
-        20.0,
-        ((0.35, 820.0, 60.0), (0.6, 720.0, 75.0), (1.4, 420.0, 95.0)),
-    ),
-}
-"""The paper's four regions, roughly: California solar-heavy, Texas panhandle and South Australia windy, Germany large
-and well connected. Chosen for plausible shapes, not fitted."""
-
-_ZONES = (
-    "America/Los_Angeles",
-    "America/Denver",
-    "America/Chicago",
-    "America/New_York",
-    "Europe/London",
-    "Europe/Berlin",
-    "Europe/Athens",
-    "Asia/Kolkata",
-    "Australia/Adelaide",
-    "Australia/Sydney",
-)
-_ZONE_LONGITUDE = (-120.0, -105.0, -97.0, -76.0, -2.0, 10.0, 23.0, 78.0, 138.0, 149.0)
-
-
-def region_model(region: str, seed: int) -> RegionModel:
-    """The built-in parameters of a region, or a seeded draw for any other name."""
-    if region in BUILT_IN:
-        return BUILT_IN[region]
-    draw = np.random.default_rng([seed & 0xFFFFFFFF, crc32(region.encode())])
-    zone = int(draw.integers(len(_ZONES)))
-    south = _ZONES[zone].startswith("Australia")
-    heights = np.sort(draw.uniform(360, 850, 3))
-    if draw.random() < 0.5:
-        heights = heights[::-1]
-    return RegionModel(
-        latitude=float(draw.uniform(25, 55)) * (-1 if south else 1),
-        longitude=_ZONE_LONGITUDE[zone] + float(draw.uniform(-4, 4)),
-        timezone=_ZONES[zone],
-        demand_mw=float(np.exp(draw.uniform(7, 11))),
-        solar=float(draw.uniform(0.2, 1.3)),
-        wind=float(draw.uniform(0.2, 1.4)),
-        wind_mean=float(draw.uniform(0.25, 0.42)),
-        wind_diurnal=float(draw.uniform(0.0, 0.5)),
-        must_run=float(draw.uniform(0.05, 0.25)),
-        export=float(draw.uniform(0.15, 0.45)),
-        export_sigma=float(draw.uniform(0.08, 0.25)),
-        evening_peak=float(draw.uniform(0.1, 0.25)),
-        floor_g=float(draw.choice([0.0, 0.0, 20.0, 45.0])),
-        stack=tuple((c, float(g), p) for c, g, p in zip((0.35, 0.7, 1.4), heights, (30.0, 45.0, 80.0), strict=True)),
-    )
-
-
-def _keys(regions: Sequence[str], seed: int) -> np.ndarray:
-    digests = [hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in regions]
-    return np.frombuffer(b"".join(digests), dtype="<u8")[:, None]
-
-
-def _normal(keys: np.ndarray, process: int, counter: np.ndarray) -> np.ndarray:
-    """Standard normal variates as a function of (key, process, counter): splitmix64 and Box-Muller. [R, N]."""
-
-    def uniform(salt: int) -> np.ndarray:
-        x = keys ^ np.uint64((process * 2 + salt + 1) * 0xD1342543DE82EF95 & 0xFFFFFFFFFFFFFFFF)
-        x = x + counter.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-        return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-    return np.sqrt(-2.0 * np.log(uniform(0))) * np.cos(2.0 * np.pi * uniform(1))
-
-
-def _autocorrelated(keys: np.ndarray, process: int, counter: np.ndarray, decay: np.ndarray, memory: int) -> np.ndarray:
-    """A unit-variance AR(1) process cut to `memory` steps, at consecutive counters. `decay` per step [R, 1]."""
-    noise = _normal(keys, process, np.arange(counter[0] - memory + 1, counter[-1] + 1))
-    n = len(counter)
-    total = np.zeros((len(keys), n))
-    for lag in range(memory - 1, -1, -1):
-        total *= decay
-        total += noise[:, memory - 1 - lag : memory - 1 - lag + n]
-    scale = np.sqrt((1 - decay**2) / (1 - decay ** (2 * memory)))
-    return total * scale
 
 
 def _sun(epoch_s: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
@@ -247,7 +84,7 @@ def simulate(
     low, high = first - first % _DAY_S, last + -last % _DAY_S
     epoch = np.arange(low, high, cadence_s, dtype=np.float64)
     models = [region_model(region, seed) for region in regions]
-    keys = _keys(regions, seed)
+    keys = region_keys(regions, seed)
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(model, name) for model in models], dtype=np.float64)[:, None]
@@ -260,12 +97,12 @@ def simulate(
 
     def slow(process: int, hours_of_correlation: np.ndarray | float) -> np.ndarray:
         decay = np.exp(-1.0 / np.broadcast_to(hours_of_correlation, keys.shape).astype(np.float64))
-        knots = _autocorrelated(keys, process, hours, decay, _HOURS_OF_MEMORY)
+        knots = autocorrelated(keys, process, hours, decay, _HOURS_OF_MEMORY)
         return knots[:, index] * (1 - weight) + knots[:, index + 1] * weight
 
     def quick(process: int) -> np.ndarray:
         decay = np.full(keys.shape, np.exp(-cadence_s / 1500.0))
-        return _autocorrelated(keys, process, fast, decay, _FAST_MEMORY)
+        return autocorrelated(keys, process, fast, decay, _FAST_MEMORY)
 
     latitude, longitude = column("latitude"), column("longitude")
     height = np.maximum(_sun(epoch, latitude, longitude), 0.0)
@@ -340,9 +177,16 @@ class SyntheticProvider(Provider):
             {"time": pl.Series(epoch * 1_000_000).cast(TIME), "value": values, "model": [MODEL] * len(values)}
         )
         return normalise(
-            points, region=region, kind=chosen, unit=CANONICAL_UNIT[chosen], source="synthetic", start=low, end=max(low, high),
-            retrieved_at=utc_now().replace(microsecond=0), cadence_s=cadence,
-        )  # fmt: skip
+            points,
+            region=region,
+            kind=chosen,
+            unit=CANONICAL_UNIT[chosen],
+            source="synthetic",
+            start=low,
+            end=max(low, high),
+            retrieved_at=utc_now().replace(microsecond=0),
+            cadence_s=cadence,
+        )
 
     def regions(self) -> list[str] | None:
         return None
