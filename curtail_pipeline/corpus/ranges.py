@@ -1,0 +1,108 @@
+"""Half-open ranges of sequence indices, as plans, reports and manifests write them.
+
+`[epoch, start, stop]` are positions in the order in which a site's shard set is read in that pass; epochs count from
+1. `[epoch, start, stop, owner]` are positions of another site's shard set, moved to this one by rebalancing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from curtail_pipeline.errors import LedgerError
+
+Ranges = Sequence[Sequence[Any]]
+
+
+class Span(NamedTuple):
+    """Positions `start <= i < stop` of `owner`'s shard set in pass `epoch`."""
+
+    owner: str
+    epoch: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+def parse_ranges(ranges: Ranges, site: str) -> list[Span]:
+    """Spans of the ranges written for `site`.
+
+    Raises:
+        LedgerError: a range that is not three integers (and an owner), is empty, or starts below 0 or epoch 1.
+    """
+    spans = []
+    for item in ranges:
+        whole = len(item) in (3, 4) and all(type(part) is int for part in item[:3])
+        if not whole or (len(item) == 4 and not isinstance(item[3], str)):
+            raise LedgerError(f"{list(item)!r} is not a range of {site}; write [epoch, start, stop] in whole numbers")
+        epoch, start, stop = item[:3]
+        if epoch < 1 or start < 0 or stop <= start:
+            raise LedgerError(
+                f"range {list(item)!r} of {site} is empty or out of bounds; epochs count from 1 and 0 <= start < stop"
+            )
+        spans.append(Span(item[3] if len(item) == 4 else site, epoch, start, stop))
+    return spans
+
+
+def write_ranges(spans: Iterable[Span], site: str) -> list[list[Any]]:
+    """The ranges as `site` writes them; neighbours are joined."""
+    out: list[list[Any]] = []
+    for span in spans:
+        tail: list[Any] = [] if span.owner == site else [span.owner]
+        if out and out[-1][0] == span.epoch and out[-1][2] == span.start and out[-1][3:] == tail:
+            out[-1][2] = span.stop
+        else:
+            out.append([span.epoch, span.start, span.stop, *tail])
+    return out
+
+
+def total(ranges: Ranges) -> int:
+    """Sequences in the ranges."""
+    return sum(item[2] - item[1] for item in ranges)
+
+
+def take_prefix(ranges: Ranges, n: int) -> list[list[Any]]:
+    """The first `n` sequences of a lease, in its order.
+
+    Raises:
+        LedgerError: the ranges hold fewer than `n` sequences, or `n` is negative.
+    """
+    if not 0 <= n <= total(ranges):
+        raise LedgerError(f"{n} sequences are not a prefix of a lease of {total(ranges)}; take between 0 and that")
+    taken: list[list[Any]] = []
+    for item in ranges:
+        if n == 0:
+            break
+        size = min(n, item[2] - item[1])
+        taken.append([item[0], item[1], item[1] + size, *item[3:]])
+        n -= size
+    return taken
+
+
+def drop_prefix(ranges: Ranges, n: int) -> list[list[Any]]:
+    """What `take_prefix(ranges, n)` leaves."""
+    rest: list[list[Any]] = []
+    for item in ranges:
+        size = min(n, item[2] - item[1])
+        n -= size
+        if item[1] + size < item[2]:
+            rest.append([item[0], item[1] + size, item[2], *item[3:]])
+    return rest
+
+
+def is_prefix(part: Sequence[Span], whole: Sequence[Span]) -> bool:
+    """Whether `part` reads the same sequences as the beginning of `whole`, however either is divided into spans."""
+    rest = list(whole)[::-1]
+    for span in part:
+        while span.size:
+            if not rest:
+                return False
+            head = rest.pop()
+            if (head.owner, head.epoch, head.start) != (span.owner, span.epoch, span.start):
+                return False
+            size = min(head.size, span.size)
+            span = span._replace(start=span.start + size)
+            if size < head.size:
+                rest.append(head._replace(start=head.start + size))
+    return True
