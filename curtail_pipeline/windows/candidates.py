@@ -118,8 +118,9 @@ def history_waits(
 ) -> tuple[Ints, list[list[int]]]:
     """How long each candidate must have lasted before its history no longer calls it too short.
 
-    Of the last `HISTORY` candidates of the region, take those that lasted longer than this one has so far: when at least
-    half of them lasted `required` longer still, this one opens. Also when none lasted as long: nothing speaks against it.
+    Of the last `HISTORY` candidates of the region, take those that lasted longer than this one has so far: when at
+    least half of them lasted `required` longer still, this one opens. Also when none lasted as long: nothing speaks
+    against it.
 
     Args:
         durations: of candidates in order of region and start, microseconds; `OPEN` for one that has not ended.
@@ -166,7 +167,8 @@ def forecast_openings(
     """When a forecast first says that a candidate has the required duration before it.
 
     Judged at the candidate's start by the latest forecast issued by then, and at each later issue. A signal that the
-    forecast leaves curtailed up to its horizon is long enough. `all_of` ends with its first signal, `any_of` with its last.
+    forecast leaves curtailed up to its horizon is long enough. `all_of` ends with its first signal, `any_of` with its
+    last.
 
     Args:
         candidates: id, region, start, end (microseconds).
@@ -174,7 +176,8 @@ def forecast_openings(
         since: issues and starts before this instant were judged earlier.
 
     Returns:
-        id, `judged` (a forecast covered the start), `opens` (microseconds, null for never), for the candidates that had one.
+        id, `judged` (a forecast covered the start), `opens` (microseconds, null for never), for the candidates that had
+        one.
     """
     issues = forecasts.group_by("region", "kind", "issued").agg(pl.col("target").max().alias("horizon")).sort("issued")
     starts = candidates.filter(pl.col("start") >= since).select("id", "region", moment="start", at_start=True)

@@ -1,7 +1,7 @@
 """From the values of one signal to the intervals in which it counts as curtailed, for many regions at once.
 
-The rule of one signal is a Schmitt trigger (enter and exit threshold) followed by an off-delay, both cut short where the
-signal goes stale. Sequential as that looks, only three things decide: the last value outside the band between the
+The rule of one signal is a Schmitt trigger (enter and exit threshold) followed by an off-delay, both cut short where
+the signal goes stale. Sequential as that looks, only three things decide: the last value outside the band between the
 thresholds, the first stale instant after a value, and the distance from one low stretch to the next. So whole columns
 are compared once, and everything after that works on the few places where something changes.
 
@@ -72,8 +72,8 @@ class Valid:
     """The values that count: not null, not estimated for too long. `expiry` is when a value is too old.
 
     Rows carried over from a state lie at the front of their region; `forced` is -1 for rows judged by their value,
-    else the state (0 off, 1 on) they bring. Those at the front that stand for a past change, not for a value, are the first
-    `markers[r]` of the region.
+    else the state (0 off, 1 on) they bring. Those at the front that stand for a past change, not for a value, are the
+    first `markers[r]` of the region.
     """
 
     time: Ints
@@ -165,7 +165,8 @@ def valid_values(
 ) -> tuple[Valid, list[SignalState]]:
     """Drop what does not count, say how long the rest holds, and put the carried rows in front.
 
-    Returns the values and, per region, the state's part that depends on stamps alone (`stamp`, `cadence`, `estimated_since`).
+    Returns the values and, per region, the state's part that depends on stamps alone (`stamp`, `cadence`,
+    `estimated_since`).
     """
     age, cadences = _age(columns, states, rule, cadence_us)
     until, estimated_since = _estimates(columns, states, rule)
@@ -251,8 +252,8 @@ def intervals(
 ) -> tuple[Intervals, list[SignalState]]:
     """The intervals of one signal in every region, and the states from which the next range goes on.
 
-    An interval starts at the value that enters. It ends `delay_s` after the value that leaves unless one entered again by
-    then, and at once where no valid value is left.
+    An interval starts at the value that enters. It ends `delay_s` after the value that leaves unless one entered again
+    by then, and at once where no valid value is left.
     """
     n = len(valid.time)
     regions = len(valid.offsets) - 1

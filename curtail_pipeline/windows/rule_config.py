@@ -35,22 +35,29 @@ class KindDefaults:
 
 
 KIND_DEFAULTS: Final[Mapping[str, KindDefaults]] = {
-    # Enter: below 100 g/kWh in all three regions of arXiv:2602.22760. Exit: on that paper's recorded signal every threshold
-    # from 100 to 125 gives the same hours, so 125 absorbs chatter at no cost. Delay: one value of a 5-minute feed; the
-    # paper's 600 s cost 29 % of its emissions in tails. No limit on estimates: WattTime's present value always is one.
     "marginal_intensity": KindDefaults("g/kWh", True, True, 100.0, 125.0, 300.0, None),
-    # Enter: price at or below zero, the stranded-power definition of Yang & Chien (ZCCloud), which on South Australian
-    # 5-minute prices finds 79 % of curtailed hours at a precision of 88 %. Exit: the same authors' second level of 5/MWh.
     "price": KindDefaults("currency/MWh", True, False, 0.0, 5.0, 300.0, 3600.0),
-    # At least 10 MW, the level at which the quality check counts an hour as curtailed; smaller amounts are metering noise
-    # in CAISO's published series. Exit at half of it. Estimates of an operator's figure are trusted for one hour.
     "curtailed_power": KindDefaults("MW", False, False, 10.0, 5.0, 300.0, 3600.0),
 }
-"""Defaults per kind; the comment at each names its source."""
+"""Defaults per kind and where they come from.
+
+marginal_intensity: enter below 100 g/kWh, as in all three regions of arXiv:2602.22760. On that paper's recorded signal
+every threshold from 100 to 125 gives the same hours, so leaving at 125 absorbs chatter at no cost. Exit delay 300 s,
+one value of a 5-minute feed; the paper's 600 s put 29 % of its emissions into tails. No limit on estimates, because
+WattTime's value for the present 5 minutes always is one.
+
+price: enter at or below 0, leave above 5 per MWh, the levels LMP0 and LMP5 of Yang & Chien's stranded-power studies
+(ZCCloud). On 1,320 h of South Australian 5-minute prices at or below 0 finds 79 % of the curtailed hours at a precision
+of 88 %. Estimates, which are not prices anybody paid, are believed for one hour.
+
+curtailed_power: enter at 10 MW, the level from which the quality check (`curtail bench windows-quality`) counts an hour
+as curtailed, leave below half of it. Estimates of an operator's figure are believed for one hour.
+
+All kinds: a value holds for two cadences of its feed, so that one late value does not close a window and two do."""
 
 AVERAGE_REFUSED: Final = (
-    "average_intensity cannot define a window: a low average says how clean the mix is, not that power is being curtailed; "
-    "use marginal_intensity, price or curtailed_power, and keep the average trace for accounting"
+    "average_intensity cannot define a window: a low average says how clean the mix is, not that power is being "
+    "curtailed; use marginal_intensity, price or curtailed_power, and keep the average trace for accounting"
 )
 
 
@@ -124,7 +131,8 @@ class RuleSettings(SignalRule):
     all_of: list[SignalRule] = Field(default_factory=list)
     """Curtailed while all of these are."""
     min_duration_s: float = Field(default=0.0, ge=0)
-    """A window expected to last less is not opened: by the forecast where there is one, else by the region's history."""
+    """A window expected to last less is not opened: by the forecast where there is one, else by the region's
+    history."""
     start_up_s: float = Field(default=0.0, ge=0)
     """Time a site needs before it trains; a window not expected to last longer pays nothing. Counts as a minimum
     duration, it never shortens a window."""

@@ -39,9 +39,9 @@ WINDOW_SCHEMA: Final[dict[str, pl.DataType]] = {
     "as_of": TIME,
     "policy": pl.String(),
 }
-"""A table of windows. `end` and `closed_by` are null while the window is open. `mean_signal` (time-weighted) and `min_signal`
-are of the rule's first signal, in its unit, over the window; null where that signal had no value. `as_of` is the instant up
-to which the signal had been read when the row last changed: the end of a closed window."""
+"""A table of windows. `end` and `closed_by` are null while the window is open. `mean_signal` (time-weighted) and
+`min_signal` are of the rule's first signal, in its unit, over the window; null where that signal had no value. `as_of`
+is the instant up to which the signal had been read when the row last changed: the end of a closed window."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
@@ -251,19 +251,21 @@ def derive_windows(
 ) -> tuple[pl.DataFrame, RuleState]:
     """The windows of the sites' regions in `[start, end)`, as known at `end`.
 
-    Causal: nothing stamped at or after `end` is read. Deriving day by day with the returned state and joining the tables by
-    `merge_days` gives the table, and the state, of the whole range at once. A day's table holds every window that was open at
-    some time of the day, with the start it really had. A window that a rule would close exactly at `end` is still open: whether
-    it goes on depends on the value stamped `end`. Missing, null, over-age and over-estimated values are never curtailed.
+    Causal: nothing stamped at or after `end` is read. Deriving day by day with the returned state and joining the
+    tables by `merge_days` gives the table, and the state, of the whole range at once. A day's table holds every window
+    that was open at some time of the day, with the start it really had. A window that a rule would close exactly at
+    `end` is still open: whether it goes on depends on the value stamped `end`. Missing, null, over-age and
+    over-estimated values are never curtailed.
 
     Args:
-        traces: columns time (UTC), region, value (canonical unit of its kind), kind, and optionally estimated. Rows in any
-            order; rows outside the range and of other regions and kinds are ignored.
-        policy: names the rule of every region that has none in `rules`; see `rule_of` for the parameters that change it.
+        traces: columns time (UTC), region, value (canonical unit of its kind), kind, and optionally estimated. Rows in
+            any order; rows outside the range and of other regions and kinds are ignored.
+        policy: names the rule of every region that has none in `rules`; see `rule_of` for the parameters that change
+            it.
         state: from the range before. Rows from `state.at` on are read, also when that is before `start`.
         rules: region -> its own rule.
-        forecasts: issued_at, target (UTC), region, value, and optionally kind (marginal_intensity when absent). Used by rules
-            with a minimum duration. Pass the issues from one horizon before `start` on.
+        forecasts: issued_at, target (UTC), region, value, and optionally kind (marginal_intensity when absent). Used by
+            rules with a minimum duration. Pass the issues from one horizon before `start` on.
         cadence_s: cadence of the feed (or per region) for the default maximum age of two cadences. When not given it is
             the shortest distance of stamps so far, and 300 s until there are two.
 
@@ -271,8 +273,8 @@ def derive_windows(
         A table of WINDOW_SCHEMA in order of site and start, and the state at `end`.
 
     Raises:
-        PolicyError: unknown policy, invalid parameters, a range that is empty or starts before the state, or a state that
-            was made under another rule.
+        PolicyError: unknown policy, invalid parameters, a range that is empty or starts before the state, or a state
+            that was made under another rule.
         TraceError: the trace lacks a column or its times are not UTC.
     """
     _checked(traces)
@@ -281,7 +283,8 @@ def derive_windows(
         raise PolicyError(f"the range {iso(start)} to {iso(end)} is empty; give an end after the start")
     if state is not None and state.at > start:
         raise PolicyError(
-            f"the window state is as of {iso(state.at)}, after the start {iso(start)}; pass the state of the range before"
+            f"the window state is as of {iso(state.at)}, after the start {iso(start)}; "
+            "pass the state of the range before"
         )
     since = first if state is None else _micros(state.at, "state.at")
     known = {} if state is None else state.regions
@@ -291,10 +294,12 @@ def derive_windows(
         digest = rule_digest(rule)
         if region in known and known[region].rule != digest:
             raise PolicyError(
-                f"the window state of region {region!r} was made under another rule; derive its windows again from the first day"
+                f"the window state of region {region!r} was made under another rule; "
+                "derive its windows again from the first day"
             )
         groups.setdefault(digest, _Group(rule)).regions.append(region)
-    tables, after = [], {}
+    tables: list[pl.DataFrame] = []
+    after: dict[str, RegionState] = {}
     for group in groups.values():
         names = group.regions
         result = windows_of_columns(

@@ -42,12 +42,12 @@ def window_stats(
     final_row = valid.offsets[region + 1] - 1
     until = np.minimum(end, limit)
     edges = np.searchsorted(region, np.arange(len(valid.offsets)))
-    for r in np.unique(region):
+    for r in np.unique(region).tolist():
         first = int(valid.offsets[r] + valid.markers[r])
         rows = valid.time[first : valid.offsets[r + 1]]
-        own = slice(edges[r], edges[r + 1])
-        low[own] = first + np.maximum(np.searchsorted(rows, start[own], side="right") - 1, 0)
-        high[own] = first + np.searchsorted(rows, until[own], side="left")
+        mine = slice(edges[r], edges[r + 1])
+        low[mine] = first + np.maximum(np.searchsorted(rows, start[mine], side="right") - 1, 0)
+        high[mine] = first + np.searchsorted(rows, until[mine], side="left")
     counts = np.maximum(high - low, 0)
     heads = np.concatenate(([0], np.cumsum(counts)))
     window = np.repeat(np.arange(n), counts)
@@ -79,9 +79,9 @@ def window_stats(
     carried = []
     last_total = np.bincount(window[closing], weights=(values * spans)[closing], minlength=n)
     last_seconds = np.bincount(window[closing], weights=spans[closing], minlength=n)
-    for k in np.flatnonzero(end == OPEN):
-        rows = slice(int(heads[k]), int(heads[k + 1]))
-        inner = np.where(spans[rows] > 0, values[rows], np.inf)[~closing[rows]]
+    for k in np.flatnonzero(end == OPEN).tolist():
+        own = slice(int(heads[k]), int(heads[k + 1]))
+        inner = least[own][~closing[own]]
         minimum = min(float(inner.min(initial=np.inf)), float(held[k]))
         carried.append(Sums(float(total[k]), float(seconds[k]), None if np.isinf(minimum) else minimum))
     total, seconds = total + last_total, seconds + last_seconds
