@@ -33,18 +33,21 @@ SYNTHETIC_KINDS: tuple[Kind, ...] = ("marginal_intensity", "curtailed_power", "p
 
 _DAY_S = 86_400
 _HOURS_OF_MEMORY = 96
-_FAST_MEMORY = 24
+_FAST_MEMORY = 12
+_CHUNK_VALUES = 200_000
 
 
 def _sun(epoch_s: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """Cosine of the sun's zenith angle [R, T] (Cooper 1969 declination, Spencer 1971 equation of time)."""
-    day = (epoch_s / _DAY_S) % 365.2425
+    # Both vary slowly: the values of the half hour are within 0.01 degrees and 0.02 min.
+    halves, index = np.unique(epoch_s.astype(np.int64) // 1800, return_inverse=True)
+    day = (halves / 48) % 365.2425
     gamma = 2 * np.pi * day / 365.2425
-    declination = np.radians(23.45) * np.sin(2 * np.pi * (284 + day + 1) / 365)
-    equation_min = 229.18 * (
+    declination = (np.radians(23.45) * np.sin(2 * np.pi * (284 + day + 1) / 365))[index]
+    equation_min = (229.18 * (
         0.000075 + 0.001868 * np.cos(gamma) - 0.032077 * np.sin(gamma)
         - 0.014615 * np.cos(2 * gamma) - 0.040849 * np.sin(2 * gamma)
-    )  # fmt: skip
+    ))[index]  # fmt: skip
     solar_hour = (epoch_s % _DAY_S) / 3600 + equation_min / 60 + longitude / 15
     angle = np.radians(15 * (solar_hour - 12))
     phi = np.radians(latitude)
@@ -53,10 +56,13 @@ def _sun(epoch_s: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np
 
 def _local(epoch_s: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
     """Local hour of the day and weekday (Monday = 1) under the zone's civil time, with DST. [T] each."""
-    stamps = pl.Series((epoch_s * 1_000_000).astype("int64")).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    local = stamps.dt.convert_time_zone(zone)
-    hour = (local.dt.hour().cast(pl.Float64) + local.dt.minute() / 60).to_numpy()
-    return hour, local.dt.weekday().to_numpy()
+    # Zones change their offset on half hours, so that few stamps need a conversion.
+    halves, index = np.unique(epoch_s.astype(np.int64) // 1800, return_inverse=True)
+    stamps = pl.Series(halves * 1_800_000_000).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    local = stamps.dt.convert_time_zone(zone).dt.replace_time_zone(None)
+    offset = local.dt.epoch("s").to_numpy() - halves * 1800
+    seconds = epoch_s.astype(np.int64) + offset[index]
+    return seconds % _DAY_S / 3600, (seconds // _DAY_S + 3) % 7 + 1
 
 
 def _demand_shape(hour: np.ndarray, weekday: np.ndarray, peak: float) -> np.ndarray:
@@ -73,12 +79,22 @@ def _demand_shape(hour: np.ndarray, weekday: np.ndarray, peak: float) -> np.ndar
 def simulate(
     regions: Sequence[str], start: datetime, end: datetime, *, seed: int, cadence_s: int = 300
 ) -> dict[Kind, np.ndarray]:
-    """Run the model for any number of regions at once.
+    """Run the model for any number of regions.
 
     Returns:
         Values [regions, stamps] per kind, at `start, start + cadence_s, ...` before `end`: marginal_intensity in
         g/kWh, curtailed_power in MW, price in currency/MWh.
     """
+    # A chunk's working arrays stay in the processor's cache.
+    days = (end - start) / timedelta(days=1) + 2
+    size = max(1, int(_CHUNK_VALUES / (days * _DAY_S / cadence_s)))
+    chunks = [_simulate(regions[i : i + size], start, end, seed, cadence_s) for i in range(0, len(regions), size)]
+    return {kind: np.concatenate([chunk[kind] for chunk in chunks]) for kind in SYNTHETIC_KINDS}
+
+
+def _simulate(
+    regions: Sequence[str], start: datetime, end: datetime, seed: int, cadence_s: int
+) -> dict[Kind, np.ndarray]:
     first, last = int(start.timestamp()), int(end.timestamp())
     # Whole days, so that an element's value never depends on where the range is cut.
     low, high = first - first % _DAY_S, last + -last % _DAY_S
@@ -122,7 +138,7 @@ def simulate(
     clocks = {zone: _local(epoch, zone) for zone in {model.timezone for model in models}}
     for row, model in enumerate(models):
         shapes[row] = _demand_shape(*clocks[model.timezone], model.evening_peak)
-    demand = shapes * (1 + 0.03 * slow(4, 12.0) + 0.004 * quick(5))
+    demand = shapes * (1 + 0.03 * slow(4, 12.0))
 
     absorb = np.maximum(column("export") + column("export_sigma") * slow(6, 2.5), 0.0)
     residual = demand - column("must_run") - solar - wind
