@@ -98,7 +98,7 @@ class Manifest(_Part):
     intervals: list[Interval]
     heldout: dict[str, Any] | None = None
     norm_history: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=list)
-    """Norms of the last accepted updates of the run, newest last: what the next segment's norm bound is derived from."""
+    """Norms of the last accepted updates of the run, newest last: the next segment's bound is derived from them."""
     files: dict[str, StoredFile]
     versions: dict[str, str]
     content_sha256: Sha256
