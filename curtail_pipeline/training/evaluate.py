@@ -1,0 +1,84 @@
+"""Held-out loss of a checkpoint: what the checkpoint_evaluation asset reports."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import torch
+
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.training.loss import token_losses
+
+
+class Heldout(Protocol):
+    """Where held-out sequences come from (`corpus.reader.HeldoutReader`)."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean UTF-8 bytes of a held-out token."""
+
+    def batches(
+        self, sequences_per_batch: int, max_sequences: int | None = None
+    ) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Arrays of token ids, (sequences, sequence_length + 1), always in the same order."""
+
+
+class Evaluation(TypedDict):
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+
+
+def evaluate(
+    checkpoint_folder: Path,
+    heldout: Heldout,
+    *,
+    max_sequences: int | None = None,
+    batch_sequences: int = 16,
+    device: str = "cpu",
+) -> Evaluation:
+    """Mean held-out loss of a checkpoint's folder, in float32.
+
+    Args:
+        checkpoint_folder: what `AutoModelForCausalLM.from_pretrained` loads.
+        heldout: gives the sequences.
+        max_sequences: evaluate the first so many; all when not given.
+        batch_sequences: sequences per forward pass.
+        device: of the model.
+
+    Returns:
+        `loss` in nats per token, `perplexity` its exponential, `bits_per_byte` = loss / ln 2 / bytes per token
+        (of the whole held-out text), and the number of predicted `tokens`.
+
+    Raises:
+        TrainingError: the folder holds no model, or there are no held-out sequences.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint_folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{checkpoint_folder} is not a checkpoint that transformers can load ({' '.join(str(error).split())}); "
+            "evaluate a committed one (`curtail checkpoints list`)"
+        ) from error
+    model.to(device).eval()
+    total, count = 0.0, 0
+    for batch in heldout.batches(batch_sequences, max_sequences):
+        losses = token_losses(model, torch.from_numpy(np.asarray(batch, dtype=np.int64)).to(device))
+        total += float(losses.double().sum())
+        count += losses.numel()
+    if count == 0:
+        raise TrainingError(
+            "there are no held-out sequences to evaluate on; raise corpus.heldout_fraction or give a larger corpus"
+        )
+    loss = total / count
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss / math.log(2) / heldout.bytes_per_token,
+        "tokens": count,
+    }

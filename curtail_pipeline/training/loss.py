@@ -1,0 +1,101 @@
+"""Cross-entropy of a language-model head without ever holding all its logits.
+
+Logits of a whole batch (tokens x vocabulary) are by far the largest tensor of a step. Working through the tokens in
+chunks keeps a chunk's logits in cache on a CPU and within 1 GiB on a GPU, and its gradient is made while it is there.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB on a GPU."""
+
+
+def _chunk(device: torch.device, vocabulary: int) -> int:
+    return max(16, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None
+    ) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(hidden.dtype)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            size = _chunk(hidden.device, weight.shape[0])
+            for start in range(0, hidden.shape[0], size):
+                h, t = hidden[start : start + size], targets[start : start + size, None]
+                if cap is None:
+                    logits = (h @ matrix.T).float()
+                    logits -= logits.amax(1, keepdim=True)
+                    bent = None
+                else:  # a capped logit's exponential cannot overflow
+                    bent = ((h / cap) @ matrix.T).float().tanh_()
+                    logits = bent * cap
+                wanted = logits.gather(1, t)
+                slope = logits.exp_()
+                normaliser = slope.sum(1, keepdim=True)
+                total += (normaliser.log() - wanted).sum()
+                # normaliser * (softmax - onehot); rows are divided by it where there are fewer elements.
+                slope.scatter_add_(1, t, -normaliser)
+                if bent is not None:  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
+                    slope.addcmul_(slope, bent.square_(), value=-1)
+                share = normaliser.reciprocal_()
+                if hidden.dtype == torch.float32:
+                    grad_hidden[start : start + size] = torch.mm(slope, matrix).mul_(share)
+                    grad_weight.addmm_(slope.T, h * share)
+                else:  # a narrow type holds slopes, not sums of exponentials
+                    slope = slope.mul_(share).to(hidden.dtype)
+                    torch.mm(slope, matrix, out=grad_hidden[start : start + size])
+                    grad_weight += slope.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+def softcap(model: nn.Module) -> float | None:
+    """The bound of a NanoChat model's logits."""
+    config: Any = model.config
+    cap: float | None = config.final_logit_softcapping
+    return cap
+
+
+def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Summed cross-entropy in nats; differentiable in `hidden` and `weight`.
+
+    Args:
+        hidden: (tokens, width), last hidden states.
+        weight: (vocabulary, width), the head.
+        targets: (tokens,), int64.
+        cap: logits are `cap * tanh(logits / cap)`; none for no cap.
+    """
+    loss: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, cap)
+    return loss
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats of each predicted token, for (B, T + 1) token ids: (B, T), float32."""
+    decoder: Any = model.model
+    hidden = decoder(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+    targets = tokens[:, 1:].flatten()
+    weight = model.get_parameter("lm_head.weight").to(hidden.dtype)
+    cap = softcap(model)
+    size = _chunk(hidden.device, weight.shape[0])
+    losses = []
+    for h, t in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = (h @ weight.T).float()
+        if cap is not None:
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        losses.append(functional.cross_entropy(logits, t, reduction="none"))
+    return torch.cat(losses).view(tokens.shape[0], -1)

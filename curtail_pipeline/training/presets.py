@@ -1,0 +1,179 @@
+"""Model presets and the initial checkpoint.
+
+All presets are NanoChat (nanochat's transformer as Hugging Face's `NanoChatForCausalLM`): rotary positions, RMS norms
+without parameters, squared ReLU, untied head, logits capped by 15 tanh(x / 15). One width per preset; the MLP is four
+times as wide. `d20` with a vocabulary of 65,536 has 560,988,160 parameters.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.training.config import TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import NanoChatConfig
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "d12": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "d20": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 20, "num_attention_heads": 10},
+}
+
+OVERRIDABLE = (
+    "final_logit_softcapping",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "vocab_size",
+)
+"""What `model_overrides` may set. Left out is what the optimisers or a bit-identical replay rely on (no biases, no
+tied head, no dropout) and the special tokens, which the tokenizer decides."""
+
+
+def model_config(settings: TrainingSettings, vocab_size: int, **token_ids: int | None) -> "NanoChatConfig":
+    """The Hugging Face config of the experiment's model.
+
+    Args:
+        settings: preset, overrides and sequence length (which bounds the positions).
+        vocab_size: number of token ids; the override of that name may only be larger.
+        token_ids: `bos_token_id`, `eos_token_id`; none by default. There is no padding id: the embedding of one
+            would never be trained.
+
+    Raises:
+        TrainingError: an override that is unknown, or a shape that no model can have.
+    """
+    from transformers import NanoChatConfig
+
+    unknown = sorted(set(settings.model_overrides) - set(OVERRIDABLE))
+    if unknown:
+        raise TrainingError(
+            f"training.model_overrides: {unknown[0]!r} cannot be overridden; choose from {', '.join(OVERRIDABLE)}"
+        )
+    values: dict[str, Any] = {
+        **PRESETS[settings.preset],
+        "max_position_embeddings": settings.sequence_length,
+        "vocab_size": vocab_size,
+        **settings.model_overrides,
+    }
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % (2 * heads):
+        raise TrainingError(
+            f"training.model_overrides: hidden_size {hidden!r} over num_attention_heads {heads!r} gives no even head "
+            f"width (rotary positions need one); choose a hidden_size that is a multiple of twice the heads"
+        )
+    if not isinstance(values["vocab_size"], int) or values["vocab_size"] < vocab_size:
+        raise TrainingError(
+            f"training.model_overrides: vocab_size {values['vocab_size']!r} cannot hold the {vocab_size} ids of the "
+            "tokenizer; give a larger one or none"
+        )
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **token_ids}
+    try:
+        return NanoChatConfig(dtype="float32", **ids, **values)
+    except Exception as error:  # the config class raises its own validation errors
+        raise TrainingError(f"training.model_overrides: {' '.join(str(error).split())}; correct the value") from error
+
+
+def parameter_count(config: "NanoChatConfig") -> int:
+    """Number of parameters, counted on the meta device (allocates nothing)."""
+    import torch
+    from transformers import NanoChatForCausalLM
+
+    with torch.device("meta"):
+        model = NanoChatForCausalLM(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def initialise(model: "torch.nn.Module", seed: int) -> None:
+    """Fill every parameter as nanochat does; the values depend on the seed and the shapes alone.
+
+    Projections that write to the residual stream (`o_proj`, `fc2`) and the head start at zero, the embedding is
+    N(0, 1), other matrices are N(0, s) with s = min(1, sqrt(out / in)) / sqrt(in) (arXiv:2310.17813). The head at zero
+    makes the first loss exactly ln(vocabulary).
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "fc2.weight")) or name == "lm_head.weight":
+                parameter.zero_()
+                continue
+            rows, columns = parameter.shape
+            std = 1.0 if name.endswith("embed_tokens.weight") else min(1.0, (rows / columns) ** 0.5) / columns**0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def init_checkpoint(settings: TrainingSettings, tokenizer_folder: Path, out_folder: Path, seed: int) -> list[str]:
+    """Write the initialised model as a Hugging Face folder that `from_pretrained` loads.
+
+    Writes `config.json`, `generation_config.json`, `model.safetensors` (float32) and copies the tokenizer's files.
+
+    Args:
+        settings: preset and overrides.
+        tokenizer_folder: what `AutoTokenizer.from_pretrained` reads; decides vocabulary and special tokens.
+        out_folder: created when absent.
+        seed: of the weights.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        TrainingError: the tokenizer cannot be read, or the model's shape is impossible.
+    """
+    import torch
+    from transformers import GenerationConfig, NanoChatForCausalLM, PreTrainedTokenizerFast
+
+    from curtail_pipeline.training.tensors import write_tensors
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{tokenizer_folder} has no tokenizer that transformers can read ({' '.join(str(error).split())}); "
+            "materialise `tokenizer` again or name another folder"
+        ) from error
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    eos = bos if eos is None else eos
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    config = model_config(settings, vocab_size, bos_token_id=bos, eos_token_id=eos)
+    with torch.device("meta"):
+        skeleton = NanoChatForCausalLM(config)
+    model = skeleton.to_empty(device="cpu")
+    initialise(model, seed)
+    out_folder.mkdir(parents=True, exist_ok=True)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(out_folder)
+    GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(out_folder)
+    write_tensors(out_folder / "model.safetensors", model.state_dict())
+    for source in sorted(Path(tokenizer_folder).iterdir()):
+        if source.is_file() and source.name not in {"config.json", "generation_config.json", "model.safetensors"}:
+            shutil.copyfile(source, out_folder / source.name)
+    return sorted(p.name for p in out_folder.iterdir() if p.is_file())
+
+
+def read_config(text: bytes, source: str) -> "NanoChatConfig":
+    """Parse a `config.json`; `source` names it in errors.
+
+    Raises:
+        TrainingError: not the config of a NanoChat model.
+    """
+    from transformers import NanoChatConfig
+
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise TrainingError(f"{source} is not valid JSON ({error}); restore it from its checkpoint's parent") from error
+    found = content.get("model_type") if isinstance(content, dict) else None
+    if found != "nanochat":
+        raise TrainingError(f"{source} describes a {found!r} model; this trainer trains 'nanochat' models")
+    return NanoChatConfig.from_dict(content)

@@ -1,0 +1,148 @@
+"""The resident trainer of a site: one process per site that stays alive between rounds.
+
+    python -m curtail_pipeline.training.serve --site S --store ROOT --endpoint FILE [--parent-pid N]
+
+HTTP on a free loopback port; when it can take orders it writes FILE, `{"port", "pid", "token"}`, readable by its owner
+only. Every request carries `Authorization: Bearer TOKEN`.
+
+| request | answer |
+|---|---|
+| `POST /train` (an order) | the result, when the round is done; the same order again gets the same answer |
+| `GET /status` | `site, pid, busy, key, round, step, loss, tokens_per_s` |
+| `POST /stop` | ends the running round after its step; `{"stopped": bool}` |
+| `POST /shutdown` | stops, answers, and ends the process |
+
+Failures are `{"error": text}`: 400 for what the sender can mend, 401 without the token, 409 while another order
+runs or for an order that differs from an earlier one of the same name, 500 for a bug.
+
+It shows life in `agents/<site>.json` in the store every 2 s, and ends when its parent ends, however that happens.
+"""
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+log = logging.getLogger("curtail.trainer")
+
+PR_SET_PDEATHSIG = 1
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="curtail_pipeline.training.serve", description="resident trainer of a site")
+    parser.add_argument("--site", required=True)
+    parser.add_argument("--store", required=True, type=Path, help="root of the store")
+    parser.add_argument("--endpoint", required=True, type=Path, help="file to write port, pid and token to when ready")
+    parser.add_argument("--experiment", default="experiment.json", help="store key of the experiment")
+    parser.add_argument("--parent-pid", type=int, default=None, help="end when this process ends")
+    return parser.parse_args(argv)
+
+
+def _follow_parent(parent: int, ended: threading.Event) -> None:
+    """Set `ended` once the process `parent` is gone."""
+    import psutil
+
+    def poll() -> None:
+        try:
+            process = psutil.Process(parent)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                if ended.wait(0.5):
+                    return
+        except psutil.NoSuchProcess:
+            pass  # gone already
+        log.info("parent %d is gone", parent)
+        ended.set()
+
+    def on_parent_death(_signal: int, _frame: FrameType | None) -> None:
+        # The kernel sends this when the *thread* that started us ends; only the process counts.
+        if os.getppid() != parent:
+            ended.set()
+
+    signal.signal(signal.SIGUSR1, on_parent_death)
+    if sys.platform == "linux" and os.getppid() == parent:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+    threading.Thread(target=poll, name="parent", daemon=True).start()
+
+
+def _write_endpoint(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(content, stream)
+    scratch.replace(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until shut down; exit code 0, or 1 with one line on stderr."""
+    arguments = _arguments(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {arguments.site} %(levelname)s %(message)s"
+    )
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    if arguments.parent_pid is not None:
+        _follow_parent(arguments.parent_pid, ended)
+
+    from filelock import FileLock, Timeout
+
+    from curtail_pipeline.errors import CurtailError, TrainingError
+    from curtail_pipeline.settings import parse_experiment
+    from curtail_pipeline.storage.store import Store
+
+    try:
+        store = Store(arguments.store)
+        experiment = parse_experiment(store.read_json(arguments.experiment), arguments.experiment)
+        site = experiment.site(arguments.site)
+        lock_path = store.path(f"agents/{site.name}.lock")
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise TrainingError(
+                f"site {site.name} already has a live trainer on the store {store.root}; use it, or stop it first "
+                "(`curtail federation down`)"
+            ) from None
+        # Libraries read their thread counts when they are imported.
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(site.threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+        import torch
+
+        torch.set_num_threads(site.threads)
+        torch.set_num_interop_threads(1)
+
+        from curtail_pipeline.training.agent import TrainerAgent
+        from curtail_pipeline.training.trainer import SiteTrainer
+
+        agent = TrainerAgent(SiteTrainer(store, site, experiment), ended)
+    except CurtailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        agent.start()
+        _write_endpoint(arguments.endpoint, {"port": agent.port, "pid": os.getpid(), "token": agent.token})
+        log.info("ready on port %d", agent.port)
+        agent.work()
+    finally:
+        arguments.endpoint.unlink(missing_ok=True)
+        agent.close()
+        lock.release()
+    log.info("ended")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stderr.flush()
+    # Request threads may still wait on sockets; nothing of theirs is worth waiting for.
+    os._exit(code)

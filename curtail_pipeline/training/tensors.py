@@ -1,0 +1,60 @@
+"""Named tensors on disk: safetensors only, the same bytes for the same values, checked by hash when read."""
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.storage.store import Store, file_sha256
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write a safetensors file atomically; the sha256 (hex) of its bytes.
+
+    The file depends on names, shapes and values alone: safetensors orders tensors by type and name, and the only
+    metadata is the `format` that transformers asks for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"})
+        scratch.chmod(0o644)
+        digest = file_sha256(scratch)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return digest
+
+
+def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Read a stored safetensors file whose bytes have this sha256 (hex).
+
+    Raises:
+        TrainingError: missing, or its content is not what the hash says.
+    """
+    path = store.path(key)
+    if not path.is_file():
+        raise TrainingError(
+            f"{key} is not in the store {store.root}; restore it or start from a checkpoint that exists"
+        )
+    found = file_sha256(path)
+    if found != sha256:
+        raise TrainingError(
+            f"{key} is corrupt: its sha256 is {found}, expected {sha256}; restore the file or go back to an earlier "
+            "checkpoint (`curtail checkpoints verify` tells which are whole)"
+        )
+    try:
+        return load_file(path, device=device)
+    except safetensors.SafetensorError as error:
+        raise TrainingError(f"{key} is not a safetensors file ({error}); restore it from its checkpoint") from error
+
+
+def store_tensors(store: Store, key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
+    """Write tensors under a key; sha256 (hex) and size in bytes."""
+    path = store.path(key)
+    digest = write_tensors(path, tensors)
+    return digest, path.stat().st_size

@@ -1,0 +1,340 @@
+"""The trainer of one site: turns orders into results and keeps model and optimisers in memory between them.
+
+What a round computes is a function of its order alone (weights, inner state, lease, seed, first step, members, stop):
+whether model and inner state were still in memory or came from the store makes no difference to a bit of the result, on
+the same hardware with the same number of threads.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+
+# cuBLAS reads this when it starts; without it deterministic algorithms are refused on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+from torch import nn
+
+from curtail_pipeline.corpus.ranges import Ranges, take_prefix
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.settings import Experiment, parse_experiment
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training.loss import head_loss, softcap
+from curtail_pipeline.training.optimisers import Optimisers
+from curtail_pipeline.training.orders import FRESH, Order, Result, StopReason, parse_order
+from curtail_pipeline.training.presets import read_config
+from curtail_pipeline.training.schedule import global_step, multiplier
+from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot
+from curtail_pipeline.training.tensors import read_tensors, store_tensors
+from curtail_pipeline.windows.config import Site
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Reader(Protocol):
+    """Where a site's token sequences come from (`corpus.reader.ShardReader`)."""
+
+    def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Arrays of token ids, (sequences, sequence_length + 1), in the order of the ranges."""
+
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class SiteTrainer:
+    """Trains rounds for one site.
+
+    Args:
+        store: where weights, inner states and shards are.
+        site: the site's name or its settings.
+        experiment: its training section, seed and batch size count.
+        reader: token sequences; the site's shards in the store when not given.
+
+    Raises:
+        SettingsError: the experiment has no such site.
+        TrainingError: the site's device is not there.
+    """
+
+    def __init__(self, store: Store, site: Site | str, experiment: Experiment, reader: Reader | None = None) -> None:
+        self.store = store
+        self.site = experiment.site(site) if isinstance(site, str) else site
+        self.experiment = experiment
+        self.settings = experiment.training
+        self._device = _device(self.site)
+        self._reader = reader
+        self._model: nn.Module | None = None
+        self._decoder: Callable[..., Any] | None = None
+        self._optimisers: Optimisers | None = None
+        self._config: str | None = None
+        self._weights: str | None = None
+        self._inner: str | None = None
+        self._segment: tuple[str, int] | None = None
+        self._recent: set[str] = set()
+        self._experiment_bytes: str | None = None
+
+    def train(
+        self,
+        order: dict[str, Any] | Order,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Result:
+        """Train one round and store the new weights and inner state.
+
+        Args:
+            order: see `orders.Order`.
+            progress: called after every step with `step` (global), `steps` (done in this round), `loss` and
+                `tokens_per_s`.
+            should_stop: asked before every step; true ends the round with `stop: membership`.
+
+        Returns:
+            See `orders.Result`. A step is counted once the optimisers have stepped; sequences that do not fill a step
+            are never consumed.
+
+        Raises:
+            TrainingError: an order that is malformed or meant for another site or experiment, weights or inner state
+                that are missing or corrupt, token ids beyond the vocabulary, or a loss that is not finite. Nothing is
+                stored then.
+        """
+        order = order if isinstance(order, Order) else parse_order(order)
+        if order.site != self.site.name:
+            raise TrainingError(
+                f"the order is for site {order.site!r}, this trainer is {self.site.name!r}'s; send it there"
+            )
+        self._check_experiment(order.experiment_uri)
+        _make_deterministic(self.site.threads)
+        self._load(order)
+        self._weights = self._inner = None  # unknown until this round is stored
+        losses, seconds, stop = self._steps(order, progress, should_stop or (lambda: False))
+
+        steps, per_step = len(losses), self.experiment.sequences_per_step
+        tokens = steps * self.settings.total_batch_tokens
+        model, optimisers = self._built()
+        sha256, size = store_tensors(self.store, order.out, model.state_dict())
+        inner = order.inner_state if steps == 0 else save_snapshot(self.store, self.site.name, optimisers.state())
+        self._weights, self._inner = sha256, inner
+        self._prune(order, inner)
+        return Result(
+            site=self.site.name,
+            round=order.round,
+            parent_sha256=order.parent.sha256,
+            steps=steps,
+            tokens=tokens,
+            consumed=take_prefix(order.lease, steps * per_step),
+            loss_first=losses[0] if losses else None,
+            loss_last=losses[-1] if losses else None,
+            loss_mean=sum(losses) / steps if losses else None,
+            seconds=round(seconds, 6),
+            tokens_per_s=round(tokens / seconds, 3) if seconds > 0 else 0.0,
+            weights={"key": order.out, "sha256": sha256, "bytes": size},
+            inner_state={"begin": order.inner_state, "end": inner},
+            stop=stop,
+        )
+
+    def _check_experiment(self, key: str) -> None:
+        content = self.store.read_bytes(key)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest == self._experiment_bytes:
+            return
+        stored = parse_experiment(self.store.read_json(key), key)
+        if stored.sha256() != self.experiment.sha256():
+            raise TrainingError(
+                f"{key} is experiment {stored.name!r} with identity {stored.sha256()[:12]}, the trainer of site "
+                f"{self.site.name} was started with {self.experiment.sha256()[:12]}; restart the trainer"
+            )
+        self._experiment_bytes = digest
+
+    def _load(self, order: Order) -> None:
+        """Bring model and optimisers to the state the order begins with."""
+        config = self.store.read_bytes(order.config)
+        if self._config != (found := hashlib.sha256(config).hexdigest()):
+            self._build(config, order.config)
+            self._config = found
+        model, optimisers = self._built()
+        if self._weights != order.parent.sha256:
+            self._weights = None
+            weights = read_tensors(self.store, order.parent.key, order.parent.sha256)
+            _copy_weights(model, weights, order.parent.key)
+            self._weights = order.parent.sha256
+        if order.inner_state == FRESH:
+            optimisers.reset()
+        elif self._inner != order.inner_state:
+            self._inner = None
+            optimisers.load(load_snapshot(self.store, self.site.name, order.inner_state), order.inner_state)
+        self._inner = order.inner_state
+
+    def _build(self, config: bytes, source: str) -> None:
+        self._config = self._weights = self._inner = None
+        model = build_model(config, source).to(self._device)
+        model.train()
+        self._model = model
+        self._optimisers = Optimisers(model, self.settings)
+        decoder: Any = model.model
+        self._decoder = torch.compile(decoder) if self.settings.compile else decoder
+
+    def _built(self) -> tuple[nn.Module, Optimisers]:
+        if self._model is None or self._optimisers is None:
+            raise RuntimeError("no model was built")
+        return self._model, self._optimisers
+
+    def _steps(
+        self, order: Order, progress: Progress | None, should_stop: Callable[[], bool]
+    ) -> tuple[list[float], float, StopReason]:
+        """Train until a reason to stop; the loss of every step, wall seconds, and the reason."""
+        per_step = self.experiment.sequences_per_step
+        batches = self._batches(order)
+        losses: list[float] = []
+        begin = time.perf_counter()
+        elapsed = last = 0.0
+        while True:
+            if len(losses) >= order.max_steps:
+                stop: StopReason = "steps"
+                break
+            # The next step is taken to last as long as the one before; none runs over the deadline for all we know.
+            if order.deadline_s is not None and (elapsed >= order.deadline_s or elapsed + last > order.deadline_s):
+                stop = "deadline"
+                break
+            if should_stop():
+                stop = "membership"
+                break
+            batch = next(batches, None)
+            if batch is None or len(batch) < per_step:
+                stop = "exhausted"
+                break
+            step = global_step(order.first_step, len(losses), order.members)
+            losses.append(self._step(batch, step, order.total_steps))
+            now = time.perf_counter() - begin
+            elapsed, last = now, now - elapsed
+            if progress is not None:
+                rate = len(losses) * self.settings.total_batch_tokens / elapsed
+                progress({"step": step, "steps": len(losses), "loss": losses[-1], "tokens_per_s": rate})
+        return losses, time.perf_counter() - begin, stop
+
+    def _batches(self, order: Order) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        if self._reader is None:
+            from curtail_pipeline.corpus.reader import ShardReader
+
+            self._reader = ShardReader(self.store, self.site.name, self.settings.sequence_length)
+        return iter(self._reader.batches(order.lease, self.experiment.sequences_per_step, order.seed))
+
+    def _step(self, batch: np.ndarray[Any, np.dtype[Any]], step: int, total_steps: int) -> float:
+        """One optimiser step over (sequences, T + 1) token ids; its mean loss in nats per token."""
+        model, optimisers = self._built()
+        settings = self.settings
+        tokens = torch.from_numpy(np.asarray(batch, dtype=np.int64))
+        vocabulary = model.get_parameter("lm_head.weight").shape[0]
+        highest = int(tokens.max())
+        if highest >= vocabulary:
+            raise TrainingError(
+                f"the shards of site {self.site.name} hold token id {highest}, the model's vocabulary ends at "
+                f"{vocabulary - 1}; materialise `training_shards` again with the checkpoint's tokenizer"
+            )
+        tokens = tokens.to(self._device, non_blocking=True)
+        count = tokens.shape[0] * (tokens.shape[1] - 1)
+        total = torch.zeros((), device=self._device)
+        for part in tokens.split(settings.device_batch_sequences):
+            loss = self._loss(model, part) / count
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        value = float(total)
+        if not (np.isfinite(value) and bool(torch.isfinite(norm))):
+            model.zero_grad()
+            raise TrainingError(
+                f"loss {value} and gradient norm {float(norm)} at global step {step} of site {self.site.name} are not "
+                "finite; lower training.matrix_lr, embedding_lr and unembedding_lr, or raise warmup_steps"
+            )
+        optimisers.set_multiplier(
+            multiplier(
+                step,
+                total_steps=total_steps,
+                warmup_steps=settings.warmup_steps,
+                decay_fraction=settings.decay_fraction,
+            )
+        )
+        optimisers.step()
+        model.zero_grad()
+        return value
+
+    def _loss(self, model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        dtype = DTYPES[self.settings.dtype]
+        autocast = torch.autocast(self._device.type, dtype) if dtype != torch.float32 else nullcontext()
+        assert self._decoder is not None
+        with autocast:
+            hidden = self._decoder(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+            return head_loss(
+                hidden.flatten(0, 1).to(dtype),
+                model.get_parameter("lm_head.weight"),
+                tokens[:, 1:].flatten(),
+                softcap(model),
+            )
+
+    def _prune(self, order: Order, inner: str) -> None:
+        """Apply the retention setting; states of the running segment always stay."""
+        if self._segment != (order.key, order.attempt):
+            self._segment, self._recent = (order.key, order.attempt), set()
+        self._recent |= {order.inner_state, inner}
+        if self.settings.keep_inner_states is not None:
+            prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
+
+
+def build_model(config: bytes, source: str) -> nn.Module:
+    """A NanoChat model on the CPU whose parameters are not yet set.
+
+    Raises:
+        TrainingError: not the config of a NanoChat model; `source` names it.
+    """
+    from transformers import NanoChatForCausalLM
+
+    parsed = read_config(config, source)
+    with torch.device("meta"):
+        model = NanoChatForCausalLM(parsed)
+    model.to_empty(device="cpu")
+    # Rotary frequencies are no weights: computed, never stored.
+    model.model.rotary_emb = type(model.model.rotary_emb)(parsed)
+    return model
+
+
+def _copy_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    own = model.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) or [n for n, t in own.items() if t.shape != weights[n].shape]
+    if wrong:
+        raise TrainingError(
+            f"{source} does not fit the model's config: {wrong[0]!r} is missing, unknown or of another shape; "
+            "use the config.json beside the weights"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _device(site: Site) -> torch.device:
+    try:
+        device = torch.device(site.device)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"sites: device {site.device!r} of {site.name} is not one torch knows; use cpu or cuda:0"
+        ) from error
+    if device.type not in {"cpu", "cuda"}:
+        raise TrainingError(f"sites: device {site.device!r} of {site.name} is not supported; use cpu or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TrainingError(
+            f"sites: device {site.device!r} of {site.name} is not there ({torch.cuda.device_count()} CUDA devices); "
+            "use one that exists, or cpu"
+        )
+    return device
+
+
+def _make_deterministic(threads: int) -> None:
+    torch.use_deterministic_algorithms(True)
+    # Filling uninitialised memory is a debugging aid that costs a pass over every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
