@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.windows.hysteresis import BY_AGE, BY_VALUE, OPEN, SECOND, Floats, Intervals, Ints
+from curtail_pipeline.windows.columns import OPEN, SECOND, Floats, Ints
+from curtail_pipeline.windows.hysteresis import BY_AGE, BY_VALUE, Intervals
 from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule
 
 HISTORY = 20

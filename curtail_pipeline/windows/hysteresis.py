@@ -4,8 +4,6 @@ The rule of one signal is a Schmitt trigger (enter and exit threshold) followed 
 the signal goes stale. Sequential as that looks, only three things decide: the last value outside the band between the
 thresholds, the first stale instant after a value, and the distance from one low stretch to the next. So whole columns
 are compared once, and everything after that works on the few places where something changes.
-
-Times are microseconds since the epoch, UTC, as int64. `OPEN` stands for "not ended before the end of the range".
 """
 
 from dataclasses import dataclass
@@ -14,14 +12,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from curtail_pipeline.windows.columns import OPEN, SECOND, Columns, Floats, Ints
 from curtail_pipeline.windows.rule_config import SignalRule
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
-OPEN: Final = np.iinfo(np.int64).max
-SECOND: Final = 1_000_000
 DEFAULT_CADENCE_US: Final = 300 * SECOND
 """Assumed of a feed until two stamps have been seen; the cadence of every signal the product reads live."""
 CADENCES_PER_AGE: Final = 2
@@ -29,23 +22,6 @@ CADENCES_PER_AGE: Final = 2
 BY_VALUE: Final = 0
 BY_AGE: Final = 1
 BY_ESTIMATE: Final = 2
-
-
-@dataclass(frozen=True)
-class Columns:
-    """One signal of several regions: region `r` has rows `offsets[r]:offsets[r + 1]`, in order of time, no stamp twice.
-
-    `value` is NaN where a stamp has none; `estimated` is None where no value is.
-    """
-
-    time: Ints
-    value: Floats
-    offsets: Ints
-    estimated: Bools | None = None
-
-    @property
-    def regions(self) -> int:
-        return len(self.offsets) - 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import numpy as np
@@ -11,21 +11,12 @@ import polars as pl
 from curtail_pipeline.errors import PolicyError, TraceError
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.candidates import combined, described, forecast_openings, history_waits
+from curtail_pipeline.windows.columns import OPEN, SECOND, TIME, Columns, columns_of_frame, to_micros
 from curtail_pipeline.windows.config import PolicySettings, Site
-from curtail_pipeline.windows.hysteresis import (
-    OPEN,
-    SECOND,
-    Columns,
-    SignalState,
-    Valid,
-    intervals,
-    valid_values,
-)
+from curtail_pipeline.windows.hysteresis import SignalState, Valid, intervals, valid_values
 from curtail_pipeline.windows.rule_config import RuleSettings, rule_of
 from curtail_pipeline.windows.state import RegionState, RuleState, rule_digest
 from curtail_pipeline.windows.stats import window_stats
-
-TIME: Final = pl.Datetime("us", "UTC")
 
 WINDOW_SCHEMA: Final[dict[str, pl.DataType]] = {
     "site": pl.String(),
@@ -42,42 +33,6 @@ WINDOW_SCHEMA: Final[dict[str, pl.DataType]] = {
 """A table of windows. `end` and `closed_by` are null while the window is open. `mean_signal` (time-weighted) and
 `min_signal` are of the rule's first signal, in its unit, over the window; null where that signal had no value. `as_of`
 is the instant up to which the signal had been read when the row last changed: the end of a closed window."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TICK = timedelta(microseconds=1)
-
-
-def _micros(stamp: datetime, name: str) -> int:
-    if stamp.tzinfo is None:
-        raise PolicyError(f"{name} {stamp!r} has no time zone; give an aware time, e.g. 2026-01-11T17:00:00Z")
-    return (stamp - _EPOCH) // _TICK
-
-
-def _columns(traces: pl.DataFrame, regions: Sequence[str], kind: str, start: int, end: int) -> Columns:
-    """The rows of one kind in `[start, end)`, in order of region and time; of equal stamps the last row."""
-    n = len(regions)
-    rows = (
-        traces.filter(
-            pl.col("kind") == kind,
-            pl.col("region").is_in(list(regions)),
-            pl.col("time").is_between(pl.lit(start).cast(TIME), pl.lit(end).cast(TIME), closed="left"),
-        )
-        .with_columns(
-            pl.col("region").replace_strict(list(regions), list(range(n)), return_dtype=pl.Int64),
-            pl.col("time").dt.cast_time_unit("us").to_physical(),
-        )
-        .sort("region", "time", maintain_order=True)
-        .unique(["region", "time"], keep="last", maintain_order=True)
-    )
-    estimated = None
-    if "estimated" in rows.columns and rows["estimated"].any():
-        estimated = rows["estimated"].fill_null(False).to_numpy()
-    return Columns(
-        time=rows["time"].to_numpy(),
-        value=rows["value"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
-        offsets=np.searchsorted(rows["region"].to_numpy(), np.arange(n + 1)),
-        estimated=estimated,
-    )
 
 
 def _checked(traces: pl.DataFrame) -> pl.DataFrame:
@@ -278,7 +233,7 @@ def derive_windows(
         TraceError: the trace lacks a column or its times are not UTC.
     """
     _checked(traces)
-    first, last = _micros(start, "start"), _micros(end, "end")
+    first, last = to_micros(start, "start"), to_micros(end, "end")
     if last <= first:
         raise PolicyError(f"the range {iso(start)} to {iso(end)} is empty; give an end after the start")
     if state is not None and state.at > start:
@@ -286,7 +241,7 @@ def derive_windows(
             f"the window state is as of {iso(state.at)}, after the start {iso(start)}; "
             "pass the state of the range before"
         )
-    since = first if state is None else _micros(state.at, "state.at")
+    since = first if state is None else to_micros(state.at, "state.at")
     known = {} if state is None else state.regions
     groups: dict[str, _Group] = {}
     for region in dict.fromkeys(site.region for site in sites):
@@ -303,7 +258,7 @@ def derive_windows(
     for group in groups.values():
         names = group.regions
         result = windows_of_columns(
-            [_columns(traces, names, signal.kind, since, last) for signal in group.rule.signals],
+            [columns_of_frame(traces, names, signal.kind, since, last) for signal in group.rule.signals],
             group.rule,
             [known.get(name, RegionState.fresh(group.rule)) for name in names],
             last,

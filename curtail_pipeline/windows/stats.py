@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curtail_pipeline.windows.hysteresis import OPEN, SECOND, Floats, Ints, Valid
+from curtail_pipeline.windows.columns import OPEN, SECOND, Floats, Ints
+from curtail_pipeline.windows.hysteresis import Valid
 
 
 @dataclass(frozen=True)
