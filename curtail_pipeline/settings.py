@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.signals.config import TracesSettings
 from curtail_pipeline.training.config import TrainingSettings
 from curtail_pipeline.windows.config import JobSettings, Overheads, PolicySettings, RoundSettings, Site
+from curtail_pipeline.windows.rule_config import RuleSettings
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
@@ -55,6 +57,8 @@ class Experiment(Section):
     """Regions without a site whose always-on baseline is reported too."""
     overheads: Overheads = Overheads()
     policy: PolicySettings = PolicySettings()
+    rules: dict[str, RuleSettings] = Field(default_factory=dict)
+    """Window rules by region, in place of the policy's own."""
     rounds: RoundSettings = RoundSettings()
     job: JobSettings
     corpus: CorpusSettings = CorpusSettings()
@@ -155,6 +159,21 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     return parse_experiment(content, str(path))
+
+
+def with_traces(experiment: Experiment, path: str | Path) -> Experiment:
+    """The experiment on a trace file of g/kWh in place of its own traces, over the file's whole time.
+
+    Its name gets the file's, so that its home is another one.
+    """
+    path = Path(path).resolve()
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.name.split(".")[0])
+    content = experiment.model_dump(mode="json") | {
+        "name": f"{experiment.name}-{stem}"[:64],
+        "traces": {"provider": "file", "path": str(path)},
+        "clock": {},
+    }
+    return parse_experiment(content, f"{experiment.name} with traces {path}")
 
 
 ClockMode = Literal["headless", "replay", "live"]

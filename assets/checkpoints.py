@@ -1,0 +1,55 @@
+"""One segment of training per partition: the aggregated checkpoint and its held-out loss."""
+
+import dagster as dg
+
+from curtail_pipeline.orchestration.metadata import checkpoint_metadata, log_progress, replay_metadata
+from curtail_pipeline.orchestration.partitions import CHECKPOINTS
+from curtail_pipeline.orchestration.resources import PipelineResource, Progress
+
+
+@dg.asset(
+    partitions_def=CHECKPOINTS,
+    group_name="training",
+    kinds={"pytorch", "flower", "safetensors"},
+    owners=["team:training"],
+    deps=[
+        dg.AssetDep("curtailment_windows", partition_mapping=dg.AllPartitionMapping()),
+        dg.AssetDep("training_shards", partition_mapping=dg.AllPartitionMapping()),
+    ],
+)
+def aggregated_checkpoint(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, progress: dg.ResourceParam[Progress]
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The model after one segment: a Hugging Face folder with the outer optimiser's state and a manifest.
+
+    A key that the membership sensor requested is trained by one Flower run over its sites. A key that is committed is
+    replayed from its parent in scratch and compared; what is committed is never replaced. `ckpt-000000` is the
+    initialised model.
+    """
+    from curtail_pipeline.initialise import ensure_initialised
+    from curtail_pipeline.segment import read_request, replay_segment, train_segment
+    from curtail_pipeline.storage.checkpoints import FIRST_KEY
+
+    project, key = pipeline.project(), context.partition_key
+    if key == FIRST_KEY:
+        return dg.MaterializeResult(metadata=checkpoint_metadata(project, ensure_initialised(project)))
+    observe = log_progress(context.log, progress)
+    if project.checkpoints.exists(key):
+        replayed = replay_segment(project, key, observe)
+        return dg.MaterializeResult(metadata=replay_metadata(project, replayed))
+    manifest = train_segment(project, read_request(project, key), observe)
+    return dg.MaterializeResult(metadata=checkpoint_metadata(project, manifest))
+
+
+@dg.asset(
+    partitions_def=CHECKPOINTS,
+    group_name="training",
+    deps=[aggregated_checkpoint, "heldout_shard"],
+    kinds={"pytorch"},
+    owners=["team:training"],
+)
+def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Held-out loss (nats per token), perplexity and bits per byte."""
+    from curtail_pipeline.evaluation import evaluate_checkpoint
+
+    return dg.MaterializeResult(metadata=evaluate_checkpoint(pipeline.project(), context.partition_key))

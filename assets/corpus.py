@@ -1,0 +1,33 @@
+"""Text in, token shards per site out."""
+
+import dagster as dg
+
+from curtail_pipeline.corpus.dealing import freeze_dealing
+from curtail_pipeline.corpus.shards import build_heldout, build_site_shards, build_tokenizer
+from curtail_pipeline.orchestration.metadata import shards_metadata
+from curtail_pipeline.orchestration.partitions import SITES
+from curtail_pipeline.orchestration.resources import PipelineResource
+
+
+@dg.asset(group_name="corpus", kinds={"huggingface"}, owners=["team:training-data"])
+def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Byte-level BPE over a bounded deterministic sample of the corpus, loadable with `AutoTokenizer`."""
+    project = pipeline.project()
+    return dg.MaterializeResult(metadata=build_tokenizer(project.experiment.corpus, project.store).to_json())
+
+
+@dg.asset(group_name="corpus", partitions_def=SITES, deps=[tokenizer], kinds={"numpy"}, owners=["team:training-data"])
+def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """A site's share of the corpus as memory-mappable token files; no held-out document is in any of them."""
+    project = pipeline.project()
+    freeze_dealing(project.experiment.corpus, project.store, project.shares())
+    manifest = build_site_shards(project.experiment.corpus, project.store, context.partition_key)
+    return dg.MaterializeResult(metadata=shards_metadata(manifest))
+
+
+@dg.asset(group_name="corpus", deps=[tokenizer], kinds={"numpy"}, owners=["team:training-data"])
+def heldout_shard(pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Text that no site trains on, chosen by a hash of each document."""
+    project = pipeline.project()
+    freeze_dealing(project.experiment.corpus, project.store, project.shares())
+    return dg.MaterializeResult(metadata=shards_metadata(build_heldout(project.experiment.corpus, project.store)))

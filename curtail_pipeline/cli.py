@@ -1,0 +1,232 @@
+"""`curtail`: the command line. Every command imports what it needs when it runs.
+
+Exit codes: 0 done, 1 failed with a one-paragraph error, 2 wrong usage. With `--json` the last line of standard output
+is one JSON object; logs go to standard error.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from curtail_pipeline.errors import CurtailError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+federation_app = typer.Typer(no_args_is_help=True, help="The local federation: SuperLink, SuperNodes, trainers.")
+checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at and check the checkpoints of an experiment.")
+site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trainer and SuperNode.")
+app.add_typer(federation_app, name="federation")
+app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(site_app, name="site")
+
+ExperimentOption = Annotated[str, typer.Option("--experiment", "-e", help="A name in experiments/ or a YAML file.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The home folder; .curtail/<name> by default.")]
+SitesOption = Annotated[str | None, typer.Option("--experiment", "-e", help="Its sites; else a site per region.")]
+TracesOption = Annotated[Path | None, typer.Option("--traces", help="A trace file in place of the experiment's.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str), flush=True)
+
+
+@contextmanager
+def _opened(experiment: str, out: Path | None, traces: Path | None = None, clock: str = "headless") -> Iterator[Any]:
+    """The project, with the environment set so that a code location loaded afterwards serves it."""
+    from curtail_pipeline.project import CLOCK_ENV, EXPERIMENT_ENV, Project
+    from curtail_pipeline.settings import load_experiment, with_traces
+
+    loaded = load_experiment(experiment)
+    if traces is not None:
+        loaded = with_traces(loaded, traces)
+    project = Project.open(loaded, clock, out)  # type: ignore[arg-type]
+    os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
+    os.environ[CLOCK_ENV] = clock
+    yield project
+
+
+@app.command()
+def run(
+    experiment: ExperimentOption = "laptop",
+    traces: TracesOption = None,
+    out: OutOption = None,
+    json_: JsonOption = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Dagster's log too.")] = False,
+) -> None:
+    """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
+    from curtail_pipeline.console import RunConsole, print_summary
+
+    with _opened(experiment, out, traces) as project, project.home.lock():
+        os.environ["DAGSTER_HOME"] = str(project.home.dagster)
+        if not verbose:
+            logging.getLogger("dagster").setLevel(logging.CRITICAL)
+        from curtail_pipeline.accounting import summarise
+        from curtail_pipeline.orchestration.replay import Headless, open_instance
+
+        with RunConsole(project) as console, open_instance(project) as instance:
+            headless = Headless(project, instance, console)
+            reason = headless.run()
+            console({"event": "prepare", "what": "the report"})
+            headless.report()
+        summary = summarise(project)
+        print_summary(summary, reason)
+        if json_:
+            _print_json(summary)
+
+
+@app.command()
+def ui(
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+    port: Annotated[int, typer.Option(help="Port of the web UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address the web UI listens on.")] = "127.0.0.1",
+    sensors: Annotated[bool, typer.Option(help="Switch the sensor and the schedules on.")] = True,
+) -> None:
+    """The Dagster UI on the experiment's instance, with a local federation; recorded traces are replayed."""
+    from curtail_pipeline.federation.local import LocalFederation
+    from curtail_pipeline.ui import serve
+
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.orchestration.replay import Headless, open_instance
+
+        with open_instance(project) as instance:
+            Headless(project, instance, lambda event: typer.echo(f"preparing {event['what']}", err=True)).prepare()
+        with LocalFederation(project.home.root, project.experiment).ensure():
+            raise typer.Exit(serve(project, host, port, sensors))
+
+
+@app.command()
+def windows(
+    traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
+    experiment: SitesOption = None,
+    policy: Annotated[str | None, typer.Option(help="paper, threshold, ...")] = None,
+    unit: Annotated[str, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")] = "g/kWh",
+    kind: Annotated[str, typer.Option(help="marginal_intensity, price or curtailed_power.")] = "marginal_intensity",
+    timezone: Annotated[str, typer.Option(help="Of stamps without an offset.")] = "UTC",
+    interval: Annotated[str, typer.Option(help="Whether a stamp is the begin or the end of its interval.")] = "begin",
+    json_: JsonOption = False,
+) -> None:
+    """Curtailment windows of a trace file, without training."""
+    from curtail_pipeline.console import print_windows
+    from curtail_pipeline.windows.command import windows_of_file
+
+    found = windows_of_file(traces, experiment, policy, unit, kind, timezone, interval)
+    if json_:
+        _print_json(found)
+    else:
+        print_windows(found)
+
+
+@federation_app.command("up")
+def federation_up(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """Start the SuperLink, and a SuperNode and a trainer per site; they stay until `down`."""
+    from curtail_pipeline.federation.local import LocalFederation
+
+    with _opened(experiment, out) as project:
+        _print_json(LocalFederation(project.home.root, project.experiment).up())
+
+
+@federation_app.command("down")
+def federation_down(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """Stop it and everything it started."""
+    from curtail_pipeline.federation.local import LocalFederation
+
+    with _opened(experiment, out) as project:
+        stopped = LocalFederation(project.home.root, project.experiment).down()
+        typer.echo("stopped" if stopped else "no federation is running")
+
+
+@federation_app.command("status")
+def federation_status(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """What runs, as JSON."""
+    from curtail_pipeline.federation.local import LocalFederation
+
+    with _opened(experiment, out) as project:
+        _print_json(LocalFederation(project.home.root, project.experiment).status())
+
+
+@checkpoints_app.command("list")
+def checkpoints_list(experiment: ExperimentOption = "laptop", out: OutOption = None, json_: JsonOption = False) -> None:
+    """A row per committed checkpoint."""
+    from curtail_pipeline.console import print_checkpoints
+
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.accounting import checkpoint_rows
+
+        rows = checkpoint_rows(project)
+        if json_:
+            _print_json({"checkpoints": rows})
+        else:
+            print_checkpoints(rows)
+
+
+@checkpoints_app.command("show")
+def checkpoints_show(key: str, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """The manifest of a checkpoint, and tokens per site, epoch and share."""
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.accounting import show_checkpoint
+
+        _print_json(show_checkpoint(project, key))
+
+
+@checkpoints_app.command("verify")
+def checkpoints_verify(
+    key: Annotated[str | None, typer.Argument(help="One checkpoint; the whole chain by default.")] = None,
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+) -> None:
+    """Hash every file again and check that each checkpoint follows from its parent."""
+    with _opened(experiment, out) as project:
+        if key is not None:
+            project.checkpoints.verify(key)
+            typer.echo(f"{key} is intact")
+        else:
+            typer.echo(f"{len(project.checkpoints.verify_chain())} checkpoints are intact")
+
+
+@checkpoints_app.command("export")
+def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder."""
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.accounting import card_of
+
+        names = project.checkpoints.export(key, dest, card_of(project, key))
+        typer.echo(f"{dest}: {', '.join(names)}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A module of benchmarks/.")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value, handed to the benchmark.")] = None,
+) -> None:
+    """One benchmark; JSON on the last line."""
+    from curtail_pipeline.benching import run_benchmark
+
+    _print_json(run_benchmark(name, options or []))
+
+
+@app.command()
+def health() -> None:
+    """Exit with 0 when the role this container runs answers."""
+    from curtail_pipeline.health import check
+
+    raise typer.Exit(0 if check() else 1)
+
+
+def main() -> None:
+    """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1."""
+    try:
+        app()
+    except CurtailError as error:
+        print(f"curtail: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What the command line shows: progress of a headless run, and its summary."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from curtail_pipeline.project import Project
+
+ERR = Console(stderr=True)
+OUT = Console(soft_wrap=not sys.stdout.isatty())
+
+
+class RunConsole:
+    """Takes the events of a headless run; a live panel on a terminal, a line per event elsewhere."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._lines: list[str] = []
+        self._now: dict[str, Any] = {"time": "", "mode": "", "members": "", "key": ""}
+        self._sites: dict[str, dict[str, Any]] = {}
+        self._live = Live(console=ERR, refresh_per_second=4, transient=True) if ERR.is_terminal else None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        match event["event"]:
+            case "prepare":
+                self._say(f"preparing {event['what']}")
+            case "pause":
+                self._now = {"time": event["end"], "mode": "pause", "members": "", "key": ""}
+                self._say(f"{event['start']:%m-%d %H:%M} -> {event['end']:%m-%d %H:%M}  pause       {event['reason']}")
+            case "segment":
+                self._now = {
+                    "time": event["start"],
+                    "mode": event["mode"],
+                    "members": ", ".join(event["members"]),
+                    "key": event["key"],
+                }
+                self._sites = {}
+            case "step":
+                self._sites[event["site"]] = dict(event)
+            case "failed":
+                self._say(f"{event['key']} attempt {event['attempt']} failed: {event['error']}")
+            case "committed":
+                manifest = event["manifest"]
+                losses = ", ".join(f"{s} {e['loss']:.3f}" for s, e in self._sites.items() if e.get("loss") is not None)
+                rates = sum(e.get("tokens_per_s") or 0 for e in self._sites.values())
+                self._say(
+                    f"{manifest.start:%m-%d %H:%M} -> {manifest.end:%m-%d %H:%M}  {manifest.mode:<10}  {manifest.key}  "
+                    f"{', '.join(manifest.members)}: {manifest.rounds} rounds, {manifest.tokens.segment:,} tokens"
+                    + (f", loss {losses}" if losses else "")
+                    + (f", {rates:,.0f} tokens/s" if rates else "")
+                )
+        if self._live:
+            self._live.update(self._panel())
+
+    def _say(self, line: str) -> None:
+        stamped = f"[{time.monotonic() - self._began:6.1f} s] {line}"
+        if self._live:
+            self._live.console.print(Text(stamped))
+        else:
+            print(stamped, file=sys.stderr, flush=True)
+
+    def _panel(self) -> Group:
+        now = self._now
+        stamp = f"{now['time']:%Y-%m-%d %H:%M}" if now["time"] else ""
+        head = Text(f"{stamp}  {now['mode']}  {now['key']}  {now['members']}", style="bold")
+        table = Table.grid(padding=(0, 2))
+        for site, event in self._sites.items():
+            loss, rate = event.get("loss"), event.get("tokens_per_s")
+            table.add_row(
+                site,
+                f"round {event.get('round', '')}",
+                f"step {event.get('step', '')}",
+                f"loss {loss:.3f}" if loss is not None else "",
+                f"{rate:,.0f} tokens/s" if rate else "",
+            )
+        return Group(head, table)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def checkpoints_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="Checkpoints", title_justify="left")
+    for name, justify in (
+        ("key", "left"),
+        ("mode", "left"),
+        ("members", "left"),
+        ("rounds", "right"),
+        ("tokens", "right"),
+        ("held-out loss", "right"),
+        ("kWh", "right"),
+        ("gCO2", "right"),
+        ("stop reason", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in ("key", "mode"))  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            row["key"],
+            row["mode"],
+            "\n".join(row["members"]),
+            str(row["rounds"]),
+            f"{row['tokens']:,}",
+            _number(row["heldout_loss"], 3),
+            _number(row["kwh"], 2),
+            _number(row["co2_g"], 0),
+            row["stop_reason"],
+        )
+    return table
+
+
+def print_checkpoints(rows: list[dict[str, Any]]) -> None:
+    OUT.print(checkpoints_table(rows))
+
+
+def print_summary(summary: Mapping[str, Any], reason: str) -> None:
+    """The closing table, totals against each always-on baseline, and where the results are."""
+    OUT.print(checkpoints_table(summary["checkpoints"]))
+    if summary["baselines"]:
+        table = Table(title="Totals against always-on training of the same steps", title_justify="left")
+        for name in ("", "hours", "kWh", "gCO2", "ours / baseline"):
+            table.add_column(name, justify="left" if not name else "right")
+        hours = (_stamp(summary["end"]) - _stamp(summary["start"])).total_seconds() / 3600
+        table.add_row("this run", _number(hours, 1), _number(summary["kwh"], 2), _number(summary["co2_g"], 0), "")
+        for base in summary["baselines"]:
+            share = base["ours_of_baseline"]
+            table.add_row(
+                f"always on in {base['region']}",
+                _number(base["hours"], 1),
+                _number(base["kwh"], 2),
+                _number(base["co2_g"], 0) if base["co2_g"] is not None else base["reason"],
+                "-" if share is None else f"{100 * share:.1f} %",
+            )
+        OUT.print(table)
+    share = summary["curtailed_share"]
+    traces = "synthetic traces (a model, not a grid)" if summary["synthetic"] else "recorded traces"
+    OUT.print(
+        f"{summary['experiment']}: {reason}; {summary['steps']:,} steps, {summary['tokens']:,} tokens on {traces}"
+        + (f"; {100 * share:.1f} % of the energy inside curtailment windows" if share is not None else "")
+    )
+    OUT.print(f"report:     {summary['report']}")
+    OUT.print(f"checkpoint: {summary['checkpoint']}")
+
+
+def print_windows(found: Mapping[str, Any]) -> None:
+    table = Table(title=f"Windows, policy {found['policy']}", title_justify="left")
+    for name in ("site", "region", "start", "end", "hours", "opened by", "closed by"):
+        table.add_column(name)
+    for window in found["windows"]:
+        table.add_row(
+            window["site"],
+            window["region"],
+            window["start"],
+            window["end"] or "open",
+            f"{window['hours']:.2f}",
+            window["opened_by"],
+            window["closed_by"] or "",
+        )
+    OUT.print(table)
+    for site, hours in found["hours"].items():
+        OUT.print(f"{site}: {hours:.2f} h")
+    OUT.print(f"{found['nulls']} missing values, {found['duplicates']} duplicates")
+
+
+def _stamp(text: str) -> Any:
+    from curtail_pipeline.times import parse_utc
+
+    return parse_utc(text)

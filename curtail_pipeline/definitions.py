@@ -1,0 +1,45 @@
+"""The code location that `workspace.yaml` loads.
+
+`CURTAIL_EXPERIMENT` names the experiment it serves (default `laptop`), `CURTAIL_CLOCK` its clock (`live`, `replay` or
+`headless`). Loading it imports neither torch nor flwr.
+"""
+
+import os
+
+import dagster as dg
+
+from assets import checkpoints, corpus, emissions, traces
+from curtail_pipeline.orchestration.io import TableIOManager
+from curtail_pipeline.orchestration.jobs import (
+    corpus_preparation,
+    daily_pipeline,
+    federated_rounds,
+    intraday_pipeline,
+    local_training,
+)
+from curtail_pipeline.orchestration.resources import PipelineResource, Progress, silent
+from curtail_pipeline.project import CLOCK_ENV, EXPERIMENT_ENV
+from sensors.membership import membership_sensor
+from sensors.schedules import daily_pipeline_schedule, intraday_schedule
+
+
+def build(progress: Progress = silent) -> dg.Definitions:
+    """The definitions, reporting a segment's progress to `progress` as well as to the Dagster log."""
+    pipeline = PipelineResource(
+        experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
+    )
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules([traces, corpus, checkpoints, emissions]),
+        jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds],
+        sensors=[membership_sensor],
+        schedules=[daily_pipeline_schedule, intraday_schedule],
+        resources={
+            "pipeline": pipeline,
+            "tables": TableIOManager(pipeline=pipeline),
+            "progress": dg.ResourceDefinition.hardcoded_resource(progress),
+        },
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build()

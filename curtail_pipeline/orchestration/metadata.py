@@ -1,0 +1,186 @@
+"""From the library's results to what the Dagster UI shows."""
+
+import base64
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from curtail_pipeline.orchestration.resources import Progress
+from curtail_pipeline.project import Project
+from curtail_pipeline.signals.checks import CheckOutcome
+from curtail_pipeline.signals.ingest import IngestedDay
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.tables import trace_key, windows_key
+from curtail_pipeline.windows.daily import DerivedDay
+
+if TYPE_CHECKING:
+    from curtail_pipeline.segment import Replayed
+
+SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
+
+
+def log_progress(log: logging.Logger | dg.DagsterLogManager, observe: Progress) -> Progress:
+    """Report to the Dagster log what is worth a line there, and everything to `observe`."""
+
+    def both(event: Mapping[str, Any]) -> None:
+        if event.get("event") in ("round", "submitted", "lost", "refused"):
+            log.info(", ".join(f"{key} {value}" for key, value in event.items()))
+        observe(event)
+
+    return both
+
+
+def table(rows: pl.DataFrame) -> dg.MetadataValue:  # type: ignore[type-arg]
+    """A small frame as a table in the UI."""
+    if rows.is_empty():
+        return dg.MetadataValue.text("none")
+    records = [dg.TableRecord(json.loads(json.dumps(row, default=str))) for row in rows.iter_rows(named=True)]
+    return dg.MetadataValue.table(records)
+
+
+def image(png: bytes, alt: str) -> dg.MetadataValue:  # type: ignore[type-arg]
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+# Signals
+
+
+def check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=SEVERITY[outcome.blocking],
+        description=outcome.description,
+        metadata=outcome.metadata,
+    )
+
+
+def report_check(instance: dg.DagsterInstance, outcome: CheckOutcome, partition: str) -> None:
+    """Record a check's outcome from outside an asset step."""
+    instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("carbon_traces"),
+            check_name=outcome.name,
+            passed=outcome.passed,
+            severity=SEVERITY[outcome.blocking],
+            description=outcome.description,
+            metadata={**outcome.metadata, "partition": partition},
+        )
+    )
+
+
+def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization:
+    key = dg.MultiPartitionKey({"day": found.day.isoformat(), "region": found.region})
+    uri = str(project.store.path(trace_key(found.day.isoformat(), found.region)))
+    return dg.AssetMaterialization(
+        "carbon_traces",
+        partition=key,
+        metadata={**found.metadata, "dagster/row_count": len(found.table), "dagster/uri": uri},
+    )
+
+
+def window_metadata(derived: DerivedDay) -> dict[str, Any]:
+    """Hours per site, the windows, a plot of signal and windows, and what changed."""
+    from curtail_pipeline.windows.plots import day_plot_png
+    from curtail_pipeline.windows.summary import day_summary, diff_windows
+
+    hours = day_summary(derived.table, derived.day)
+    metadata: dict[str, Any] = {
+        "hours": table(hours),
+        "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
+        "total_hours": float(hours["hours"].sum()),
+        "plot": image(day_plot_png(derived.traces, derived.table, derived.day), "signal and windows"),
+        "later_days_changed": derived.state_changed,
+    }
+    if derived.previous is not None:
+        metadata["changed"] = table(diff_windows(derived.previous, derived.table))
+    return metadata
+
+
+def windows_event(derived: DerivedDay, project: Project) -> dg.AssetMaterialization:
+    day = derived.day.isoformat()
+    return dg.AssetMaterialization(
+        "curtailment_windows",
+        partition=day,
+        metadata={
+            **window_metadata(derived),
+            "dagster/row_count": len(derived.table),
+            "dagster/uri": str(project.store.path(windows_key(day))),
+        },
+    )
+
+
+# Text
+
+
+def shards_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of a shard manifest, and the whole of it."""
+    plain = {key: value for key, value in manifest.items() if isinstance(value, int | float | str)}
+    return {**plain, "dagster/row_count": int(manifest["documents"]), "manifest": dg.MetadataValue.json(dict(manifest))}
+
+
+# Training
+
+
+def checkpoint_metadata(project: Project, manifest: Manifest) -> dict[str, Any]:
+    rounds = project.checkpoints.folder(manifest.key) / "rounds.jsonl"
+    losses = {}
+    if rounds.exists():
+        for line in rounds.read_text().splitlines():
+            for site, result in json.loads(line).get("results", {}).items():
+                losses[site] = float(result.get("loss_last", "nan"))
+    return {
+        "mode": manifest.mode,
+        "members": ", ".join(manifest.members),
+        "parent": manifest.parent or "none",
+        "stop_reason": manifest.stop_reason,
+        "rounds": manifest.rounds,
+        "steps": manifest.steps.end - manifest.steps.begin,
+        "total_steps": manifest.steps.end,
+        "tokens": manifest.tokens.segment,
+        "total_tokens": manifest.tokens.total,
+        "start": dg.MetadataValue.timestamp(manifest.start),
+        "end": dg.MetadataValue.timestamp(manifest.end),
+        **{f"training_loss/{site}": loss for site, loss in losses.items()},
+        "sha256": manifest.files["model.safetensors"].sha256,
+        "dagster/uri": str(project.checkpoints.folder(manifest.key)),
+        "manifest": dg.MetadataValue.json(
+            {**manifest.model_dump(mode="json", exclude={"intervals"}), "intervals": len(manifest.intervals)}
+        ),
+    }
+
+
+def ledger_metadata(ledger: pl.DataFrame) -> dict[str, Any]:
+    return {
+        "kwh": float(ledger["kwh"].sum()),
+        "co2_g": float(ledger["co2_g"].sum()),
+        "curtailed_kwh": float(ledger["curtailed_kwh"].sum()),
+        "unaccounted_kwh": float(ledger["unaccounted_kwh"].sum()),
+        "ledger": table(ledger),
+    }
+
+
+def replay_metadata(project: Project, replayed: "Replayed") -> dict[str, Any]:
+    """What the committed checkpoint is, and whether repeating it gave the same weights."""
+    return {
+        **checkpoint_metadata(project, replayed.manifest),
+        "replayed": True,
+        "identical": replayed.identical,
+        "replayed_sha256": replayed.replayed_sha256,
+        "started_fresh": ", ".join(replayed.fresh_states) or "no site",
+    }
+
+
+def report_metadata(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Totals, baselines and where the page is."""
+    totals = {key: report[key] for key in ("kwh", "co2_g", "curtailed_share", "unaccounted_kwh", "tokens", "steps")}
+    baselines = pl.DataFrame(report["baselines"]) if report["baselines"] else pl.DataFrame()
+    return {
+        **{key: value for key, value in totals.items() if value is not None},
+        "baselines": table(baselines),
+        "report": dg.MetadataValue.path(report["report"]),
+    }

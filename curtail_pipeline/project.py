@@ -1,0 +1,202 @@
+"""An experiment opened on its home: what every asset, sensor and command works with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from curtail_pipeline.errors import SettingsError, StoreError, TraceError
+from curtail_pipeline.settings import ClockMode, Experiment, load_experiment
+from curtail_pipeline.signals.provider import Provider, make_provider
+from curtail_pipeline.storage.checkpoints import FIRST_KEY, Checkpoints
+from curtail_pipeline.storage.clock import Clock, HeadlessClock, LiveClock, ReplayClock
+from curtail_pipeline.storage.home import Home
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.tables import read_table, read_tables, trace_key, windows_key
+from curtail_pipeline.windows.membership import Job, SiteDecision, View
+from curtail_pipeline.windows.rules import merge_days
+
+EXPERIMENT_ENV = "CURTAIL_EXPERIMENT"
+CLOCK_ENV = "CURTAIL_CLOCK"
+LOOKBACK = timedelta(days=2)
+"""How much past a live or replayed decision reads; windows open for longer are found in the day's table."""
+
+
+def day_of(stamp: datetime) -> date:
+    return stamp.astimezone(UTC).date()
+
+
+def midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
+
+
+def days_between(start: datetime, end: datetime) -> list[date]:
+    """The UTC days that `[start, end)` touches."""
+    last = day_of(end - timedelta(microseconds=1))
+    return [day_of(start) + timedelta(days=n) for n in range((last - day_of(start)).days + 1)]
+
+
+def recorded_days(experiment: Experiment) -> tuple[date, date | None]:
+    """First and last day of the experiment's trace; no last day for a live source."""
+    span = make_provider(experiment.traces).span()
+    if span is None:
+        start = experiment.clock.start
+        return (day_of(start) if start else datetime.now(UTC).date()), None
+    days = days_between(*span)
+    return days[0], days[-1]
+
+
+@dataclass
+class Project:
+    """One experiment, its home and its clock."""
+
+    experiment: Experiment
+    home: Home
+    clock_mode: ClockMode = "live"
+
+    @classmethod
+    def open(
+        cls, experiment: str | Path | Experiment, clock: ClockMode = "live", out: Path | str | None = None
+    ) -> "Project":
+        """Open or create the home of an experiment.
+
+        Args:
+            experiment: a name in `experiments/`, a file, or the experiment itself.
+            out: the home folder; `$CURTAIL_HOME/<name>` or `.curtail/<name>` when not given.
+
+        Raises:
+            SettingsError: an invalid experiment, or one that differs from what the home was made with.
+            TraceError: the trace cannot be read.
+        """
+        if not isinstance(experiment, Experiment):
+            path = Path(experiment)
+            if out is None and path.name == "experiment.yaml":
+                out = path.parent  # a home's own copy
+            experiment = load_experiment(experiment)
+        if clock not in ("headless", "replay", "live"):
+            raise SettingsError(f"unknown clock {clock!r}; use headless, replay or live")
+        provider = make_provider(experiment.traces)
+        _require_regions(experiment, provider)
+        home = Home.of(experiment, out)
+        home.open(experiment, provider.fingerprint())
+        project = cls(experiment, home, clock)
+        project.__dict__["provider"] = provider
+        return project
+
+    @cached_property
+    def provider(self) -> Provider:
+        return make_provider(self.experiment.traces)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.home.store)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.store)
+
+    @cached_property
+    def span(self) -> tuple[datetime, datetime] | None:
+        return self.provider.span()
+
+    @property
+    def start(self) -> datetime:
+        """Where the experiment's time starts."""
+        if self.experiment.clock.start is not None:
+            return self.experiment.clock.start
+        if self.span is None:
+            raise SettingsError("a live signal has no first value; give clock.start in the experiment")
+        return self.span[0]
+
+    @property
+    def end(self) -> datetime | None:
+        """Where a headless run ends: the clock's end, but never past the trace."""
+        ends = [stamp for stamp in (self.experiment.clock.end, self.span and self.span[1]) if stamp]
+        return min(ends) if ends else None
+
+    @cached_property
+    def clock(self) -> Clock:
+        if self.clock_mode == "live":
+            return LiveClock()
+        if self.clock_mode == "headless":
+            return HeadlessClock(self.store, self.start)
+        last = self.checkpoints.last()
+        begin = self.checkpoints.manifest(last).end if last else self.start
+        return ReplayClock(self.store, begin, self.experiment.replay.speed)
+
+    @property
+    def days(self) -> list[date]:
+        """The days that are ingested: all of a recorded trace; of a live one, from the start until today."""
+        if self.span is None:
+            return days_between(self.start, datetime.now(UTC))
+        return days_between(*self.span)
+
+    def traces(self, days: Sequence[date]) -> pl.DataFrame:
+        """The ingested traces of these days, all regions.
+
+        Raises:
+            TraceError: none of them has been ingested.
+        """
+        keys = [trace_key(day.isoformat(), region) for day in days for region in self.experiment.regions]
+        table = read_tables(self.store, keys)
+        if table is None:
+            raise TraceError(
+                f"no traces of {days[0]} to {days[-1]} in {self.store.root}; materialise carbon_traces for these days"
+            )
+        return table.sort("region", "time")
+
+    def windows(self, days: Sequence[date]) -> pl.DataFrame:
+        """The windows of these days as one table.
+
+        Raises:
+            TraceError: none of them has been derived.
+        """
+        tables = [read_table(self.store, key) for day in days if self.store.exists(key := windows_key(day.isoformat()))]
+        if not tables:
+            raise TraceError(
+                f"no windows of {days[0]} to {days[-1]} in {self.store.root}; materialise curtailment_windows for them"
+            )
+        return merge_days(tables)
+
+    def view(self, now: datetime) -> View:
+        """What decisions are made from: the recorded trace in a headless run, otherwise what is known at `now`."""
+        if self.clock_mode == "headless":
+            days = self.days
+            return View.build(self.experiment, self.traces(days), self.windows(days))
+        days = days_between(max(self.start, now - LOOKBACK), now + timedelta(microseconds=1))
+        return View.build(self.experiment, self.traces(days), self.windows(days), as_of=now)
+
+    @property
+    def parent(self) -> Manifest:
+        """The last committed checkpoint.
+
+        Raises:
+            StoreError: there is none yet.
+        """
+        last = self.checkpoints.last()
+        if last is None:
+            raise StoreError(f"no checkpoint in {self.store.root}; materialise aggregated_checkpoint {FIRST_KEY} first")
+        return self.checkpoints.manifest(last)
+
+    def job(self, parent: Manifest, previous: Mapping[str, SiteDecision]) -> Job:
+        """The job's progress at a checkpoint, with the decision in force."""
+        settings = self.experiment.job
+        return Job(parent.steps.end, settings.steps, self.start, settings.deadline, previous)
+
+    def shares(self) -> dict[str, float]:
+        """Each site's declared share of the corpus; 1 where it declares none."""
+        return {site.name: site.share or 1.0 for site in self.experiment.sites}
+
+
+def _require_regions(experiment: Experiment, provider: Provider) -> None:
+    known = provider.regions()
+    missing = [region for region in experiment.regions if known is not None and region not in known]
+    if missing:
+        raise TraceError(
+            f"the traces of experiment {experiment.name!r} have no region {missing[0]!r}; they have "
+            + ", ".join(known or [])
+        )

@@ -1,0 +1,47 @@
+"""Parquet tables in the store, written atomically and read with polars."""
+
+import io
+from collections.abc import Iterable
+
+import polars as pl
+
+from curtail_pipeline.errors import StoreError
+from curtail_pipeline.storage.store import Store
+
+
+def write_table(store: Store, key: str, table: pl.DataFrame) -> None:
+    """Replace the table of this key as a whole."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd")
+    store.write_bytes(key, buffer.getvalue())
+
+
+def read_table(store: Store, key: str) -> pl.DataFrame:
+    """Read one table.
+
+    Raises:
+        StoreError: absent, or not readable as Parquet.
+    """
+    try:
+        return pl.read_parquet(io.BytesIO(store.read_bytes(key)))
+    except pl.exceptions.PolarsError as error:
+        raise StoreError(f"{key} in the store {store.root} is not a readable Parquet table ({error})") from error
+
+
+def read_tables(store: Store, keys: Iterable[str]) -> pl.DataFrame | None:
+    """Concatenate the tables that exist among the keys; None when none does."""
+    found = [read_table(store, key) for key in keys if store.exists(key)]
+    return pl.concat(found) if found else None
+
+
+def trace_key(day: str, region: str) -> str:
+    return f"traces/{day}/{region}.parquet"
+
+
+def windows_key(day: str) -> str:
+    return f"windows/{day}.parquet"
+
+
+def windows_state_key(day: str) -> str:
+    """What the window rule carries over from this day into the next."""
+    return f"windows/{day}.state.json"
