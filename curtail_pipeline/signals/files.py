@@ -1,94 +1,156 @@
 """Traces from files: CSV and Parquet, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import FileTraces, Kind
+from curtail_pipeline.signals.config import UNITS, FileTraces, Kind
 from curtail_pipeline.signals.provider import Provider
-from curtail_pipeline.signals.stamps import parse_stamps
-from curtail_pipeline.signals.trace import Ingested, Series, build_series, to_trace
+from curtail_pipeline.signals.tables import TraceFiles
+from curtail_pipeline.signals.trace import (
+    FORECAST_SCHEMA,
+    Ingested,
+    Series,
+    build_series,
+    conversion_factor,
+    empty_forecast,
+    to_trace,
+)
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import utc_now
 
 
 class FileProvider(Provider):
-    """A recorded trace. The file is read once, when the first value is asked for."""
+    """A recorded trace. Files are read once, when the first value is asked for."""
 
     def __init__(self, settings: FileTraces) -> None:
+        """Find the files.
+
+        Raises:
+            TraceError: there are none.
+        """
         self.settings = settings
-        self._series: dict[str, Series] = {}
-        if not Path(settings.path).is_file():
-            raise TraceError(f"no trace file {settings.path!r}; check traces.path (relative to {Path.cwd()})")
+        self.source = TraceFiles(settings)
+        self._series: dict[tuple[str, Kind], Series] = {}
 
     @cached_property
-    def _table(self) -> pl.DataFrame:
-        """Columns `time`, `region`, `value`, in the order of the file."""
-        path, settings = Path(self.settings.path), self.settings
-        try:
-            raw = pl.read_csv(path, infer_schema=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise TraceError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())[:200]})") from error
-        if raw.width < 2:
-            raise TraceError(
-                f"{path}: has the columns {raw.columns}; a trace needs a time and at least one value column"
-            )
-        time = settings.time_column or raw.columns[0]
-        if time not in raw.columns:
-            raise TraceError(f"{path}: has no time column {time!r}; it has {', '.join(raw.columns)}")
-        stamps = parse_stamps(raw[time], str(path), settings.timezone)
-        wide = raw.drop(time).rename({old: new for old, new in settings.columns.items() if old in raw.columns})
-        long = wide.with_columns(time=stamps).unpivot(index="time", variable_name="region", value_name="text")
-        table = long.with_columns(value=pl.col("text").str.strip_chars().cast(pl.Float64, strict=False))
-        bad = table.filter(pl.col("value").is_null() & (pl.col("text").str.strip_chars().str.len_bytes() > 0))
-        if len(bad):
-            row = bad.row(0, named=True)
-            raise TraceError(
-                f"{path}: value {row['text']!r} of {row['region']} at {row['time']} is not a number; "
-                "leave a missing value empty"
-            )
-        return table.drop("text")
+    def _values(self) -> pl.DataFrame:
+        return self.source.values()
 
-    def _of(self, region: str) -> Series:
-        if region not in self._series:
-            rows = self._table.filter(pl.col("region") == region)
-            if rows.is_empty():
-                raise TraceError(
-                    f"{self.settings.path}: has no region {region!r}; it has {', '.join(self.regions())}. "
-                    "Name the site's region as the file does, or map the column with traces.columns"
-                )
-            self._series[region] = build_series(
-                rows, kind=self.settings.kind, unit=self.settings.unit, end_stamped=self.settings.interval == "end"
+    @cached_property
+    def _signals(self) -> dict[str, list[Kind]]:
+        """Kinds of each region, in order of first mention; the settings' kind first."""
+        found: dict[str, list[Kind]] = {}
+        for region, kind in self._values.select("region", "kind").unique(maintain_order=True).iter_rows():
+            found.setdefault(region, []).append(kind)
+        return {region: sorted(kinds, key=lambda kind: kind != self.settings.kind) for region, kinds in found.items()}
+
+    def _kind(self, region: str, kind: Kind | None) -> Kind:
+        known = self._signals.get(region)
+        if known is None:
+            raise TraceError(
+                f"{self.source.name}: has no region {region!r}; it has {', '.join(self._signals)}. Name the site's "
+                "region as the file does, or map the file's name to it with traces.columns"
             )
-        return self._series[region]
+        if kind is not None and kind not in known:
+            raise TraceError(
+                f"{self.source.name}: has no {kind} of region {region!r}; it has {', '.join(known)}. Declare what a "
+                "column holds with traces.kind or traces.columns"
+            )
+        return kind or known[0]
+
+    def _series_of(self, region: str, kind: Kind) -> Series:
+        if (region, kind) not in self._series:
+            rows = self._values.filter(region=region, kind=kind)
+            units = rows["unit"].unique().to_list()
+            if len(units) != 1 or units[0] not in UNITS[kind]:
+                raise TraceError(
+                    f"{self.source.name}: {kind} of region {region!r} is given in {', '.join(map(str, units))}; "
+                    f"give all its values in one of {', '.join(UNITS[kind])}"
+                )
+            self._series[region, kind] = build_series(
+                rows,
+                kind=kind,
+                unit=units[0],
+                cadence_s=self.settings.cadence_s,
+                end_stamped=self.settings.interval == "end",
+            )
+        return self._series[region, kind]
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
-        if kind not in (None, self.settings.kind):
-            raise TraceError(f"{self.settings.path}: holds {self.settings.kind}, not {kind}, of region {region!r}")
-        series = self._of(region)
-        span = series.span or (start, start)
+        chosen = self._kind(region, kind)
+        series = self._series_of(region, chosen)
+        first, last = series.span or (start, start)
         return to_trace(
             series,
             region=region,
-            kind=self.settings.kind,
-            source=f"file:{Path(self.settings.path).name}",
-            start=max(start, span[0]),
-            end=min(end, span[1]),
+            kind=chosen,
+            source=f"file:{self.source.name}",
+            start=max(start, first),
+            end=min(end, last),
             retrieved_at=utc_now().replace(microsecond=0),
         )
 
+    def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
+        chosen = self._kind(region, kind)
+        declared = self.settings.forecast
+        if declared is None or chosen != (declared.kind or self.settings.kind) or region != self._forecast_region:
+            return empty_forecast()
+        unit = declared.unit or self.settings.unit or UNITS[chosen][0]
+        rows = self._forecast_rows.filter(pl.col("time").is_between(start, end, closed="left"))
+        steps = rows.unpivot(index="time", variable_name="step", value_name="value").drop_nulls("value")
+        return (
+            steps.select(
+                issued_at="time",
+                target=pl.col("time") + pl.duration(seconds=pl.col("step").cast(pl.Int64) * declared.step_s),
+                region=pl.lit(region),
+                value=pl.col("value") * conversion_factor(chosen, unit),
+            )
+            .cast(pl.Schema(FORECAST_SCHEMA))
+            .sort("issued_at", "target")
+        )
+
+    @cached_property
+    def _forecast_rows(self) -> pl.DataFrame:
+        return self.source.forecasts()
+
+    @cached_property
+    def _forecast_region(self) -> str:
+        declared = self.settings.forecast
+        if declared is not None and declared.region is not None:
+            return declared.region
+        regions = list(self._signals)
+        if len(regions) != 1:
+            raise TraceError(
+                f"{self.source.name}: has the regions {', '.join(regions)}; say whose the forecast columns are with "
+                "traces.forecast.region"
+            )
+        return regions[0]
+
     def regions(self) -> list[str]:
-        return self._table["region"].unique(maintain_order=True).to_list()
+        return list(self._signals)
 
     def kinds(self, region: str) -> list[Kind]:
-        return [self.settings.kind]
+        self._kind(region, None)
+        return list(self._signals[region])
 
     def span(self) -> tuple[datetime, datetime] | None:
-        spans = [span for region in self.regions() if (span := self._of(region).span)]
-        return (min(s for s, _ in spans), max(e for _, e in spans)) if spans else None
+        spans = [
+            span
+            for region, kinds in self._signals.items()
+            for kind in kinds
+            if (span := self._series_of(region, kind).span) is not None
+        ]
+        return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(Path(self.settings.path).read_bytes()).hexdigest()
+        return combine_hashes([file_sha256(path) for path in self.source.files])
+
+
+def combine_hashes(hashes: Sequence[str]) -> str:
+    """One sha256 for several; a single one stays as it is."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()

@@ -4,14 +4,14 @@ A value is valid from its stamp until the next one (step-hold). A source that ch
 finest one by holding; a hole in it stays a hole.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import Kind, Unit
+from curtail_pipeline.signals.config import UNITS, Kind, Unit
 from curtail_pipeline.times import iso
 
 TIME = pl.Datetime("us", "UTC")
@@ -51,12 +51,7 @@ POINT_SCHEMA: dict[str, pl.DataType] = {
 """What a provider hands to `normalise`: one row per value as the source gives it. All but `time` and `value` may be
 absent. `updated`: when the source last revised the value; the later of two values for one stamp wins."""
 
-CANONICAL_UNIT: dict[Kind, Unit] = {
-    "marginal_intensity": "g/kWh",
-    "average_intensity": "g/kWh",
-    "price": "currency/MWh",
-    "curtailed_power": "MW",
-}
+CANONICAL_UNIT: dict[Kind, Unit] = {kind: units[0] for kind, units in UNITS.items()}
 """The unit every stored value of a kind is in."""
 
 TO_G_PER_KWH: dict[Unit, float] = {"g/kWh": 1.0, "kg/kWh": 1000.0, "lb/MWh": 0.45359237}
@@ -75,13 +70,9 @@ def conversion_factor(kind: Kind, unit: Unit) -> float:
     Raises:
         TraceError: the unit cannot measure that kind.
     """
-    canonical = CANONICAL_UNIT[kind]
-    if unit == canonical:
-        return 1.0
-    if canonical == "g/kWh" and unit in TO_G_PER_KWH:
-        return TO_G_PER_KWH[unit]
-    fitting = ", ".join(TO_G_PER_KWH) if canonical == "g/kWh" else canonical
-    raise TraceError(f"unit {unit!r} cannot measure {kind}; set unit to one of: {fitting}")
+    if unit not in UNITS[kind]:
+        raise TraceError(f"unit {unit!r} cannot measure {kind}; set unit to one of: {', '.join(UNITS[kind])}")
+    return TO_G_PER_KWH.get(unit, 1.0)
 
 
 def require_window_kind(kind: Kind, region: str) -> None:
@@ -132,19 +123,21 @@ class Ingested:
     report: Report
 
 
+_DROPPED_SCHEMA = {"time": TIME, "dropped": pl.Float64(), "kept": pl.Float64(), "conflict": pl.Boolean()}
+
+
 @dataclass(frozen=True)
 class Series:
     """A source's values of one region on its own stamps: sorted, unique, canonical, with how long each is valid.
 
-    `points` has POINT_SCHEMA plus `valid_until`. The grid is every `anchor + k * cadence_s` (seconds since the epoch).
+    `points` has POINT_SCHEMA plus `valid_until`. `dropped`: rows that lost against another one for their stamp. The
+    grid is every `anchor_s + k * cadence_s` (seconds since the epoch).
     """
 
     points: pl.DataFrame
+    dropped: pl.DataFrame
     cadence_s: int
     anchor_s: int
-    duplicates: int = 0
-    conflicts: int = 0
-    conflict_examples: tuple[Conflict, ...] = field(default=())
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -165,32 +158,29 @@ def _complete(points: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _unique(points: pl.DataFrame) -> tuple[pl.DataFrame, int, int, tuple[Conflict, ...]]:
-    """One row per stamp: the last revision that has a value."""
-    ordered = points.with_row_index("order").sort(
-        "time", pl.col("value").is_not_null(), "updated", "order", nulls_last=False
-    )
+def _unique(points: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One row per stamp, the last revision that has a value; and the others (_DROPPED_SCHEMA)."""
+    if points["time"].is_unique().all():
+        return points.sort("time"), pl.DataFrame(schema=_DROPPED_SCHEMA)
+    ordered = points.with_row_index("order").sort("time", pl.col("value").is_not_null(), "updated", "order")
     kept = ordered.unique("time", keep="last", maintain_order=True)
-    dropped = len(ordered) - len(kept)
-    if not dropped:
-        return kept.drop("order"), 0, 0, ()
-    # A null beside a value is a gap that was filled later, not a disagreement.
-    differing = (
-        ordered.drop_nulls("value")
-        .join(kept.select("time", kept="value"), on="time", maintain_order="left")
-        .filter((pl.col("value") - pl.col("kept")).abs() > 1e-9 * pl.col("kept").abs().clip(1e-6))
+    others = ordered.join(kept.select("order"), on="order", how="anti", maintain_order="left").join(
+        kept.select("time", kept="value"), on="time", how="left", maintain_order="left"
     )
-    first = differing.unique("time", keep="first", maintain_order=True)
-    examples = tuple(Conflict(row["time"], row["kept"], row["value"]) for row in first.head(5).iter_rows(named=True))
-    return kept.drop("order"), dropped - len(differing), len(first), examples
+    # A null beside a value is a gap that was filled later, not a disagreement.
+    differs = (pl.col("value") - pl.col("kept")).abs() > 1e-9 * pl.col("kept").abs().clip(1e-6)
+    dropped = others.select(
+        "time", pl.col("value").alias("dropped"), "kept", differs.fill_null(False).alias("conflict")
+    )
+    return kept.drop("order"), dropped
 
 
 def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
     """How long each stamp is valid, and the finest cadence.
 
     A difference between neighbours that occurs three times in a row is a cadence of the source; a longer one is a
-    hole, of which only the neighbouring cadence is valid. Cadences coarser than the finest and than an hour are holes
-    as well.
+    hole, of which only the neighbouring cadence is valid. Differences of more than an hour are holes as well, unless
+    nothing is finer. Where no difference repeats so often, the commonest is the cadence.
 
     Args:
         seconds: sorted unique stamps [n] in seconds since the epoch.
@@ -204,7 +194,11 @@ def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
     starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
     lengths = np.diff(np.r_[starts, len(steps)])
     established = np.repeat(lengths >= _ESTABLISHED, lengths)
-    finest = int(steps[established].min()) if established.any() else int(steps.min())
+    if established.any():
+        finest = max(1, round(steps[established].min()))
+    else:
+        sizes, counts = np.unique(steps, return_counts=True)
+        finest = max(1, round(sizes[np.argmax(counts)]))
     established &= (steps <= _LONGEST_HELD_S) | (steps == finest)
     index = np.where(established, np.arange(len(steps)), -1)
     left = np.maximum.accumulate(index)
@@ -228,7 +222,7 @@ def build_series(
         TraceError: the unit cannot measure the kind.
     """
     factor = conversion_factor(kind, unit)
-    rows, duplicates, conflicts, examples = _unique(_complete(points).with_columns(pl.col("value") * factor))
+    rows, dropped = _unique(_complete(points).with_columns(pl.col("value") * factor))
     stamps = rows["time"].dt.epoch("us").to_numpy()
     seconds = stamps / 1_000_000
     if cadence_s is None:
@@ -249,7 +243,7 @@ def build_series(
         .cast(pl.Datetime("us"))
         .dt.replace_time_zone("UTC"),
     )
-    return Series(rows, finest, anchor, duplicates, conflicts, examples)
+    return Series(rows, dropped, finest, anchor)
 
 
 def _grid(start: datetime, end: datetime, cadence_s: int, anchor_s: int) -> pl.Series:
@@ -268,7 +262,7 @@ def to_trace(
     if start.tzinfo is None or end.tzinfo is None:
         raise TraceError(f"range {start} to {end} has no time zone; give aware UTC times")
     grid = pl.DataFrame({"time": _grid(start, end, series.cadence_s, series.anchor_s)})
-    points = series.points.with_columns(stamp=pl.col("time"))
+    points = series.points.filter((pl.col("valid_until") > start) & (pl.col("time") < end))
     held = grid.join_asof(points, on="time", strategy="backward").with_columns(
         valid=(pl.col("time") < pl.col("valid_until")).fill_null(False)
     )
@@ -284,17 +278,19 @@ def to_trace(
         pl.lit(retrieved_at).cast(TIME).alias("retrieved_at"),
         pl.when("valid").then(pl.col("warnings")).alias("warnings"),
     ).cast(pl.Schema(TRACE_SCHEMA))
-    inside = series.points.filter(pl.col("time").is_between(start, end, closed="left"))
-    off_grid = int(
-        ((inside["time"].dt.epoch("us") - series.anchor_s * 1_000_000) % (series.cadence_s * 1_000_000) != 0).sum()
-    )
+    inside = pl.col("time").is_between(start, end, closed="left")
+    beside = (pl.col("time").dt.epoch("us") - series.anchor_s * 1_000_000) % (series.cadence_s * 1_000_000) != 0
+    dropped = series.dropped.filter(inside)
+    conflicts = dropped.filter("conflict").unique("time", keep="first", maintain_order=True)
     report = Report(
         cadence_s=series.cadence_s,
-        duplicates=series.duplicates,
-        conflicts=series.conflicts,
-        conflict_examples=series.conflict_examples,
+        duplicates=len(dropped.filter(~pl.col("conflict"))),
+        conflicts=len(conflicts),
+        conflict_examples=tuple(
+            Conflict(row["time"], row["kept"], row["dropped"]) for row in conflicts.head(5).iter_rows(named=True)
+        ),
         nulls=trace["value"].null_count(),
-        off_grid=off_grid,
+        off_grid=len(points.filter(inside & beside)),
         warnings=tuple(trace["warnings"].drop_nulls().unique(maintain_order=True).to_list()),
     )
     return Ingested(trace, report)
