@@ -17,6 +17,7 @@ from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.settings import Experiment
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.config import Site
+from curtail_pipeline.windows.rule_config import rule_of
 from curtail_pipeline.windows.timeline import FOREVER, SECOND, Micros, Signal, duration_us, from_us, to_us
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ class View:
                     f"site {site.name!r} makes no step in a round: {site.steps_per_s} steps/s in rounds of "
                     f"{experiment.rounds.round_s} s; raise rounds.round_s above {1 / site.steps_per_s:.0f} s"
                 )
+        started = experiment.clock.start
+        self.start_us = -FOREVER if started is None else to_us(started)
+        """Before it nothing runs: a site whose window is open by then starts up only then."""
         if as_of is None:
             self._end: int | None = max((signal.end for signal in self.signals.values()), default=0)
         else:
@@ -143,8 +147,7 @@ class View:
                 closed_by=pl.when(pl.col("end") <= as_of).then(pl.col("closed_by")),
                 end=pl.when(pl.col("end") <= as_of).then(pl.col("end")),
             )
-        max_age_s = experiment.policy.parameters.get("max_signal_age_s")
-        signals = read_signals(traces, max_age_s)
+        signals = read_signals(traces, {region: _max_age_s(experiment, region) for region in experiment.regions})
         missing = [site.region for site in experiment.sites if site.region not in signals]
         if missing and as_of is None:
             known = ", ".join(sorted(signals)) or "none"
@@ -191,7 +194,12 @@ class View:
         return None if found >= self.end_us else from_us(found)
 
     def stale_reason(self, site: Site, us: int) -> str | None:
-        """Why the site's signal can't be decided on at `us`; None when it can."""
+        """Why the site's signal can't be decided on at `us`, in a live view; None when it can.
+
+        In a recorded view the windows say all: they close where the signal is missing or ends.
+        """
+        if self.as_of is None:
+            return None
         signal = self.signals.get(site.region)
         if signal is None:
             return f"no signal for region {site.region}"
@@ -201,11 +209,18 @@ class View:
         return None
 
 
-def read_signals(traces: pl.DataFrame, max_age_s: float | None = None) -> dict[str, Signal]:
+def _max_age_s(experiment: Experiment, region: str) -> float | None:
+    """The rule's longest maximum age of a signal; None where it leaves that to the cadence."""
+    ages = [signal.max_signal_age_s for signal in rule_of(experiment.policy, region, experiment.rules).signals]
+    given = [age for age in ages if age is not None]
+    return max(given) if len(given) == len(ages) else None
+
+
+def read_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
     """One accounting signal per region (gCO2/kWh): marginal intensity, or the average where there is no marginal.
 
     A region that has neither (price or curtailed power alone) gets its first kind by name: enough to know how old its
-    signal is. The maximum age is two cadences unless given.
+    signal is. The maximum age is two cadences unless given for the region.
     """
     rank = pl.col("kind").replace_strict({"marginal_intensity": 0, "average_intensity": 1}, default=2).alias("rank")
     kept = (
@@ -223,7 +238,8 @@ def read_signals(traces: pl.DataFrame, max_age_s: float | None = None) -> dict[s
     for key, part in kept.partition_by("region", as_dict=True, maintain_order=True).items():
         times = part["us"].to_numpy()
         cadence = int(np.median(np.diff(times))) if len(times) > 1 else 300 * SECOND
-        max_age = 2 * cadence if max_age_s is None else duration_us(float(max_age_s))
+        given = (max_age_s or {}).get(str(key[0]))
+        max_age = 2 * cadence if given is None else duration_us(given)
         signals[str(key[0])] = Signal(times, part["value"].to_numpy(), cadence, max_age)
     return signals
 

@@ -4,15 +4,20 @@ A policy is one small class. Those that depend on windows alone compute a `Timel
 looks it up and the simulator walks it. Those that depend on the job decide anew at each event.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Protocol
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
+from pydantic import ValidationError
 
+from curtail_pipeline.base import Section
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.windows.config import PolicySettings, Site
+from curtail_pipeline.windows.config import Overheads, PolicySettings, Site
 from curtail_pipeline.windows.membership import Job, SiteDecision, SiteWindows, View
+from curtail_pipeline.windows.rule_config import RULE_PARAMETERS
 from curtail_pipeline.windows.timeline import FOREVER, Micros, Timeline, duration_us, from_us
 
 
@@ -30,15 +35,51 @@ class Policy(Protocol):
         ...
 
 
+class Parameters(Section):
+    """Base of a policy's own parameters: what `policy.parameters` holds beside the keys of the window rule."""
+
+    @classmethod
+    def of(cls, settings: PolicySettings) -> Self:
+        """Validate the chooser's part of the parameters.
+
+        Raises:
+            PolicyError: an unknown key or a wrong value.
+        """
+        own = {key: value for key, value in settings.parameters.items() if key not in RULE_PARAMETERS}
+        try:
+            return cls.model_validate(own)
+        except ValidationError as error:
+            item = error.errors()[0]
+            where = ".".join(str(part) for part in item["loc"])
+            known = ", ".join(sorted(cls.model_fields)) or "none of its own"
+            raise PolicyError(
+                f"policy {settings.name!r}, parameter {where}: {item['msg'].removeprefix('Value error, ')} "
+                f"(got {item['input']!r}; it takes {known})"
+            ) from error
+
+
+class NoParameters(Parameters):
+    """Of policies that have none."""
+
+
 class TimelinePolicy:
     """Base of policies whose decision depends on windows and signals alone, never on the job."""
 
     name = ""
 
+    parameters: ClassVar[type["Parameters"]]
+
     def __init__(self, view: View) -> None:
-        self.timelines = tuple(self.timeline(view, site) for site in view.sites)
-        parts = [timeline.events for timeline in self.timelines]
-        self.events: Micros = np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+        self.settings = self.parameters.of(view.experiment.policy)
+        self.timelines = tuple(
+            self.timeline(view, site).clipped(view.start_us, start_up_us(view.experiment.overheads_of(site)))
+            for site in view.sites
+        )
+
+    @cached_property
+    def events(self) -> Micros:
+        """Every instant at which some site's state changes, ascending."""
+        return np.unique(np.concatenate([timeline.events for timeline in self.timelines]))
 
     def timeline(self, view: View, site: Site) -> Timeline:
         """The site's stretches over all the view knows; causal: an entry before t must not depend on values after t."""
@@ -82,17 +123,29 @@ def poll_grid(view: View, site: Site, us: Micros) -> Micros:
     return np.where(us >= FOREVER, us, -(-us // poll) * poll)
 
 
+def start_up_us(overheads: Overheads) -> int:
+    """From the decision to start a site until it may train."""
+    return duration_us(overheads.provisioning_s) + duration_us(overheads.connect_s)
+
+
+def lost_at_start_us(overheads: Overheads) -> int:
+    """From the decision to start a site until its first step, at the earliest."""
+    return start_up_us(overheads) + duration_us(max(overheads.first_load_s, overheads.round_load_s))
+
+
 class WindowPolicy(TimelinePolicy):
     """Trains whenever the site's window is open: start-up from the window's start, stop at its end.
 
     `paper` and `threshold` differ in the rule that makes the windows (exit delay), not here.
     """
 
+    parameters = NoParameters
+
     def timeline(self, view: View, site: Site) -> Timeline:
         windows = view.windows.get(site.name, SiteWindows.none())
         overheads = view.experiment.overheads_of(site)
         up, down = poll_grid(view, site, windows.start), poll_grid(view, site, windows.end)
-        ready = up + duration_us(overheads.provisioning_s) + duration_us(overheads.connect_s)
+        ready = up + start_up_us(overheads)
         trains = ready < down
         return Timeline(up, ready, down, ready[trains], down[trains], windows.opened_by, windows.closed_by)
 
@@ -109,20 +162,24 @@ class ThresholdPolicy(WindowPolicy):
     name = "threshold"
 
 
-POLICIES: dict[str, Callable[[View], Policy]] = {"paper": PaperPolicy, "threshold": ThresholdPolicy}
+POLICIES: Mapping[str, str] = {
+    "paper": "curtail_pipeline.windows.policies:PaperPolicy",
+    "threshold": "curtail_pipeline.windows.policies:ThresholdPolicy",
+    "boundary": "curtail_pipeline.windows.policy_boundary:BoundaryPolicy",
+}
+"""Policy name -> its class. A new policy is one class and one line here, and a window rule under its name."""
 
 
 def make_policy(view: View) -> Policy:
     """The policy that the experiment names, bound to the view.
 
     Raises:
-        PolicyError: no policy has that name.
+        PolicyError: no policy has that name, or it does not understand its parameters.
     """
     name = view.experiment.policy.name
     if name not in POLICIES:
         raise PolicyError(f"unknown policy {name!r}: choose one of {', '.join(sorted(POLICIES))}")
-    return POLICIES[name](view)
-
-
-def parameter(settings: PolicySettings, name: str, default: Any) -> Any:
-    return settings.parameters.get(name, default)
+    module, attribute = POLICIES[name].split(":")
+    factory: Any = getattr(import_module(module), attribute)
+    policy: Policy = factory(view)
+    return policy

@@ -209,23 +209,23 @@ class _Round:
             self.joined = staying == 1 and rounds.open_local and bool(others)
             if staying == 0:
                 self.steps = self._counts(FOREVER)
-                if int(self.steps.sum()) > left:
-                    self.steps, _ = split_last_steps(self.first, self.step, self.steps, left)
+                if int(self.steps.sum()) >= left:
+                    self.steps, self.stop = split_last_steps(self.first, self.step, self.steps, left)
+                    break
                 last = self.first + self.steps * self.step
                 self.stop = int(np.max(np.where(self.steps > 0, np.maximum(last, self.leave), self.leave)))
                 break
             if self.joined:
                 self.steps, self.stop = self._counts(event), event
                 break
-        trained = int((self.steps > 0).sum())
         self.last = self.first + self.steps * self.step
-        self.end = self.stop + (self._merge_us[trained > 1] if trained else 0)
+        self.end = self.stop + (self._merge_us[len(self.names) > 1] if self.steps.any() else 0)
         self._finish_spans(now)
 
     def _finish_spans(self, now: int) -> None:
         """Goes on deciding through the merge, so that the power of joining and leaving sites is right."""
-        done = self.job.steps_done + int(self.steps.sum())
-        while done < self.job.steps_total:
+        done = min(self.job.steps_done + int(self.steps.sum()), self.job.steps_total - 1)
+        while True:
             event = self.view.policy.next_event(self.view, now)
             if event >= min(self.end, self.view.end_us):
                 break

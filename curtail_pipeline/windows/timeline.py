@@ -110,6 +110,26 @@ class Timeline:
     closed: list[str]
     """Why each stretch ended; empty while it is open."""
 
+    def clipped(self, start: int, start_up: int) -> "Timeline":
+        """The same timeline for a job that starts at `start`: a site that would be up by then starts up only now."""
+        kept = self.down > start
+        if not len(self.up) or (kept.all() and self.up[0] >= start):
+            return self
+        up = np.maximum(self.up[kept], start)
+        ready = np.where(self.up[kept] < start, np.maximum(up + start_up, self.ready[kept]), self.ready[kept])
+        stretch = np.maximum(np.searchsorted(up, self.until, side="left") - 1, 0)
+        train = np.maximum(self.train, ready[stretch]) if len(up) else self.train
+        some = (train < self.until) & (self.until > start)
+        return Timeline(
+            up,
+            ready,
+            self.down[kept],
+            train[some],
+            self.until[some],
+            [text for text, keep in zip(self.opened, kept, strict=True) if keep],
+            [text for text, keep in zip(self.closed, kept, strict=True) if keep],
+        )
+
     @cached_property
     def events(self) -> Micros:
         """Every instant at which the state changes, ascending."""
