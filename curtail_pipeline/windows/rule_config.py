@@ -141,7 +141,8 @@ class RuleSettings(SignalRule):
     def _one_form(self) -> "RuleSettings":
         if self.any_of and self.all_of:
             raise ValueError("give either any_of or all_of, not both")
-        own = sorted(self.model_fields_set & set(SignalRule.model_fields))
+        # By value, not by what was set: an experiment that was written out with its defaults must read back.
+        own = sorted(name for name, info in SignalRule.model_fields.items() if getattr(self, name) != info.default)
         if own and (self.any_of or self.all_of):
             raise ValueError(f"{own[0]!r} beside any_of/all_of: move it into one of the signals listed there")
         kinds = [signal.kind for signal in self.signals]
@@ -174,9 +175,11 @@ WINDOW_RULES: Final[dict[str, Mapping[str, Any]]] = {
     # arXiv:2602.22760: below 100 g/kWh; 600 s of grace after the signal rose.
     "paper": {"enter": 100.0, "exit_delay_s": 600.0},
     "threshold": {"enter": 100.0, "exit_delay_s": 0.0},
+    "boundary": {"enter": 100.0, "exit_delay_s": 0.0},
     "hysteresis": {},
 }
-"""Policy name -> the rule of every region that has none of its own. Register a policy's rule here."""
+"""Policy name -> the rule of every region that has none of its own, for marginal intensity: `rule_of` puts another
+kind's own threshold in place of `enter`. A policy's rule is registered here."""
 
 
 def rule_of(policy: PolicySettings, region: str, rules: Mapping[str, RuleSettings] | None = None) -> RuleSettings:
@@ -191,9 +194,11 @@ def rule_of(policy: PolicySettings, region: str, rules: Mapping[str, RuleSetting
         known = ", ".join(sorted(WINDOW_RULES))
         raise PolicyError(f"unknown policy {policy.name!r}; window rules exist for {known}")
     given = {key: value for key, value in policy.parameters.items() if key in RULE_PARAMETERS}
-    base = WINDOW_RULES[policy.name]
-    if {"kind", "any_of", "all_of"} & given.keys():
-        base = {key: value for key, value in base.items() if key == "exit_delay_s" and "kind" in given}
+    base = dict(WINDOW_RULES[policy.name])
+    if {"any_of", "all_of"} & given.keys():
+        base = {}
+    elif "enter" in base and given.get("kind") in KIND_DEFAULTS:
+        base["enter"] = KIND_DEFAULTS[given["kind"]].enter
     try:
         return RuleSettings.model_validate({**base, **given})
     except ValidationError as error:
