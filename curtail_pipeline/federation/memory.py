@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curtail_pipeline.federation.ranges import after_prefix, compact, length
-from curtail_pipeline.federation.rounds import Failure, Order, Result, agent_key
+from curtail_pipeline.federation.agent_names import agent_key
+from curtail_pipeline.federation.ranges import Range, Ranges, after_prefix, compact, length
+from curtail_pipeline.federation.rounds import Failure, Order, Result
 from curtail_pipeline.federation.tensors import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.storage.store import Store, file_sha256
 
@@ -39,8 +40,8 @@ class Fault:
 class SimulatedSite:
     """Answers orders as a resident trainer does, in microseconds.
 
-    One step consumes `sequences_per_step` sequences of `sequence_length` tokens. `steps_per_round` bounds the steps of a
-    round as a deadline does.
+    One step consumes `sequences_per_step` sequences of `sequence_length` tokens. `steps_per_round` bounds the steps of
+    a round as a deadline does.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class SimulatedSite:
         steps = min(order["max_steps"], held, self.steps_per_round or order["max_steps"])
         consumed = _prefix(order["lease"], steps * self.sequences_per_step)
         if kind == "greedy":
-            consumed = [[part[0], part[1] + 1, part[2] + 1] for part in consumed]
+            consumed = [[part[0], part[1] + 1, part[2] + 1, *part[3:]] for part in consumed]
         seed = hashlib.sha256(
             repr((self.name, order["inner_state"], order["parent"]["sha256"], consumed, order["first_step"])).encode()
         )
@@ -156,13 +157,13 @@ class MemoryTransport:
                 self.store.write_json(agent_key(site), beat)
 
 
-def _prefix(lease: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+def _prefix(lease: Sequence[Range], count: int) -> Ranges:
     """The first `count` sequences of a lease."""
-    taken: list[list[int]] = []
-    for epoch, first, end in lease:
+    taken: Ranges = []
+    for epoch, first, end, *owner in lease:
         take = min(count, end - first)
         if take:
-            taken.append([epoch, first, first + take])
+            taken.append([epoch, first, first + take, *owner])
             count -= take
     after_prefix(lease, taken)
     return compact(taken)

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from curtail_pipeline.errors import FederationError
 
-Range = tuple[int, int, int]
-"""(epoch, first sequence, end): sequences `[first, end)` of a site's shard set in an epoch."""
+Range = tuple[int, int, int] | tuple[int, int, int, str]
+"""(epoch, first, end[, owner]): sequences `[first, end)` of a shard set in an epoch, as `corpus.ranges` has them."""
 
 
 class _Part(BaseModel):

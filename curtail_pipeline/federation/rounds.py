@@ -23,8 +23,9 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curtail_pipeline.errors import FederationError, LedgerError, StoreError
+from curtail_pipeline.federation.agent_names import agent_key
 from curtail_pipeline.federation.outer import MergeReport, Update, merge
-from curtail_pipeline.federation.plan import Plan, folder_of, parse_plan
+from curtail_pipeline.federation.plan import Plan, Range, folder_of, parse_plan
 from curtail_pipeline.federation.ranges import Ranges, after_prefix, compact, length
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.times import iso, utc_now
@@ -70,15 +71,10 @@ class _Result(BaseModel):
     parent_sha256: str
     steps: int
     tokens: int
-    consumed: list[tuple[int, int, int]]
+    consumed: list[Range]
     weights: _Weights
     inner_state: _InnerState
     stop: str
-
-
-def agent_key(site: str) -> str:
-    """Where a site's agent writes its heartbeat."""
-    return f"agents/{site}.json"
 
 
 class Liveness:
