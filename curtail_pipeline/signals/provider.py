@@ -35,6 +35,11 @@ class Provider(Protocol):
         """The normalised trace of `[start, end)` (TRACE_SCHEMA), clipped to what a recorded source covers."""
         return self.ingest(region, start, end, kind).trace
 
+    def has(self, region: str) -> bool:
+        """Whether to ask this provider about a region; never asks the network."""
+        names = self.regions()
+        return names is None or region in names
+
     def kinds(self, region: str) -> list[Kind]:
         """The kinds this provider has of a region; the first is its default."""
         return ["marginal_intensity"]

@@ -1,0 +1,138 @@
+"""Electricity Maps v3: average carbon intensity of a zone, for accounting. It can never define a window.
+
+Values are valid from `datetime` (UTC, begin of the interval). Documentation: https://portal.electricitymaps.com/docs.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.config import ElectricityMapsTraces, Kind
+from curtail_pipeline.signals.http import ApiError, JsonApi, RateLimiter
+from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.trace import POINT_SCHEMA, Ingested, normalise
+from curtail_pipeline.times import iso, parse_utc, utc_now
+
+LONGEST_RANGE = timedelta(days=10)
+"""Of one `past-range` request."""
+HISTORY = timedelta(hours=24)
+"""What `history` covers; every plan has it."""
+CADENCE_S: Final[Mapping[str, int]] = {"5_minutes": 300, "15_minutes": 900, "hourly": 3600}
+
+
+class ElectricityMapsProvider(Provider):
+    """The API as a provider. Nothing is asked before the first fetch."""
+
+    def __init__(
+        self,
+        settings: ElectricityMapsTraces,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], datetime] = utc_now,
+        sleep: Callable[[float], None] = time.sleep,
+        limiter: RateLimiter | None = None,
+    ) -> None:
+        self.settings = settings
+        self._environ, self._clock = environ, clock
+        self._api = JsonApi(
+            "Electricity Maps",
+            settings.base_url,
+            timeout_s=settings.timeout_s,
+            attempts=settings.attempts,
+            limiter=limiter,
+            clock=clock,
+            sleep=sleep,
+        )
+
+    def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
+        """As `Provider.ingest`. The last 24 hours come from `history`, which every plan has, older ones from
+        `past-range`."""
+        if kind is not None and kind != "average_intensity":
+            raise TraceError(
+                f"Electricity Maps has no {kind} of region {region!r}, only average_intensity, which can account for "
+                "energy but not define a window; take the signal of windows from another provider"
+            )
+        now = self._clock()
+        until = min(end, now)
+        cadence = timedelta(seconds=CADENCE_S[self.settings.granularity])
+        present = now - (now - datetime.fromtimestamp(0, now.tzinfo)) % cadence
+        items: list[Mapping[str, Any]] = []
+        if start > present - HISTORY:
+            if start < until:
+                items = self._get("/carbon-intensity/history", region, {}).get("history") or []
+        else:
+            low = start
+            while low < until:
+                high = min(until, low + LONGEST_RANGE)
+                answer = self._get("/carbon-intensity/past-range", region, {"start": iso(low), "end": iso(high)})
+                items += answer.get("data") or []
+                low = high
+        return normalise(
+            _points(items),
+            region=region,
+            kind="average_intensity",
+            unit="g/kWh",
+            source="electricity_maps",
+            start=start,
+            end=max(start, min(end, present + cadence)),
+            retrieved_at=now.replace(microsecond=0),
+            cadence_s=CADENCE_S[self.settings.granularity],
+        )
+
+    def regions(self) -> list[str] | None:
+        return None
+
+    def kinds(self, region: str) -> list[Kind]:
+        return ["average_intensity"]
+
+    def _get(self, path: str, region: str, params: Mapping[str, str]) -> Mapping[str, Any]:
+        token = self._environ.get("ELECTRICITY_MAPS_TOKEN", "")
+        if not token:
+            raise TraceError(
+                "Electricity Maps needs a token: set ELECTRICITY_MAPS_TOKEN in the environment of the process that "
+                "fetches"
+            )
+        zone = self.settings.zones.get(region, region)
+        asked = {
+            "zone": zone,
+            "temporalGranularity": self.settings.granularity,
+            "emissionFactorType": self.settings.emission_factors,
+            **params,
+        }
+        try:
+            answer = self._api.get(path, asked, headers={"auth-token": token})
+        except ApiError as error:
+            if error.status in (401, 403) and "past-range" in path:
+                reason = (
+                    f"the plan does not cover the past of zone {zone!r}, or ELECTRICITY_MAPS_TOKEN is wrong; a free "
+                    "plan has one zone and its last 24 hours"
+                )
+            elif error.status in (401, 403):
+                reason = f"the plan does not cover zone {zone!r}, or ELECTRICITY_MAPS_TOKEN is wrong"
+            else:
+                reason = f"check the zone of region {region!r} in traces.zones"
+            raise ApiError(f"{error}; {reason}", error.status, error.body) from error
+        if not isinstance(answer, dict):
+            raise TraceError(f"Electricity Maps answered {path} with something other than an object; check base_url")
+        return answer
+
+
+def _points(items: list[Mapping[str, Any]]) -> pl.DataFrame:
+    """An answer's values (POINT_SCHEMA, g/kWh). The later `updatedAt` of a stamp wins."""
+    rows = [
+        (
+            parse_utc(item["datetime"]),
+            item.get("carbonIntensity"),
+            item.get("emissionFactorType"),
+            bool(item.get("isEstimated")),
+            f"estimated by {item['estimationMethod']}" if item.get("estimationMethod") else None,
+            parse_utc(item["updatedAt"]) if item.get("updatedAt") else None,
+        )
+        for item in items
+    ]
+    return pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")

@@ -1,0 +1,259 @@
+"""WattTime v3: marginal (and average) operating emission rates, and their forecasts.
+
+Values come in lb CO2/MWh and are valid from `point_time` for `meta.data_point_period_seconds`. Documentation:
+https://docs.watttime.org.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.config import Kind, Unit, WattTimeTraces
+from curtail_pipeline.signals.http import ApiError, JsonApi, RateLimiter
+from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.trace import (
+    DEFAULT_CADENCE_S,
+    FORECAST_SCHEMA,
+    POINT_SCHEMA,
+    TO_G_PER_KWH,
+    Ingested,
+    empty_forecast,
+    normalise,
+)
+from curtail_pipeline.times import iso, parse_utc, utc_now
+
+SIGNAL_TYPES: Final[Mapping[Kind, str]] = {"marginal_intensity": "co2_moer", "average_intensity": "co2_aoer"}
+UNITS_SAID: Final[Mapping[str, Unit]] = {"lbs_co2_per_mwh": "lb/MWh"}
+
+LONGEST_RANGE = timedelta(days=30)
+"""Of one `historical` request; the API refuses more than 32 days."""
+LONGEST_FORECAST_RANGE = timedelta(days=1)
+"""Of one `forecast/historical` request."""
+TOKEN_LIFE = timedelta(minutes=30)
+RENEW_AFTER = timedelta(minutes=25)
+"""Age at which a token is replaced: long enough before its end that a request with it still arrives in time."""
+REQUESTS_PER_S = 10
+"""3,000 in any five minutes are allowed."""
+
+
+class WattTimeProvider(Provider):
+    """The API as a provider. Nothing is asked before the first fetch."""
+
+    def __init__(
+        self,
+        settings: WattTimeTraces,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], datetime] = utc_now,
+        sleep: Callable[[float], None] = time.sleep,
+        limiter: RateLimiter | None = None,
+    ) -> None:
+        self.settings = settings
+        self._environ, self._clock = environ, clock
+        self._api = JsonApi(
+            "WattTime",
+            settings.base_url,
+            timeout_s=settings.timeout_s,
+            attempts=settings.attempts,
+            limiter=limiter or RateLimiter(REQUESTS_PER_S, 1.0, sleep=sleep),
+            clock=clock,
+            sleep=sleep,
+        )
+        self._token: str | None = None
+        self._token_at = clock()
+
+    def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
+        """As `Provider.ingest`. Where the history does not reach the present five minutes yet, they come from the
+        nowcast (the forecast's first item) and are marked as estimated."""
+        chosen, signal = self._signal(region, kind)
+        now = self._clock()
+        points, period = pl.DataFrame(schema=POINT_SCHEMA), DEFAULT_CADENCE_S
+        for low, high in _chunks(start, min(end, now), LONGEST_RANGE):
+            # The end is inclusive; without the last second no stamp is asked for twice.
+            last = max(low, high - timedelta(seconds=1))
+            params = {"start": iso(low), "end": iso(last), "include_imputed_marker": "true"}
+            answer = self._get("/v3/historical", region, signal, params)
+            period = int(_meta(answer).get("data_point_period_seconds") or period)
+            points = pl.concat([points, _points(answer)])
+        step = timedelta(seconds=period)
+        present = now - (now - datetime.fromtimestamp(0, now.tzinfo)) % step
+        newest = points["time"].max()
+        if start <= present < end and not (isinstance(newest, datetime) and newest >= present):
+            nowcast = _points(self._get("/v3/forecast", region, signal, {"horizon_hours": 0})).head(1)
+            points = pl.concat([points, nowcast.with_columns(estimated=pl.lit(True))])
+        return normalise(
+            points,
+            region=region,
+            kind=chosen,
+            unit="lb/MWh",
+            source="watttime",
+            start=start,
+            end=max(start, min(end, present + step)),
+            retrieved_at=now.replace(microsecond=0),
+            cadence_s=period,
+        )
+
+    def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
+        """Forecasts issued in `[start, end)`; the newest one too when the range reaches the present."""
+        _, signal = self._signal(region, kind)
+        now = self._clock()
+        horizon: dict[str, str | int] = {"horizon_hours": self.settings.horizon_hours}
+        recent = timedelta(seconds=DEFAULT_CADENCE_S)
+        rows: list[pl.DataFrame] = [empty_forecast()]
+        for low, high in _chunks(start, min(end, now - recent), LONGEST_FORECAST_RANGE):
+            params = {"start": iso(low), "end": iso(max(low, high - recent)), **horizon}
+            answer = self._get("/v3/forecast/historical", region, signal, params)
+            _check_units(_meta(answer))
+            for issue in answer.get("data") or []:
+                rows.append(_forecast(region, parse_utc(issue["generated_at"]), issue.get("forecast") or []))
+        if end > now - recent and start <= now:
+            answer = self._get("/v3/forecast", region, signal, horizon)
+            meta = _meta(answer)
+            _check_units(meta)
+            issued = parse_utc(meta["generated_at"]) if "generated_at" in meta else now
+            rows.append(_forecast(region, issued, answer.get("data") or []))
+        table = pl.concat(rows).unique(["issued_at", "target"], keep="last", maintain_order=True)
+        return table.filter(pl.col("issued_at").is_between(start, end, closed="left")).sort("issued_at", "target")
+
+    def regions(self) -> list[str]:
+        """The regions whose marginal rate the plan covers, under the product's names where they are mapped.
+
+        Raises:
+            TraceError: the API refuses or cannot be reached.
+        """
+        own = {theirs: ours for ours, theirs in self.settings.regions.items()}
+        return [own.get(name, name) for name in self._covered(SIGNAL_TYPES["marginal_intensity"])]
+
+    def has(self, region: str) -> bool:
+        """True of every region: whether the plan covers it is known when it is fetched."""
+        return True
+
+    def kinds(self, region: str) -> list[Kind]:
+        return list(SIGNAL_TYPES)
+
+    def _signal(self, region: str, kind: Kind | None) -> tuple[Kind, str]:
+        chosen: Kind = kind or "marginal_intensity"
+        if chosen not in SIGNAL_TYPES:
+            raise TraceError(f"WattTime has no {chosen} of region {region!r}; it has {', '.join(SIGNAL_TYPES)}")
+        return chosen, SIGNAL_TYPES[chosen]
+
+    def _covered(self, signal: str) -> list[str]:
+        answer = self._authorised("/v3/my-access", {})
+        return [
+            entry["region"]
+            for access in answer.get("signal_types") or []
+            if access.get("signal_type") == signal
+            for entry in access.get("regions") or []
+        ]
+
+    def _get(self, path: str, region: str, signal: str, params: Mapping[str, str | int]) -> Any:
+        theirs = self.settings.regions.get(region, region)
+        model = {"model": self.settings.model} if self.settings.model else {}
+        try:
+            return self._authorised(path, {"region": theirs, "signal_type": signal, **model, **params})
+        except ApiError as error:
+            if error.status == 403 and "scope" in error.body.lower():
+                raise ApiError(
+                    f"the WattTime plan does not cover {signal} of region {theirs!r}{self._covered_text(signal)}; "
+                    "upgrade the plan, or take this region's trace from another provider",
+                    error.status,
+                    error.body,
+                ) from error
+            raise ApiError(f"region {region!r}: {error}", error.status, error.body) from error
+
+    def _covered_text(self, signal: str) -> str:
+        try:
+            covered = self._covered(signal)
+        except TraceError:
+            return ""
+        shown = ", ".join(covered[:20]) + (", ..." if len(covered) > 20 else "")
+        return f" (it covers {shown or 'none'})"
+
+    def _authorised(self, path: str, params: Mapping[str, str | int]) -> Any:
+        if self._token is None or self._clock() - self._token_at >= RENEW_AFTER:
+            self._login()
+        try:
+            return self._api.get(path, params, headers={"Authorization": f"Bearer {self._token}"})
+        except ApiError as error:
+            if error.status != 401:
+                raise
+        # The token ended before its time; a second refusal is final.
+        self._login()
+        return self._api.get(path, params, headers={"Authorization": f"Bearer {self._token}"})
+
+    def _login(self) -> None:
+        names = ("WATTTIME_USERNAME", "WATTTIME_PASSWORD")
+        user, password = (self._environ.get(name, "") for name in names)
+        if not user or not password:
+            missing = " and ".join(name for name, value in zip(names, (user, password), strict=True) if not value)
+            raise TraceError(
+                f"WattTime needs credentials: set {missing} in the environment of the process that fetches"
+            )
+        asked = self._clock()
+        try:
+            answer = self._api.get("/login", auth=(user, password))
+        except ApiError as error:
+            if error.status not in (401, 403):
+                raise
+            raise ApiError(
+                "WattTime refused the user name and password; correct WATTTIME_USERNAME and WATTTIME_PASSWORD",
+                error.status,
+                error.body,
+            ) from error
+        token = answer.get("token") if isinstance(answer, dict) else None
+        if not isinstance(token, str):
+            raise TraceError("WattTime's login answered without a token; check traces.base_url")
+        self._token, self._token_at = token, asked
+
+
+def _chunks(start: datetime, end: datetime, longest: timedelta) -> Iterator[tuple[datetime, datetime]]:
+    while start < end:
+        until = min(end, start + longest)
+        yield start, until
+        start = until
+
+
+def _meta(answer: Any) -> Mapping[str, Any]:
+    meta = answer.get("meta") if isinstance(answer, dict) else None
+    if not isinstance(meta, dict):
+        raise TraceError("WattTime answered without `meta`; check traces.base_url and the API's version")
+    return meta
+
+
+def _check_units(meta: Mapping[str, Any]) -> None:
+    if meta.get("units") not in UNITS_SAID:
+        raise TraceError(
+            f"WattTime answered in unit {meta.get('units')!r} for region {meta.get('region')!r}; only "
+            f"{', '.join(UNITS_SAID)} is understood"
+        )
+
+
+def _points(answer: Any) -> pl.DataFrame:
+    """An answer's values (POINT_SCHEMA, lb/MWh), each with the model and the warnings of the answer it came in."""
+    meta = _meta(answer)
+    _check_units(meta)
+    model = meta.get("model") or {}
+    said = "; ".join(f"{w.get('type', 'warning')}: {w.get('message', '')}" for w in meta.get("warnings") or [])
+    rows = [
+        (
+            parse_utc(item["point_time"]),
+            item.get("value"),
+            model.get("date"),
+            bool(item.get("imputed_data_used")),
+            said or None,
+            parse_utc(item["last_updated"]) if item.get("last_updated") else None,
+        )
+        for item in answer.get("data") or []
+    ]
+    return pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")
+
+
+def _forecast(region: str, issued: datetime, items: list[Mapping[str, Any]]) -> pl.DataFrame:
+    rows = [(issued, parse_utc(item["point_time"]), region, item.get("value")) for item in items]
+    table = pl.DataFrame(rows, schema=FORECAST_SCHEMA, orient="row")
+    return table.with_columns(pl.col("value") * TO_G_PER_KWH["lb/MWh"])
