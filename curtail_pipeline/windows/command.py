@@ -40,8 +40,8 @@ def windows_of_file(
 
     Returns:
         `{"policy", "windows": [{"site", "region", "start", "end", "hours", "opened_by", "closed_by"}],
-        "hours": {site: h}, "nulls": n, "duplicates": n}`. A window still open at the end of the file has no `end`; its hours count to the
-        instant at which the last value's own interval is over. `nulls` counts missing values and `duplicates` values
+        "hours": {site: h}, "nulls": n, "duplicates": n}`. A window still open at the end of the file has no `end`; its
+        hours count to the instant at which the last value's own interval is over. `nulls` counts missing values and `duplicates` values
         dropped because another one of the same stamp was kept, over the signals of all sites.
 
     Raises:
@@ -53,7 +53,7 @@ def windows_of_file(
     settings = _file_settings(traces, experiment, {key: value for key, value in given.items() if value is not None})
     provider = make_provider(settings)
     sites = _sites(provider, experiment)
-    # The pipeline itself reads what the policy says; only a file of which nothing else is known decides by its own kind.
+    # The pipeline reads what the policy says; only a file of which nothing else is known decides by its own kind.
     chosen = _policy(experiment, policy, settings.kind if experiment is None or kind is not None else None)
     rules = experiment.rules if experiment else {}
     by_region = {site.region: rule_of(chosen, site.region, rules) for site in sites}
