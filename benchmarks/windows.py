@@ -111,7 +111,7 @@ def _child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
 
 
 def _in_child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, what, str(folder), str(regions), str(days)]
+    command = [sys.executable, "-P", __file__, what, str(folder), str(regions), str(days)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

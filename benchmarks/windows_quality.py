@@ -3,9 +3,9 @@
     curtail bench windows-quality
 
 Precision and recall (hours) and share of curtailed MWh, for marginal intensity below 100 g/kWh and for a price at or
-below zero, against at least 10 MW curtailed. Expected about 1.00, 0.60 and 0.80 for the first. The second finds nothing:
-at this hub prices stay above zero while power is curtailed behind local congestion, which is why a signal is declared
-per region.
+below zero, against at least 10 MW curtailed. Expected about 1.00, 0.60 and 0.80 for the first. The second finds
+nothing: at this hub prices stay above zero while power is curtailed behind local congestion, which is why a signal is
+declared per region.
 """
 
 import os

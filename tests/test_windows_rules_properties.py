@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import polars as pl
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ LEVELS = {
 
 @st.composite
 def rows(draw, kind):
-    """Stamps in minutes, values and estimated flags of one signal: mostly every 5 minutes, with gaps and other steps."""
+    """Stamps in minutes, values and estimated flags of one signal: mostly every 5 minutes, with gaps."""
     steps = draw(st.lists(st.sampled_from([5, 5, 5, 5, 5, 10, 15, 30, 3]), min_size=0, max_size=45))
     out, minute = [], draw(st.integers(0, 10))
     for step in steps:
@@ -152,7 +153,7 @@ def runs(flags):
 
 
 def waits_for(past, required):
-    """How long a candidate waits: until half of the longer ones of the last 20 lasted `required` longer, or none did."""
+    """How long a candidate waits: until half of the longer ones of the last 20 lasted `required` longer."""
     recent = sorted(past[-20:])
     if len(recent) < 5:
         return 0
@@ -180,14 +181,13 @@ def expected(rule, traces, region):
 
 
 def spans(table, site):
-    minutes = [
+    return [
         ((start - START) / MINUTE, None if end is None else (end - START) / MINUTE)
         for start, end in table.filter(pl.col("site") == site).select("start", "end").rows()
     ]
-    return minutes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(cases())
 def test_windows_are_those_of_the_definition(case):
     rule, traces = case
@@ -196,7 +196,7 @@ def test_windows_are_those_of_the_definition(case):
         assert spans(table, site.name) == expected(rule, traces, site.region)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases(), st.lists(st.integers(1, LENGTH - 1), max_size=6, unique=True))
 def test_any_split_into_days_gives_the_windows_and_the_state_of_the_whole(case, cuts):
     rule, traces = case
@@ -212,7 +212,7 @@ def test_any_split_into_days_gives_the_windows_and_the_state_of_the_whole(case, 
     assert state == whole_state
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases(), st.integers(1, LENGTH - 1))
 def test_windows_of_a_cut_trace_are_those_of_the_whole_up_to_the_cut(case, cut):
     rule, traces = case
@@ -231,18 +231,18 @@ def test_windows_of_a_cut_trace_are_those_of_the_whole_up_to_the_cut(case, cut):
     assert early.filter(ended).equals(later.filter(ended))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_windows_of_a_site_never_overlap_nor_touch(case):
     rule, traces = case
     table, _ = derive(rule, traces)
     for site in SITES:
         known = spans(table, site.name)
-        for (_, end), (start, _) in zip(known, known[1:], strict=False):
+        for (_, end), (start, _) in pairwise(known):
             assert end is not None and end < start
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases(min_duration=False), st.integers(1, 40))
 def test_a_value_beyond_the_maximum_signal_age_never_lengthens_a_window(case, age):
     """Whatever the rule, no minute of a window is without a value of some signal young enough to speak for it."""
@@ -260,7 +260,7 @@ def test_a_value_beyond_the_maximum_signal_age_never_lengthens_a_window(case, ag
                 assert all(young) if rule.needs_all else any(young)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cases(), st.randoms())
 def test_the_order_of_rows_does_not_matter(case, random):
     rule, traces = case

@@ -41,8 +41,8 @@ def windows_of_file(
     Returns:
         `{"policy", "windows": [{"site", "region", "start", "end", "hours", "opened_by", "closed_by"}],
         "hours": {site: h}, "nulls": n, "duplicates": n}`. A window still open at the end of the file has no `end`; its
-        hours count to the instant at which the last value's own interval is over. `nulls` counts missing values and `duplicates` values
-        dropped because another one of the same stamp was kept, over the signals of all sites.
+        hours count to the instant at which the last value's own interval is over. `nulls` counts missing values and
+        `duplicates` values dropped because another one of the same stamp was kept, over the signals of all sites.
 
     Raises:
         TraceError, SettingsError, PolicyError: what cannot be read, understood or used.
