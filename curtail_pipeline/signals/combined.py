@@ -18,10 +18,15 @@ class CombinedProvider(Provider):
         self.providers = [make_provider(source) for source in settings.sources]
 
     def _of(self, region: str) -> list[tuple[Provider, list[Kind]]]:
-        found = [(provider, provider.kinds(region)) for provider in self.providers if provider.has(region)]
+        names = [provider.regions() for provider in self.providers]
+        found = [
+            (provider, provider.kinds(region))
+            for provider, known in zip(self.providers, names, strict=True)
+            if known is None or region in known
+        ]
         if not found:
-            known = sorted({name for provider in self.providers for name in provider.regions() or []})
-            raise TraceError(f"no source of traces.sources has region {region!r}; they have {', '.join(known)}")
+            there = ", ".join(sorted({name for known in names for name in known or []}))
+            raise TraceError(f"no source of traces.sources has region {region!r}; they have {there}")
         return found
 
     def _provider(self, region: str, kind: Kind | None) -> tuple[Provider, Kind]:

@@ -28,17 +28,12 @@ class Provider(Protocol):
         ...
 
     def regions(self) -> list[str] | None:
-        """The regions there are; None when any name is one."""
+        """The regions there are; None when any name may be asked for. Never asks the network."""
         ...
 
     def fetch(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
         """The normalised trace of `[start, end)` (TRACE_SCHEMA), clipped to what a recorded source covers."""
         return self.ingest(region, start, end, kind).trace
-
-    def has(self, region: str) -> bool:
-        """Whether to ask this provider about a region; never asks the network."""
-        names = self.regions()
-        return names is None or region in names
 
     def kinds(self, region: str) -> list[Kind]:
         """The kinds this provider has of a region; the first is its default."""

@@ -62,6 +62,7 @@ DEFAULT_CADENCE_S = 300
 
 _LONGEST_HELD_S = 3600
 _ESTABLISHED = 3
+_SHORTEST_FOUND_S = 60
 
 
 def conversion_factor(kind: Kind, unit: Unit) -> float:
@@ -180,7 +181,7 @@ def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
 
     A difference between neighbours that occurs three times in a row is a cadence of the source; a longer one is a
     hole, of which only the neighbouring cadence is valid. Differences of more than an hour are holes as well, unless
-    nothing is finer. Where no difference repeats so often, the commonest is the cadence.
+    nothing is finer. Where no difference repeats so often, the cadence is the one that all differences are multiples of.
 
     Args:
         seconds: sorted unique stamps [n] in seconds since the epoch.
@@ -197,8 +198,8 @@ def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
     if established.any():
         finest = max(1, round(steps[established].min()))
     else:
-        sizes, counts = np.unique(steps, return_counts=True)
-        finest = max(1, round(sizes[np.argmax(counts)]))
+        common = int(np.gcd.reduce(np.round(steps).astype(np.int64)))
+        finest = common if common >= _SHORTEST_FOUND_S else max(1, round(np.median(steps)))
     established &= (steps <= _LONGEST_HELD_S) | (steps == finest)
     index = np.where(established, np.arange(len(steps)), -1)
     left = np.maximum.accumulate(index)

@@ -120,18 +120,17 @@ class WattTimeProvider(Provider):
         table = pl.concat(rows).unique(["issued_at", "target"], keep="last", maintain_order=True)
         return table.filter(pl.col("issued_at").is_between(start, end, closed="left")).sort("issued_at", "target")
 
-    def regions(self) -> list[str]:
-        """The regions whose marginal rate the plan covers, under the product's names where they are mapped.
+    def regions(self) -> list[str] | None:
+        return None
+
+    def covered_regions(self, kind: Kind = "marginal_intensity") -> list[str]:
+        """The regions whose signal the plan covers, under the product's names where they are mapped.
 
         Raises:
             TraceError: the API refuses or cannot be reached.
         """
         own = {theirs: ours for ours, theirs in self.settings.regions.items()}
-        return [own.get(name, name) for name in self._covered(SIGNAL_TYPES["marginal_intensity"])]
-
-    def has(self, region: str) -> bool:
-        """True of every region: whether the plan covers it is known when it is fetched."""
-        return True
+        return [own.get(name, name) for name in self._covered(SIGNAL_TYPES[kind])]
 
     def kinds(self, region: str) -> list[Kind]:
         return list(SIGNAL_TYPES)
