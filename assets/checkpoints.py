@@ -19,7 +19,7 @@ from curtail_pipeline.orchestration.resources import PipelineResource, Progress
 )
 def aggregated_checkpoint(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, progress: dg.ResourceParam[Progress]
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+) -> dg.MaterializeResult:
     """The model after one segment: a Hugging Face folder with the outer optimiser's state and a manifest.
 
     A key that the membership sensor requested is trained by one Flower run over its sites. A key that is committed is
@@ -48,7 +48,7 @@ def aggregated_checkpoint(
     kinds={"pytorch"},
     owners=["team:training"],
 )
-def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     """Held-out loss (nats per token), perplexity and bits per byte."""
     from curtail_pipeline.evaluation import evaluate_checkpoint
 

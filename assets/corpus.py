@@ -10,14 +10,14 @@ from curtail_pipeline.orchestration.resources import PipelineResource
 
 
 @dg.asset(group_name="corpus", kinds={"huggingface"}, owners=["team:training-data"])
-def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:
     """Byte-level BPE over a bounded deterministic sample of the corpus, loadable with `AutoTokenizer`."""
     project = pipeline.project()
     return dg.MaterializeResult(metadata=build_tokenizer(project.experiment.corpus, project.store).to_json())
 
 
 @dg.asset(group_name="corpus", partitions_def=SITES, deps=[tokenizer], kinds={"numpy"}, owners=["team:training-data"])
-def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     """A site's share of the corpus as memory-mappable token files; no held-out document is in any of them."""
     project = pipeline.project()
     freeze_dealing(project.experiment.corpus, project.store, project.shares())
@@ -26,7 +26,7 @@ def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResourc
 
 
 @dg.asset(group_name="corpus", deps=[tokenizer], kinds={"numpy"}, owners=["team:training-data"])
-def heldout_shard(pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def heldout_shard(pipeline: PipelineResource) -> dg.MaterializeResult:
     """Text that no site trains on, chosen by a hash of each document."""
     project = pipeline.project()
     freeze_dealing(project.experiment.corpus, project.store, project.shares())

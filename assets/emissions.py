@@ -32,7 +32,7 @@ def emissions_ledger(context: dg.AssetExecutionContext, pipeline: PipelineResour
     kinds={"altair", "html"},
     owners=["team:sustainability"],
 )
-def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     """Totals against each always-on single-site baseline, with plots, as one HTML page that works offline."""
     from curtail_pipeline.accounting import write_report
 

@@ -1,5 +1,6 @@
 """Energy, CO2 and loss of an experiment's checkpoints, put together from the store."""
 
+import json
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -8,12 +9,18 @@ from typing import Any
 import polars as pl
 
 from curtail_pipeline.corpus.ledger import Ledger
-from curtail_pipeline.emissions.baselines import always_on_baselines, baselines_table
+from curtail_pipeline.emissions.baselines import Baseline, always_on_baselines, baselines_table
+from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.power import intervals_table, ledger, totals
+from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
+from curtail_pipeline.errors import StoreError
 from curtail_pipeline.evaluation import stored_loss
 from curtail_pipeline.project import Project, days_between
+from curtail_pipeline.settings import Experiment
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import read_table
 from curtail_pipeline.times import iso
+from curtail_pipeline.windows.rule_config import rule_of
 
 
 def ledger_key(key: str) -> str:
@@ -80,7 +87,7 @@ def summarise(project: Project) -> dict[str, Any]:
     compared = baselines_table(baselines, ours) if baselines else None
     return {
         "experiment": project.experiment.name,
-        "synthetic": project.experiment.traces.provider == "synthetic",
+        "synthetic": is_synthetic(project),
         "start": iso(project.start),
         "end": iso(last.end),
         "checkpoints": rows,
@@ -95,6 +102,107 @@ def summarise(project: Project) -> dict[str, Any]:
         "checkpoint": str(project.checkpoints.folder(last.key)),
         "home": str(project.home.root),
     }
+
+
+def write_report(project: Project) -> dict[str, Any]:
+    """Write the report's page; returns what `summarise` does.
+
+    Raises:
+        StoreError: there is no checkpoint yet.
+    """
+    summary = summarise(project)
+    ledgers = stored_ledgers(project)
+    if ledgers is None:
+        raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for a checkpoint")
+    manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
+    experiment = project.experiment
+    page = build_report(
+        ReportInput(
+            name=experiment.name,
+            experiment_sha256=project.home.record()["sha256"],
+            policy=experiment.policy.name,
+            sites=experiment.sites,
+            manifests=manifests,
+            traces=project.traces(project.days),
+            windows=project.windows(project.days),
+            intervals=pl.concat([_intervals(manifest) for manifest in manifests]),
+            ledger=ledgers,
+            baselines=_baselines(project),
+            losses=_training_losses(project, manifests),
+            heldout=_heldout_losses(project, manifests),
+            threshold=_threshold(experiment),
+        )
+    )
+    project.store.write_bytes("report/index.html", page.encode())
+    return summary
+
+
+def card_of(project: Project, key: str) -> str:
+    """The model card of a checkpoint.
+
+    Raises:
+        StoreError: no such checkpoint, or its emissions have not been accounted.
+    """
+    lineage = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
+    ledgers = stored_ledgers(project)
+    if ledgers is None:
+        raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for {key}")
+    return model_card(
+        f"{project.experiment.name} {key}",
+        lineage,
+        project.experiment.sites,
+        ledgers,
+        heldout_loss=stored_loss(project, key),
+        synthetic=is_synthetic(project),
+    )
+
+
+def is_synthetic(project: Project) -> bool:
+    """Whether the traces come from the model rather than from a grid."""
+    return project.experiment.traces.provider == "synthetic"
+
+
+def _intervals(manifest: Manifest) -> pl.DataFrame:
+    return intervals_table([interval.model_dump() for interval in manifest.intervals], manifest.key)
+
+
+def _baselines(project: Project) -> list[Baseline]:
+    steps = project.parent.steps.end
+    if not steps:
+        return []
+    experiment, traces = project.experiment, project.traces(project.days)
+    return always_on_baselines(steps, project.start, experiment.sites, traces, experiment.baseline_regions)
+
+
+def _threshold(experiment: Experiment) -> float | None:
+    """gCO2/kWh below which windows open, where all regions have the same."""
+    rules = [rule_of(experiment.policy, site.region, experiment.rules).signals[0] for site in experiment.sites]
+    found = {rule.enter_at for rule in rules if rule.kind == "marginal_intensity"}
+    return found.pop() if len(found) == 1 else None
+
+
+def _training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+    rows = []
+    for manifest in manifests:
+        journal = project.checkpoints.folder(manifest.key) / "rounds.jsonl"
+        tokens = manifest.tokens.total - manifest.tokens.segment
+        for line in journal.read_text().splitlines() if journal.exists() else []:
+            done = json.loads(line)
+            tokens += sum(done["tokens"].values())
+            rows += [
+                {"checkpoint": manifest.key, "site": site, "tokens": tokens, "loss": done["results"][site]["loss_mean"]}
+                for site in done["steps"]
+            ]
+    return pl.DataFrame(rows, schema=LOSS_SCHEMA)
+
+
+def _heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+    rows = [
+        {"checkpoint": manifest.key, "tokens": manifest.tokens.total, "loss": loss}
+        for manifest in manifests
+        if (loss := stored_loss(project, manifest.key)) is not None
+    ]
+    return pl.DataFrame(rows, schema=HELDOUT_SCHEMA)
 
 
 def report_path(project: Project) -> Path:

@@ -8,14 +8,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from curtail_pipeline.errors import CurtailError
+
+if TYPE_CHECKING:
+    from curtail_pipeline.project import Project
+    from curtail_pipeline.settings import ClockMode
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 federation_app = typer.Typer(no_args_is_help=True, help="The local federation: SuperLink, SuperNodes, trainers.")
@@ -37,7 +41,9 @@ def _print_json(value: Any) -> None:
 
 
 @contextmanager
-def _opened(experiment: str, out: Path | None, traces: Path | None = None, clock: str = "headless") -> Iterator[Any]:
+def _opened(
+    experiment: str, out: Path | None, traces: Path | None = None, clock: "ClockMode" = "headless"
+) -> Iterator["Project"]:
     """The project, with the environment set so that a code location loaded afterwards serves it."""
     from curtail_pipeline.project import CLOCK_ENV, EXPERIMENT_ENV, Project
     from curtail_pipeline.settings import load_experiment, with_traces
@@ -45,7 +51,7 @@ def _opened(experiment: str, out: Path | None, traces: Path | None = None, clock
     loaded = load_experiment(experiment)
     if traces is not None:
         loaded = with_traces(loaded, traces)
-    project = Project.open(loaded, clock, out)  # type: ignore[arg-type]
+    project = Project.open(loaded, clock, out)
     os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
     os.environ[CLOCK_ENV] = clock
     yield project
@@ -67,10 +73,12 @@ def run(
         if not verbose:
             logging.getLogger("dagster").setLevel(logging.CRITICAL)
         from curtail_pipeline.accounting import summarise
+        from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.replay import Headless, open_instance
+        from sensors.membership import membership_sensor
 
         with RunConsole(project) as console, open_instance(project) as instance:
-            headless = Headless(project, instance, console)
+            headless = Headless(project, instance, build(console), membership_sensor, console)
             reason = headless.run()
             console({"event": "prepare", "what": "the report"})
             headless.report()
@@ -93,10 +101,15 @@ def ui(
     from curtail_pipeline.ui import serve
 
     with _opened(experiment, out) as project:
+        from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.replay import Headless, open_instance
+        from sensors.membership import membership_sensor
 
-        with open_instance(project) as instance:
-            Headless(project, instance, lambda event: typer.echo(f"preparing {event['what']}", err=True)).prepare()
+        def say(event: Mapping[str, Any]) -> None:
+            typer.echo(f"preparing {event['what']}", err=True)
+
+        with project.home.lock(), open_instance(project) as instance:
+            Headless(project, instance, build(say), membership_sensor, say).prepare()
         with LocalFederation(project.home.root, project.experiment).ensure():
             raise typer.Exit(serve(project, host, port, sensors))
 
@@ -106,17 +119,26 @@ def windows(
     traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
     experiment: SitesOption = None,
     policy: Annotated[str | None, typer.Option(help="paper, threshold, ...")] = None,
-    unit: Annotated[str, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")] = "g/kWh",
-    kind: Annotated[str, typer.Option(help="marginal_intensity, price or curtailed_power.")] = "marginal_intensity",
-    timezone: Annotated[str, typer.Option(help="Of stamps without an offset.")] = "UTC",
-    interval: Annotated[str, typer.Option(help="Whether a stamp is the begin or the end of its interval.")] = "begin",
+    unit: Annotated[str | None, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")] = None,
+    kind: Annotated[str | None, typer.Option(help="marginal_intensity, price or curtailed_power.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of stamps without an offset.")] = None,
+    interval: Annotated[str | None, typer.Option(help="A stamp is the begin or the end of its interval.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Curtailment windows of a trace file, without training."""
     from curtail_pipeline.console import print_windows
+    from curtail_pipeline.settings import load_experiment
     from curtail_pipeline.windows.command import windows_of_file
 
-    found = windows_of_file(traces, experiment, policy, unit, kind, timezone, interval)
+    found = windows_of_file(
+        traces,
+        load_experiment(experiment) if experiment else None,
+        policy,
+        unit=unit,
+        kind=kind,
+        timezone=timezone,
+        interval=interval,
+    )
     if json_:
         _print_json(found)
     else:

@@ -65,7 +65,7 @@ def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: date
         active=active,
         parent=parent.key,
         key=key,
-        attempts=Attempts(earlier, last_failure),
+        attempts=Attempts(earlier, None if project.clock_mode == "headless" else last_failure),
         wall=wall,
         previous=previous,
     )

@@ -16,6 +16,7 @@ from curtail_pipeline.orchestration.jobs import (
     federated_rounds,
     intraday_pipeline,
     local_training,
+    reporting,
 )
 from curtail_pipeline.orchestration.resources import PipelineResource, Progress, silent
 from curtail_pipeline.project import CLOCK_ENV, EXPERIMENT_ENV
@@ -30,7 +31,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=dg.load_assets_from_modules([traces, corpus, checkpoints, emissions]),
-        jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds],
+        jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
         sensors=[membership_sensor],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={

@@ -33,7 +33,6 @@ def evaluate_checkpoint(project: Project, key: str) -> dict[str, Any]:
             reader,
             max_sequences=settings.evaluation_sequences,
             batch_sequences=settings.device_batch_sequences,
-            bytes_per_token=reader.bytes_per_token,
         )
     finally:
         torch.set_num_threads(threads)

@@ -1,7 +1,8 @@
 """`ckpt-000000`: the initialised model, committed once."""
 
 from curtail_pipeline.project import Project
-from curtail_pipeline.storage.checkpoints import FIRST_KEY, Manifest
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.training.presets import init_checkpoint
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 
@@ -77,8 +78,6 @@ class Project:
             if out is None and path.name == "experiment.yaml":
                 out = path.parent  # a home's own copy
             experiment = load_experiment(experiment)
-        if clock not in ("headless", "replay", "live"):
-            raise SettingsError(f"unknown clock {clock!r}; use headless, replay or live")
         provider = make_provider(experiment.traces)
         _require_regions(experiment, provider)
         home = Home.of(experiment, out)
@@ -190,6 +189,17 @@ class Project:
     def shares(self) -> dict[str, float]:
         """Each site's declared share of the corpus; 1 where it declares none."""
         return {site.name: site.share or 1.0 for site in self.experiment.sites}
+
+
+def check_clock(name: str) -> ClockMode:
+    """The clock of that name.
+
+    Raises:
+        SettingsError: there is no such clock.
+    """
+    if name in get_args(ClockMode):
+        return name  # type: ignore[return-value]
+    raise SettingsError(f"unknown clock {name!r}; use {', '.join(get_args(ClockMode))}")
 
 
 def _require_regions(experiment: Experiment, provider: Provider) -> None:

@@ -34,6 +34,12 @@ corpus_preparation = dg.define_asset_job(
     description="Tokenizer, the token shards of one site and the held-out shard.",
     executor_def=dg.in_process_executor,
 )
+reporting = dg.define_asset_job(
+    "reporting",
+    dg.AssetSelection.assets("emissions_report"),
+    description="The emissions report over all checkpoints.",
+    executor_def=dg.in_process_executor,
+)
 
 
 def _refresh(context: dg.OpExecutionContext, pipeline: PipelineResource, day: str) -> None:

@@ -4,18 +4,20 @@ import base64
 import json
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
 from curtail_pipeline.orchestration.resources import Progress
-from curtail_pipeline.project import Project
+from curtail_pipeline.project import Project, midnight
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.ingest import IngestedDay
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import trace_key, windows_key
 from curtail_pipeline.windows.daily import DerivedDay
+from curtail_pipeline.windows.report import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
     from curtail_pipeline.segment import Replayed
@@ -34,7 +36,7 @@ def log_progress(log: logging.Logger | dg.DagsterLogManager, observe: Progress) 
     return both
 
 
-def table(rows: pl.DataFrame) -> dg.MetadataValue:  # type: ignore[type-arg]
+def table(rows: pl.DataFrame) -> dg.MetadataValue:
     """A small frame as a table in the UI."""
     if rows.is_empty():
         return dg.MetadataValue.text("none")
@@ -42,7 +44,7 @@ def table(rows: pl.DataFrame) -> dg.MetadataValue:  # type: ignore[type-arg]
     return dg.MetadataValue.table(records)
 
 
-def image(png: bytes, alt: str) -> dg.MetadataValue:  # type: ignore[type-arg]
+def image(png: bytes, alt: str) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
@@ -85,15 +87,17 @@ def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization
 
 def window_metadata(derived: DerivedDay) -> dict[str, Any]:
     """Hours per site, the windows, a plot of signal and windows, and what changed."""
-    from curtail_pipeline.windows.plots import day_plot_png
-    from curtail_pipeline.windows.summary import day_summary, diff_windows
+    from curtail_pipeline.emissions.charts import to_png
 
-    hours = day_summary(derived.table, derived.day)
+    start = midnight(derived.day)
+    end = start + timedelta(days=1)
+    hours = day_summary(derived.table, derived.sites, start, end)
+    plot = plot_windows(derived.traces, derived.table, start=start, end=end)
     metadata: dict[str, Any] = {
         "hours": table(hours),
         "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
         "total_hours": float(hours["hours"].sum()),
-        "plot": image(day_plot_png(derived.traces, derived.table, derived.day), "signal and windows"),
+        "plot": image(to_png(plot, scale=0.7), "signal with windows shaded"),
         "later_days_changed": derived.state_changed,
     }
     if derived.previous is not None:

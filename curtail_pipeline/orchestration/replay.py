@@ -11,12 +11,12 @@ from contextlib import contextmanager
 import dagster as dg
 
 from curtail_pipeline.control import remember, remembered
-from curtail_pipeline.definitions import build
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.federation.local import LocalFederation
 from curtail_pipeline.orchestration.resources import Progress
 from curtail_pipeline.project import Project
-from curtail_pipeline.storage.checkpoints import FIRST_KEY, Manifest
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.tables import windows_key
 from curtail_pipeline.windows.segments import Finished, Pause, SegmentPlan, advance
@@ -61,13 +61,22 @@ def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
 class Headless:
     """Drives the code location in this process.
 
-    The project has to be the one the code location serves: set `CURTAIL_EXPERIMENT` to the home's own
-    `experiment.yaml` and `CURTAIL_CLOCK` to `headless` before this module is imported.
+    Args:
+        project: the one that the code location serves.
+        definitions: the code location's, reporting progress to `observe`.
+        sensor: its membership sensor.
     """
 
-    def __init__(self, project: Project, instance: dg.DagsterInstance, observe: Progress) -> None:
+    def __init__(
+        self,
+        project: Project,
+        instance: dg.DagsterInstance,
+        definitions: dg.Definitions,
+        sensor: dg.SensorDefinition,
+        observe: Progress,
+    ) -> None:
         self.project, self.instance, self.observe = project, instance, observe
-        self.defs = build(observe)
+        self.defs, self.sensor = definitions, sensor
         self._cursor: str | None = None
 
     def execute(
@@ -105,13 +114,17 @@ class Headless:
         self.instance.add_dynamic_partitions("checkpoints", [FIRST_KEY])
         self.execute("local_training", FIRST_KEY)
 
+    def report(self) -> None:
+        """Materialise the emissions report."""
+        self.execute("reporting")
+
     def tick(self) -> dg.RunRequest | None:
         """Evaluate the membership sensor once, as the daemon would."""
         pipeline = self.defs.resources["pipeline"] if self.defs.resources else None
         context = dg.build_sensor_context(
             instance=self.instance, cursor=self._cursor, definitions=self.defs, resources={"pipeline": pipeline}
         )
-        result = self.defs.get_sensor_def("membership_sensor")(context)
+        result = self.sensor(context)
         assert isinstance(result, dg.SensorResult)
         self._cursor = result.cursor
         for add in result.dynamic_partitions_requests or []:

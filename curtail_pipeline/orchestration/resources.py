@@ -5,17 +5,18 @@ from typing import Any
 
 import dagster as dg
 
-from curtail_pipeline.project import Project
+from curtail_pipeline.project import Project, check_clock
 
 
-class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+class PipelineResource(dg.ConfigurableResource):
     """Opens the experiment on its home. Opening is cheap: no network, no torch."""
 
     experiment: str
     clock: str = "live"
+    """`live`, `replay` or `headless`."""
 
     def project(self) -> Project:
-        return Project.open(self.experiment, self.clock)
+        return Project.open(self.experiment, check_clock(self.clock))
 
 
 Progress = Callable[[Mapping[str, Any]], None]

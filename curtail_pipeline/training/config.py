@@ -31,3 +31,5 @@ class TrainingSettings(Section):
     compile: bool = False
     keep_inner_states: int | None = Field(default=None, ge=1)
     """Snapshots of a site's optimiser state to keep; all when not given."""
+    evaluation_sequences: int | None = Field(default=None, ge=1)
+    """Held-out sequences a checkpoint is evaluated on, the first so many; all when not given."""

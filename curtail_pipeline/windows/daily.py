@@ -1,5 +1,6 @@
 """One UTC day of windows in the store, derived from the state that the day before left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -14,6 +15,7 @@ from curtail_pipeline.storage.tables import (
     write_table,
 )
 from curtail_pipeline.times import utc_now
+from curtail_pipeline.windows.config import Site
 from curtail_pipeline.windows.rules import derive_windows
 from curtail_pipeline.windows.state import RuleState
 
@@ -23,6 +25,7 @@ class DerivedDay:
     """The windows of a day, and what they replace."""
 
     day: date
+    sites: Sequence[Site]
     traces: pl.DataFrame
     table: pl.DataFrame
     state: RuleState
@@ -66,7 +69,7 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
     state_key = windows_state_key(day.isoformat())
     changed = store.exists(state_key) and store.read_json(state_key) != after.to_json()
     store.write_json(state_key, after.to_json())
-    return DerivedDay(day, traces, table, after, previous, changed)
+    return DerivedDay(day, experiment.sites, traces, table, after, previous, changed)
 
 
 def save_derived(project: Project, derived: DerivedDay) -> None:
