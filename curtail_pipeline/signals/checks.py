@@ -279,7 +279,7 @@ def run_checks(
 
 def _cadence_s(rows: pl.DataFrame) -> float:
     """The commonest difference of neighbouring stamps."""
-    steps = rows["time"].diff().drop_nulls()
+    steps = rows["time"].unique().sort().diff().drop_nulls()
     if steps.is_empty():
         return 300.0
     return float(steps.dt.total_seconds().mode().min())  # type: ignore[arg-type]
