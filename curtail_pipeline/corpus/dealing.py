@@ -1,37 +1,64 @@
 """Which documents are held out, and which site each other one is dealt to.
 
-Both follow from a hash of the document's text alone, so that adding documents moves none, and a document that occurs
-twice is on one side only. The shares of the sites are frozen in `corpus/manifest.json`; other shares are another
-dealing, which needs another experiment home.
+Both follow from a hash of the document's text alone (of its first piece, where it is cut), so that adding documents
+moves none, and a document that occurs twice is on one side only. Text, tokenizer and the sites' shares are frozen in
+`corpus/manifest.json`; another dealing needs another experiment home.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from curtail_pipeline.corpus.config import CorpusSettings
-from curtail_pipeline.corpus.sources import Slice, Source, SourceFile, open_source
+from curtail_pipeline.corpus.readers import Counts, Piece, SourceFile, TextFormat
+from curtail_pipeline.corpus.sources import Slice, Source, list_files, open_source, text_form
 from curtail_pipeline.corpus.tokenizer import TokenizerInfo, tokenizer_info
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.storage.store import Store, canonical_json
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "corpus/manifest.json"
 TOKENIZER = "corpus/tokenizer"
 HELDOUT = "heldout"
 
 
-def document_hashes(texts: Sequence[str]) -> np.ndarray:
-    """(n, 2) uint64: one number that decides held-out or not, one that decides the site."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
-    return np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
+@dataclass(frozen=True)
+class Keys:
+    """What decides about a batch of pieces of documents."""
+
+    split: np.ndarray
+    """(n,) uint64, against the held-out fraction."""
+    site: np.ndarray
+    """(n,) uint64, against the shares."""
+    sizes: np.ndarray
+    """(n,) int64, UTF-8 bytes."""
+
+    def heldout(self, fraction: float) -> np.ndarray:
+        """(n,) bool; what a smaller fraction holds out, a larger one does too."""
+        return self.split < np.uint64(int(fraction * 2.0**64))
 
 
-def heldout_mask(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents are held out; those of a smaller fraction are among those of a larger one."""
-    return hashes[:, 0] < np.uint64(int(fraction * 2.0**64))
+class Hasher:
+    """Keys of pieces in reading order; a piece that goes on a document has the key of the document's first."""
+
+    def __init__(self) -> None:
+        self._last = bytes(16)
+
+    def __call__(self, pieces: Sequence[Piece]) -> Keys:
+        digests, sizes = [], []
+        for text, goes_on in pieces:
+            data = text.encode()
+            if not goes_on:
+                self._last = hashlib.blake2b(data, digest_size=16).digest()
+            digests.append(self._last)
+            sizes.append(len(data))
+        numbers = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+        return Keys(numbers[:, 0], numbers[:, 1], np.array(sizes, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -44,7 +71,6 @@ class Dealing:
     shares: dict[str, float]
     """Site -> share of the training documents; they sum to 1."""
     shard_tokens: int
-    max_document_bytes: int
 
     @property
     def sha256(self) -> str:
@@ -54,26 +80,28 @@ class Dealing:
     def sites(self) -> tuple[str, ...]:
         return tuple(self.shares)
 
-    def targets(self, texts: Sequence[str]) -> np.ndarray:
-        """Per document the index of its site in `sites`, or -1 for held-out."""
-        hashes = document_hashes(texts)
+    def read(self, part: Slice, counts: Counts) -> Iterator[tuple[list[str], Keys, np.ndarray]]:
+        """Batches of (texts, keys, target numbers) of a slice; a target is a site's index in `sites`, or -1."""
+        hasher = Hasher()
         bounds = np.cumsum(list(self.shares.values()))[:-1]
-        sites = np.searchsorted(bounds, hashes[:, 1].astype(np.float64) / 2.0**64, side="right")
-        return np.where(heldout_mask(hashes, self.heldout_fraction), -1, sites)
+        for pieces in self.source.read(part, counts):
+            keys = hasher(pieces)
+            sites = np.searchsorted(bounds, keys.site.astype(np.float64) / 2.0**64, side="right")
+            yield [text for text, _ in pieces], keys, np.where(keys.heldout(self.heldout_fraction), -1, sites)
 
-    def target(self, name: str) -> int:
-        """The number that `targets` gives for a site or `heldout`.
+    def number(self, target: str) -> int:
+        """The number that `read` gives for a site or `heldout`.
 
         Raises:
             CorpusError: no such site in this dealing.
         """
-        if name == HELDOUT:
+        if target == HELDOUT:
             return -1
-        if name not in self.shares:
+        if target not in self.shares:
             raise CorpusError(
-                f"unknown site {name!r} in a shard request; the corpus was dealt to {', '.join(self.sites)}"
+                f"unknown site {target!r} in a shard request; the corpus was dealt to {', '.join(self.sites)}"
             )
-        return self.sites.index(name)
+        return self.sites.index(target)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -84,45 +112,60 @@ class Dealing:
             "heldout_fraction": self.heldout_fraction,
             "shares": [[site, share] for site, share in self.shares.items()],
             "shard_tokens": self.shard_tokens,
-            "max_document_bytes": self.max_document_bytes,
         }
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], uris: Sequence[str]) -> "Dealing":
+        """What `to_json` wrote, with the present address of each of its files."""
+        source = Source(
+            content["source"],
+            TextFormat(content["text_column"], content["text_separator"], content["document_chars"]),
+            tuple(SourceFile(name, uri, n, r) for (name, n, r), uri in zip(content["files"], uris, strict=True)),
+            tuple(Slice(*part) for part in content["slices"]),
+        )
+        return cls(
+            source,
+            TokenizerInfo(**content["tokenizer"]),
+            content["heldout_fraction"],
+            dict(content["shares"]),
+            content["shard_tokens"],
+        )
 
-def make_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, float]) -> Dealing:
-    """The dealing that settings and shares describe; nothing is written."""
+
+def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, float]) -> Dealing:
+    """Write `corpus/manifest.json`, once. `shares` are in any unit, e.g. each site's expected curtailed hours.
+
+    Raises:
+        CorpusError: the tokenizer is missing, a share is not above 0, or another dealing is frozen already; nothing
+            is overwritten.
+    """
     whole = sum(shares.values())
     if not shares or min(shares.values()) <= 0:
         raise CorpusError(f"shares {dict(shares)} cannot deal the corpus; give every site a share above 0")
+    if HELDOUT in shares:
+        raise CorpusError(f"no site can be called {HELDOUT!r}: its shards would be the held-out text; rename it")
     info = tokenizer_info(store.path(TOKENIZER), settings.separator)
-    return Dealing(
-        source=open_source(settings, store),
+    frozen = store.exists(MANIFEST)
+    wanted = Dealing(
+        source=load_dealing(settings, store).source if frozen else open_source(settings, store),
         tokenizer=info,
         heldout_fraction=settings.heldout_fraction,
         shares={site: shares[site] / whole for site in shares},
         shard_tokens=settings.shard_tokens,
-        max_document_bytes=int(settings.max_document_mib * 2**20),
     )
-
-
-def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, float]) -> Dealing:
-    """Write `corpus/manifest.json`, once.
-
-    Raises:
-        CorpusError: the tokenizer is missing, or another dealing is frozen already; nothing is overwritten.
-    """
-    dealing = make_dealing(settings, store, shares)
-    if store.exists(MANIFEST):
-        frozen, wanted = store.read_json(MANIFEST), dealing.to_json()
-        changed = [key for key in wanted if frozen.get(key) != wanted[key]]
-        if changed:
-            raise CorpusError(
-                f"the corpus is already dealt, with another {changed[0]}: {_short(frozen.get(changed[0]))} instead of "
-                f"{_short(wanted[changed[0]])}; shards of two dealings cannot be mixed: restore it, or use another "
-                "experiment name"
-            )
-    else:
-        store.write_json(MANIFEST, dealing.to_json())
-    return dealing
+    content = wanted.to_json() | {"max_documents": settings.max_documents, **text_form(settings).to_json()}
+    if not frozen:
+        store.write_json(MANIFEST, content)
+        return wanted
+    before = store.read_json(MANIFEST)
+    changed = [key for key in content if before.get(key) != content[key]]
+    if changed:
+        raise CorpusError(
+            f"the corpus is already dealt, with {changed[0]} {_short(before.get(changed[0]))} instead of "
+            f"{_short(content[changed[0]])}; shards of two dealings cannot be mixed: restore it, or use another "
+            "experiment name"
+        )
+    return wanted
 
 
 def _short(value: object) -> str:
@@ -131,36 +174,36 @@ def _short(value: object) -> str:
 
 
 def load_dealing(settings: CorpusSettings, store: Store) -> Dealing:
-    """The frozen dealing.
+    """The frozen dealing, with the addresses that its files have now.
 
     Raises:
-        CorpusError: none is frozen, or its tokenizer was replaced.
+        CorpusError: none is frozen, its tokenizer was replaced, or a file is gone or of another size.
     """
     if not store.exists(MANIFEST):
-        raise CorpusError("the corpus has not been dealt to the sites; materialise the tokenizer first")
+        raise CorpusError(
+            "the corpus has not been dealt to the sites yet; freeze the dealing first (training_shards does)"
+        )
     content = store.read_json(MANIFEST)
+    if content["source"] != settings.source:
+        raise CorpusError(
+            f"the corpus dealt is {content['source']!r}, the settings name {settings.source!r}; restore corpus.source, "
+            "or use another experiment name"
+        )
     info = tokenizer_info(store.path(TOKENIZER), content["tokenizer"]["separator"])
     if info.to_json() != content["tokenizer"]:
         raise CorpusError(
             f"the tokenizer in the store has sha256 {info.sha256[:12]}, the corpus was dealt with "
             f"{content['tokenizer']['sha256'][:12]}; token shards of two tokenizers cannot be mixed: restore it"
         )
-    uris = {f.name: f.uri for f in open_source(settings, store).files}
-    missing = [name for name, _, _ in content["files"] if name not in uris]
-    if missing:
-        raise CorpusError(f"{missing[0]} of the dealt corpus is no longer in {content['source']!r}; restore it")
-    source = Source(
-        content["source"],
-        content["text_column"],
-        content["text_separator"],
-        tuple(SourceFile(name, uris[name], size, rows) for name, size, rows in content["files"]),
-        tuple(Slice(*part) for part in content["slices"]),
-    )
-    return Dealing(
-        source,
-        info,
-        content["heldout_fraction"],
-        dict(content["shares"]),
-        content["shard_tokens"],
-        content["max_document_bytes"],
-    )
+    present = {file.name: file for file in list_files(settings, store)}
+    for name, size, _ in content["files"]:
+        if name not in present or present[name].bytes != size:
+            state = "has changed" if name in present else "is gone"
+            raise CorpusError(
+                f"{name} of {content['source']!r} {state} since the corpus was dealt; restore it, or use another "
+                "experiment name"
+            )
+    added = len(present) - len(content["files"])
+    if added:
+        log.warning("%d files of %s are newer than the dealing and stay unused", added, content["source"])
+    return Dealing.from_json(content, [present[name].uri for name, _, _ in content["files"]])

@@ -4,7 +4,6 @@ Special-token look-alikes in the text are ordinary text: only the separator that
 is ever a control token.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,19 +11,21 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer
 
-log = logging.getLogger(__name__)
-
 Engine = Literal["fastokens", "tokenizers"]
 CHECK_CHARS = 8192
 """Length up to which a sampled document is compared."""
 
 
 class EncodingDiffers(Exception):
-    """`fastokens` and `tokenizers` disagree on a text; the build starts again with `tokenizers`."""
+    """`fastokens` cannot stand in for `tokenizers` here; the build starts again with `tokenizers`."""
 
 
 class Encoder:
-    """Encodes batches of documents with the tokenizer of a folder."""
+    """Encodes batches of documents with the tokenizer of a folder.
+
+    Raises:
+        EncodingDiffers: `fastokens` cannot load the tokenizer.
+    """
 
     def __init__(self, folder: Path, engine: Engine = "fastokens") -> None:
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
@@ -36,19 +37,22 @@ class Encoder:
 
             try:
                 self._fast = FastTokenizer.from_json_str(text)
-            except Exception as error:  # a tokenizer.json feature it lacks
-                log.warning("fastokens cannot load this tokenizer (%s); encoding with tokenizers, slower", error)
-                self.engine = "tokenizers"
+            except Exception as error:  # bare exceptions for whatever tokenizer.json feature it lacks
+                raise EncodingDiffers(f"fastokens cannot load this tokenizer ({error})") from error
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids, offsets): uint32 ids of all texts in a row; text i is `ids[offsets[i]:offsets[i + 1]]`."""
         if self.engine == "fastokens":
             ids, offsets = self._fast.encode_batch_flat(list(texts), split_special_tokens=True)
             return np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<u8").astype(np.int64)
-        encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [np.asarray(item.ids, dtype=np.uint32) for item in encoded]
+        rows = self.reference(texts)
         sizes = np.fromiter((row.size for row in rows), dtype=np.int64, count=len(rows))
-        return np.concatenate(rows or [np.empty(0, np.uint32)]), np.concatenate(([0], np.cumsum(sizes)))
+        return np.concatenate([np.empty(0, np.uint32), *rows]), np.concatenate(([0], np.cumsum(sizes)))
+
+    def reference(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text by `tokenizers`."""
+        encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(item.ids, dtype=np.uint32) for item in encoded]
 
     def check(self, texts: Sequence[str]) -> None:
         """Compare the first `CHECK_CHARS` of every text with `tokenizers`.
@@ -60,9 +64,9 @@ class Encoder:
             return
         heads = [text[:CHECK_CHARS] for text in texts]
         ids, offsets = self.encode(heads)
-        for i, expected in enumerate(self._reference.encode_batch_fast(heads, add_special_tokens=False)):
-            if not np.array_equal(ids[offsets[i] : offsets[i + 1]], expected.ids):
-                raise EncodingDiffers(f"fastokens and tokenizers encode {heads[i][:80]!r}... differently")
+        for i, expected in enumerate(self.reference(heads)):
+            if not np.array_equal(ids[offsets[i] : offsets[i + 1]], expected):
+                raise EncodingDiffers(f"fastokens and tokenizers encode {heads[i][:80]!r} differently")
 
 
 def with_separator(ids: np.ndarray, offsets: np.ndarray, separator_id: int, dtype: str) -> np.ndarray:

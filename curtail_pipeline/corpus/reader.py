@@ -4,21 +4,24 @@ Sequence s of a shard set is its tokens `s * T ... s * T + T` (T + 1 of them: in
 token is predicted once. Positions of a pass go through a seeded permutation (see `permutation`) to sequences.
 """
 
+import mmap
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from curtail_pipeline.corpus.build import folder_of
 from curtail_pipeline.corpus.dealing import HELDOUT
 from curtail_pipeline.corpus.permutation import Permutation
 from curtail_pipeline.corpus.ranges import Ranges, Span, parse_ranges
-from curtail_pipeline.corpus.shards import folder_of, load_manifest
+from curtail_pipeline.corpus.shards import load_manifest
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.storage.store import Store
 
 LOOKAHEAD = 4096
 """Positions permuted at a time."""
+RELEASE_BYTES = 1 << 25
 
 
 class TokenSet:
@@ -31,6 +34,8 @@ class TokenSet:
         self.n_tokens = int(self.manifest["tokens"])
         self._folder = store.path(folder_of(target))
         self._maps: dict[int, np.ndarray] = {}
+        self._memory: list[mmap.mmap] = []
+        self._touched = 0
         self._starts = np.concatenate(([0], np.cumsum([f["tokens"] for f in self.manifest["files"]])))
         for entry in self.manifest["files"]:
             path = self._folder / entry["name"]
@@ -45,8 +50,23 @@ class TokenSet:
         tokens = self._maps.get(index)
         if tokens is None:
             path = self._folder / self.manifest["files"][index]["name"]
-            tokens = self._maps[index] = np.memmap(path, dtype=self.dtype, mode="r").view(np.ndarray)
+            with path.open("rb") as stream:
+                memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(memory, "madvise"):
+                memory.madvise(mmap.MADV_RANDOM)  # shuffled sequences: reading ahead would read in vain
+            self._memory.append(memory)
+            tokens = self._maps[index] = np.frombuffer(memory, dtype=self.dtype)
         return tokens
+
+    def _release(self, size: int) -> None:
+        """Give mapped pages back every `RELEASE_BYTES`, so that a long pass does not count the whole set as memory;
+        the operating system keeps them cached."""
+        self._touched += size
+        if self._touched >= RELEASE_BYTES:
+            self._touched = 0
+            for memory in self._memory:
+                if hasattr(memory, "madvise"):
+                    memory.madvise(mmap.MADV_DONTNEED)
 
     def fill(self, out: np.ndarray, starts: np.ndarray) -> None:
         """Row i of `out` (n, width) becomes the tokens from `starts[i]` on, across shard files where need be."""
@@ -62,6 +82,7 @@ class TokenSet:
                 have = self._map(index)[: width - filled]
                 out[row, filled : filled + have.size] = have
                 filled += have.size
+        self._release(out.shape[0] * width * self.dtype.itemsize)
 
 
 class ShardReader:

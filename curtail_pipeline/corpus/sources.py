@@ -5,64 +5,43 @@ of parallel, restartable work; reading a slice streams, so that neither a large 
 """
 
 import glob
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from curtail_pipeline.corpus.config import CorpusSettings
+from curtail_pipeline.corpus.readers import Counts, Piece, SourceFile, TextFormat, check_column, read_documents
+from curtail_pipeline.corpus.remote import is_remote, list_remote, storage_options
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.storage.store import Store
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SNAPSHOT = "corpus/embedded.parquet"
-SLICE_ROWS = 8192
-BATCH_ROWS = 512
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    name: str
-    """Relative to the source, so that a dealing means the same on another machine."""
-    uri: str
-    bytes: int
-    rows: int | None = None
+SLICE_BYTES = 1 << 26
+"""About the bytes on disk of a slice of .parquet, .jsonl or many small .txt; compressed .jsonl is read whole."""
+SLICE_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Files `first <= i < last`; of a single file possibly only the rows `start <= row < stop`."""
+    """Files `first <= i < last`; of a single file possibly only a part."""
 
     first: int
     last: int
     start: int = 0
     stop: int | None = None
+    """Rows of .parquet, bytes of .jsonl; to the end when not given."""
+    limit: int | None = None
+    """Documents to stop after (`max_documents`)."""
 
     def to_json(self) -> list[int | None]:
-        return [self.first, self.last, self.start, self.stop]
-
-
-@dataclass
-class Counts:
-    """What was met while reading."""
-
-    documents: int = 0
-    empty: int = 0
-    """Left out: null, or white space alone."""
-    invalid: int = 0
-    """Left out: a line that is not a JSON object with the text column."""
-    replaced: int = 0
-    """Kept with U+FFFD in place of bytes that are not UTF-8."""
-    cut: int = 0
-    """Longer than `max_document_mib`, and therefore kept in pieces."""
-
-    def add(self, other: "Counts | dict[str, int]") -> None:
-        for name, value in (other if isinstance(other, dict) else asdict(other)).items():
-            setattr(self, name, getattr(self, name) + value)
+        return list(asdict(self).values())
 
 
 @dataclass(frozen=True)
@@ -71,39 +50,46 @@ class Source:
 
     text: str
     """As given in the settings."""
-    column: str
-    separator: str | None
+    form: TextFormat
     files: tuple[SourceFile, ...]
-    slices: tuple[Slice, ...] = field(default=())
+    slices: tuple[Slice, ...] = ()
 
-    def read(self, part: Slice, counts: Counts) -> Iterator[list[str]]:
-        """Documents of a slice in order, in batches; what is left out is counted."""
-        for index in range(part.first, part.last):
-            file = self.files[index]
-            for batch in _read_file(file, part, self.column, self.separator, counts):
-                kept = [_clean(text, counts) for text in batch if text is not None and not text.isspace() and text]
-                counts.empty += len(batch) - len(kept)
-                counts.documents += len(kept)
-                if kept:
-                    yield kept
+    def read(self, part: Slice, counts: Counts) -> Iterator[list[Piece]]:
+        """Batches of (text, goes on the document before it) of a slice, in order; what is left out is counted.
+
+        Raises:
+            CorpusError: a file that is gone or unreadable.
+        """
+        batches = itertools.chain.from_iterable(
+            read_documents(self.files[i], part.start, part.stop, self.form, counts)
+            for i in range(part.first, part.last)
+        )
+        return batches if part.limit is None else _limited(batches, part.limit, counts)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "source": self.text,
-            "text_column": self.column,
-            "text_separator": self.separator,
+            **self.form.to_json(),
             "files": [[f.name, f.bytes, f.rows] for f in self.files],
             "slices": [part.to_json() for part in self.slices],
         }
 
 
-def _clean(text: str, counts: Counts) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can write and UTF-8 cannot
-        counts.replaced += 1
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+def _limited(batches: Iterable[list[Piece]], limit: int, counts: Counts) -> Iterator[list[Piece]]:
+    seen = 0
+    for batch in batches:
+        for at, (_, goes_on) in enumerate(batch):
+            seen += not goes_on
+            if seen > limit:
+                counts.documents -= sum(not more for _, more in batch[at:])
+                yield batch[:at]
+                return
+        yield batch
+
+
+def text_form(settings: CorpusSettings) -> TextFormat:
+    column = "text" if settings.source == "embedded" else settings.text_column
+    return TextFormat(column, settings.text_separator, int(settings.max_document_mib * 2**20))
 
 
 def open_source(settings: CorpusSettings, store: Store) -> Source:
@@ -112,19 +98,52 @@ def open_source(settings: CorpusSettings, store: Store) -> Source:
     Raises:
         CorpusError: nothing there, an unknown kind of file, or no such column.
     """
-    if settings.source == "embedded":
+    form = text_form(settings)
+    listed = list_files(settings, store)
+    for file in listed:
+        if ".jsonl" in Path(file.name).name:
+            check_column(file, form.column)
+            break
+    with ThreadPoolExecutor(16) as threads:
+        files = tuple(threads.map(lambda file: _with_rows(file, form.column), listed))
+    source = Source(settings.source, form, files, tuple(_slices(files)))
+    return source if settings.max_documents is None else _first_documents(source, settings.max_documents)
+
+
+def _first_documents(source: Source, limit: int) -> Source:
+    """The source cut off after so many documents; reads them to count them."""
+    kept: list[Slice] = []
+    for part in source.slices:
+        counts = Counts()
+        part = replace(part, limit=limit)
+        for _ in source.read(part, counts):
+            pass
+        kept.append(part if counts.documents >= limit else replace(part, limit=None))
+        limit -= counts.documents
+        if limit <= 0:
+            break
+    return replace(source, slices=tuple(kept))
+
+
+def list_files(settings: CorpusSettings, store: Store) -> list[SourceFile]:
+    """The files of the source by name, without opening any.
+
+    Raises:
+        CorpusError: nothing there, or an unknown kind of file.
+    """
+    source = settings.source
+    if source == "embedded":
         if not store.exists(SNAPSHOT):
             write_snapshot(store)
         path = store.path(SNAPSHOT)
-        files = [SourceFile(path.name, str(path), path.stat().st_size, _rows(str(path), "text", settings.source))]
-        column = "text"
-    else:
-        column = settings.text_column
-        files = [
-            SourceFile(name, str(path), path.stat().st_size, _rows(str(path), column, settings.source))
-            for name, path in _list_files(settings.source)
-        ]
-    return Source(settings.source, column, settings.text_separator, tuple(files), tuple(_slices(files)))
+        return [SourceFile(path.name, str(path), path.stat().st_size)]
+    found = list_remote(source) if is_remote(source) else list(_list_local(source))
+    files = sorted((SourceFile(*entry) for entry in found if entry[0].endswith(SUFFIXES)), key=lambda file: file.name)
+    if not files:
+        raise CorpusError(
+            f"corpus.source {source!r} names no {', '.join(SUFFIXES)} file; give a file, folder or glob that exists"
+        )
+    return files
 
 
 def write_snapshot(store: Store) -> None:
@@ -137,72 +156,59 @@ def write_snapshot(store: Store) -> None:
     scratch.replace(path)
 
 
-def _list_files(source: str) -> list[tuple[str, Path]]:
+def _list_local(source: str) -> Iterator[tuple[str, str, int]]:
     path = Path(source).expanduser()
     if path.is_dir():
-        found, root = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES)], path
+        found, root = list(path.rglob("*")), path
     elif path.is_file():
         found, root = [path], path.parent
     else:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        found, root = [Path(name) for name in names if Path(name).is_file()], Path()
-    wrong = sorted(p for p in found if not p.name.endswith(SUFFIXES))
-    if wrong:
-        raise CorpusError(f"{wrong[0]} is no text source; corpus.source takes {', '.join(SUFFIXES)} files")
-    if not found:
-        raise CorpusError(
-            f"corpus.source {source!r} names no {', '.join(SUFFIXES)} file; give a file, folder or glob that exists"
-        )
-    return sorted((p.relative_to(root).as_posix(), p) for p in found)
+        found, root = [Path(name) for name in names], Path()
+    for file in found:
+        if file.is_file():
+            yield file.relative_to(root).as_posix(), str(file), file.stat().st_size
 
 
-def _rows(uri: str, column: str, source: str) -> int | None:
-    if not uri.endswith(".parquet"):
-        return None
+def _with_rows(file: SourceFile, column: str) -> SourceFile:
+    if not file.name.endswith(".parquet"):
+        return file
     try:
-        frame = pl.scan_parquet(uri, glob=False)
-        columns = frame.collect_schema().names()
-        if column not in columns:
-            raise CorpusError(f"{uri} has no column {column!r}; set corpus.text_column to one of {', '.join(columns)}")
-        return int(frame.select(pl.len()).collect().item())
+        frame = pl.scan_parquet(file.uri, glob=False, storage_options=storage_options(file.uri))
+        schema = frame.collect_schema()
+        if schema.get(column) != pl.String:
+            texts = [name for name, kind in schema.items() if kind == pl.String]
+            raise CorpusError(
+                f"{file.name} has no text column {column!r}; set corpus.text_column to one of "
+                f"{', '.join(texts) or '(it has no text columns)'}"
+            )
+        return replace(file, rows=int(frame.select(pl.len()).collect().item()))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise CorpusError(f"cannot read {uri} of corpus.source {source!r}: {error}") from error
+        raise CorpusError(f"cannot read {file.uri} ({_line(error)}); replace the file or leave it out") from error
 
 
-def _slices(files: list[SourceFile]) -> Iterator[Slice]:
-    for index, file in enumerate(files):
-        if file.rows is None:
-            yield Slice(index, index + 1)
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _slices(files: tuple[SourceFile, ...]) -> Iterator[Slice]:
+    """In the order of the files; neighbouring .txt files share a slice."""
+    at = 0
+    while at < len(files):
+        file, last = files[at], at + 1
+        if file.rows is not None:
+            step = max(512, min(SLICE_ROWS, SLICE_BYTES * file.rows // max(file.bytes, 1)))
+            for start in range(0, file.rows, step):
+                yield Slice(at, last, start, min(start + step, file.rows))
+        elif file.name.endswith(".jsonl") and not is_remote(file.uri):
+            for start in range(0, file.bytes, SLICE_BYTES):
+                yield Slice(at, last, start, min(start + SLICE_BYTES, file.bytes))
         else:
-            for start in range(0, file.rows, SLICE_ROWS):
-                yield Slice(index, index + 1, start, min(start + SLICE_ROWS, file.rows))
-
-
-def _read_file(
-    file: SourceFile, part: Slice, column: str, separator: str | None, counts: Counts
-) -> Iterator[list[str | None]]:
-    if file.name.endswith(".parquet"):
-        stop = file.rows if part.stop is None else part.stop
-        assert stop is not None
-        frame = pl.scan_parquet(file.uri, glob=False).select(column)
-        for start in range(part.start, stop, BATCH_ROWS):
-            yield frame.slice(start, min(BATCH_ROWS, stop - start)).collect().to_series().to_list()
-    elif file.name.endswith(".txt"):
-        data = Path(file.uri).read_bytes()
-        text = data.decode("utf-8", "replace")
-        counts.replaced += text.encode() != data
-        yield list(text.split(separator)) if separator else [text]
-    else:
-        for lines in pl.scan_lines(file.uri, glob=False).collect_batches(chunk_size=BATCH_ROWS):
-            yield [text for line in lines.to_series() if line.strip() for text in _json_text(line, column, counts)]
-
-
-def _json_text(line: str, column: str, counts: Counts) -> list[str | None]:
-    try:
-        text = json.loads(line)[column]
-        if text is None or isinstance(text, str):
-            return [text]
-    except (ValueError, KeyError, TypeError):
-        pass
-    counts.invalid += 1
-    return []
+            size = file.bytes
+            while file.name.endswith(".txt") and last < len(files) and files[last].name.endswith(".txt"):
+                size += files[last].bytes
+                if size > SLICE_BYTES:
+                    break
+                last += 1
+            yield Slice(at, last)
+        at = last

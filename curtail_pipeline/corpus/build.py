@@ -1,0 +1,283 @@
+"""Building token shards: slices are tokenised in any order, joined in theirs, and kept when a build is killed.
+
+Everything unfinished is in `scratch/corpus/<id>/<target>/`: `parts/` of slices not joined yet, shard files up to the
+length that `state.json` records, and nothing of it is trusted beyond that record. The finished files are moved to
+their keys, the manifest last.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from curtail_pipeline.corpus.config import CorpusSettings
+from curtail_pipeline.corpus.dealing import HELDOUT, TOKENIZER, Dealing, load_dealing
+from curtail_pipeline.corpus.encoder import EncodingDiffers, Engine
+from curtail_pipeline.corpus.readers import Counts
+from curtail_pipeline.corpus.workers import Task, make_pool
+from curtail_pipeline.errors import CorpusError
+from curtail_pipeline.storage.store import Store, canonical_json, file_sha256
+
+log = logging.getLogger(__name__)
+
+ENGINE = "corpus/engine.json"
+COPY_BYTES = 1 << 22
+Progress = Callable[[int, int], None]
+"""Called with (slices done, slices in all)."""
+
+
+def folder_of(target: str) -> str:
+    """Store key of the shards of a site, or of the held-out text."""
+    return HELDOUT if target == HELDOUT else f"shards/{target}"
+
+
+def build_targets(
+    settings: CorpusSettings, store: Store, targets: Sequence[str], progress: Progress | None
+) -> dict[str, dict[str, Any]]:
+    """Build shards of several targets in one pass over the text. Returns their manifests.
+
+    Raises:
+        CorpusError: an unknown site, no text for a target, text that is not what it was when dealt, or another
+            process building the same target. What is in the store stays as it is.
+    """
+    dealing = load_dealing(settings, store)
+    for target in targets:
+        dealing.number(target)
+        _refuse_other_dealing(store, target, dealing)
+    engine = _engine(store, targets)
+    try:
+        return _build(settings, store, dealing, targets, engine, progress)
+    except EncodingDiffers as difference:
+        log.warning("%s; encoding with tokenizers instead, several times slower", difference)
+        store.write_json(ENGINE, {"engine": "tokenizers", "reason": str(difference)})
+        shutil.rmtree(_scratch(store, dealing, engine))
+        return _build(settings, store, dealing, targets, "tokenizers", progress)
+
+
+def _engine(store: Store, targets: Sequence[str]) -> Engine:
+    """What encoded the target before, else fastokens unless it was found to differ."""
+    for target in targets:
+        key = f"{folder_of(target)}/manifest.json"
+        if store.exists(key):
+            engine: Engine = store.read_json(key)["engine"]
+            return engine
+    return "tokenizers" if store.exists(ENGINE) else "fastokens"
+
+
+def _refuse_other_dealing(store: Store, target: str, dealing: Dealing) -> None:
+    key = f"{folder_of(target)}/manifest.json"
+    if store.exists(key) and store.read_json(key)["dealing_sha256"] != dealing.sha256:
+        raise CorpusError(
+            f"{folder_of(target)} holds shards of another dealing of the corpus; mixing them is refused: restore "
+            "corpus/manifest.json, or use another experiment name"
+        )
+
+
+def _build(
+    settings: CorpusSettings,
+    store: Store,
+    dealing: Dealing,
+    targets: Sequence[str],
+    engine: Engine,
+    progress: Progress | None,
+) -> dict[str, dict[str, Any]]:
+    root = _scratch(store, dealing, engine)
+    units = len(dealing.source.slices)
+    with ExitStack() as stack:
+        joins = {}
+        for target in targets:
+            folder = root / target
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(f"{folder}.lock", timeout=0))
+            except Timeout as error:
+                raise CorpusError(f"another process is building the shards of {target}; wait for it") from error
+            joins[target] = stack.enter_context(_Join(folder, dealing))
+
+        def tasks() -> Iterator[Task]:
+            for unit in range(units):
+                missing = {target: join.part(unit) for target, join in joins.items() if not join.has(unit)}
+                if missing:
+                    yield unit, missing
+
+        if any(not join.has(unit) for join in joins.values() for unit in range(units)):
+            for unit, answer in make_pool(settings, dealing, store.path(TOKENIZER), engine).run(tasks()):
+                for target, part in answer["parts"].items():
+                    joins[target].accept(unit, {**part, "counts": answer["counts"]})
+                if progress:
+                    progress(min(join.known for join in joins.values()), units)
+        for join in joins.values():
+            join.advance()
+        manifests = {target: _manifest(target, join, dealing, engine) for target, join in joins.items()}
+        for target, manifest in manifests.items():
+            _commit(store, target, manifest, joins[target].folder)
+    for target in targets:
+        shutil.rmtree(root / target)
+    return manifests
+
+
+def _scratch(store: Store, dealing: Dealing, engine: Engine) -> Path:
+    return store.path(f"scratch/corpus/{dealing.sha256[:16]}-{engine}")
+
+
+class _Join:
+    """Joins the parts of one target's slices, in their order, into files of `shard_tokens` tokens."""
+
+    def __init__(self, folder: Path, dealing: Dealing) -> None:
+        self.folder = folder
+        self._size = np.dtype(dealing.tokenizer.dtype).itemsize
+        self._shard_bytes = dealing.shard_tokens * self._size
+        (folder / "parts").mkdir(exist_ok=True)
+        state = folder / "state.json"
+        self.state: dict[str, Any] = {"next": 0, "documents": 0, "bytes": 0, "tokens": 0, "counts": Counts().to_json()}
+        if state.exists():
+            self.state = json.loads(state.read_bytes())
+        self._ready = {int(path.stem) for path in (folder / "parts").glob("*.json")}
+        self._out: IO[bytes] | None = None
+        self._trim()
+
+    def __enter__(self) -> "_Join":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._out is not None:
+            self._out.close()
+
+    def _trim(self) -> None:
+        """Cut off what was written after the last recorded state."""
+        length = self.state["tokens"] * self._size
+        for path in self.folder.glob("*.bin"):
+            kept = min(max(length - int(path.stem) * self._shard_bytes, 0), self._shard_bytes)
+            if kept:
+                os.truncate(path, kept)
+            else:
+                path.unlink()
+
+    @property
+    def known(self) -> int:
+        """Slices joined or waiting to be."""
+        return int(self.state["next"]) + len(self._ready)
+
+    def has(self, unit: int) -> bool:
+        return unit < self.state["next"] or unit in self._ready
+
+    def part(self, unit: int) -> Path:
+        return self.folder / "parts" / f"{unit:08d}.bin"
+
+    def accept(self, unit: int, result: dict[str, Any]) -> None:
+        """Take note of a written part, and join what is next in order."""
+        _replace(self.part(unit).with_suffix(".json"), canonical_json(result))
+        self._ready.add(unit)
+        self.advance()
+
+    def advance(self) -> None:
+        while self.state["next"] in self._ready:
+            unit = self.state["next"]
+            record = self.part(unit).with_suffix(".json")
+            result = json.loads(record.read_bytes())
+            with self.part(unit).open("rb") as part:
+                self._append(part)
+            counts = Counts(**self.state["counts"])
+            counts.add(result["counts"])
+            self.state = {
+                "next": unit + 1,
+                "documents": self.state["documents"] + result["documents"],
+                "bytes": self.state["bytes"] + result["bytes"],
+                "tokens": self.state["tokens"] + result["tokens"],
+                "counts": counts.to_json(),
+            }
+            _replace(self.folder / "state.json", canonical_json(self.state))
+            self._ready.remove(unit)
+            record.unlink()
+            self.part(unit).unlink()
+
+    def _append(self, part: IO[bytes]) -> None:
+        at = self.state["tokens"] * self._size
+        while data := part.read(min(COPY_BYTES, self._shard_bytes - at % self._shard_bytes)):
+            if self._out is None or at % self._shard_bytes == 0:
+                self._next_file(at // self._shard_bytes)
+            assert self._out is not None
+            self._out.write(data)
+            at += len(data)
+        self._sync()
+
+    def _next_file(self, index: int) -> None:
+        self._sync()
+        if self._out is not None:
+            self._out.close()
+        self._out = (self.folder / f"{index:05d}.bin").open("ab")
+
+    def _sync(self) -> None:
+        if self._out is not None:
+            self._out.flush()
+            os.fsync(self._out.fileno())
+
+    def files(self) -> list[dict[str, Any]]:
+        """Name, tokens and sha256 of the joined files; the last is on disk after this."""
+        return [
+            {"name": path.name, "tokens": path.stat().st_size // self._size, "sha256": file_sha256(path)}
+            for path in sorted(self.folder.glob("*.bin"))
+        ]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_bytes(data)
+    scratch.replace(path)
+
+
+def _manifest(target: str, join: _Join, dealing: Dealing, engine: Engine) -> dict[str, Any]:
+    state, info = join.state, dealing.tokenizer
+    if not state["documents"]:
+        raise CorpusError(_nothing(dealing, target, state["counts"]["documents"]))
+    return {
+        "format": 1,
+        "target": target,
+        "dealing_sha256": dealing.sha256,
+        "tokenizer_sha256": info.sha256,
+        "vocab_size": info.vocab_size,
+        "separator_id": info.separator_id,
+        "dtype": info.dtype,
+        "engine": engine,
+        "documents": state["documents"],
+        "bytes": state["bytes"],
+        "tokens": state["tokens"],
+        "files": join.files(),
+        "slices": [part.to_json() for part in dealing.source.slices],
+        "read": state["counts"],
+    }
+
+
+def _nothing(dealing: Dealing, target: str, documents: int) -> str:
+    if not documents:
+        return f"corpus.source {dealing.source.text!r} has no document with text; name another source or text_column"
+    if target == HELDOUT:
+        return (
+            f"the corpus is too small for the held-out split: none of {documents} documents falls into the fraction "
+            f"{dealing.heldout_fraction}; raise corpus.heldout_fraction, add documents, or divide .txt files with "
+            "corpus.text_separator"
+        )
+    return (
+        f"none of {documents} documents is dealt to {target}; add documents, or divide .txt files with "
+        "corpus.text_separator"
+    )
+
+
+def _commit(store: Store, target: str, manifest: dict[str, Any], folder: Path) -> None:
+    key = folder_of(target)
+    if store.exists(f"{key}/manifest.json") and (before := store.read_json(f"{key}/manifest.json")) != manifest:
+        what = next(name for name in manifest if before.get(name) != manifest[name])
+        raise CorpusError(
+            f"building {key} again gives other {what} than its manifest has: the text has changed since it was dealt. "
+            "The stored shards are kept; restore the text, or use another experiment name"
+        )
+    for entry in manifest["files"]:
+        store.put_file(folder / entry["name"], f"{key}/{entry['name']}")
+    store.write_json(f"{key}/manifest.json", manifest)
