@@ -6,8 +6,10 @@ import logging
 import os
 import queue
 import secrets
+import select
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +25,7 @@ log = logging.getLogger("curtail.trainer")
 
 HEARTBEAT_S = 2.0
 WATCH_S = 0.5
+POLL_S = 0.5
 FAREWELL_S = 5.0
 """How long an ending trainer waits for its last answers to be sent."""
 REMEMBERED = 64
@@ -35,6 +38,8 @@ class _Job:
     order: Order
     done: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
+    waiting: int = 0
+    """Senders that still wait for the answer."""
     status: int = 0
     answer: dict[str, Any] = field(default_factory=dict)
 
@@ -78,6 +83,10 @@ class TrainerAgent:
     def site(self) -> str:
         return self.trainer.site.name
 
+    @property
+    def _ending(self) -> str:
+        return f"the trainer of site {self.site} is ending; start it and send the order again"
+
     def start(self) -> None:
         """Listen and show life."""
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
@@ -91,6 +100,10 @@ class TrainerAgent:
             except queue.Empty:
                 continue
             self._run(job)
+        with self._guard:
+            if self._current is not None:  # it came while the last one was ending
+                self._current.status, self._current.answer = 503, {"error": self._ending}
+                self._current.done.set()
 
     def close(self) -> None:
         """Stop listening and take the sign of life away."""
@@ -104,34 +117,58 @@ class TrainerAgent:
 
     # Requests
 
-    def train(self, content: Any) -> tuple[int, dict[str, Any]]:
-        """HTTP status and answer of an order, once it is done."""
+    def train(self, content: Any, gone: Callable[[], bool]) -> tuple[int, dict[str, Any]]:
+        """HTTP status and answer of an order, once it is done.
+
+        An order nobody waits for any more goes on, since its sender may come back; another order ends it after its
+        step and takes its place.
+
+        Args:
+            content: the order.
+            gone: whether the sender has hung up.
+        """
         order = parse_order(content)
         if order.site != self.site:
             raise _Refused(400, f"the order is for site {order.site!r}, this is {self.site!r}'s trainer; send it there")
-        with self._guard:
-            job = self._jobs.get(order.name)
-            if job is not None and job.order != order:
-                raise _Refused(
-                    409, f"{_text(order)} was ordered before with other content; give the new order another attempt"
-                )
-            if job is None:
-                if self._current is not None:
+        job = self._enter(order)
+        try:
+            while not job.done.wait(POLL_S):
+                if gone():
+                    raise _Refused(499, f"the sender of {_text(order)} has hung up")
+        finally:
+            with self._guard:
+                job.waiting -= 1
+        return job.status, job.answer
+
+    def _enter(self, order: Order) -> _Job:
+        """The job of this order, known or new; waits for an abandoned one to make room."""
+        while True:
+            with self._guard:
+                job = self._jobs.get(order.name)
+                if job is not None and job.order != order:
+                    raise _Refused(
+                        409, f"{_text(order)} was ordered before with other content; give the new order another attempt"
+                    )
+                current = self._current
+                if job is None and self._ended.is_set():
+                    raise _Refused(503, self._ending)
+                if job is None and current is None:
+                    job = self._current = self._jobs[order.name] = _Job(order)
+                    while len(self._jobs) > REMEMBERED:
+                        del self._jobs[next(iter(self._jobs))]
+                    self._queue.put(job)
+                if job is not None:
+                    job.waiting += 1
+                    return job
+                if current is not None and current.waiting > 0:
                     raise _Refused(
                         409,
-                        f"site {self.site} is busy with {_text(self._current.order)}; POST /stop ends that, "
-                        "then send again",
+                        f"site {self.site} is busy with {_text(current.order)}; POST /stop ends that, then send again",
                     )
-                job = self._current = self._jobs[order.name] = _Job(order)
-                while len(self._jobs) > REMEMBERED:
-                    del self._jobs[next(iter(self._jobs))]
-                self._queue.put(job)
-        while not job.done.wait(0.5):
-            if self._ended.is_set() and self._current is not job:
-                raise _Refused(
-                    503, f"the trainer of site {self.site} is ending; start it again and send the order again"
-                )
-        return job.status, job.answer
+            if current is not None:
+                log.info("%s gives way to %s: nobody waits for it", _text(current.order), _text(order))
+                current.stop.set()
+                current.done.wait()
 
     def status(self) -> dict[str, Any]:
         with self._guard:
@@ -268,7 +305,7 @@ def _handler(agent: TrainerAgent) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self._answer(
                 {
-                    "/train": agent.train,
+                    "/train": lambda order: agent.train(order, self._gone),
                     "/stop": lambda _: (200, agent.stop()),
                     "/shutdown": lambda _: (200, agent.stop()),
                 }
@@ -308,6 +345,13 @@ def _handler(agent: TrainerAgent) -> type[BaseHTTPRequestHandler]:
                 log.info("the sender of %s has gone", self.path)
                 self.close_connection = True
             return status
+
+        def _gone(self) -> bool:
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            try:
+                return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+            except OSError:
+                return True
 
         def _body(self) -> bytes:
             length = int(self.headers.get("Content-Length") or 0)

@@ -57,7 +57,9 @@ def evaluate(
         TrainingError: the folder holds no model, or there are no held-out sequences.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(checkpoint_folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError) as error:

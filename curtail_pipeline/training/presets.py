@@ -15,7 +15,7 @@ from curtail_pipeline.training.config import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import NanoChatConfig
+    from transformers import NanoChatConfig, PreTrainedModel
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -93,6 +93,19 @@ def parameter_count(config: "NanoChatConfig") -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def build_model(config: "NanoChatConfig") -> "PreTrainedModel":
+    """The model on the CPU in float32 with parameters not yet set."""
+    import torch
+    from transformers import NanoChatForCausalLM
+
+    with torch.device("meta"):
+        model = NanoChatForCausalLM(config)
+    model.to_empty(device="cpu")
+    # Rotary frequencies are no weights: they follow from the config and are never stored.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model
+
+
 def initialise(model: "torch.nn.Module", seed: int) -> None:
     """Fill every parameter as nanochat does; the values depend on the seed and the shapes alone.
 
@@ -130,8 +143,7 @@ def init_checkpoint(settings: TrainingSettings, tokenizer_folder: Path, out_fold
     Raises:
         TrainingError: the tokenizer cannot be read, or the model's shape is impossible.
     """
-    import torch
-    from transformers import GenerationConfig, NanoChatForCausalLM, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     from curtail_pipeline.training.tensors import write_tensors
 
@@ -146,9 +158,7 @@ def init_checkpoint(settings: TrainingSettings, tokenizer_folder: Path, out_fold
     eos = bos if eos is None else eos
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     config = model_config(settings, vocab_size, bos_token_id=bos, eos_token_id=eos)
-    with torch.device("meta"):
-        skeleton = NanoChatForCausalLM(config)
-    model = skeleton.to_empty(device="cpu")
+    model = build_model(config)
     initialise(model, seed)
     out_folder.mkdir(parents=True, exist_ok=True)
     config.architectures = [type(model).__name__]

@@ -26,12 +26,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
 log = logging.getLogger("curtail.trainer")
 
 PR_SET_PDEATHSIG = 1
+LONGEST_ENDING_S = 60.0
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,6 +72,18 @@ def _follow_parent(parent: int, ended: threading.Event) -> None:
     threading.Thread(target=poll, name="parent", daemon=True).start()
 
 
+def _bound_ending(ended: threading.Event) -> None:
+    """End the process for good when the step in progress takes too long to end."""
+
+    def wait() -> None:
+        ended.wait()
+        time.sleep(LONGEST_ENDING_S)
+        log.error("still not ended %.0f s after it was asked to", LONGEST_ENDING_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="ending", daemon=True).start()
+
+
 def _write_endpoint(path: Path, content: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -88,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    _bound_ending(ended)
     if arguments.parent_pid is not None:
         _follow_parent(arguments.parent_pid, ended)
 
@@ -101,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         store = Store(arguments.store)
         experiment = parse_experiment(store.read_json(arguments.experiment), arguments.experiment)
         site = experiment.site(arguments.site)
-        lock_path = store.path(f"agents/{site.name}.lock")
+        lock_path = store.path(f"agents/.{site.name}.lock")
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_path)
         try:
@@ -123,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
         from curtail_pipeline.training.agent import TrainerAgent
         from curtail_pipeline.training.trainer import SiteTrainer
 
-        agent = TrainerAgent(SiteTrainer(store, site, experiment), ended)
+        trainer = SiteTrainer(store, site, experiment)
+        trainer.prepare()
+        agent = TrainerAgent(trainer, ended)
     except CurtailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

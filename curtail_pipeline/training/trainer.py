@@ -28,7 +28,7 @@ from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.loss import head_loss, softcap
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.orders import FRESH, Order, Result, StopReason, parse_order
-from curtail_pipeline.training.presets import read_config
+from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.schedule import global_step, multiplier
 from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot
 from curtail_pipeline.training.tensors import read_tensors, store_tensors
@@ -79,6 +79,13 @@ class SiteTrainer:
         self._segment: tuple[str, int] | None = None
         self._recent: set[str] = set()
         self._experiment_bytes: str | None = None
+
+    def prepare(self) -> None:
+        """Do what takes seconds once per process, so that the first round does not wait for it."""
+        from transformers import NanoChatForCausalLM
+
+        _make_deterministic(self.site.threads)
+        log.info("%s on %s, torch %s", NanoChatForCausalLM.__name__, self._device, torch.__version__)
 
     def train(
         self,
@@ -172,8 +179,8 @@ class SiteTrainer:
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
-        model = build_model(config, source).to(self._device)
-        model.train()
+        model: nn.Module = build_model(read_config(config, source))
+        model.to(self._device).train()
         self._model = model
         self._optimisers = Optimisers(model, self.settings)
         decoder: Any = model.model
@@ -283,23 +290,6 @@ class SiteTrainer:
         self._recent |= {order.inner_state, inner}
         if self.settings.keep_inner_states is not None:
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
-
-
-def build_model(config: bytes, source: str) -> nn.Module:
-    """A NanoChat model on the CPU whose parameters are not yet set.
-
-    Raises:
-        TrainingError: not the config of a NanoChat model; `source` names it.
-    """
-    from transformers import NanoChatForCausalLM
-
-    parsed = read_config(config, source)
-    with torch.device("meta"):
-        model = NanoChatForCausalLM(parsed)
-    model.to_empty(device="cpu")
-    # Rotary frequencies are no weights: computed, never stored.
-    model.model.rotary_emb = type(model.model.rotary_emb)(parsed)
-    return model
 
 
 def _copy_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

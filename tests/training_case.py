@@ -1,0 +1,105 @@
+"""A small site to train: a store with shards, tokenizer and initial checkpoint, and orders for it."""
+
+from pathlib import Path
+from typing import Any
+
+from curtail_pipeline.corpus.shards import build_shards
+from curtail_pipeline.settings import Experiment, parse_experiment
+from curtail_pipeline.storage.store import Store, file_sha256
+
+SITE = "NEM_SA"
+SEQUENCE = 16
+SEQUENCES_PER_STEP = 4
+CONFIG = "checkpoints/ckpt-000000/config.json"
+WEIGHTS = "checkpoints/ckpt-000000/model.safetensors"
+
+TEXT = (
+    "The grid had more wind than it could use, so the turbines stood still. A site {0} kilometres away woke up, read "
+    "{1} pages of prose, and went to sleep when the wind fell. Number {2} of its kind. "
+)
+
+
+def make_experiment(**training: Any) -> Experiment:
+    settings = {
+        "preset": "tiny",
+        "model_overrides": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+        "sequence_length": SEQUENCE,
+        "device_batch_sequences": 2,
+        "total_batch_tokens": SEQUENCE * SEQUENCES_PER_STEP,
+        **training,
+    }
+    content = {
+        "name": "small",
+        "seed": 3,
+        "traces": {"provider": "synthetic", "start": "2026-03-21T00:00:00Z", "days": 1},
+        "sites": [{"name": SITE, "region": SITE, "training_kw": 2, "idle_kw": 0.5, "steps_per_s": 1}],
+        "job": {"steps": 100},
+        "corpus": {"source": "text", "vocab_size": 512, "heldout_fraction": 0.2},
+        "training": settings,
+    }
+    return parse_experiment(content, "small")
+
+
+def fill_store(root: Path, experiment: Experiment) -> Store:
+    """Text, tokenizer, shards, experiment and `ckpt-000000` without a manifest."""
+    from curtail_pipeline.training.presets import init_checkpoint
+
+    texts = root / "text"
+    texts.mkdir(parents=True)
+    for i in range(60):
+        (texts / f"{i:02d}.txt").write_text(TEXT.format(i * 7, i % 5, i) * 3, encoding="utf-8")
+    store = Store(root / "store")
+    corpus = experiment.corpus.model_copy(update={"source": str(texts)})
+    build_shards(corpus, store, {SITE: 1.0})
+    store.write_json("experiment.json", experiment.model_dump(mode="json"))
+    init_checkpoint(
+        experiment.training, store.path("corpus/tokenizer"), store.path("checkpoints/ckpt-000000"), experiment.seed
+    )
+    return store
+
+
+def make_order(store: Store, **changes: Any) -> dict[str, Any]:
+    """Round 0 of `ckpt-000001`: 3 steps from the initial checkpoint."""
+    return {
+        "key": "ckpt-000001",
+        "attempt": 0,
+        "round": 0,
+        "site": SITE,
+        "experiment_uri": "experiment.json",
+        "store": str(store.root),
+        "parent": {"key": WEIGHTS, "sha256": file_sha256(store.path(WEIGHTS))},
+        "config": CONFIG,
+        "inner_state": "fresh",
+        "first_step": 0,
+        "members": 1,
+        "total_steps": 100,
+        "max_steps": 3,
+        "deadline_s": None,
+        "lease": [[1, 0, 200]],
+        "seed": 5,
+        "watch": None,
+        "out": "scratch/ckpt-000001/0/round-000/NEM_SA.safetensors",
+        **changes,
+    }
+
+
+def next_order(order: dict[str, Any], result: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The round after `order` in a segment of one member, given its result."""
+    taken = sum(stop - start for _, start, stop in result["consumed"])
+    epoch, start, stop = order["lease"][0]
+    number = order["round"] + 1
+    return {
+        **order,
+        "round": number,
+        "parent": {"key": result["weights"]["key"], "sha256": result["weights"]["sha256"]},
+        "inner_state": result["inner_state"]["end"],
+        "first_step": order["first_step"] + result["steps"],
+        "lease": [[epoch, start + taken, stop]],
+        "out": f"scratch/ckpt-000001/0/round-{number:03d}/NEM_SA.safetensors",
+        **changes,
+    }
