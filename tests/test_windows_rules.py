@@ -197,6 +197,30 @@ def test_a_forecast_of_a_short_window_holds_it_back_until_a_later_issue_says_oth
     assert spans(derive(content, rule=needs, forecasts=short.with_columns(region=pl.lit("S")))) == [(5, 35)]
 
 
+def test_the_forecast_outranks_history_until_its_horizon():
+    rule = RuleSettings(enter=100, exit_delay_s=0, min_duration_s=1200)
+    content = trace([50, 50, 200] * 6 + [50] * 12 + [200])
+    fresh, expired = forecast(85, [50] * 6), forecast(30, [50] * 6)
+    assert spans(derive(content, rule=rule, forecasts=fresh))[-1] == (90, 150)
+    assert spans(derive(content, rule=rule, forecasts=expired))[-1] == (100, 150)
+
+
+@pytest.mark.parametrize("age_s", [300, 450, 600, 900])
+def test_every_cut_of_a_trace_with_gaps_gives_the_state_of_the_whole(age_s):
+    rule = RuleSettings(enter=100, exit=125, exit_delay_s=600, max_signal_age_s=age_s)
+    content = trace(
+        [50, 110, None, 50, 130, 130, 50, None, None, 60, 130, None, 120, None, None, None, 90, 130, 130, 130]
+    )
+    end = START + 120 * MINUTE
+    whole, last = derive_windows(content, [SITE], PAPER, start=START, end=end, rules={"R": rule})
+    for cut in range(1, 48):
+        when = START + cut * timedelta(seconds=150)
+        early, state = derive_windows(content, [SITE], PAPER, start=START, end=when, rules={"R": rule})
+        late, after = derive_windows(content, [SITE], PAPER, start=when, end=end, state=state, rules={"R": rule})
+        assert merge_days([early, late]).equals(whole)
+        assert after == last
+
+
 def test_forecasts_day_by_day_give_the_windows_of_the_whole():
     rule = RuleSettings(enter=100, exit_delay_s=300, min_duration_s=1800)
     content = trace(([200] * 3 + [50] * 5 + [200] * 2 + [60] * 9) * 4)
@@ -207,7 +231,7 @@ def test_forecasts_day_by_day_give_the_windows_of_the_whole():
         content, [SITE], PAPER, start=START, end=START + end * MINUTE, rules={"R": rule}, forecasts=forecasts
     )
     assert len(whole) >= 4
-    for cut in range(5, end, 5):
+    for cut in range(5, end, 15):
         when = START + cut * MINUTE
         options = {"rules": {"R": rule}, "forecasts": forecasts}
         early, state = derive_windows(content, [SITE], PAPER, start=START, end=when, **options)

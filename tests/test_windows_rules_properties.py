@@ -4,10 +4,12 @@ import json
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curtail_pipeline.windows.candidates import history_waits
 from curtail_pipeline.windows.config import PolicySettings, Site
 from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule
 from curtail_pipeline.windows.rules import RuleState, derive_windows, merge_days
@@ -165,6 +167,24 @@ def waits_for(past, required):
         if sum(d >= elapsed + required for d in longer) * 2 >= len(longer):
             return elapsed
     raise AssertionError
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 12), max_size=40), min_size=1, max_size=3),
+    st.lists(st.integers(1, 12), max_size=25),
+    st.integers(1, 15),
+)
+def test_waits_are_those_of_the_definition(regions, known, required):
+    offsets = np.cumsum([0, *map(len, regions)])
+    durations = np.array([d for region in regions for d in region], dtype=np.int64)
+    waits, after = history_waits(durations, offsets, [known, *([] for _ in regions[1:])], required)
+    for r, region in enumerate(regions):
+        past = list(known) if r == 0 else []
+        for k, duration in enumerate(region):
+            assert waits[offsets[r] + k] == waits_for(past, required)
+            past.append(duration)
+        assert after[r] == past[-20:]
 
 
 def expected(rule, traces, region):

@@ -106,12 +106,13 @@ def plot_windows(
         start=pl.max_horizontal("start", pl.lit(low).cast(TIME)),
         end=pl.min_horizontal(pl.col("end").fill_null(pl.lit(high).cast(TIME)), pl.lit(high).cast(TIME)),
     ).filter(pl.col("start") < pl.col("end"))
+    axis = alt.Axis(format="%d %b %H:%M", labelOverlap=True)
     charts = []
     for region, kind in rows.select("region", "kind").unique(maintain_order=True).sort("region", "kind").iter_rows():
         signal = rows.filter(region=region, kind=kind).sort("time")
         signal = signal.gather_every(max(1, signal.height // _POINTS)).select("time", "value")
         own = shaded.filter(region=region).unique(["start", "end"]).sort("start")
-        time = alt.X("time:T", title="UTC", scale=alt.Scale(domain=[_stamp(low), _stamp(high)], type="utc"))
+        time = alt.X("time:T", title="UTC", scale=alt.Scale(domain=[_stamp(low), _stamp(high)], type="utc"), axis=axis)
         line = (
             alt.Chart(alt.InlineData(_records(signal)))
             .mark_line(interpolate="step-after", strokeWidth=1.2, color="#33475b")
