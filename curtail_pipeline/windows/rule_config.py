@@ -176,6 +176,8 @@ WINDOW_RULES: Final[dict[str, Mapping[str, Any]]] = {
     "paper": {"enter": 100.0, "exit_delay_s": 600.0},
     "threshold": {"enter": 100.0, "exit_delay_s": 0.0},
     "boundary": {"enter": 100.0, "exit_delay_s": 0.0},
+    "forecast": {"enter": 100.0, "exit_delay_s": 0.0},
+    "budget": {"enter": 100.0, "exit_delay_s": 0.0},
     "hysteresis": {},
 }
 """Policy name -> the rule of every region that has none of its own, for marginal intensity: `rule_of` puts another
