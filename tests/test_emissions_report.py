@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from curtail_pipeline.emissions.baselines import always_on_baselines, baselines_table
-from curtail_pipeline.emissions.charts import MOST_POINTS, mass, signal_steps, to_png
+from curtail_pipeline.emissions.charts import MOST_POINTS, signal_steps, to_png
+from curtail_pipeline.emissions.formats import mass, percent, short
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.power import intervals_table, ledger, totals
 from curtail_pipeline.emissions.report import (
@@ -19,8 +20,6 @@ from curtail_pipeline.emissions.report import (
     ReportInput,
     build_charts,
     build_report,
-    percent,
-    short,
     summary,
 )
 from curtail_pipeline.storage.manifest import Manifest, make_manifest
@@ -253,6 +252,7 @@ def test_model_card(data: ReportInput) -> None:
     assert emissions["emissions"] == pytest.approx(totals(data.ledger)["co2_g"], abs=1e-3), "grams, as the hub wants it"
     assert emissions["training_type"] == "pre-training" and emissions["hardware_used"] == "8 x A100"
     assert emissions["geographical_location"] == "A, R2"
+    assert "# try\n" in body and "`ckpt-000002`" in body
     assert data.manifests[-1].sha256() in body and "7.2500 nat" in body and "| R2 |" in body
     assert "2 segments: 1 local, 1 federated" in body
 

@@ -135,6 +135,12 @@ def test_flipping_any_one_byte_is_found(checkpoints: Checkpoints, files: dict[st
             checkpoints.verify_chain()
         path.write_bytes(original)
     checkpoints.verify_chain()
+    manifest = folder / "manifest.json"
+    original = manifest.read_bytes()
+    manifest.write_bytes(json.dumps(json.loads(original)).encode())
+    with pytest.raises(StoreError, match=r"manifest\.json was changed"):
+        checkpoints.verify("ckpt-000001")
+    manifest.write_bytes(original)
     weights = folder / "model.safetensors"
     expected = file_sha256(weights)
     weights.write_bytes(b"other")

@@ -9,7 +9,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from curtail_pipeline.emissions.power import accounting_signals
+from curtail_pipeline.emissions.formats import mass
+from curtail_pipeline.emissions.power import accounting_signals, is_synthetic
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.config import Site
@@ -28,11 +29,6 @@ MOST_POINTS = 2500
 """Signal values drawn per site; a longer trace is drawn as means."""
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart | alt.HConcatChart | alt.FacetChart
-
-
-def is_synthetic(traces: pl.DataFrame) -> bool:
-    """Whether any value is made up."""
-    return "source" in traces.columns and bool((traces["source"] == "synthetic").any())
 
 
 def colour_scale(sites: Sequence[Site]) -> alt.Scale:
@@ -256,15 +252,6 @@ def against_baselines(ours_g: float, baselines: pl.DataFrame) -> Chart:
     bars = bars.encode(y=y, x=x, color=alt.condition("datum.ours", alt.value("#0B6E4F"), alt.value("#B7C1CC")))
     text = alt.Chart(_data(rows)).mark_text(align="left", dx=5, color=INK, fontSize=12).encode(y=y, x=x, text="label:N")
     return alt.layer(bars, text).properties(width=WIDTH - 160, height=30 * len(rows))
-
-
-def mass(grams: float | None) -> str:
-    """`1.34 kg` or `217 g`; a dash for an unknown mass."""
-    if grams is None:
-        return "–"
-    if abs(grams) >= 1000:
-        return f"{grams / 1000:.3g} kg"
-    return f"{grams:.3g} g"
 
 
 def _spec(chart: Chart) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from typing import Any
 import polars as pl
 import yaml
 
-from curtail_pipeline.emissions.charts import mass
+from curtail_pipeline.emissions.formats import mass, percent, short
 from curtail_pipeline.emissions.power import sum_ledger, totals
-from curtail_pipeline.emissions.report import percent, short
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.windows.config import Site
 
@@ -27,6 +26,7 @@ def model_card(
     """The card of the last checkpoint of a lineage.
 
     Args:
+        name: heading of the card.
         lineage: manifests from the initialised model to the checkpoint; only their emissions count.
         ledger: `power.LEDGER_SCHEMA`, of at least these checkpoints.
         hardware: what the sites train on; left out when not known.
@@ -55,7 +55,7 @@ def model_card(
         front["co2_eq_emissions"] = emissions
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
-        f"# {name}, {last.key}\n",
+        f"# {name}\n",
         f"Pretrained on {short(last.tokens.total)} tokens ({last.tokens.total:,}) in {last.steps.end:,} optimiser "
         "steps, only while the signal of a training site's grid said that renewable power was being curtailed.\n",
     ]
@@ -77,7 +77,7 @@ def model_card(
     parts.append("## Provenance\n")
     weights = last.files.get("model.safetensors")
     parts.append(
-        f"- experiment `{last.experiment_sha256}`\n- manifest `{last.sha256()}`\n"
+        f"- checkpoint `{last.key}`\n- experiment `{last.experiment_sha256}`\n- manifest `{last.sha256()}`\n"
         + (f"- model.safetensors `{weights.sha256}`\n" if weights else "")
         + f"- {len(lineage) - 1} segments: {sum(m.mode == 'local' for m in lineage)} local, "
         f"{sum(m.mode == 'federated' for m in lineage)} federated\n"

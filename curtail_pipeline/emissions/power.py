@@ -268,3 +268,8 @@ def totals(table: pl.DataFrame) -> dict[str, float | None]:
     known = row["co2_g"] is not None and accounted > 0
     share = row["curtailed_kwh"] / row["kwh"] if row["curtailed_kwh"] is not None and row["kwh"] > 0 else None
     return {**row, "g_per_kwh": row["co2_g"] / accounted if known else None, "curtailed_share": share}
+
+
+def is_synthetic(traces: pl.DataFrame) -> bool:
+    """Whether any value is made up."""
+    return "source" in traces.columns and bool((traces["source"] == "synthetic").any())

@@ -1,20 +1,21 @@
 """The emissions report: one HTML page without scripts or links to elsewhere, so that it reads the same offline."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from curtail_pipeline.emissions import charts
 from curtail_pipeline.emissions.baselines import Baseline, baselines_table
-from curtail_pipeline.emissions.charts import mass
-from curtail_pipeline.emissions.power import pieces, sum_ledger, totals
+from curtail_pipeline.emissions.formats import mass, percent, short
+from curtail_pipeline.emissions.power import is_synthetic, pieces, sum_ledger, totals
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.windows.config import Site
+
+if TYPE_CHECKING:
+    from curtail_pipeline.emissions.charts import Chart
 
 LOSS_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
@@ -54,7 +55,7 @@ class ReportInput:
     @property
     def synthetic(self) -> bool:
         """Whether any of the traces is made up."""
-        return charts.is_synthetic(self.traces)
+        return is_synthetic(self.traces)
 
     @property
     def span(self) -> tuple[datetime, datetime]:
@@ -87,10 +88,12 @@ def summary(data: ReportInput) -> dict[str, Any]:
     }
 
 
-def build_charts(data: ReportInput) -> dict[str, charts.Chart]:
+def build_charts(data: ReportInput) -> "dict[str, Chart]":
     """The report's charts by name: `timeline`, `loss`, `checkpoints`, `baselines`; those without data are left out."""
+    from curtail_pipeline.emissions import charts  # altair takes long to import
+
     start, end = data.span
-    made: dict[str, charts.Chart] = {}
+    made: dict[str, Chart] = {}
     if end > start:
         made["timeline"] = charts.timeline(
             data.manifests, data.sites, data.traces, data.windows, data.intervals, start, end, data.threshold
@@ -109,7 +112,9 @@ def build_charts(data: ReportInput) -> dict[str, charts.Chart]:
 
 def build_report(data: ReportInput) -> str:
     """The page."""
-    made = {name: charts.to_svg(chart, name) for name, chart in build_charts(data).items()}
+    from curtail_pipeline.emissions.charts import to_svg
+
+    made = {name: to_svg(chart, name) for name, chart in build_charts(data).items()}
     numbers = summary(data)
     start, end = data.span
     sections = [
@@ -325,23 +330,6 @@ def _method(data: ReportInput) -> str:
         "power from the job's start. Where the trace ends before the baseline does, no number is given.",
     ]
     return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
-
-
-def percent(share: float | None) -> str:
-    """`12.1 %`; a dash for an unknown share."""
-    if share is None or not math.isfinite(share):
-        return "–"
-    if 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return f"{share * 100:.1f} %"
-
-
-def short(count: float) -> str:
-    """`12.4 G` for a count."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= limit:
-            return f"{count / limit:.3g} {unit}"
-    return f"{count:g}"
 
 
 _STYLE = """

@@ -4,11 +4,11 @@ The state of a clock is in the store, so that every process of an experiment (se
 """
 
 import os
+import uuid
 from datetime import datetime
 from typing import Protocol
 
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.settings import ClockMode
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.times import iso, parse_utc, seconds, utc_now
 
@@ -69,7 +69,7 @@ class ReplayClock:
     def _anchor_once(self, virtual: datetime, speed: float) -> None:
         path = self._store.path(REPLAY_KEY)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         scratch.write_bytes(canonical_json(_anchor(virtual, utc_now(), speed)))
         try:
             os.link(scratch, path)  # fails when another process was first, whose anchor then counts
@@ -103,17 +103,6 @@ class ReplayClock:
 
     def now(self) -> datetime:
         return self.to_virtual(utc_now())
-
-
-def make_clock(
-    mode: ClockMode, store: Store, start: datetime, speed: float = 1.0, end: datetime | None = None
-) -> Clock:
-    """The clock of that mode; `speed` and `end` are a replay's."""
-    if mode == "headless":
-        return HeadlessClock(store, start)
-    if mode == "replay":
-        return ReplayClock(store, start, speed, end)
-    return LiveClock()
 
 
 def _anchor(virtual: datetime, wall: datetime, speed: float) -> dict[str, object]:
