@@ -5,7 +5,6 @@ is one JSON object; logs go to standard error.
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,15 +69,15 @@ def run(
 
     with _opened(experiment, out, traces) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
-        if not verbose:
-            logging.getLogger("dagster").setLevel(logging.CRITICAL)
         from curtail_pipeline.accounting import summarise
         from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.replay import Headless, open_instance
         from sensors.membership import membership_sensor
 
         with RunConsole(project) as console, open_instance(project) as instance:
-            headless = Headless(project, instance, build(console), membership_sensor, console)
+            headless = Headless(
+                project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "ERROR"
+            )
             reason = headless.run()
             console({"event": "prepare", "what": "the report"})
             headless.report()

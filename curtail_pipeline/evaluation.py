@@ -21,6 +21,9 @@ def evaluate_checkpoint(project: Project, key: str) -> dict[str, Any]:
         StoreError: there is no such checkpoint, or it is corrupt.
     """
     import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     project.checkpoints.verify(key)
     settings = project.experiment.training

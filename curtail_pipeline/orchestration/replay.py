@@ -16,8 +16,8 @@ from curtail_pipeline.federation.local import LocalFederation
 from curtail_pipeline.orchestration.resources import Progress
 from curtail_pipeline.project import Project
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
-from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.clock import HeadlessClock
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import windows_key
 from curtail_pipeline.windows.segments import Finished, Pause, SegmentPlan, advance
 
@@ -65,6 +65,7 @@ class Headless:
         project: the one that the code location serves.
         definitions: the code location's, reporting progress to `observe`.
         sensor: its membership sensor.
+        log_level: of Dagster's console log.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class Headless:
         definitions: dg.Definitions,
         sensor: dg.SensorDefinition,
         observe: Progress,
+        log_level: str = "ERROR",
     ) -> None:
         self.project, self.instance, self.observe = project, instance, observe
-        self.defs, self.sensor = definitions, sensor
+        self.defs, self.sensor, self.log_level = definitions, sensor, log_level
         self._cursor: str | None = None
 
     def execute(
@@ -93,6 +95,7 @@ class Headless:
             partition_key=partition,
             tags=tags,
             asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
+            run_config={"loggers": {"console": {"config": {"log_level": self.log_level}}}},
         )
 
     def prepare(self) -> None:
