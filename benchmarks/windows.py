@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def _peak_mib() -> float:
 
 def _child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
     files = _files(folder, regions)
+    # Each child does one small piece untimed, so that loading of code is not measured.
     if what == "read":
+        _read_streaming(_files(folder, 1))
         return {"seconds": min(_timed(way, files) for way in (_read_frames, _read_streaming) * REPEATS)}
     from curtail_pipeline.windows.bulk import windows_of_files
     from curtail_pipeline.windows.config import PolicySettings, Site
@@ -98,15 +101,17 @@ def _child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
 
     sites = [Site(name=name, region=name, training_kw=2, idle_kw=0.5, steps_per_s=1) for name in files]
     rule = RuleSettings(min_duration_s=1800, start_up_s=340)
-    begun = time.perf_counter()
-    table = windows_of_files(
+    work = partial(
+        windows_of_files,
         files,
-        sites,
-        PolicySettings(name="hysteresis"),
+        policy=PolicySettings(name="hysteresis"),
         start=START,
         end=START + timedelta(days=days),
         rules=dict.fromkeys(files, rule),
     )
+    work(sites=sites[:1])
+    begun = time.perf_counter()
+    table = work(sites=sites)
     return {"seconds": time.perf_counter() - begun, "windows": table.height, "peak_mib": _peak_mib()}
 
 
@@ -139,7 +144,7 @@ def run(regions: int = 1000, days: int = 365, folder: str | None = None) -> dict
             (_in_child("windows", root, regions, days) for _ in range(REPEATS)), key=lambda r: float(r["seconds"])
         )
         tenth = max(1, regions // 10)
-        part = _in_child("windows", root, tenth, days)
+        part = min((_in_child("windows", root, tenth, days) for _ in range(REPEATS)), key=lambda r: float(r["seconds"]))
     return {
         "rows": rows,
         "seconds": round(work["seconds"], 3),

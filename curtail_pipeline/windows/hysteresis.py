@@ -83,32 +83,43 @@ def _age(
     if rule.max_signal_age_s is not None:
         return round(rule.max_signal_age_s * SECOND), [state.cadence for state in states]
     if n and all(known is not None for known in cadence_us):
-        known = np.array(cadence_us, dtype=np.int64) * CADENCES_PER_AGE
-        return (int(known[0]) if (known == known[0]).all() else np.repeat(known, np.diff(bounds))), list(cadence_us)
+        fixed = np.array(cadence_us, dtype=np.int64) * CADENCES_PER_AGE
+        return (int(fixed[0]) if (fixed == fixed[0]).all() else np.repeat(fixed, np.diff(bounds))), list(cadence_us)
     steps = np.empty(len(columns.time), dtype=np.int64)
     np.subtract(columns.time[1:], columns.time[:-1], out=steps[1:])
+    parts = [steps[bounds[r] : bounds[r + 1]] for r in range(n)]
+    for r, (part, state) in enumerate(zip(parts, states, strict=True)):
+        if len(part):
+            part[0] = OPEN if state.stamp is None else columns.time[bounds[r]] - state.stamp
+    steady = [_steady(part, state) for part, state in zip(parts, states, strict=True)]
+    if n and steady[0] is not None and len(set(steady)) == 1 and all(known is None for known in cadence_us):
+        return steady[0] * CADENCES_PER_AGE, list(steady)
     learned: list[int | None] = []
     ages = np.empty(len(columns.time), dtype=np.int64)
-    for r, state in enumerate(states):
-        first, stop = int(bounds[r]), int(bounds[r + 1])
-        fixed = cadence_us[r]
-        if first == stop:
-            learned.append(state.cadence if fixed is None else fixed)
+    for r, (part, state) in enumerate(zip(parts, states, strict=True)):
+        own = ages[bounds[r] : bounds[r + 1]]
+        known = cadence_us[r]
+        if known is not None or not len(part):
+            own[:] = (known or 0) * CADENCES_PER_AGE
+            learned.append(state.cadence if known is None else known)
             continue
-        if fixed is not None:
-            ages[first:stop] = fixed * CADENCES_PER_AGE
-            learned.append(fixed)
-            continue
-        before = OPEN if state.cadence is None else state.cadence
-        steps[first] = OPEN if state.stamp is None else columns.time[first] - state.stamp
-        step = steps[first:stop]
         # Only what was known at a value's stamp may judge it, else a cut trace would give other windows than the whole.
-        shortest = np.minimum(np.minimum.accumulate(step), before)
+        shortest = np.minimum(np.minimum.accumulate(part), OPEN if state.cadence is None else state.cadence)
         last = int(shortest[-1])
         learned.append(None if last == OPEN else last)
         shortest[shortest == OPEN] = DEFAULT_CADENCE_US
-        np.multiply(shortest, CADENCES_PER_AGE, out=ages[first:stop])
+        np.multiply(shortest, CADENCES_PER_AGE, out=own)
     return ages, learned
+
+
+def _steady(steps: Ints, state: SignalState) -> int | None:
+    """The cadence that every value of a region is judged by, when it is one and the same; the usual case, and cheap."""
+    if not len(steps):
+        return None
+    if state.cadence is not None:
+        return state.cadence if int(steps.min()) >= state.cadence else None
+    first = steps[0] if steps[0] != OPEN else steps[1] if len(steps) > 1 else OPEN
+    return DEFAULT_CADENCE_US if first == DEFAULT_CADENCE_US == int(steps.min()) else None
 
 
 def _estimates(columns: Columns, states: list[SignalState], rule: SignalRule) -> tuple[Ints | None, list[int | None]]:
