@@ -34,7 +34,7 @@ def everything(provider: FileProvider, region: str, kind: Any = None) -> pl.Data
 
 def hours_below_100(trace: pl.DataFrame) -> float:
     step = trace["time"].diff().drop_nulls().dt.total_seconds().min()
-    return float((trace["value"] < 100).sum() * step / 3600)  # type: ignore[operator]
+    return float((trace["value"] < 100).sum() * step / 3600)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_sgip_in_kg_with_overlapping_months_and_its_forecasts(test_data: Path) -
     # Five minutes ahead the forecasts are good, so a mistaken offset or unit would show.
     near = provider.forecasts("CAISO_PGE", *span).filter(pl.col("target") - pl.col("issued_at") == timedelta(minutes=5))
     both = near.join(found.trace, left_on="target", right_on="time", suffix="_real")
-    assert (both["value"] - both["value_real"]).abs().median() < 20  # type: ignore[operator]
+    assert (both["value"] - both["value_real"]).abs().median() < 20
 
 
 def test_np15_with_three_kinds_in_one_file_and_american_dates(test_data: Path) -> None:
@@ -110,7 +110,7 @@ def test_np15_with_three_kinds_in_one_file_and_american_dates(test_data: Path) -
     older = opened(path.with_name("vector_high_curtailment_week.csv"), columns={"LMP_NP15": "NP15"}, kind="price")
     week = everything(older, "NP15")
     joined = week.join(everything(provider, "NP15", "price"), on="time", suffix="_v2")
-    assert (joined["value"] - joined["value_v2"]).abs().max() < 1e-4  # type: ignore[operator]
+    assert (joined["value"] - joined["value_v2"]).abs().max() < 1e-4
 
 
 # --- layouts and formats ---
@@ -224,10 +224,13 @@ def test_a_skipped_hour_is_refused_and_a_lone_repeated_one_needs_a_setting(csv: 
 
 
 def test_offsets_in_the_file_win_over_the_timezone_setting(csv: Any) -> None:
-    path = csv("time,A\n2026-03-01T00:00+10:00,1\n2026-03-01T00:05+1000,2\n2026-02-28T14:10Z,3\n")
+    path = csv(
+        "time,A\n2026-03-01T00:00+10:00,1\n2026-03-01T00:05+1000,2\n2026-02-28T14:10Z,3\n"
+        "2026-02-28 09:15-05,4\n2026-02-28T10:50-03:30,5\n2026-02-28 09:25,6\n"
+    )
     trace = everything(opened(path, timezone="America/New_York"), "A")
     assert trace["time"][0] == datetime(2026, 2, 28, 14, tzinfo=UTC)
-    assert trace["value"].to_list() == [1, 2, 3]
+    assert trace["value"].to_list() == [1, 2, 3, 4, 5, 6]
 
 
 def test_interval_ends_of_a_market_without_daylight_saving(csv: Any) -> None:
@@ -308,7 +311,7 @@ def test_settings_that_contradict_themselves() -> None:
     with pytest.raises(ValidationError, match=r"columns 'a' and 'b' both map to price of R"):
         FileTraces(path="x", kind="price", columns={"a": "R", "b": "R"})
     with pytest.raises(ValidationError, match=r"needs \{step\} once"):
-        FileTraces(path="x", forecast={"pattern": "f"})  # type: ignore[arg-type]
+        FileTraces(path="x", forecast={"pattern": "f"})
 
 
 def test_forecasts_of_one_of_several_regions_need_to_say_whose(csv: Any) -> None:

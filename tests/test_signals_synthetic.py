@@ -37,7 +37,7 @@ def test_each_laptop_day_has_pauses_local_and_federated_stretches(day: int) -> N
 
 
 def test_values_are_bimodal_and_windows_last_hours() -> None:
-    start = load_experiment("laptop").traces.start  # type: ignore[union-attr]
+    start = load_experiment("laptop").traces.start
     values = simulate(SITES, start, start + 60 * DAY, seed=1)["marginal_intensity"]
     low = values < 100
     assert values[low].max() <= 70
@@ -49,7 +49,7 @@ def test_values_are_bimodal_and_windows_last_hours() -> None:
 
 
 def test_a_value_does_not_depend_on_the_range_or_the_other_regions() -> None:
-    start = load_experiment("laptop").traces.start  # type: ignore[union-attr]
+    start = load_experiment("laptop").traces.start
     whole = simulate([*SITES, "ELSEWHERE"], start, start + 4 * DAY, seed=3)
     for region, cut_from, cut_to in [(0, 0, 288), (2, 290, 700), (3, 1000, 1152)]:
         name = [*SITES, "ELSEWHERE"][region]
@@ -60,10 +60,10 @@ def test_a_value_does_not_depend_on_the_range_or_the_other_regions() -> None:
 
 
 def test_curtailed_power_price_and_intensity_agree() -> None:
-    traces = SyntheticTraces(start="2026-03-21T00:00:00Z", days=2, seed=5)  # type: ignore[arg-type]
+    traces = SyntheticTraces(start="2026-03-21T00:00:00Z", days=2, seed=5)
     provider = make_provider(traces)
     intensity, power, price = (
-        provider.fetch("NEM_SA", traces.start, traces.start + 2 * DAY, kind)  # type: ignore[arg-type]
+        provider.fetch("NEM_SA", traces.start, traces.start + 2 * DAY, kind)
         for kind in ("marginal_intensity", "curtailed_power", "price")
     )
     assert intensity.schema == pl.Schema(TRACE_SCHEMA)
@@ -76,9 +76,21 @@ def test_curtailed_power_price_and_intensity_agree() -> None:
 
 
 def test_another_seed_gives_another_trace_and_fingerprint() -> None:
-    one, two = (SyntheticTraces(start="2026-03-21T00:00:00Z", seed=seed) for seed in (1, 2))  # type: ignore[arg-type]
+    one, two = (SyntheticTraces(start="2026-03-21T00:00:00Z", seed=seed) for seed in (1, 2))
     a, b = make_provider(one), make_provider(two)
     assert a.fingerprint() != b.fingerprint()
     assert not a.fetch("DE", one.start, one.start + DAY)["value"].equals(
         b.fetch("DE", one.start, one.start + DAY)["value"]
     )
+
+
+def test_thousands_of_regions_in_one_call_each_with_its_own_values() -> None:
+    traces = SyntheticTraces(start="2026-03-21", seed=5)
+    names = [f"REGION_{i}" for i in range(1500)]
+    found = simulate(names, traces.start, traces.start + DAY, seed=5)
+    values = found["marginal_intensity"]
+    assert values.shape == (1500, 288) and np.isfinite(values).all()
+    assert len(np.unique(values, axis=0)) == 1500
+    assert 0.02 < (values < 100).mean() < 0.6
+    one = make_provider(traces).fetch("REGION_700", traces.start, traces.start + DAY)["value"].to_numpy()
+    assert np.array_equal(one, values[700])

@@ -1,9 +1,9 @@
 """Settings of the trace providers (the `traces` section of an experiment)."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curtail_pipeline.base import Section
 
@@ -49,6 +49,11 @@ class SyntheticTraces(ProviderSettings):
     start: datetime
     days: int = Field(default=2, ge=1)
     cadence_s: int = Field(default=300, ge=60)
+
+    @field_validator("start")
+    @classmethod
+    def _utc(cls, start: datetime) -> datetime:
+        return start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
 
 
 class Column(Section):

@@ -51,7 +51,7 @@ def compare(old: pl.DataFrame | None, new: pl.DataFrame) -> Revisions:
     had, has = pl.col("before").is_not_null(), pl.col("after").is_not_null()
     change = (pl.col("after") - pl.col("before")).abs()
     # Float noise of a unit conversion is no revision.
-    revised = both.filter(had & has & (change > 1e-9 * pl.col("before").abs().clip(1e-6)))
+    revised = both.filter(change > 1e-9 * pl.col("before").abs().clip(1e-6))
     largest = revised.with_columns(change=change).sort("change", descending=True, maintain_order=True).head(1)
     return Revisions(
         revised=len(revised),

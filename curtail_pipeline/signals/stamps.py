@@ -4,6 +4,7 @@ Stamps in local time are never shifted silently: an hour that clocks skip is ref
 resolved by the order of the file, by a setting, or refused.
 """
 
+from functools import cache
 from typing import Literal
 from zoneinfo import available_timezones
 
@@ -24,8 +25,11 @@ _ISO_FORMATS = (
 _OFFSET = r"\s*([+-]\d{2}(?::?\d{2})?)$"
 
 
+_known_timezones = cache(available_timezones)
+
+
 def _check_timezone(timezone: str, source: str) -> None:
-    if timezone != "UTC" and timezone not in available_timezones():
+    if timezone != "UTC" and timezone not in _known_timezones():
         raise TraceError(
             f"{source}: unknown timezone {timezone!r}; use an IANA name such as America/Los_Angeles, or UTC"
         )

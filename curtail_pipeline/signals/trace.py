@@ -181,7 +181,7 @@ def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
 
     A difference between neighbours that occurs three times in a row is a cadence of the source; a longer one is a
     hole, of which only the neighbouring cadence is valid. Differences of more than an hour are holes as well, unless
-    nothing is finer. Where no difference repeats so often, the cadence is the one that all differences are multiples of.
+    nothing is finer. Where none repeats so often, the cadence is the largest of which all differences are multiples.
 
     Args:
         seconds: sorted unique stamps [n] in seconds since the epoch.
