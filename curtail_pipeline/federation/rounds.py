@@ -32,6 +32,7 @@ from curtail_pipeline.times import iso, utc_now
 
 MEMBERSHIP_KEY = "membership.json"
 POLL_S = 0.2
+LONGEST_POLL_S = 1.0
 
 Order = dict[str, Any]
 Result = dict[str, Any]
@@ -317,6 +318,7 @@ class Segment:
     def _collect(self, index: int, pending: set[str]) -> tuple[dict[str, Result], dict[str, str]]:
         results: dict[str, Result] = {}
         lost: dict[str, str] = {}
+        pause = POLL_S
         while True:
             for site, answer in self.transport.poll():
                 if site not in pending:
@@ -335,7 +337,8 @@ class Segment:
                     pending.discard(site)
             if not pending:
                 return results, lost
-            self.wait(POLL_S)
+            self.wait(pause)
+            pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
 
     def _check(self, orders: dict[str, Order], results: dict[str, Result]) -> tuple[dict[str, _Result], dict[str, str]]:
         """Split results into those that fit their orders and those refused, with the reason."""

@@ -57,7 +57,8 @@ try:
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(10)
         line.connect({socket!r})
-        socket.send_fds(line, [json.dumps(sys.argv[1:]).encode()], [1, 2])
+        own = dict((name, value) for name, value in os.environ.items() if name.startswith("FLWR_"))
+        socket.send_fds(line, [json.dumps([sys.argv[1:], own]).encode()], [1, 2])
         if line.recv(2) == b"ok":
             os._exit(0)
 except OSError as error:
@@ -88,6 +89,11 @@ class Child:
             stream.seek(self.offset)
             return stream.read(1 << 20).decode(errors="replace")
         return ""
+
+
+def _run_spawned(name: str, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    control.entry_point(name)()
 
 
 def free_port() -> int:
@@ -224,7 +230,7 @@ class Supervisor:
             "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", self.address.split(":")[1],
             "--database", str(self.folder / "flower.db"), "--disable-runtime-dependency-installation",
         ]  # fmt: skip
-        return self._fork(child, control.entry_point(argv[0]), argv)
+        return self._fork(child, control.superlink, argv)
 
     def _start_supernode(self, site: str, child: Child) -> int:
         config = f'name="{site}" endpoint="{self._endpoint(site)}"'
@@ -245,9 +251,9 @@ class Supervisor:
                 connection.settimeout(1)
                 message, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
                 try:
-                    argv = json.loads(message)
+                    argv, environment = json.loads(message)
                     if argv[0] in control.SPAWNED and len(outputs) == 2:
-                        body = control.entry_point(argv[0])
+                        body = partial(_run_spawned, argv[0], environment)
                         close = [*self.inherited, *outputs, connection.fileno()]
                         pid = processes.fork_into(body, stdout=outputs[0], stderr=outputs[1], close=close, argv=argv)
                         self.spawned.add(pid)
