@@ -225,7 +225,9 @@ def test_any_split_into_days_gives_the_windows_and_the_state_of_the_whole(case, 
     days, state, begin = [], None, 0
     for cut in [*sorted(cuts), LENGTH]:
         day, state = derive(rule, content, start=begin, end=cut, state=state)
-        state = RuleState.from_json(json.loads(json.dumps(state.to_json())))
+        stored = json.loads(json.dumps(state.to_json()))
+        assert stored == state.to_json()
+        state = RuleState.from_json(stored)
         days.append(day)
         begin = cut
     assert merge_days(days).equals(whole)

@@ -54,11 +54,10 @@ class RuleState:
     regions: dict[str, RegionState] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format": _FORMAT,
-            "at": iso(self.at),
-            "regions": {name: asdict(state) for name, state in sorted(self.regions.items())},
-        }
+        """The state in JSON's own types, so that it equals what a file gives back."""
+        regions = {name: asdict(state) for name, state in sorted(self.regions.items())}
+        content: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, "at": iso(self.at), "regions": regions}))
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "RuleState":
