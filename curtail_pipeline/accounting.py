@@ -15,7 +15,7 @@ from curtail_pipeline.emissions.power import intervals_table, ledger, totals
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.evaluation import stored_loss
-from curtail_pipeline.project import Project, days_between
+from curtail_pipeline.project import Project, days_between, midnight
 from curtail_pipeline.settings import Experiment
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import read_table
@@ -135,6 +135,14 @@ def write_report(project: Project) -> dict[str, Any]:
     )
     project.store.write_bytes("report/index.html", page.encode())
     return summary
+
+
+def compare_day(project: Project, day: str) -> tuple[pl.DataFrame, Any]:
+    """Every policy on one day's traces, from its midnight: a table, and the plot of kg against hours."""
+    from curtail_pipeline.windows.whatif import compare
+
+    wanted = date.fromisoformat(day)
+    return compare(project.experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
 
 
 def card_of(project: Project, key: str) -> str:

@@ -144,6 +144,41 @@ def windows(
         print_windows(found)
 
 
+@app.command()
+def simulate(
+    traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
+    experiment: ExperimentOption = "laptop",
+    policy: Annotated[str | None, typer.Option(help="In place of the experiment's.")] = None,
+    overheads: Annotated[str | None, typer.Option(help="paper or product; the experiment's own by default.")] = None,
+    forecast: Annotated[str | None, typer.Option(help="perfect, persistence, seasonal or a file.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="ISO 8601, UTC; where the clock or trace starts by default.")
+    ] = None,
+    deadline: Annotated[float | None, typer.Option(help="Hours after the start.")] = None,
+    interpolate: Annotated[bool, typer.Option(help="Straight lines between values, as the paper's analysis.")] = False,
+    compare: Annotated[bool, typer.Option(help="All policies: a table and a plot of kg against hours.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Where --compare writes the plot (.svg, .png or .html).")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """What-if: hours, energy, CO2, and how far from the best possible, without training."""
+    from curtail_pipeline.console import print_comparison, print_simulation
+    from curtail_pipeline.whatif_command import compare_file, simulate_file
+
+    options = {"overheads": overheads, "forecast": forecast, "start": start, "deadline_h": deadline}
+    if compare:
+        table = compare_file(traces, experiment, plot, **options)
+        if json_:
+            _print_json({"policies": table.to_dicts()})
+        else:
+            print_comparison(table, plot)
+        return
+    result = simulate_file(traces, experiment, policy=policy, interpolate=interpolate, **options)
+    if json_:
+        _print_json(result)
+    else:
+        print_simulation(result)
+
+
 @federation_app.command("up")
 def federation_up(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Start the SuperLink, and a SuperNode and a trainer per site; they stay until `down`."""

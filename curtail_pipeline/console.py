@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import polars as pl
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -179,6 +181,30 @@ def print_windows(found: Mapping[str, Any]) -> None:
     for site, hours in found["hours"].items():
         OUT.print(f"{site}: {hours:.2f} h")
     OUT.print(f"{found['nulls']} missing values, {found['duplicates']} duplicates")
+
+
+def print_simulation(result: Mapping[str, Any]) -> None:
+    table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            shown = ", ".join(f"{name} {_number(part, 3)}" for name, part in value.items())
+        elif isinstance(value, float):
+            shown = _number(value, 3)
+        else:
+            shown = str(value)
+        table.add_row(key, shown)
+    OUT.print(table)
+
+
+def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
+    table = Table(title="Policies on this trace", title_justify="left")
+    for name in rows.columns:
+        table.add_column(name, overflow="fold")
+    for row in rows.iter_rows():
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell or "-") for cell in row))
+    OUT.print(table)
+    if plot is not None:
+        OUT.print(f"plot: {plot}")
 
 
 def _stamp(text: str) -> Any:

@@ -8,7 +8,7 @@ import os
 
 import dagster as dg
 
-from assets import checkpoints, corpus, emissions, traces
+from assets import checkpoints, corpus, emissions, traces, what_if
 from curtail_pipeline.orchestration.io import TableIOManager
 from curtail_pipeline.orchestration.jobs import (
     corpus_preparation,
@@ -30,7 +30,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([traces, corpus, checkpoints, emissions]),
+        assets=dg.load_assets_from_modules([traces, corpus, checkpoints, emissions, what_if]),
         jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
         sensors=[membership_sensor],
         schedules=[daily_pipeline_schedule, intraday_schedule],

@@ -19,8 +19,8 @@ from curtail_pipeline.federation.follow import submit_and_follow
 from curtail_pipeline.federation.local import LocalFederation
 from curtail_pipeline.federation.plan import replay_rounds
 from curtail_pipeline.project import Project
-from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.clock import ReplayClock
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import iso, parse_utc, seconds, utc_now
 from curtail_pipeline.windows.config import Site

@@ -71,7 +71,9 @@ def test_jobs_sensor_and_schedules(repository: dg.RepositoryDefinition) -> None:
 
 def test_traces_are_guarded_by_blocking_checks(repository: dg.RepositoryDefinition) -> None:
     graph = repository.asset_graph
-    checks = {key.name: graph.get(key) for key in graph.asset_check_keys if key.asset_key == dg.AssetKey("carbon_traces")}
+    checks = {
+        key.name: graph.get(key) for key in graph.asset_check_keys if key.asset_key == dg.AssetKey("carbon_traces")
+    }
     assert checks.keys() == CHECKS.keys()
     assert all(check.blocking for check in checks.values())
 

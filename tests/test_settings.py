@@ -41,7 +41,7 @@ def test_a_mistake_is_named(change: dict, words: list[str]) -> None:
 def test_a_site_declared_twice_is_refused() -> None:
     content = laptop()
     content["sites"].append(content["sites"][0])
-    with pytest.raises(SettingsError, match="CAISO_NORTH.*twice"):
+    with pytest.raises(SettingsError, match=r"CAISO_NORTH.*twice"):
         parse_experiment(content, "x.yaml")
 
 

@@ -188,3 +188,10 @@ def report_metadata(report: Mapping[str, Any]) -> dict[str, Any]:
         "baselines": table(baselines),
         "report": dg.MetadataValue.path(report["report"]),
     }
+
+
+def comparison_metadata(policies: pl.DataFrame, plot: Any) -> dict[str, Any]:
+    """The policies' table and their plot of kg against hours."""
+    from curtail_pipeline.emissions.charts import to_png
+
+    return {"policies": table(policies), "plot": image(to_png(plot, scale=0.8), "kgCO2 against hours, by policy")}

@@ -1,0 +1,85 @@
+"""The micro experiment: every mode of the pipeline in under a minute, on a trace written by hand."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+HOURS = 4
+CURTAILED = {"NORTH": [(10, 100)], "SOUTH": [(50, 160)], "EAST": [(180, 200)]}
+"""Minutes from START in which a region's signal is low. NORTH alone, NORTH and SOUTH, SOUTH alone, pause, EAST."""
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "micro",
+    "seed": 3,
+    "replay": {"speed": 240},
+    "sites": [
+        {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.004} for name in CURTAILED
+    ],
+    "overheads": {"provisioning_s": 240, "connect_s": 10, "round_load_s": 2, "round_tail_s": 4, "outer_step_s": 2},
+    "policy": {"name": "paper"},
+    "rounds": {"round_s": 1200, "max_rounds": 2},
+    "job": {"steps": 400},
+    "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
+    "training": {
+        "preset": "tiny",
+        "model_overrides": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
+        "sequence_length": 64,
+        "device_batch_sequences": 4,
+        "total_batch_tokens": 512,
+        "evaluation_sequences": 32,
+    },
+}
+
+
+def signal(region: str, minute: int) -> float:
+    return 20.0 if any(start <= minute < end for start, end in CURTAILED[region]) else 500.0
+
+
+def write_trace(path: Path) -> Path:
+    rows = ["time," + ",".join(CURTAILED)]
+    for minute in range(0, HOURS * 60, 5):
+        stamp = START + timedelta(minutes=minute)
+        rows.append(stamp.isoformat() + "," + ",".join(f"{signal(region, minute)}" for region in CURTAILED))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def write_experiment(folder: Path, **changes: Any) -> Path:
+    """The experiment file, with its trace beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trace = write_trace(folder / "trace.csv")
+    content = {**EXPERIMENT, "traces": {"provider": "file", "path": str(trace)}, **changes}
+    path = folder / "micro.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a command: no home of the user's, no experiment of another test."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("CURTAIL_", "DAGSTER_"))}
+    return {**clean, "CURTAIL_HOME": str(home)}
+
+
+def curtail(*words: str, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "curtail_pipeline.cli", *words]
+    return subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=timeout)
+
+
+def start_curtail(*words: str, home: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """Start the command line; its output goes to a file."""
+    command = [sys.executable, "-m", "curtail_pipeline.cli", *words]
+    with log.open("wb") as stream:
+        return subprocess.Popen(command, env=environment(home), stdout=stream, stderr=subprocess.STDOUT)
