@@ -65,7 +65,7 @@ class Node:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what Flower's dependencies deprecate among themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -75,7 +75,7 @@ def _quiet() -> Iterator[None]:
 @cache
 def build_fab() -> tuple[str, bytes]:
     """(sha256, bytes) of the Flower app, built once per process."""
-    with _quiet():
+    with quiet():
         from flwr.cli.build import build_fab_from_disk
 
         content = build_fab_from_disk(APP)
@@ -92,7 +92,7 @@ class Control:
     def __init__(self, address: str) -> None:
         import httpx
 
-        with _quiet():
+        with quiet():
             from flwr.supercore.control import ControlHttpClient
             from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
