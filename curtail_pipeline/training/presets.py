@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import NanoChatConfig, PreTrainedModel
 
 PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "tiny": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1},
     "d12": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 6},
     "d20": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 20, "num_attention_heads": 10},
 }

@@ -57,19 +57,28 @@ class SiteTrainer:
         site: the site's name or its settings.
         experiment: its training section, seed and batch size count.
         reader: token sequences; the site's shards in the store when not given.
+        clock: seconds that deadlines and rates are measured with.
 
     Raises:
         SettingsError: the experiment has no such site.
         TrainingError: the site's device is not there.
     """
 
-    def __init__(self, store: Store, site: Site | str, experiment: Experiment, reader: Reader | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        site: Site | str,
+        experiment: Experiment,
+        reader: Reader | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.store = store
         self.site = experiment.site(site) if isinstance(site, str) else site
         self.experiment = experiment
         self.settings = experiment.training
         self._device = _device(self.site)
         self._reader = reader
+        self._clock = clock
         self._model: nn.Module | None = None
         self._decoder: Callable[..., Any] | None = None
         self._optimisers: Optimisers | None = None
@@ -198,7 +207,7 @@ class SiteTrainer:
         per_step = self.experiment.sequences_per_step
         batches = self._batches(order)
         losses: list[float] = []
-        begin = time.perf_counter()
+        begin = self._clock()
         elapsed = last = 0.0
         while True:
             if len(losses) >= order.max_steps:
@@ -217,12 +226,12 @@ class SiteTrainer:
                 break
             step = global_step(order.first_step, len(losses), order.members)
             losses.append(self._step(batch, step, order.total_steps))
-            now = time.perf_counter() - begin
+            now = self._clock() - begin
             elapsed, last = now, now - elapsed
             if progress is not None:
                 rate = len(losses) * self.settings.total_batch_tokens / elapsed
                 progress({"step": step, "steps": len(losses), "loss": losses[-1], "tokens_per_s": rate})
-        return losses, time.perf_counter() - begin, stop
+        return losses, elapsed, stop
 
     def _batches(self, order: Order) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
         if self._reader is None:

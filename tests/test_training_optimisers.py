@@ -1,0 +1,172 @@
+"""Optimisers and their state, the head's loss, and tensors on disk."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from training_case import SITE, make_experiment
+
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training import loss
+from curtail_pipeline.training.optimisers import Muon, Optimisers
+from curtail_pipeline.training.presets import build_model, initialise, model_config
+from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot, snapshot_key
+
+
+def small_model(seed=0):
+    model = build_model(model_config(make_experiment().training, 64))
+    initialise(model, seed)
+    return model
+
+
+def walk(model, optimisers, steps, seed=0):
+    """Steps with made-up gradients; the weights after each."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimisers.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
+def test_muon_is_torchs_but_for_bfloat16(shape):
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    rates = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    a, b = Muon([ours], **rates), torch.optim.Muon([theirs], **rates)
+    for _ in range(5):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        a.step()
+        b.step()
+    moved = (theirs - start).norm().item()
+    assert moved > 0.05
+    assert (ours - theirs).norm().item() < 0.02 * moved
+    assert torch.equal(a.state[ours]["momentum_buffer"], b.state[theirs]["momentum_buffer"])
+
+
+def test_every_parameter_has_one_optimiser():
+    model = small_model()
+    optimisers = Optimisers(model, make_experiment().training)
+    walk(model, optimisers, 1)
+    names = {key.split("/")[1] for key in optimisers.state()}
+    assert names == {name for name, _ in model.named_parameters()}
+    by_adamw = {key.split("/")[1] for key in optimisers.state() if key.startswith("adamw/")}
+    assert by_adamw == {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+def test_state_survives_the_disk_to_the_bit(tmp_path):
+    training, store = make_experiment().training, Store(tmp_path)
+    model = small_model()
+    optimisers = Optimisers(model, training)
+    assert optimisers.state() == {}
+    assert save_snapshot(store, SITE, optimisers.state()) == "fresh"
+    half = walk(model, optimisers, 3)
+    name = save_snapshot(store, SITE, optimisers.state())
+    straight = walk(model, optimisers, 2, seed=1)
+
+    other = small_model(seed=9)
+    for key, parameter in other.named_parameters():
+        parameter.data.copy_(half[key])
+    resumed = Optimisers(other, training)
+    resumed.load(load_snapshot(store, SITE, name), name)
+    assert save_snapshot(store, SITE, resumed.state()) == name
+    again = walk(other, resumed, 2, seed=1)
+    assert all(torch.equal(straight[key], again[key]) for key in straight)
+
+    resumed.reset()
+    assert resumed.state() == {}
+
+
+def test_multiplier_scales_every_rate():
+    training = make_experiment().training
+    still = small_model()
+    before = {name: p.detach().clone() for name, p in still.named_parameters()}
+    optimisers = Optimisers(still, training)
+    optimisers.set_multiplier(0.0)
+    assert all(torch.equal(before[name], p) for name, p in walk(still, optimisers, 2).items())
+    optimisers.set_multiplier(1.0)
+    assert not any(torch.equal(before[name], p) for name, p in walk(still, optimisers, 1).items())
+
+
+def test_a_state_of_another_model_is_refused():
+    wide = make_experiment(model_overrides={"hidden_size": 64}).training
+    other = build_model(model_config(wide, 64))
+    initialise(other, 0)
+    foreign = Optimisers(other, wide)
+    walk(other, foreign, 1)
+    with pytest.raises(TrainingError, match="sha256:abc is not an optimiser state of this model"):
+        Optimisers(small_model(), make_experiment().training).load(foreign.state(), "sha256:abc")
+
+
+def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
+    store = Store(tmp_path)
+    name = save_snapshot(store, SITE, {"a": torch.arange(100.0)})
+    path = store.path(snapshot_key(SITE, name))
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TrainingError, match="is corrupt"):
+        load_snapshot(store, SITE, name)
+    path.unlink()
+    with pytest.raises(TrainingError, match=r"pruned under training\.keep_inner_states"):
+        load_snapshot(store, SITE, name)
+
+
+def test_pruning_keeps_the_newest_the_protected_and_the_committed(tmp_path):
+    store = Store(tmp_path)
+    names = [save_snapshot(store, SITE, {"a": torch.full((3,), float(i))}) for i in range(6)]
+    store.write_json("checkpoints/ckpt-000001/manifest.json", {"sites": {SITE: {"inner_state": {"end": names[0]}}}})
+    store.write_json("checkpoints/ckpt-000002/manifest.json", {"sites": {}})
+    store.write_json("checkpoints/ckpt-000003/plan.json", {})
+    removed = prune_snapshots(store, SITE, keep=2, protected=[names[1]])
+    assert removed == names[2:4]
+    assert {f"sha256:{n.removesuffix('.safetensors')}" for n in store.list(f"inner_state/{SITE}")} == {
+        names[0], names[1], names[4], names[5]
+    }  # fmt: skip
+    assert prune_snapshots(store, "SPP_TX", keep=1, protected=[]) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1, 70),
+    vocabulary=st.integers(2, 90),
+    cap=st.sampled_from([None, 2.0, 15.0]),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_head_loss_and_gradients_are_those_of_cross_entropy(tokens, vocabulary, cap, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = (torch.randn(tokens, 8, generator=generator) * scale).requires_grad_()
+    weight = torch.randn(vocabulary, 8, generator=generator).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:  # several chunks, the last one shorter
+        patch.setitem(loss.CHUNK_ELEMENTS, "cpu", 16 * vocabulary)
+        ours = loss.head_loss(hidden, weight, targets, cap)
+        (ours * 0.5).backward()
+    found = [hidden.grad.clone(), weight.grad.clone()]
+    hidden.grad = weight.grad = None
+
+    exact = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    logits = exact[0] @ exact[1].T
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    theirs = functional.cross_entropy(logits, targets, reduction="sum")
+    (theirs * 0.5).backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4, abs=1e-4)
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b.grad, rtol=2e-3, atol=2e-4 * max(1.0, b.grad.abs().max().item()))
+
+
+def test_token_losses_are_hugging_faces():
+    model = small_model()
+    model.lm_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    model.eval()
+    tokens = torch.randint(64, (3, 11), generator=torch.Generator().manual_seed(0))
+    ours = loss.token_losses(model, tokens)
+    assert ours.shape == (3, 10)
+    assert ours.mean().item() == pytest.approx(model(input_ids=tokens, labels=tokens).loss.item(), rel=1e-5)
