@@ -7,6 +7,7 @@ committed. A ledger is a value: every change makes a new one, so a lost or repla
 A position belongs to the site whose shard set it is in, unless `rebalance` moved it to another one.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -91,8 +92,9 @@ class Ledger:
             for span in parse_ranges(entry["consumed"], site):
                 consumed.setdefault((span.owner, span.epoch), []).append((span.start, span.stop))
             for item in entry.get("moved", ()):
-                (span,) = parse_ranges([item[:3]], site)
-                moved.append((span, str(item[3])))
+                if len(item) != 4 or not isinstance(item[3], str):
+                    raise LedgerError(f"moved range {list(item)!r} of {site} names no site; restore the manifest")
+                moved.append((parse_ranges([item[:3]], site)[0], item[3]))
         return cls(consumed, moved)
 
     def to_json(self, sites: Iterable[str] = ()) -> dict[str, Any]:
@@ -157,19 +159,21 @@ class Ledger:
 
     def _free(self, site: str, total_sequences: int, exhausted: Exhausted) -> Iterator[Span]:
         """What the site may train on, in order; endless with `next_epoch`."""
-        received = {span.epoch for span, to in self._moved if to == site}
-        epoch = 1
-        while exhausted == "next_epoch" or epoch <= max(received, default=1):
-            if exhausted == "next_epoch" or epoch == 1:
-                whole = ((0, total_sequences),)
-                left = _minus(whole, self._done(site, epoch))
-                for start, stop in _minus(left, _union(self._moved_intervals(site, epoch))):
-                    yield Span(site, epoch, start, stop)
-            for span, to in self._moved:
-                if to == site and span.epoch == epoch:
-                    for start, stop in _minus(((span.start, span.stop),), self._done(span.owner, epoch)):
-                        yield span._replace(start=start, stop=stop)
-            epoch += 1
+        received = max((span.epoch for span, to in self._moved if to == site), default=1)
+        for epoch in itertools.count(1):
+            if exhausted == "done" and epoch > received:
+                return
+            yield from self.free(site, epoch, total_sequences if exhausted == "next_epoch" or epoch == 1 else 0)
+
+    def free(self, site: str, epoch: int, total_sequences: int) -> Iterator[Span]:
+        """What of a pass belongs to the site and is untouched: of its own shard set, then of what was moved to it."""
+        left = _minus(((0, total_sequences),), self._done(site, epoch))
+        for start, stop in _minus(left, _union(self._moved_intervals(site, epoch))):
+            yield Span(site, epoch, start, stop)
+        for span, to in self._moved:
+            if to == site and span.epoch == epoch:
+                for start, stop in _minus(((span.start, span.stop),), self._done(span.owner, epoch)):
+                    yield span._replace(start=start, stop=stop)
 
     def _done(self, owner: str, epoch: int) -> Intervals:
         return self._consumed.get((owner, epoch), ())
