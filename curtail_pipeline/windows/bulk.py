@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.windows.columns import SECOND, Columns, columns_of, to_micros
+from curtail_pipeline.windows.columns import SECOND, Columns, columns_of, times_of, to_micros, values_of
 from curtail_pipeline.windows.config import PolicySettings, Site
 from curtail_pipeline.windows.rule_config import RuleSettings, rule_of
 from curtail_pipeline.windows.rules import window_table, windows_of_columns
@@ -106,8 +106,8 @@ def _read(
 
 def _joined(tables: Sequence[pl.DataFrame], start: int, end: int) -> Columns:
     offsets = np.concatenate(([0], np.cumsum([table.height for table in tables])))
-    time = np.concatenate([table["time"].dt.cast_time_unit("us").to_physical().to_numpy() for table in tables])
-    value = np.concatenate([table["value"].fill_null(float("nan")).to_numpy() for table in tables])
+    time = np.concatenate([times_of(table["time"]) for table in tables])
+    value = np.concatenate([values_of(table["value"]) for table in tables])
     estimated = None
     if any("estimated" in table.columns and table["estimated"].any() for table in tables):
         estimated = np.concatenate([table["estimated"].fill_null(False).to_numpy() for table in tables])

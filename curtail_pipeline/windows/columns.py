@@ -50,6 +50,20 @@ def to_micros(stamp: datetime, name: str) -> int:
     return (stamp - _EPOCH) // _TICK
 
 
+def times_of(column: pl.Series) -> Ints:
+    """Microseconds since the epoch of a datetime column."""
+    if column.dtype != TIME:
+        column = column.dt.cast_time_unit("us")
+    return column.to_physical().to_numpy()
+
+
+def values_of(column: pl.Series) -> Floats:
+    """A value column with NaN for null."""
+    if column.dtype != pl.Float64:
+        column = column.cast(pl.Float64)
+    return (column.fill_null(float("nan")) if column.null_count() else column).to_numpy()
+
+
 def columns_of(time: Ints, value: Floats, offsets: Ints, estimated: Bools | None, start: int, end: int) -> Columns:
     """Rows in `[start, end)` put in order; of equal stamps of a region the last row is kept."""
     n = len(time)
@@ -89,8 +103,8 @@ def columns_of_frame(traces: pl.DataFrame, regions: Sequence[str], kind: str, st
     if "estimated" in rows.columns and rows["estimated"].any():
         estimated = rows["estimated"].fill_null(False).to_numpy()
     return columns_of(
-        rows["time"].dt.cast_time_unit("us").to_physical().to_numpy(),
-        rows["value"].cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+        times_of(rows["time"]),
+        values_of(rows["value"]),
         np.searchsorted(rows["region"].to_numpy(), np.arange(len(regions) + 1)),
         estimated,
         start,
