@@ -21,7 +21,7 @@ from training_case import (
 )
 
 from curtail_pipeline.corpus.reader import HeldoutReader, ShardReader
-from curtail_pipeline.errors import SettingsError, StoreError, TrainingError
+from curtail_pipeline.errors import CorpusError, SettingsError, StoreError, TrainingError
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.training.evaluate import evaluate
 from curtail_pipeline.training.snapshots import snapshot_key
@@ -324,6 +324,30 @@ def test_a_loss_that_is_not_finite_is_refused_and_forgotten(store):
         trainer.train(order)
     assert everything_stored(store) == before
     assert comparable(trainer.train(make_order(store))) == comparable(good)
+
+
+def test_a_round_that_failed_half_way_leaves_no_trace(store):
+    class Failing(CountingReader):
+        fails = False
+
+        def batches(self, ranges, sequences_per_batch, seed):
+            for count, batch in enumerate(super().batches(ranges, sequences_per_batch, seed)):
+                if self.fails and count == 2:
+                    raise CorpusError("the disk went away")
+                yield batch
+
+    reader = Failing()
+    trainer = SiteTrainer(store, SITE, EXPERIMENT, reader)
+    order = make_order(store)
+    first = trainer.train(order)
+    second = trainer.train(next_order(order, first))
+    for again, was in ((next_order(order, first), second), (order, first)):
+        trainer.train({**again, "attempt": 1})  # weights and inner state of the order's start are in memory
+        reader.fails = True
+        with pytest.raises(CorpusError, match="the disk went away"):
+            trainer.train({**again, "attempt": 2})
+        reader.fails = False
+        assert comparable(trainer.train({**again, "attempt": 3})) == comparable(was)
 
 
 def test_weights_of_another_shape(store):

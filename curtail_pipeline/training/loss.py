@@ -29,6 +29,7 @@ class _HeadLoss(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             size = _chunk(hidden.device, weight.shape[0])
+            rows = torch.arange(size, device=hidden.device)
             for start in range(0, hidden.shape[0], size):
                 h, t = hidden[start : start + size], targets[start : start + size, None]
                 if cap is None:
@@ -43,7 +44,7 @@ class _HeadLoss(torch.autograd.Function):
                 normaliser = slope.sum(1, keepdim=True)
                 total += (normaliser.log() - wanted).sum()
                 # normaliser * (softmax - onehot); rows are divided by it where there are fewer elements.
-                slope.scatter_add_(1, t, -normaliser)
+                slope[rows[: len(h)], t[:, 0]] -= normaliser[:, 0]
                 if bent is not None:  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
                     slope.addcmul_(slope, bent.square_(), value=-1)
                 share = normaliser.reciprocal_()
