@@ -1,6 +1,8 @@
 """Presets: their size, their initial weights, and that Hugging Face alone loads them."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -86,3 +88,13 @@ def test_what_writes_to_the_residual_stream_starts_at_zero():
 def test_a_folder_without_a_tokenizer(tmp_path):
     with pytest.raises(TrainingError, match="has no tokenizer"):
         init_checkpoint(make_experiment().training, tmp_path, tmp_path / "out", 1)
+
+
+def test_what_a_code_location_imports_is_light():
+    modules = [
+        f"curtail_pipeline.training.{m}" for m in ("config", "evaluate", "orders", "presets", "schedule", "serve")
+    ]
+    code = (
+        f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'transformers', 'flwr') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

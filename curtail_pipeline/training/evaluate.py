@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
-import torch
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.training.loss import token_losses
 
 
 class Heldout(Protocol):
@@ -56,8 +54,11 @@ def evaluate(
     Raises:
         TrainingError: the folder holds no model, or there are no held-out sequences.
     """
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
+
+    from curtail_pipeline.training.loss import token_losses
 
     disable_progress_bar()
     try:
