@@ -7,6 +7,7 @@ than `document_chars` comes in pieces, cut after a line's end where there is one
 import codecs
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -81,15 +82,24 @@ def read_documents(
     Raises:
         CorpusError: the file is gone or is not what its name says.
     """
-    try:
+    with readable(file):
         if file.name.endswith(".txt"):
             yield from _text_file(file, form, counts)
         else:
             for texts in _table(file, start, stop, form.column, counts):
                 yield _pieces(texts, form.document_chars, counts)
-    except (pl.exceptions.PolarsError, OSError) as error:
+
+
+@contextmanager
+def readable(file: SourceFile) -> Iterator[None]:
+    """Turn whatever a reader raises into a CorpusError that names the file."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
         line = " ".join(str(error).split())[:300]
-        raise CorpusError(f"cannot read {file.uri} ({line}); restore the file, or deal the corpus anew") from error
+        raise CorpusError(
+            f"cannot read {file.uri} ({line}); restore the file, or leave it out of the corpus"
+        ) from error
 
 
 def _table(file: SourceFile, start: int, stop: int | None, column: str, counts: Counts) -> Iterator[list[str | None]]:
@@ -170,15 +180,14 @@ def check_column(file: SourceFile, column: str) -> None:
         CorpusError: they are JSON objects without that key.
     """
     keys: dict[str, None] = {}
-    for lines in _lines(file, 0, None):
-        for line in lines:
+    with readable(file):
+        for line in next(_lines(file, 0, None), []):
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if isinstance(record, dict):
                 keys |= dict.fromkeys(record)
-        break
     if keys and column not in keys:
         raise CorpusError(f"{file.name} has no key {column!r}; set corpus.text_column to one of {', '.join(keys)}")
 
@@ -190,15 +199,18 @@ def _pieces(texts: Iterable[str | None], limit: int, counts: Counts) -> list[Pie
             counts.empty += 1
             continue
         counts.documents += 1
-        if len(text) <= limit:
-            out.append((text, False))
-            continue
-        counts.cut += 1
-        at = 0
-        while at < len(text):
-            end = _cut(text, at, limit)
-            out.append((text[at:end], at > 0))
-            at = end
+        counts.cut += len(text) > limit
+        out += _divided(text, limit)
+    return out
+
+
+def _divided(text: str, limit: int, goes_on: bool = False) -> list[Piece]:
+    out: list[Piece] = []
+    at = 0
+    while at < len(text):
+        end = _cut(text, at, limit)
+        out.append((text[at:end], goes_on or at > 0))
+        at = end
     return out
 
 
@@ -248,9 +260,7 @@ def _text_file(file: SourceFile, form: TextFormat, counts: Counts) -> Iterator[l
 
 
 def _rest(text: str, goes_on: bool, limit: int, counts: Counts) -> list[Piece]:
-    if not goes_on:
-        return _pieces([text], limit, counts)
-    return [(text, True)] if text else []
+    return _divided(text, limit, goes_on=True) if goes_on else _pieces([text], limit, counts)
 
 
 def _open(uri: str) -> IO[bytes]:

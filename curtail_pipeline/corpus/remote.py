@@ -42,7 +42,9 @@ def open_remote(uri: str) -> IO[bytes]:
     if uri.startswith("s3://"):
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         return cast(IO[bytes], _s3().get_object(Bucket=bucket, Key=key)["Body"])
-    return cast(IO[bytes], _hub().open(_hub_path(uri), "rb", block_size=1 << 20))
+    from huggingface_hub import HfFileSystem
+
+    return cast(IO[bytes], HfFileSystem(endpoint=_endpoint()).open(_hub_path(uri), "rb", block_size=1 << 20))
 
 
 def storage_options(uri: str) -> dict[str, str] | None:
@@ -69,18 +71,39 @@ def _s3() -> Any:
 
 def _list_s3(source: str) -> list[tuple[str, str, int]]:
     bucket, _, pattern = source.removeprefix("s3://").partition("/")
+    chosen = _Pattern(pattern)
+    pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=chosen.prefix)
+    return [
+        (chosen.name(item["Key"]), f"s3://{bucket}/{item['Key']}", int(item["Size"]))
+        for page in pages
+        for item in page.get("Contents", ())
+        if chosen.matches(item["Key"])
+    ]
+
+
+def glob_prefix(pattern: str) -> str:
+    """What comes before the first wild card."""
     wild = _WILD.search(pattern)
-    prefix = pattern[: wild.start()] if wild else pattern.rstrip("/")
-    root = prefix.rpartition("/")[0] if wild else prefix
-    glob = re.compile(_glob_regex(pattern))
-    found = []
-    for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", ()):
-            key = item["Key"]
-            if glob.fullmatch(key) if wild else (not prefix or key == prefix or key.startswith(prefix + "/")):
-                name = key.removeprefix(root).lstrip("/") or key.rpartition("/")[2]
-                found.append((name, f"s3://{bucket}/{key}", int(item["Size"])))
-    return found
+    return pattern[: wild.start()] if wild else pattern
+
+
+class _Pattern:
+    """A key, the folder of that name, or a glob."""
+
+    def __init__(self, pattern: str) -> None:
+        wild = glob_prefix(pattern) != pattern
+        self.prefix = glob_prefix(pattern) if wild else pattern.rstrip("/")
+        self.folder = self.prefix.rpartition("/")[0] if wild else self.prefix
+        self._glob = re.compile(_glob_regex(pattern)) if wild else None
+
+    def matches(self, key: str) -> bool:
+        if self._glob is not None:
+            return bool(self._glob.fullmatch(key))
+        return not self.prefix or key == self.prefix or key.startswith(self.prefix + "/")
+
+    def name(self, key: str) -> str:
+        """Relative to the folder."""
+        return key.removeprefix(self.folder).lstrip("/") or key.rpartition("/")[2]
 
 
 def _glob_regex(pattern: str) -> str:
@@ -104,12 +127,6 @@ def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
 
 
-def _hub() -> Any:
-    from huggingface_hub import HfFileSystem
-
-    return HfFileSystem(endpoint=_endpoint(), token=os.environ.get("HF_TOKEN"))
-
-
 def _hub_path(uri: str) -> str:
     if uri.startswith("hf://"):
         return uri.removeprefix("hf://")
@@ -117,19 +134,21 @@ def _hub_path(uri: str) -> str:
 
 
 def _list_hf(source: str) -> list[tuple[str, str, int]]:
-    path = source.removeprefix("hf://")
-    parts = path.split("/")
-    if len(parts) < 3 or parts[0] not in ("datasets", "spaces", "buckets"):
-        raise CorpusError(f"corpus.source {source!r} is no hf:// address; write hf://datasets/OWNER/NAME/PATH")
-    root = "/".join(parts[:3])
-    hub = _hub()
-    entries = hub.glob(path, detail=True) if _WILD.search(path) else hub.find(path, detail=True)
-    found = []
-    for name, entry in entries.items():
-        if entry["type"] == "file":
-            inside = name.removeprefix(root).lstrip("/")
-            found.append((inside, _hub_uri(root, inside), int(entry["size"])))
-    return found
+    from huggingface_hub import HfApi
+
+    kind, owner, repository, pattern = [*source.removeprefix("hf://").split("/", 3), "", "", ""][:4]
+    if kind != "datasets" or not repository:
+        raise CorpusError(f"corpus.source {source!r} is no data set; write hf://datasets/OWNER/NAME/PATH")
+    name, _, revision = repository.partition("@")
+    chosen = _Pattern(pattern)
+    entries = HfApi(endpoint=_endpoint()).list_repo_tree(
+        f"{owner}/{name}", recursive=True, revision=revision or None, repo_type="dataset"
+    )
+    return [
+        (chosen.name(entry.path), _hub_uri(f"{kind}/{owner}/{repository}", entry.path), int(entry.size))
+        for entry in entries
+        if hasattr(entry, "size") and chosen.matches(entry.path)
+    ]
 
 
 def _hub_uri(root: str, inside: str) -> str:

@@ -15,8 +15,16 @@ from typing import Any
 import polars as pl
 
 from curtail_pipeline.corpus.config import CorpusSettings
-from curtail_pipeline.corpus.readers import Counts, Piece, SourceFile, TextFormat, check_column, read_documents
-from curtail_pipeline.corpus.remote import is_remote, list_remote, storage_options
+from curtail_pipeline.corpus.readers import (
+    Counts,
+    Piece,
+    SourceFile,
+    TextFormat,
+    check_column,
+    read_documents,
+    readable,
+)
+from curtail_pipeline.corpus.remote import glob_prefix, is_remote, list_remote, storage_options
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.storage.store import Store
@@ -164,7 +172,7 @@ def _list_local(source: str) -> Iterator[tuple[str, str, int]]:
         found, root = [path], path.parent
     else:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        found, root = [Path(name) for name in names], Path()
+        found, root = [Path(name) for name in names], Path(glob_prefix(str(path)).rpartition("/")[0])
     for file in found:
         if file.is_file():
             yield file.relative_to(root).as_posix(), str(file), file.stat().st_size
@@ -173,7 +181,7 @@ def _list_local(source: str) -> Iterator[tuple[str, str, int]]:
 def _with_rows(file: SourceFile, column: str) -> SourceFile:
     if not file.name.endswith(".parquet"):
         return file
-    try:
+    with readable(file):
         frame = pl.scan_parquet(file.uri, glob=False, storage_options=storage_options(file.uri))
         schema = frame.collect_schema()
         if schema.get(column) != pl.String:
@@ -183,12 +191,6 @@ def _with_rows(file: SourceFile, column: str) -> SourceFile:
                 f"{', '.join(texts) or '(it has no text columns)'}"
             )
         return replace(file, rows=int(frame.select(pl.len()).collect().item()))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise CorpusError(f"cannot read {file.uri} ({_line(error)}); replace the file or leave it out") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _slices(files: tuple[SourceFile, ...]) -> Iterator[Slice]:

@@ -1,0 +1,45 @@
+"""Real text for corpus tests: the sources of some standard library packages."""
+
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+
+from curtail_pipeline.corpus.config import CorpusSettings
+from curtail_pipeline.corpus.shards import build_shards
+from curtail_pipeline.storage.store import Store
+
+SHARES = {"A": 2.0, "B": 1.0, "C": 1.0}
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """About 300 documents, 0.6 MB: every file cut into paragraphs of some lines."""
+    root = Path(sysconfig.get_path("stdlib"))
+    lines = [
+        line
+        for name in ("email", "http", "json", "logging", "unittest")
+        for path in sorted((root / name).glob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+    ]
+    return tuple(text for at in range(0, len(lines), 60) if (text := "".join(lines[at : at + 60])).strip())
+
+
+def write_corpus(path: Path, documents: tuple[str, ...] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({"text": documents or texts()}).write_parquet(path)
+    return path
+
+
+def corpus_settings(source: Path, **changes: object) -> CorpusSettings:
+    values = {"source": str(source), "vocab_size": 1024, "sample_mib": 0.2, "heldout_fraction": 0.05} | changes
+    return CorpusSettings.model_validate(values)
+
+
+def built_store(folder: Path, **changes: object) -> tuple[CorpusSettings, Store]:
+    """A store with tokenizer, dealing and all shards of `texts()`."""
+    settings = corpus_settings(write_corpus(folder / "text" / "a.parquet"), **changes)
+    store = Store(folder / "store")
+    build_shards(settings, store, SHARES)
+    return settings, store
