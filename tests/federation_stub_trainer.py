@@ -36,7 +36,7 @@ def main() -> None:
         if order["seed"] == 666:
             return 500, {"error": f"shards/{options.site} is corrupt"}
         stop.clear()
-        state.update(busy=True, round=order["round"])
+        state.update(busy=True, key=order["key"], round=order["round"])
         if order["seed"] == 7:
             for step in range(order["max_steps"]):
                 state.update(step=order["first_step"] + step, tokens_per_s=160.0)

@@ -3,6 +3,8 @@
 import inspect
 import io
 import json
+import socket
+import subprocess
 import sys
 import threading
 import zipfile
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation import control
+from curtail_pipeline.federation import control, trainer_client
+from curtail_pipeline.federation.supervisor import Supervisor
 from curtail_pipeline.federation.trainer_client import Trainer
 
 with control.quiet():
@@ -58,10 +61,10 @@ def test_the_pinned_release_still_has_what_is_used() -> None:
     }
     for started in (flwr.supernode.start_client_internal, sys.modules["flwr.superlink.cli.flower_superlink"]):
         assert '"flower-superexec"' in inspect.getsource(started)
-    assert control.TASK_POLL == run_superexec._TASK_POLL_INTERVAL_ENV
+    assert run_superexec._TASK_POLL_INTERVAL_ENV in control.ENVIRONMENT
     # the SuperNode's pause between two questions, which `_poll_faster` shortens, and the line the supervisor reads
     source = inspect.getsource(flwr.supernode.start_client_internal)
-    assert "time.sleep(3)" in source and '"SuperNode ID: %s"' in source
+    assert "time.sleep(3)" in source and "time.sleep(0.5)" in source and '"SuperNode ID: %s"' in source
 
 
 def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +73,10 @@ def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "time", module.time)  # put back afterwards
     monkeypatch.setattr(module.time, "sleep", slept.append)
     control._poll_faster()
-    module.time.sleep(3)
-    module.time.sleep(0.1)
-    assert slept == [control.NODE_POLL_S, 0.1] and module.time.monotonic() > 0
+    for seconds in (3, 0.5, 0.1, 3):
+        module.time.sleep(seconds)
+    assert slept == [control.NODE_IDLE_POLL_S, control.NODE_REPLY_POLL_S, 0.1, control.NODE_BUSY_POLL_S]
+    assert module.time.monotonic() > 0
 
 
 def test_the_bundle_is_thin() -> None:
@@ -89,8 +93,6 @@ def test_a_message_imports_no_torch() -> None:
         "import sys; from curtail_pipeline.federation import control; control.preload();"
         "print([m for m in ('torch', 'transformers', 'dagster', 'polars') if m in sys.modules])"
     )
-    import subprocess
-
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -188,15 +190,28 @@ def test_orders_and_results_over_a_grid() -> None:
     assert grid.pushed[0].metadata.ttl == 7 * 24 * 3600 and grid.pushed[0].metadata.group_id == "ckpt-000001/4"
 
 
+Scripted = tuple[Path, list[Any], list[str]]
+
+
 @pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[tuple[Path, list[Any]]]:
-    """A trainer whose answers are scripted: each is (status, body) or None for a broken connection."""
+def trainer(tmp_path: Path) -> Iterator[Scripted]:
+    """A trainer whose answers are scripted: each is (status, body) or None for a broken connection. Idle when it
+    has nothing more to say."""
     script: list[Any] = []
+    seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(script.pop(0) if script and "busy" in (script[0] or [0, ()])[1] else (200, {"busy": False}))
+
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            step = script.pop(0) if self.headers["Authorization"] == "Bearer secret" else (401, {"error": "token"})
+            seen.append(self.path)
+            self.reply(script.pop(0))
+
+        def reply(self, step: Any) -> None:
+            if self.headers["Authorization"] != "Bearer secret":
+                step = (401, {"error": "token"})
             if step is not None:
                 data = json.dumps(step[1]).encode()
                 self.send_response(step[0])
@@ -211,15 +226,16 @@ def trainer(tmp_path: Path) -> Iterator[tuple[Path, list[Any]]]:
     thread.start()
     endpoint = tmp_path / "endpoint.json"
     endpoint.write_text(json.dumps({"port": server.server_port, "pid": 1, "token": "secret"}))
-    yield endpoint, script
+    yield endpoint, script, seen
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_an_order_reaches_the_trainer(trainer: tuple[Path, list[Any]]) -> None:
-    endpoint, script = trainer
-    order = Message(RecordDict({"order": ConfigRecord({"order": json.dumps({"site": "CA"})})}), 7, MessageType.TRAIN)
+def test_an_order_reaches_the_trainer(trainer: Scripted) -> None:
+    endpoint, script, seen = trainer
+    content = json.dumps({"site": "CA", "key": "ckpt-000002", "round": 1})
+    order = Message(RecordDict({"order": ConfigRecord({"order": content})}), 7, MessageType.TRAIN)
 
     def reply() -> Any:
         return json.loads(answer(order, context("CA", endpoint)).content.config_records["answer"]["answer"])
@@ -228,6 +244,14 @@ def test_an_order_reaches_the_trainer(trainer: tuple[Path, list[Any]]) -> None:
     assert reply() == {"name": "CA", "result": {"round": 1}}
     script.append((409, {"error": "busy with another order"}))
     assert reply() == {"name": "CA", "error": "the trainer answered 409: busy with another order"}
+    # a round of a segment that was given up ends first; this very order, sent again, does not
+    earlier = (200, {"busy": True, "key": "ckpt-000001", "round": 1})
+    script += [earlier, (200, {"stopped": True}), earlier, (200, {"busy": False}), (200, {"round": 1})]
+    seen.clear()
+    assert "result" in reply() and seen == ["/stop", "/train"] and not script
+    script += [(200, {"busy": True, "key": "ckpt-000002", "round": 1}), (200, {"round": 1})]
+    seen.clear()
+    assert "result" in reply() and seen == ["/train"]
     script.append(None)
     assert "did not answer /train: RemoteProtocolError" in reply()["error"]
     endpoint.write_text(endpoint.read_text().replace("secret", "guess"))
@@ -237,18 +261,22 @@ def test_an_order_reaches_the_trainer(trainer: tuple[Path, list[Any]]) -> None:
 
 
 def test_an_order_is_given_up_when_the_trainer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    from curtail_pipeline.federation import trainer_client
-
     monkeypatch.setattr(trainer_client, "_PULSE_S", 0.05)
     with socket.socket() as mute:  # accepts, never answers
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         endpoint = tmp_path / "endpoint.json"
         endpoint.write_text(json.dumps({"port": mute.getsockname()[1], "pid": 1, "token": "t"}))
+        monkeypatch.setattr(Trainer, "_make_room", lambda self, order: None)
         with pytest.raises(FederationError, match=r"the order was given up: .*ReadTimeout"):
             Trainer(endpoint).train({"site": "CA"}, patience=2)
+
+
+def test_without_the_supervisor_a_command_starts_the_usual_way(tmp_path: Path) -> None:
+    Supervisor(tmp_path, tmp_path, ["CA"], None, [])._write_shims()
+    run = subprocess.run([tmp_path / "bin" / "flwr-clientapp", "--help"], capture_output=True, text=True, check=True)
+    assert "usage: flwr-clientapp" in run.stdout
+    assert "spawning flwr-clientapp without the supervisor" in run.stderr
 
 
 def test_no_superlink() -> None:

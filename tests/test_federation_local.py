@@ -33,7 +33,7 @@ STUB = [sys.executable, str(Path(__file__).parent / "federation_stub_trainer.py"
 SITES = ("CA", "TX")
 PER_STEP = 4
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
 
 
 def experiment(sites: Sequence[str] = SITES) -> Experiment:
@@ -44,7 +44,7 @@ def experiment(sites: Sequence[str] = SITES) -> Experiment:
             "traces": {"provider": "synthetic", "start": "2026-01-01T00:00:00Z"},
             "sites": [{"name": site, "region": site, **power} for site in sites],
             "job": {"steps": 100},
-            "federation": {"start_timeout_s": 90, "liveness_s": 4},
+            "federation": {"start_timeout_s": 90, "liveness_s": 8},
         },
         "stub",
     )
@@ -157,7 +157,7 @@ def federation(home: Path) -> Iterator[LocalFederation]:
 
 @pytest.fixture
 def handle(federation: LocalFederation) -> Federation:
-    return Federation(federation.folder, 90, 4)
+    return Federation(federation.folder, 90, 8)
 
 
 @pytest.fixture
@@ -255,10 +255,28 @@ def test_a_killed_supernode_comes_back_as_another_node(
     assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store)["steps"] == 2
 
 
+def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
+    federation: LocalFederation, handle: Federation, store: Store
+) -> None:
+    key = plan(store, "ckpt-000010", [{"CA": 300, "TX": 300}], seed=7)
+
+    def kill(event: Any) -> None:
+        if event["event"] == "step":
+            os.kill(federation.status()["superlink"]["pid"], signal.SIGKILL)
+
+    with pytest.raises(FederationError, match=r"SuperLink|failed"):
+        submit_and_follow(handle, key, store, kill)
+    handle.wait_ready(SITES)
+    with Control(federation.status()["superlink"]["address"]) as control:
+        until(lambda: {node.status for node in control.nodes()} == {"online"})
+    again = plan(store, "ckpt-000010", [{"CA": 1, "TX": 1}], attempt=2)
+    assert submit_and_follow(handle, again, store)["steps"] == 2
+
+
 def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: Store) -> None:
     key = plan(store, "ckpt-000009", [{"CA": 1, "TX": 1}])
     with Control(federation.status()["superlink"]["address"]) as control:
-        run_id = control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 4.0})
+        run_id = control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 8.0})
         until(lambda: (run := control.status(run_id)) is not None and run.finished)
         status = control.status(run_id)
         assert status is not None and status.completed, control.logs(run_id)
@@ -318,7 +336,7 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
         # in the middle of a segment, with every kind of process there
         with Control(local.status()["superlink"]["address"]) as control:
             key = plan(store, "ckpt-000001", [{"CA": 500}], seed=7)
-            control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 4.0})
+            control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 8.0})
         until(lambda: _busy(local, "CA"))
         family = processes_of(local)
         ports = ports_of(family)

@@ -5,7 +5,6 @@ the release is pinned and a contract test names everything used here: an upgrade
 """
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,22 +19,25 @@ from curtail_pipeline.errors import FederationError
 
 PINNED = "1.41"
 APP = Path(__file__).parent / "app"
-NODE_POLL_S = 0.5
-"""How often a SuperNode asks for messages. Flower's own 3 s would be most of a short round."""
+NODE_BUSY_POLL_S = 0.3
+NODE_IDLE_POLL_S = 1.0
+NODE_REPLY_POLL_S = 0.2
+NODE_BUSY_S = 30.0
+"""How often a SuperNode asks for messages, within 30 s of the last one and later, and whether its reply is there.
+Flower's own 3 s would be most of a short round."""
+
+TASK_POLL_S = 0.5
+"""How often a SuperExec asks for tasks. Every question costs some 10 ms of CPU on the two sides together, also while a
+site trains."""
 
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(TASK_POLL_S),
 }
 """For every Flower process: nothing is sent to or fetched from the Internet."""
-
-TASK_POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
-LINK_TASK_POLL_S = 0.5
-NODE_TASK_POLL_S = 0.2
-"""How often a SuperExec asks for tasks: the SuperLink's starts one process per segment, a SuperNode's one per order.
-Every question costs about 10 ms of CPU on the two sides together."""
 
 
 @dataclass(frozen=True)
@@ -201,15 +203,8 @@ def entry_point(name: str) -> Any:
     }[name]
 
 
-def superlink() -> None:
-    """`flower-superlink` with a SuperExec that polls every `LINK_TASK_POLL_S`."""
-    os.environ[TASK_POLL] = str(LINK_TASK_POLL_S)
-    entry_point("flower-superlink")()
-
-
 def supernode() -> None:
-    """`flower-supernode`, looking for messages every `NODE_POLL_S`, its SuperExec every `NODE_TASK_POLL_S`."""
-    os.environ[TASK_POLL] = str(NODE_TASK_POLL_S)
+    """`flower-supernode` that looks for messages more often."""
     _poll_faster()
     entry_point("flower-supernode")()
 
@@ -230,8 +225,13 @@ def preload() -> None:
 
 
 def _poll_faster() -> None:
-    """Let the SuperNode of this process sleep for at most `NODE_POLL_S` between two looks at the SuperLink."""
+    """Give the SuperNode of this process a clock whose `sleep` is shorter.
+
+    It sleeps for 3 s after it found no message, and for 0.5 s while it waits for the reply to one.
+    """
     start_client_internal = import_module("flwr.supernode.start_client_internal")
+    original = start_client_internal.time
+    last_reply = -NODE_BUSY_S
 
     class Clock(ModuleType):
         def __getattr__(self, name: str) -> Any:
@@ -239,7 +239,13 @@ def _poll_faster() -> None:
 
         @staticmethod
         def sleep(seconds: float) -> None:
-            original.sleep(min(seconds, NODE_POLL_S))
+            nonlocal last_reply
+            now = original.monotonic()
+            if seconds < 1:
+                last_reply = now
+                original.sleep(min(seconds, NODE_REPLY_POLL_S))
+            else:
+                busy = now - last_reply < NODE_BUSY_S
+                original.sleep(min(seconds, NODE_BUSY_POLL_S if busy else NODE_IDLE_POLL_S))
 
-    original = start_client_internal.time
     start_client_internal.time = Clock("time")  # type: ignore[attr-defined]

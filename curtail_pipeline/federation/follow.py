@@ -16,7 +16,7 @@ from curtail_pipeline.storage.store import Store
 Progress = Callable[[Mapping[str, Any]], None]
 
 POLL_S = 0.25
-STATUS_S = 1.0
+STATUS_S = 2.0
 _TAIL = 25
 
 
@@ -39,7 +39,7 @@ def submit_and_follow(
     Args:
         plan_key: store key of `plan.json`; everything else of the segment is written beside it.
         on_progress: called with `{"event": "submitted", "run_id"}`, then `{"event": "step", "site", "round", "step",
-            "loss", "tokens_per_s"}` about once a second per site, `{"event": "round", "round", "steps", "loss"}` after
+            "loss", "tokens_per_s"}` every 2 s per site, `{"event": "round", "round", "steps", "loss"}` after
             every merge, and `{"event": "refused" | "lost", "site", "round", "reason"}`.
         should_cancel: asked several times a second; true ends the run.
 
@@ -67,7 +67,12 @@ def submit_and_follow(
             )
         store.write_json(f"{folder}/flower.json", {"run_id": run_id, "superlink": state["superlink"]["address"]})
         on_progress({"event": "submitted", "run_id": run_id})
-        return _Follower(federation, control, store, folder, run_id, plan.members, on_progress, should_cancel).follow()
+        follower = _Follower(federation, control, store, folder, run_id, plan.members, on_progress, should_cancel)
+        try:
+            return follower.follow()
+        except FederationError:
+            follower.stop_sites()
+            raise
 
 
 def _attach(control: Control, store: Store, plan_key: str) -> int | None:
@@ -103,7 +108,6 @@ class _Follower:
         asked = 0.0
         while True:
             if self.should_cancel():
-                self.stop_sites()
                 self.control.stop_run(self.run_id)
                 raise SegmentCancelled(f"{self.folder}: cancelled while Flower run {self.run_id} was going on")
             # the ServerApp writes the outcome last; Flower takes another second to call the run finished
@@ -123,7 +127,6 @@ class _Follower:
         """Raise when the run has ended without an outcome."""
         if run is not None and (not run.finished or self.store.exists(f"{self.folder}/segment.json")):
             return
-        self.stop_sites()
         if run is None:
             raise FederationError(f"{self.folder}: the SuperLink no longer knows run {self.run_id}; it was restarted")
         try:

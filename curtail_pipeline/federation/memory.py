@@ -6,6 +6,7 @@ token counted twice or a wrong parent changes the result.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,9 @@ class MemoryTransport:
         for site in self.sites:
             if site not in self._dead:
                 beat: dict[str, Any] = {"site": site, "pid": self._pid[site], "at": self._beat, "busy": False}
-                self.store.write_json(agent_key(site), beat)
+                path = self.store.path(agent_key(site))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(beat), encoding="utf-8")  # nobody reads at the same time
 
 
 def _prefix(lease: Sequence[Range], count: int) -> Ranges:

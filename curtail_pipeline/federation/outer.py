@@ -16,6 +16,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,37 +124,40 @@ def merge(
     accepted: list[Update] = []
     norms: dict[str, float] = {}
     refused: dict[str, str] = {}
-    empty: list[str] = []
-    with TensorFile(parent_path) as parent:
-        for update in sorted(updates, key=lambda u: u.site):
-            if update.tokens == 0:
-                empty.append(update.site)
-                continue
+    empty = sorted(update.site for update in updates if update.tokens == 0)
+    offered = sorted((update for update in updates if update.tokens), key=lambda update: update.site)
+    with TensorFile(parent_path) as parent, ThreadPoolExecutor(os.cpu_count()) as threads:
+        checks = [threads.submit(_validate, parent, u, parent_sha256, round_index, limit) for u in offered]
+        for update, check in zip(offered, checks, strict=True):
             try:
-                norms[update.site] = _validate(parent, update, parent_sha256, round_index, limit)
+                norms[update.site] = check.result()
                 accepted.append(update)
             except FederationError as error:
                 refused[update.site] = str(error)
         total = sum(update.tokens for update in accepted)
         shares = {update.site: update.tokens / total for update in accepted}
         if mode == "federated" and accepted:
-            step_norm = _nesterov(parent, outer_path, accepted, shares, lr, momentum, out_weights, out_outer)
+            step_norm, weights, outer = _nesterov(
+                parent, outer_path, accepted, shares, lr, momentum, out_weights, out_outer
+            )
         else:
-            _copy(accepted[0].path if accepted else parent_path, out_weights)
             step_norm = norms[accepted[0].site] if accepted else 0.0
+            _copy(accepted[0].path if accepted else parent_path, out_weights)
+            weights = _file(out_weights, accepted[0].sha256 if accepted else parent_sha256)
             if outer_path is None:
                 with _atomic(out_outer) as scratch, TensorWriter(scratch, []):
                     pass
             else:
                 _copy(outer_path, out_outer)
+            outer = _file(out_outer, file_sha256(out_outer))
     history = [*norm_history, *(norms[update.site] for update in accepted)][-NORM_WINDOW:]
     return MergeReport(
         mode=mode,
         accepted={u.site: {"norm": norms[u.site], "share": shares[u.site]} for u in accepted},
         refused=refused,
         empty=empty,
-        weights={"sha256": file_sha256(out_weights), "bytes": out_weights.stat().st_size},
-        outer={"sha256": file_sha256(out_outer), "bytes": out_outer.stat().st_size},
+        weights=weights,
+        outer=outer,
         step_norm=step_norm,
         norm_history=history,
         seconds=time.perf_counter() - begun,
@@ -172,7 +176,7 @@ def _validate(parent: TensorFile, update: Update, parent_sha256: str, round_inde
         raise FederationError(f"its weights {update.path.name} are missing")
     if file_sha256(update.path) != update.sha256:
         raise FederationError(f"its weights do not have the sha256 {update.sha256[:12]} it claims")
-    with TensorFile(update.path) as site:
+    with TensorFile(update.path) as site, np.errstate(over="ignore", invalid="ignore"):
         if site.tensors.keys() != parent.tensors.keys():
             odd = sorted(site.tensors.keys() ^ parent.tensors.keys())
             raise FederationError(f"its tensors differ from the parent's: {', '.join(odd[:3])}")
@@ -185,7 +189,9 @@ def _validate(parent: TensorFile, update: Update, parent_sha256: str, round_inde
                 )
             for first, count in pieces(ours):
                 if ours.floating:
-                    squares += _square(parent.floats(ours, first, count) - site.floats(theirs, first, count), name)
+                    delta = site.floats(theirs, first, count)
+                    np.subtract(parent.floats(ours, first, count), delta, out=delta)
+                    squares += _square(delta, name)
                 elif parent.raw(ours, first, count) != site.raw(theirs, first, count):
                     raise FederationError(f"tensor {name} ({ours.dtype}) changed; only floating tensors are trained")
     norm = float(np.sqrt(squares))
@@ -196,8 +202,7 @@ def _validate(parent: TensorFile, update: Update, parent_sha256: str, round_inde
 
 def _square(delta: Floats, name: str) -> float:
     """Sum of squares; raises when an element is not finite. The sum is itself the test, so data is read once."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(np.dot(delta, delta))
+    total = float(np.dot(delta, delta))
     if not np.isfinite(total):
         if not np.isfinite(delta).all():
             raise FederationError(f"tensor {name} is not finite")
@@ -215,8 +220,8 @@ def _nesterov(
     momentum: float,
     out_weights: Path,
     out_outer: Path,
-) -> float:
-    """Write new weights and buffer; return the L2 norm of the mean pseudo-gradient."""
+) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """Write new weights and buffer; the L2 norm of the mean pseudo-gradient, sha256 and size of the two files."""
     squares = 0.0
     with ExitStack() as stack:
         buffers = stack.enter_context(TensorFile(outer_path)) if outer_path else None
@@ -239,15 +244,31 @@ def _nesterov(
                 origin = parent.floats(tensor, first, count)
                 mean: Floats = np.zeros(count, np.float32)
                 for file, share in sites:
-                    mean += share * (origin - file.floats(file.tensors[tensor.name], first, count))
+                    delta = file.floats(file.tensors[tensor.name], first, count)
+                    np.subtract(origin, delta, out=delta)
+                    delta *= share
+                    mean += delta
                 squares += float(np.dot(mean, mean))
-                buffer: Floats = mean.copy()
                 if buffers and buffers.tensors:
-                    buffer += beta * buffers.floats(buffers.tensors[tensor.name], first, count)
+                    buffer = buffers.floats(buffers.tensors[tensor.name], first, count)
+                    buffer *= beta
+                    buffer += mean
+                else:
+                    buffer = mean.copy()
                 outer.write(from_float32(buffer, "F32"))
-                moved: Floats = rate * (mean + beta * buffer)
-                weights.write(from_float32(origin - moved, tensor.dtype))
-    return float(np.sqrt(squares))
+                mean += beta * buffer
+                mean *= rate
+                origin -= mean
+                weights.write(from_float32(origin, tensor.dtype))
+    return (
+        float(np.sqrt(squares)),
+        {"sha256": weights.sha256, "bytes": weights.bytes},
+        {"sha256": outer.sha256, "bytes": outer.bytes},
+    )
+
+
+def _file(path: Path, sha256: str) -> dict[str, Any]:
+    return {"sha256": sha256, "bytes": path.stat().st_size}
 
 
 def _check_buffers(parent: TensorFile, buffers: TensorFile) -> None:

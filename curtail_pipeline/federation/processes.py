@@ -83,6 +83,8 @@ def _become(
     die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
+    if sys.platform != "linux":
+        exit_with(parent)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

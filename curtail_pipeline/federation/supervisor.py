@@ -57,8 +57,7 @@ try:
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(10)
         line.connect({socket!r})
-        own = dict((name, value) for name, value in os.environ.items() if name.startswith("FLWR_"))
-        socket.send_fds(line, [json.dumps([sys.argv[1:], own]).encode()], [1, 2])
+        socket.send_fds(line, [json.dumps(sys.argv[1:]).encode()], [1, 2])
         if line.recv(2) == b"ok":
             os._exit(0)
 except OSError as error:
@@ -91,11 +90,6 @@ class Child:
         return ""
 
 
-def _run_spawned(name: str, environment: Mapping[str, str]) -> None:
-    os.environ.update(environment)
-    control.entry_point(name)()
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -112,6 +106,7 @@ class Supervisor:
         self.owner = owner
         self.owner_created = processes.started_at(owner) if owner else None
         self.trainer = list(trainer)
+        self.created = processes.started_at(os.getpid())
         self.stopping = ""
         self.failed = ""
         self.ready = False
@@ -230,7 +225,7 @@ class Supervisor:
             "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", self.address.split(":")[1],
             "--database", str(self.folder / "flower.db"), "--disable-runtime-dependency-installation",
         ]  # fmt: skip
-        return self._fork(child, control.superlink, argv)
+        return self._fork(child, control.entry_point(argv[0]), argv)
 
     def _start_supernode(self, site: str, child: Child) -> int:
         config = f'name="{site}" endpoint="{self._endpoint(site)}"'
@@ -251,9 +246,9 @@ class Supervisor:
                 connection.settimeout(1)
                 message, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
                 try:
-                    argv, environment = json.loads(message)
+                    argv = json.loads(message)
                     if argv[0] in control.SPAWNED and len(outputs) == 2:
-                        body = partial(_run_spawned, argv[0], environment)
+                        body = control.entry_point(argv[0])
                         close = [*self.inherited, *outputs, connection.fileno()]
                         pid = processes.fork_into(body, stdout=outputs[0], stderr=outputs[1], close=close, argv=argv)
                         self.spawned.add(pid)
@@ -346,7 +341,7 @@ class Supervisor:
             else "starting",
             "error": self.failed,
             "pid": os.getpid(),
-            "created": processes.started_at(os.getpid()),
+            "created": self.created,
             "owner": self.owner,
             "store": str(self.store.root),
             "superlink": part("superlink") | {"address": self.address},

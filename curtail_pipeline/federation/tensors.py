@@ -5,9 +5,12 @@ parameter of every site once. So it imports no torch, never maps or loads a whol
 `pread`), and understands bfloat16, which numpy does not.
 """
 
+import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +23,8 @@ from curtail_pipeline.errors import FederationError
 
 PIECE = 1 << 20
 """Elements handled at a time."""
+AHEAD = 4
+"""Pieces that wait to be written."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -135,10 +140,11 @@ def pieces(tensor: TensorInfo) -> Iterator[tuple[int, int]]:
 
 
 class TensorWriter:
-    """Writes a safetensors file whose tensors follow each other in the given order.
+    """Writes a safetensors file whose tensors follow each other in the given order, and hashes it on the way.
 
     The same tensors give the same bytes: the header is compact JSON in that order, padded with spaces to 8 bytes, with
-    the metadata `{"format": "pt"}` that transformers expects.
+    the metadata `{"format": "pt"}` that transformers expects. Writing and hashing happen in a thread of their own, at
+    most `AHEAD` pieces behind. `sha256` and `bytes` are valid once the file is closed.
     """
 
     def __init__(self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
@@ -150,16 +156,35 @@ class TensorWriter:
             offset += size
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
+        self.sha256 = ""
+        self.bytes = 0
+        self._digest = hashlib.sha256()
         self._stream = path.open("wb")
-        self._stream.write(len(text).to_bytes(8, "little") + text)
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+        self.write(bytearray(len(text).to_bytes(8, "little") + text))
 
     def write(self, data: bytearray | memoryview) -> None:
+        """Take over the data; the caller must not change it afterwards."""
+        while len(self._pending) >= AHEAD:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._put, data))
+
+    def _put(self, data: bytearray | memoryview) -> None:
         self._stream.write(data)
+        self._digest.update(data)
+        self.bytes += len(data)
 
     def close(self) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        try:
+            self._thread.shutdown()
+            for pending in self._pending:
+                pending.result()
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self.sha256 = self._digest.hexdigest()
+        finally:
+            self._stream.close()
 
     def __enter__(self) -> "TensorWriter":
         return self

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 from curtail_pipeline.errors import FederationError
 
 _PULSE_S = 5.0
+_LONGEST_STEP_S = 120.0
 
 
 class Trainer:
@@ -49,8 +51,10 @@ class Trainer:
     def train(self, order: Mapping[str, Any], patience: int = 6) -> dict[str, Any]:
         """The result of an order. As long as the trainer answers `/status`, there is no time limit.
 
-        After `patience` unanswered pulses (one every 5 s) the order is given up.
+        A trainer that still works on another round, of a segment that was given up, is told to stop first. After
+        `patience` unanswered pulses (one every 5 s) the order is given up.
         """
+        self._make_room(order)
         outcome: dict[str, Any] = {}
         done = threading.Event()
 
@@ -76,3 +80,16 @@ class Trainer:
             raise outcome["error"]
         result: dict[str, Any] = outcome["result"]
         return result
+
+    def _make_room(self, order: Mapping[str, Any]) -> None:
+        def busy_elsewhere() -> bool:
+            status = self.call("GET", "/status")
+            return bool(status["busy"]) and (status.get("key"), status.get("round")) != (order["key"], order["round"])
+
+        if busy_elsewhere():
+            self.call("POST", "/stop", {}, timeout_s=_LONGEST_STEP_S)
+            deadline = time.monotonic() + _LONGEST_STEP_S
+            while busy_elsewhere():
+                if time.monotonic() > deadline:
+                    raise FederationError(f"the trainer (process {self.pid}) did not end an earlier round; see its log")
+                time.sleep(0.1)
