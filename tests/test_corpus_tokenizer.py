@@ -53,27 +53,11 @@ def test_fast_encoding_equals_tokenizers_on_real_text(encoder: Encoder) -> None:
     assert offsets[0] == 0 and offsets[-1] == ids.size
 
 
-AWKWARD = st.sampled_from(
-    ["<|bos|>", "<|user_start|>", "<|", "|>", "'s", "'S", "'ſ", "'LL", " ", "\n", "\r\n", "\t", "\x00", "\x0b", "\x85"]
-    + [
-        "\u00a0",
-        "\u2028",
-        "\u200b",
-        "\ufeff",
-        "\ufffd",
-        "\U0010ffff",
-        "e\u0301",
-        "٣",
-        "²",
-        "ſ",
-        "K",
-        "İ",
-        "漢",
-        "🙂",
-        "👩‍👩‍👧",
-    ]
-    + ["1", "1234", "a", "The", "...", "_", "'"]
-)
+AWKWARD = st.sampled_from([
+    "<|bos|>", "<|user_start|>", "<|", "|>", "'s", "'S", "'ſ", "'LL", "e\u0301", "٣", "²", "ſ", "K", "İ", "漢", "🙂",
+    "👩\u200d👩\u200d👧", "1", "1234", "a", "The", "...", "_", "'", " ", "\n", "\r\n", "\t", "\x00", "\x0b", "\x85",
+    "\u00a0", "\u2028", "\u200b", "\ufeff", "\ufffd", "\U0010ffff",
+])  # fmt: skip
 TEXT = st.one_of(
     st.text(max_size=80),
     st.lists(AWKWARD, max_size=30).map("".join),
