@@ -10,6 +10,7 @@ import polars as pl
 from curtail_pipeline.settings import Experiment, parse_experiment
 from curtail_pipeline.windows.membership import Job, View
 from curtail_pipeline.windows.segments import Finished, Pause, SegmentPlan, advance
+from curtail_pipeline.windows.simulator import Walk
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 CADENCE = timedelta(minutes=5)
@@ -87,6 +88,22 @@ def view_of(values: Mapping[str, Sequence[float]], run: Experiment | None = None
     run = run or experiment(tuple(values))
     rows = traces(values)
     return View.build(run, rows, windows(rows, run, delay_s))
+
+
+def use_of(found: Walk) -> dict[str, dict[str, list[tuple[int, int]]]]:
+    """Power intervals per site and state, joined where they touch, for comparison."""
+    table: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    for site, use in found.use.items():
+        table[site] = {}
+        for state in ("training", "idle", "start_up"):
+            joined: list[tuple[int, int]] = []
+            for low, high in zip(*(column.tolist() for column in use.of(state)), strict=True):
+                if joined and joined[-1][1] == low and state != "training":
+                    joined[-1] = (joined[-1][0], high)
+                else:
+                    joined.append((low, high))
+            table[site][state] = joined
+    return table
 
 
 def walk(view: View, job: Job | None = None, now: datetime = START) -> list[SegmentPlan | Pause | Finished]:

@@ -86,4 +86,6 @@ class JobSettings(Section):
 
     steps: int = Field(ge=1)
     """Optimiser steps over all sites together."""
+    baseline_steps: int | None = Field(default=None, ge=1)
+    """Steps of the always-on baselines, where they are not the same."""
     deadline: datetime | None = None

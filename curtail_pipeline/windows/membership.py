@@ -99,10 +99,13 @@ class View:
         windows: Mapping[str, SiteWindows],
         forecasts: "Forecast | None" = None,
         as_of: datetime | None = None,
+        prices: Mapping[str, Signal] | None = None,
     ) -> None:
         self.experiment = experiment
         self.sites: tuple[Site, ...] = tuple(experiment.sites)
         self.signals = dict(signals)
+        self.prices: dict[str, Signal] = dict(prices or {})
+        """Price per region (currency/MWh), for policies that spend money."""
         self.windows = dict(windows)
         self.forecasts = forecasts
         self.as_of = as_of
@@ -126,7 +129,7 @@ class View:
         experiment: Experiment,
         traces: pl.DataFrame,
         windows: pl.DataFrame,
-        forecasts: "Forecast | None" = None,
+        forecasts: "Forecast | pl.DataFrame | None" = None,
         as_of: datetime | None = None,
     ) -> "View":
         """Arrays from tables.
@@ -134,7 +137,8 @@ class View:
         Args:
             traces: normalised trace rows of every region of the experiment (time, region, value, kind, ...).
             windows: rows of `derive_windows` for the experiment's policy.
-            forecasts: what policies that look ahead may ask.
+            forecasts: what policies that look ahead may ask: a forecast, or a table of recorded ones (issued_at,
+                target, region, value). Without any they take the seasonal-naive one.
             as_of: give it for a live decision: nothing after it is used, the end of the signal is no error, and a site
                 whose signal is too old is off. Without it the whole record is known and deciding beyond it is refused.
 
@@ -164,7 +168,14 @@ class View:
         for site in experiment.sites:
             part = by_site.get(site.name)
             tables[site.name] = SiteWindows.none() if part is None else _site_windows(part, signals.get(site.region))
-        return cls(experiment, signals, tables, forecasts, as_of)
+        if isinstance(forecasts, pl.DataFrame):
+            from curtail_pipeline.windows.forecasts import SeasonalForecast, TableForecast, issued_forecasts
+
+            if as_of is not None:
+                forecasts = forecasts.filter(pl.col("issued_at") <= as_of)
+            forecasts = TableForecast(issued_forecasts(forecasts), SeasonalForecast(signals))
+        prices = traces.filter(pl.col("kind") == "price")
+        return cls(experiment, signals, tables, forecasts, as_of, read_signals(prices) if len(prices) else None)
 
     @cached_property
     def policy(self) -> "Policy":

@@ -115,12 +115,29 @@ def state_at(timeline: Timeline, us: int, started: datetime) -> SiteDecision:
     return SiteDecision("warm", "signal above the threshold: holding at idle power", from_us(held_since), since_ready)
 
 
-def poll_grid(view: View, site: Site, us: Micros) -> Micros:
-    """When the controller notices what happens at `us`: the next multiple of its polling interval (headless only)."""
+def noticed_windows(view: View, site: Site) -> SiteWindows:
+    """The site's windows as the controller notices them: on its polling grid, joined where they touch.
+
+    A live controller looks when it looks; the grid is for recorded views.
+    """
+    windows = view.windows.get(site.name, SiteWindows.none())
     poll = duration_us(view.experiment.overheads_of(site).poll_s)
-    if poll == 0 or view.as_of is not None:
-        return us
-    return np.where(us >= FOREVER, us, -(-us // poll) * poll)
+    start, end = windows.start, windows.end
+    if poll and view.as_of is None:
+        start = -(-start // poll) * poll
+        end = np.where(end >= FOREVER, end, -(-end // poll) * poll)
+    seen = np.flatnonzero(start < end)
+    start, end = start[seen], end[seen]
+    fresh = np.ones(len(seen), dtype=bool)
+    fresh[1:] = start[1:] > end[:-1]
+    first = np.flatnonzero(fresh)
+    last = np.append(first[1:], len(seen))[: len(first)] - 1
+    return SiteWindows(
+        start[first],
+        end[last],
+        [windows.opened_by[seen[k]] for k in first],
+        [windows.closed_by[seen[k]] for k in last],
+    )
 
 
 def start_up_us(overheads: Overheads) -> int:
@@ -142,10 +159,9 @@ class WindowPolicy(TimelinePolicy):
     parameters = NoParameters
 
     def timeline(self, view: View, site: Site) -> Timeline:
-        windows = view.windows.get(site.name, SiteWindows.none())
-        overheads = view.experiment.overheads_of(site)
-        up, down = poll_grid(view, site, windows.start), poll_grid(view, site, windows.end)
-        ready = up + start_up_us(overheads)
+        windows = noticed_windows(view, site)
+        up, down = windows.start, windows.end
+        ready = up + start_up_us(view.experiment.overheads_of(site))
         trains = ready < down
         return Timeline(up, ready, down, ready[trains], down[trains], windows.opened_by, windows.closed_by)
 
@@ -162,10 +178,19 @@ class ThresholdPolicy(WindowPolicy):
     name = "threshold"
 
 
+class HysteresisPolicy(WindowPolicy):
+    """Trains while the windows of the default rule are open: two thresholds and a short exit delay."""
+
+    name = "hysteresis"
+
+
 POLICIES: Mapping[str, str] = {
     "paper": "curtail_pipeline.windows.policies:PaperPolicy",
     "threshold": "curtail_pipeline.windows.policies:ThresholdPolicy",
+    "hysteresis": "curtail_pipeline.windows.policies:HysteresisPolicy",
     "boundary": "curtail_pipeline.windows.policy_boundary:BoundaryPolicy",
+    "forecast": "curtail_pipeline.windows.policy_forecast:ForecastPolicy",
+    "budget": "curtail_pipeline.windows.policy_budget:BudgetPolicy",
 }
 """Policy name -> its class. A new policy is one class and one line here, and a window rule under its name."""
 

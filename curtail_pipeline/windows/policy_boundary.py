@@ -8,8 +8,8 @@ from pydantic import Field
 from curtail_pipeline.windows.candidates import history_waits
 from curtail_pipeline.windows.columns import OPEN
 from curtail_pipeline.windows.config import Site
-from curtail_pipeline.windows.membership import SiteWindows, View
-from curtail_pipeline.windows.policies import Parameters, TimelinePolicy, lost_at_start_us, poll_grid, start_up_us
+from curtail_pipeline.windows.membership import View
+from curtail_pipeline.windows.policies import Parameters, TimelinePolicy, lost_at_start_us, noticed_windows, start_up_us
 from curtail_pipeline.windows.timeline import FOREVER, SECOND, Timeline, duration_us
 
 
@@ -37,8 +37,8 @@ class BoundaryPolicy(TimelinePolicy):
     settings: BoundaryParameters
 
     def timeline(self, view: View, site: Site) -> Timeline:
-        windows = view.windows.get(site.name, SiteWindows.none())
-        start, end = poll_grid(view, site, windows.start), poll_grid(view, site, windows.end)
+        windows = noticed_windows(view, site)
+        start, end = windows.start, windows.end
         overheads = view.experiment.overheads_of(site)
         hold = self._hold_us(view, site)
         durations = np.where(end >= FOREVER, OPEN, end - start)

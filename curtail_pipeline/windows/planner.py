@@ -1,0 +1,181 @@
+"""Which site-hours to use before a deadline, and at which price per step, given what is expected of each site.
+
+Time ahead is cut into slots. At a price per step, each site's best plan (train, hold, be off; starting costs time) is
+a small dynamic programme of its own; the price is the one at which the plans together do the steps that are left (the
+Lagrangian dual of the joint problem). Far ahead, where single slots are guesses, the price comes from their spread.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from curtail_pipeline.windows.timeline import Floats
+
+_PRICES = 24
+_REFINEMENTS = 2
+_CHEAP, _BETWEEN, _DEAR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What is expected of one site until the deadline, per slot; the first slot is the present.
+
+    A slot in which the site can't train (nothing is known, or its signal has ended) has no steps.
+    """
+
+    steps: Floats
+    """Steps the site does in the slot if it trains throughout."""
+    cost: Floats
+    """Cost of a step (grams, or money), overheads of rounds included."""
+    hold: Floats
+    """Cost of the slot at idle power."""
+    start_cost: Floats
+    """Cost at idle power of starting up in the slot."""
+    start_steps: Floats
+    """Steps lost by starting up in the slot."""
+    resume_steps: Floats
+    """Steps lost by going on to train after a hold: waiting for the others' round."""
+
+    def first(self, count: int) -> "Slots":
+        """The slots of the near future."""
+        return Slots(
+            self.steps[:count],
+            self.cost[:count],
+            self.hold[:count],
+            self.start_cost[:count],
+            self.start_steps[:count],
+            self.resume_steps[:count],
+        )
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What one site should do in the first slot, by whether it is up."""
+
+    start: bool
+    """If it is off: start it."""
+    train: bool
+    """If it trains: go on."""
+    resume: bool
+    """If it is held: train."""
+    hold: bool
+    """If it is up and should not train: keep it up."""
+
+
+def capacity(sites: list[Slots]) -> float:
+    """Steps of all sites if they train in every slot."""
+    return float(sum(slots.steps.sum() for slots in sites))
+
+
+def price_by_spread(sites: list[Slots], steps: float) -> float:
+    """The price at or below which there are enough steps, starts neglected: never above the plan's price."""
+    cost = np.concatenate([slots.cost for slots in sites])
+    fits = np.concatenate([slots.steps for slots in sites])
+    order = np.argsort(cost, kind="stable")
+    total = np.cumsum(fits[order])
+    return float(cost[order][min(int(np.searchsorted(total, steps)), len(cost) - 1)])
+
+
+def price_by_plan(sites: list[Slots], steps: float, up: list[bool]) -> float:
+    """The price at which the sites' best plans do the steps.
+
+    It maximises the dual on a grid that is refined around the best price; of two neighbours it is the upper one, at
+    which the plans do at least the steps.
+
+    Args:
+        up: per site, whether it is up already.
+    """
+    low = price_by_spread(sites, steps)
+    span = max(0.25 * abs(low), 1e-3 * max(float(np.abs(slots.cost).max()) for slots in sites), 1e-12)
+    while True:
+        chains = [_compressed(slots, low, low + span) for slots in sites]
+        prices = np.linspace(low, low + span, _PRICES)
+        best = _best_price(chains, prices, steps, up)
+        if best < _PRICES - 1 or span > 1e12:
+            break
+        span *= 4
+    for _ in range(_REFINEMENTS):
+        prices = np.linspace(prices[max(best - 1, 0)], prices[min(best + 1, _PRICES - 1)], _PRICES)
+        best = _best_price(chains, prices, steps, up)
+    return float(prices[min(best + 1, _PRICES - 1)])
+
+
+def expected_cost(sites: list[Slots], price: float | None, steps: float) -> float:
+    """Cost of the steps when the sites, all off now, follow their best plans at that price, or all train (None).
+
+    The plans' value is price x their steps - their cost; steps beyond those asked for are given back at the price.
+    """
+    if price is None:
+        return float(sum((slots.steps * slots.cost).sum() for slots in sites))
+    return price * steps - float(sum(_values(slots, np.array([price]))[0][0] for slots in sites))
+
+
+def advise(slots: Slots, price: float) -> Advice:
+    """What to do now at that price, looking over all given slots."""
+    chain = _compressed(slots, price, price)
+    prices = np.array([price])
+    off_later, held_later, train_later = (float(part[0]) for part in _values(chain, prices, since=1))
+    margin = price - float(slots.cost[0])
+    train = float(slots.steps[0]) * margin + train_later
+    held = held_later - float(slots.hold[0])
+    begin = train - float(chain.start_steps[0]) * max(margin, 0.0) - float(slots.start_cost[0])
+    resume = train - float(chain.resume_steps[0]) * max(margin, 0.0)
+    off = max(off_later, begin)
+    can = bool(slots.steps[0] > 0)
+    return Advice(
+        start=can and begin > off_later,
+        train=can and train >= max(off, held),
+        resume=can and resume >= max(off, held),
+        hold=held > off,
+    )
+
+
+def _compressed(slots: Slots, low: float, high: float) -> Slots:
+    """The same problem for prices from `low` to `high` in fewer slots.
+
+    Runs of slots that are cheaper than any of the prices are used as a whole or not at all, runs that are dearer are
+    never trained in: each becomes one slot. The first slot stays by itself.
+    """
+    kind = np.where((slots.cost > high) | (slots.steps <= 0), _DEAR, np.where(slots.cost < low, _CHEAP, _BETWEEN))
+    fresh = np.ones(len(kind), dtype=bool)
+    fresh[2:] = (kind[2:] != kind[1:-1]) | (kind[2:] == _BETWEEN)
+    at = np.flatnonzero(fresh)
+    steps = np.add.reduceat(np.where(kind == _DEAR, 0.0, slots.steps), at)
+    paid = np.add.reduceat(np.where(kind == _DEAR, 0.0, slots.steps * slots.cost), at)
+    cost = np.divide(paid, steps, out=slots.cost[at].copy(), where=steps > 0)
+    return Slots(
+        steps,
+        cost,
+        np.add.reduceat(slots.hold, at),
+        slots.start_cost[at],
+        np.minimum(slots.start_steps[at], steps),
+        np.minimum(slots.resume_steps[at], steps),
+    )
+
+
+def _values(chain: Slots, prices: Floats, since: int = 0) -> tuple[Floats, Floats, Floats]:
+    """Per price: what a site's future is worth from slot `since` on, being off, held or in training before it."""
+    off = np.zeros(len(prices))
+    held = np.zeros(len(prices))
+    training = np.zeros(len(prices))
+    for t in range(len(chain.steps) - 1, since - 1, -1):
+        stays = held - chain.hold[t]
+        if chain.steps[t] <= 0:
+            held = training = np.maximum(off, stays)
+            continue
+        margin = prices - chain.cost[t]
+        gain = np.maximum(margin, 0.0)
+        train = chain.steps[t] * margin + training
+        off = np.maximum(off, train - chain.start_steps[t] * gain - chain.start_cost[t])
+        stays = np.maximum(off, stays)
+        held = np.maximum(stays, train - chain.resume_steps[t] * gain)
+        training = np.maximum(stays, train)
+    return off, held, training
+
+
+def _best_price(chains: list[Slots], prices: Floats, steps: float, up: list[bool]) -> int:
+    dual: npt.NDArray[np.float64] = prices * steps
+    for chain, is_up in zip(chains, up, strict=True):
+        dual = dual - _values(chain, prices)[2 if is_up else 0]
+    return int(np.argmax(dual))

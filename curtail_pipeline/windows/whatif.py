@@ -1,0 +1,285 @@
+"""What if: an experiment on a recorded trace, without training. The command `simulate` and the asset `what_if`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
+from curtail_pipeline.settings import Experiment
+from curtail_pipeline.times import iso
+from curtail_pipeline.windows.accounts import Account, account, baselines, regret
+from curtail_pipeline.windows.config import PolicySettings
+from curtail_pipeline.windows.forecasts import make_forecast
+from curtail_pipeline.windows.membership import Job, SiteWindows, View
+from curtail_pipeline.windows.oracle import least_co2, least_co2_with_overheads
+from curtail_pipeline.windows.policies import POLICIES
+from curtail_pipeline.windows.presets import OverheadsName, with_overheads
+from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule, rule_of
+from curtail_pipeline.windows.rules import derive_windows
+from curtail_pipeline.windows.simulator import Walk, walk
+from curtail_pipeline.windows.timeline import HOUR, from_us, to_us
+
+PLANNING_POLICIES = ("forecast", "budget")
+"""Policies that use a forecast and need a deadline."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One simulation with all that its summary was made from."""
+
+    experiment: Experiment
+    view: View
+    walk: Walk
+    account: Account
+    forecast: str | None
+    """Name of the forecast that was used; None for policies without."""
+
+
+def simulate_run(
+    experiment: Experiment,
+    traces: pl.DataFrame,
+    *,
+    policy: str | None = None,
+    overheads: OverheadsName | None = None,
+    forecast: str | None = None,
+    start: datetime | None = None,
+    deadline_h: float | None = None,
+    interpolate: bool = False,
+) -> Simulated:
+    """Simulate an experiment. See `simulate`."""
+    run = _configured(experiment, traces, policy, overheads, start, deadline_h)
+    begin = to_us(run.clock.start) if run.clock.start else 0
+    planning = run.policy.name in PLANNING_POLICIES
+    chosen = (forecast or "perfect") if planning else None
+    view = _view(run, traces, chosen)
+    if begin >= view.end_us:
+        raise TraceError(
+            f"the trace ends at {iso(view.end)}, before the start {iso(from_us(begin))}; give a longer trace or "
+            "an earlier start"
+        )
+    job = Job(0, run.job.steps, from_us(begin), run.job.deadline)
+    found = walk(view, job, begin)
+    windows = _curtailed(run, traces)
+    return Simulated(run, view, found, account(view, found, windows, interpolate=interpolate), chosen)
+
+
+def simulate(
+    experiment: Experiment,
+    traces: pl.DataFrame,
+    *,
+    policy: str | None = None,
+    overheads: OverheadsName | None = None,
+    forecast: str | None = None,
+    start: datetime | None = None,
+    deadline_h: float | None = None,
+    interpolate: bool = False,
+) -> dict[str, Any]:
+    """When it would run, how long, with how much energy and CO2, and how far from the best possible.
+
+    The decisions, rounds and powers are those of the real run (`decide`, the policy, the timing of `plan_segment`).
+
+    Args:
+        traces: normalised trace rows of all regions of the experiment.
+        policy: in place of the experiment's; its parameters are kept only when it is the same.
+        overheads: `paper` or `product` in place of the experiment's own.
+        forecast: `perfect`, `persistence`, `seasonal` or a file, for policies that plan; `perfect` when not given.
+        start: in place of the clock's start (the trace's when it has none).
+        deadline_h: hours after the start; in place of the job's deadline. Nothing runs after it.
+        interpolate: account with straight lines between the values, to compare with the paper.
+
+    Returns:
+        policy, finished, runtime_h (to the last step), steps, rounds, site_hours (training), energy_kwh, co2_kg,
+        co2_kg_interpolated, curtailed_energy_share, idle_h, overhead_share (of the provisioned site-hours, those that
+        do not train), baselines_co2_kg (always-on, per region; None where the trace is too short), oracle_co2_kg (no
+        overheads; by the deadline, or in the same runtime when there is none), regret (kg; see `accounts.regret`).
+
+    Raises:
+        PolicyError: unknown policy or forecast, a policy without its deadline, or an infeasible budget.
+        SettingsError: a deadline that is not after the start.
+        TraceError: a region without trace, or a start outside it.
+    """
+    options: dict[str, Any] = {
+        "overheads": overheads,
+        "start": start,
+        "deadline_h": deadline_h,
+        "interpolate": interpolate,
+    }
+    done = simulate_run(experiment, traces, policy=policy, forecast=forecast, **options)
+    perfect_kg = None
+    if done.forecast not in (None, "perfect"):
+        ideal = simulate_run(experiment, traces, policy=policy, forecast="perfect", **options)
+        perfect_kg = ideal.account.co2_kg if ideal.walk.steps == done.walk.steps else None
+    return summary(done, perfect_kg, interpolate=interpolate)
+
+
+def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bool = False) -> dict[str, Any]:
+    """The dictionary that `simulate` returns."""
+    view, found, totals, job = done.view, done.walk, done.account, done.experiment.job
+    training = sum(totals.training_h.values())
+    provisioned = training + totals.idle_h + totals.start_up_h
+    oracle = least_co2(view, found.steps, found.start, _horizon(done))
+    return {
+        "policy": done.experiment.policy.name,
+        "finished": found.finished,
+        "runtime_h": (found.last_step - found.start) / HOUR,
+        "steps": found.steps,
+        "rounds": found.rounds,
+        "site_hours": totals.training_h,
+        "energy_kwh": totals.energy_kwh,
+        "co2_kg": totals.co2_kg,
+        "co2_kg_interpolated": totals.co2_kg_interpolated,
+        "curtailed_energy_share": totals.curtailed_kwh / totals.energy_kwh if totals.energy_kwh else None,
+        "idle_h": totals.idle_h,
+        "overhead_share": 1 - training / provisioned if provisioned else None,
+        "baselines_co2_kg": baselines(view, job.baseline_steps or job.steps, found.start, interpolate=interpolate),
+        "oracle_co2_kg": oracle.co2_kg if oracle else None,
+        "regret": regret(
+            totals, oracle, window_driven=done.experiment.policy.name not in PLANNING_POLICIES, perfect_kg=perfect_kg
+        ),
+    }
+
+
+def bound_with_overheads(done: Simulated) -> float | None:
+    """The oracle's relaxation with the experiment's overheads, kg, over the same time."""
+    oracle = least_co2_with_overheads(done.view, done.walk.steps, done.walk.start, _horizon(done))
+    return oracle.co2_kg if oracle else None
+
+
+def _horizon(done: Simulated) -> int:
+    deadline = done.experiment.job.deadline
+    return done.walk.last_step if deadline is None else min(to_us(deadline), done.view.end_us)
+
+
+def _configured(
+    experiment: Experiment,
+    traces: pl.DataFrame,
+    policy: str | None,
+    overheads: OverheadsName | None,
+    start: datetime | None,
+    deadline_h: float | None,
+) -> Experiment:
+    run = with_overheads(experiment, overheads)
+    if policy is not None and policy not in POLICIES:
+        raise PolicyError(f"unknown policy {policy!r}: choose one of {', '.join(sorted(POLICIES))}")
+    if policy is not None and policy != run.policy.name:
+        run = run.model_copy(update={"policy": PolicySettings(name=policy)})
+    stamps = traces.filter(pl.col("region").is_in([site.region for site in run.sites]))["time"]
+    if stamps.is_empty():
+        raise TraceError(f"the traces have no values of {', '.join(site.region for site in run.sites)}")
+    first = stamps.min()
+    assert isinstance(first, datetime)
+    begin = start or run.clock.start or first
+    if begin < first:
+        raise TraceError(f"the start {iso(begin)} is before the trace, which starts at {iso(first)}")
+    deadline = run.job.deadline if deadline_h is None else begin + timedelta(hours=deadline_h)
+    if deadline is not None and deadline <= begin:
+        raise SettingsError(f"the deadline {iso(deadline)} is not after the start {iso(begin)}; give a later one")
+    end = run.clock.end
+    if deadline is not None:
+        end = deadline if end is None else min(end, deadline)
+    return run.model_copy(
+        update={
+            "clock": run.clock.model_copy(update={"start": begin, "end": end}),
+            "job": run.job.model_copy(update={"deadline": deadline}),
+        }
+    )
+
+
+def _table(run: Experiment, traces: pl.DataFrame, policy: PolicySettings) -> pl.DataFrame:
+    first, last = traces["time"].min(), traces["time"].max()
+    assert isinstance(first, datetime)
+    assert isinstance(last, datetime)
+    # One long cadence beyond the last stamp, so that the last value is read.
+    table, _ = derive_windows(traces, run.sites, policy, start=first, end=last + timedelta(hours=1), rules=run.rules)
+    return table
+
+
+def _view(run: Experiment, traces: pl.DataFrame, forecast: str | None) -> View:
+    view = View.build(run, traces, _table(run, traces, run.policy))
+    if forecast is not None:
+        view.forecasts = make_forecast(forecast, view.signals)
+    return view
+
+
+def _curtailed(run: Experiment, traces: pl.DataFrame) -> dict[str, SiteWindows]:
+    """When each site's signal counts as curtailed, by the thresholds of the experiment's rule without its delays."""
+    rules = {site.region: _plain(rule_of(run.policy, site.region, run.rules)) for site in run.sites}
+    settings = run.model_copy(update={"rules": rules, "policy": PolicySettings(name="threshold")})
+    return View.build(settings, traces, _table(settings, traces, settings.policy)).windows
+
+
+def _plain(rule: RuleSettings) -> RuleSettings:
+    def undelayed(signal: SignalRule) -> SignalRule:
+        return signal.model_copy(update={"enter": signal.enter_at, "exit_delay_s": 0.0, "exit": None})
+
+    if rule.any_of or rule.all_of:
+        lists = {name: [undelayed(part) for part in getattr(rule, name)] for name in ("any_of", "all_of")}
+        return rule.model_copy(update={**lists, "min_duration_s": 0.0, "start_up_s": 0.0})
+    update = {"enter": rule.enter_at, "exit": None, "exit_delay_s": 0.0, "min_duration_s": 0.0, "start_up_s": 0.0}
+    return rule.model_copy(update=update)
+
+
+def compare(
+    experiment: Experiment,
+    traces: pl.DataFrame,
+    *,
+    policies: Sequence[str] | None = None,
+    overheads: OverheadsName | None = None,
+    forecast: str | None = None,
+    start: datetime | None = None,
+    deadline_h: float | None = None,
+) -> tuple[pl.DataFrame, Any]:
+    """Every policy on the same trace: a table, and kg against hours as an altair chart.
+
+    Without a deadline, the planning policies get the runtime of `paper`, so that they compare at equal time.
+    """
+    rows = []
+    options: dict[str, Any] = {"overheads": overheads, "start": start}
+    first = simulate_run(experiment, traces, policy="paper", deadline_h=deadline_h, **options)
+    planned_h = deadline_h
+    if planned_h is None and experiment.job.deadline is None:
+        planned_h = (first.walk.end - first.walk.start) / HOUR
+    for name in policies or sorted(POLICIES):
+        planning = name in PLANNING_POLICIES
+        try:
+            result = simulate(
+                experiment,
+                traces,
+                policy=name,
+                forecast=forecast if planning else None,
+                deadline_h=planned_h if planning else deadline_h,
+                **options,
+            )
+        except PolicyError as error:
+            rows.append({"policy": name, "finished": False, "note": str(error)})
+            continue
+        rows.append(_row(result, forecast if planning else None))
+    schema = {"policy": pl.String, "finished": pl.Boolean, "runtime_h": pl.Float64, "co2_kg": pl.Float64}
+    table = pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
+    return table, pareto_chart(table)
+
+
+def _row(result: dict[str, Any], forecast: str | None) -> dict[str, Any]:
+    row = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    row["site_h"] = sum(result["site_hours"].values())
+    row.update({f"regret_{key}": value for key, value in result["regret"].items()})
+    row["note"] = f"{forecast or 'perfect'} forecast" if result["policy"] in PLANNING_POLICIES else ""
+    return row
+
+
+def pareto_chart(table: pl.DataFrame) -> Any:
+    """Kilograms against hours, a point per policy that finished; the oracle's kilograms as ticks."""
+    import altair as alt
+
+    done = table.filter(pl.col("finished")).select("policy", "runtime_h", "co2_kg", "oracle_co2_kg")
+    base = alt.Chart(done.to_dicts() and alt.Data(values=done.to_dicts()))
+    x = alt.X("runtime_h:Q", title="hours to the last step", scale=alt.Scale(zero=False))
+    points = base.mark_point(filled=True, size=90).encode(
+        x=x, y=alt.Y("co2_kg:Q", title="kg CO2"), color=alt.Color("policy:N", title="policy")
+    )
+    bounds = base.mark_tick(thickness=2).encode(x=x, y="oracle_co2_kg:Q", color="policy:N")
+    labels = base.mark_text(dx=8, align="left").encode(x=x, y="co2_kg:Q", text="policy:N")
+    return (points + bounds + labels).properties(width=560, height=320, title="CO2 against time, per policy")
