@@ -16,7 +16,7 @@ from curtail_pipeline.windows.rule_config import RuleSettings, rule_of
 from curtail_pipeline.windows.rules import window_table, windows_of_columns
 from curtail_pipeline.windows.state import RegionState, rule_digest
 
-BATCH_ROWS = 1_000_000
+BATCH_ROWS = 500_000
 """Rows that one thread works on: enough that the cost per call is nothing, few enough to stay in the cache."""
 
 
