@@ -4,6 +4,7 @@ The shard files are sparse, so the manifest is the size of a real corpus and the
 reader, not a disk.
 """
 
+import json
 import resource
 import sys
 import tempfile
@@ -83,4 +84,4 @@ def _resident_mib() -> float:
 
 
 if __name__ == "__main__":
-    print(run())
+    print(json.dumps(run()))
