@@ -102,15 +102,17 @@ def ui(
     with _opened(experiment, out) as project:
         from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.replay import Headless, open_instance
+        from curtail_pipeline.orchestration.runs import end_abandoned
         from sensors.membership import membership_sensor
 
         def say(event: Mapping[str, Any]) -> None:
             typer.echo(f"preparing {event['what']}", err=True)
 
         with project.home.lock(), open_instance(project) as instance:
+            end_abandoned(instance)
             Headless(project, instance, build(say), membership_sensor, say).prepare()
-        with LocalFederation(project.home.root, project.experiment).ensure():
-            raise typer.Exit(serve(project, host, port, sensors))
+            with LocalFederation(project.home.root, project.experiment).ensure():
+                raise typer.Exit(serve(project, host, port, sensors))
 
 
 @app.command()

@@ -16,7 +16,8 @@ from rich.text import Text
 from curtail_pipeline.project import Project
 
 ERR = Console(stderr=True)
-OUT = Console(soft_wrap=not sys.stdout.isatty())
+OUT = Console(width=None if sys.stdout.isatty() else 150)
+"""Tables in a file or a pipe are wide; on a terminal they take its width."""
 
 
 class RunConsole:
@@ -114,12 +115,12 @@ def checkpoints_table(rows: list[dict[str, Any]]) -> Table:
         ("gCO2", "right"),
         ("stop reason", "left"),
     ):
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in ("key", "mode"))  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "stop reason")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(
             row["key"],
             row["mode"],
-            "\n".join(row["members"]),
+            ", ".join(row["members"]),
             str(row["rounds"]),
             f"{row['tokens']:,}",
             _number(row["heldout_loss"], 3),

@@ -14,6 +14,7 @@ from curtail_pipeline.control import remember, remembered
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.federation.local import LocalFederation
 from curtail_pipeline.orchestration.resources import Progress
+from curtail_pipeline.orchestration.runs import end_abandoned
 from curtail_pipeline.project import Project
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.clock import HeadlessClock
@@ -142,6 +143,7 @@ class Headless:
         """
         clock = self.project.clock
         assert isinstance(clock, HeadlessClock)
+        end_abandoned(self.instance)
         self.prepare()
         view = self.project.view(clock.now())
         with LocalFederation(self.project.home.root, self.project.experiment).ensure():

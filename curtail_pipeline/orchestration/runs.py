@@ -17,6 +17,19 @@ def active_segment(instance: dg.DagsterInstance) -> tuple[str, ...] | None:
     return None
 
 
+def end_abandoned(instance: dg.DagsterInstance) -> list[str]:
+    """Mark segment runs as failed whose process was killed; returns their ids.
+
+    Only for the holder of the home's lock: nobody else executes segments of this instance then.
+    """
+    ended = []
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
+        if run.job_name in SEGMENT_JOBS:
+            instance.report_run_failed(run, "the process that executed this run was killed")
+            ended.append(run.run_id)
+    return ended
+
+
 def last_failure(instance: dg.DagsterInstance, key: str) -> datetime | None:
     """When the newest failed or cancelled run for this checkpoint ended (wall time)."""
     statuses = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
