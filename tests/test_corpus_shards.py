@@ -201,6 +201,46 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert verify_shard(store, "A") == manifest
 
 
+def test_scratch_that_was_damaged_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SLICE_BYTES", 1)
+    config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 12), shard_tokens=20_000)
+    store, whole = Store(tmp_path / "store"), Store(tmp_path / "whole")
+    for each in (store, whole):
+        build_tokenizer(config, each)
+        freeze_dealing(config, each, SHARES)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build_site_shards(config, store, "A", stop)
+    scratch = next(store.path("scratch").rglob("A/00000.bin"))
+    scratch.write_bytes(scratch.read_bytes()[:-100])
+    assert build_site_shards(config, store, "A") == build_site_shards(config, whole, "A")
+
+
+def test_a_worker_that_dies_is_reported_and_the_build_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SLICE_BYTES", 1)
+    config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 12), workers=1)
+    store = Store(tmp_path / "store")
+    build_tokenizer(config, store)
+    freeze_dealing(config, store, SHARES)
+
+    def kill(done: int, _: int) -> None:
+        for child in psutil.Process().children():
+            child.kill()
+
+    with pytest.raises(CorpusError, match=r"a tokenising worker ended with status -9.* goes on where it stopped"):
+        build_site_shards(config, store, "A", kill)
+    assert build_site_shards(config, store, "A")["documents"] > 0
+
+
 def unchanged(store: Store) -> bytes:
     return json.dumps([[str(p), p.stat().st_mtime_ns] for p in sorted(store.root.rglob("*")) if p.is_file()]).encode()
 

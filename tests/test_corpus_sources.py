@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import threading
 import urllib.parse
@@ -107,6 +108,13 @@ def test_bytes_that_are_no_text_are_replaced_and_counted(tmp_path: Path) -> None
     assert documents(opened(tmp_path, path))[1].replaced == 0
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, data in (("a.txt", b"text"), ("b.jsonl", b'{"text": "text"}'), ("c.jsonl.gz", b'{"text": "text"}')):
+        data = b"\xef\xbb\xbf" + data
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        assert documents(opened(tmp_path, tmp_path / name)) == (["text"], Counts(documents=1))
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
 def test_a_very_long_document_comes_in_pieces(tmp_path: Path, name: str) -> None:
     long = "".join(f"line {i} of a long document\n" for i in range(100_000)) + "x" * 3_000_000
@@ -198,7 +206,7 @@ def test_the_embedded_text_is_english_and_always_the_same(tmp_path: Path) -> Non
         "Return a string containing a printable representation" in text or "regular expression" in text
         for text in found
     )
-    assert [text for _, text in stdlib_documents()] == found
+    assert [text for _, text in itertools.islice(stdlib_documents(), 100)] == found[:100]
 
 
 # ---- over the network ------------------------------------------------------------------------------------------------

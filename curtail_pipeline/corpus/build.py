@@ -135,13 +135,35 @@ class _Join:
         self._size = np.dtype(dealing.tokenizer.dtype).itemsize
         self._shard_bytes = dealing.shard_tokens * self._size
         (folder / "parts").mkdir(exist_ok=True)
-        state = folder / "state.json"
         self.state: dict[str, Any] = {"next": 0, "documents": 0, "bytes": 0, "tokens": 0, "counts": Counts().to_json()}
-        if state.exists():
-            self.state = json.loads(state.read_bytes())
-        self._ready = {int(path.stem) for path in (folder / "parts").glob("*.json")}
+        if (folder / "state.json").exists():
+            state = json.loads((folder / "state.json").read_bytes())
+            if self._trim(state["tokens"] * self._size):
+                self.state = state
+        if self.state["next"] == 0:
+            self._trim(0)
+        self._ready = {
+            int(path.stem)
+            for path in (folder / "parts").glob("*.json")
+            if self._length(path.with_suffix(".bin")) == json.loads(path.read_bytes())["tokens"] * self._size
+        }
         self._out: IO[bytes] | None = None
-        self._trim()
+
+    @staticmethod
+    def _length(path: Path) -> int:
+        return path.stat().st_size if path.exists() else -1
+
+    def _trim(self, length: int) -> bool:
+        """Cut off what was written beyond `length` bytes in all. False when there are fewer."""
+        present = 0
+        for path in self.folder.glob("*.bin"):
+            kept = min(max(length - int(path.stem) * self._shard_bytes, 0), self._shard_bytes)
+            if kept == 0:
+                path.unlink()
+            elif path.stat().st_size >= kept:
+                os.truncate(path, kept)
+                present += kept
+        return present == length
 
     def __enter__(self) -> "_Join":
         return self
@@ -149,16 +171,6 @@ class _Join:
     def __exit__(self, *_: object) -> None:
         if self._out is not None:
             self._out.close()
-
-    def _trim(self) -> None:
-        """Cut off what was written after the last recorded state."""
-        length = self.state["tokens"] * self._size
-        for path in self.folder.glob("*.bin"):
-            kept = min(max(length - int(path.stem) * self._shard_bytes, 0), self._shard_bytes)
-            if kept:
-                os.truncate(path, kept)
-            else:
-                path.unlink()
 
     @property
     def known(self) -> int:

@@ -168,7 +168,7 @@ def _json_text(line: str, column: str, counts: Counts) -> list[str | None]:
 def _parsed(line: str, column: str) -> Any:
     """What the text column holds; an integer where there is no such thing."""
     try:
-        return json.loads(line)[column]
+        return json.loads(line.removeprefix("\ufeff"))[column]
     except (ValueError, KeyError, TypeError, RecursionError):
         return 0
 
@@ -183,7 +183,7 @@ def check_column(file: SourceFile, column: str) -> None:
     with readable(file):
         for line in next(_lines(file, 0, None), []):
             try:
-                record = json.loads(line)
+                record = json.loads(line.removeprefix("\ufeff"))
             except ValueError:
                 continue
             if isinstance(record, dict):
@@ -269,7 +269,7 @@ def _open(uri: str) -> IO[bytes]:
 
 def _decoded(stream: IO[bytes]) -> Iterator[tuple[str, bool]]:
     """(text, whether bytes were replaced), a chunk at a time."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     tail = b""
     while data := stream.read(CHUNK_BYTES):
         text = decoder.decode(data)
