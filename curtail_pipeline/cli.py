@@ -28,7 +28,9 @@ app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
 
-ExperimentOption = Annotated[str, typer.Option("--experiment", "-e", help="A name in experiments/ or a YAML file.")]
+ExperimentOption = Annotated[
+    str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The home folder; .curtail/<name> by default.")]
 SitesOption = Annotated[str | None, typer.Option("--experiment", "-e", help="Its sites; else a site per region.")]
 TracesOption = Annotated[Path | None, typer.Option("--traces", help="A trace file in place of the experiment's.")]
@@ -166,7 +168,7 @@ def simulate(
     from curtail_pipeline.console import print_comparison, print_simulation
     from curtail_pipeline.whatif_command import compare_file, simulate_file
 
-    options = {"overheads": overheads, "forecast": forecast, "start": start, "deadline_h": deadline}
+    options: dict[str, Any] = {"overheads": overheads, "forecast": forecast, "start": start, "deadline_h": deadline}
     if compare:
         table = compare_file(traces, experiment, plot, **options)
         if json_:
@@ -256,6 +258,32 @@ def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "lap
 
         names = project.checkpoints.export(key, dest, card_of(project, key))
         typer.echo(f"{dest}: {', '.join(names)}")
+
+
+@site_app.command("run")
+def site_run(
+    name: Annotated[str, typer.Argument(help="The site, as the experiment names it.")],
+    superlink: Annotated[str, typer.Option(envvar="CURTAIL_SUPERLINK", help="host:port of the SuperLink.")],
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+) -> None:
+    """Run a site's trainer and SuperNode until told to stop."""
+    from curtail_pipeline.federation.standing import run_site
+
+    with _opened(experiment, out, clock="live") as project:
+        run_site(project.home.root, project.experiment, name, superlink)
+
+
+@app.command()
+def superlink(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+    folder: Annotated[Path, typer.Option(help="Where it keeps its state.")] = Path(".curtail/superlink"),
+) -> None:
+    """Become a standing SuperLink that sites join with `curtail site run`."""
+    from curtail_pipeline.federation.standing import run_superlink
+
+    run_superlink(host, port, folder)
 
 
 @app.command()

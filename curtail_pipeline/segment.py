@@ -16,8 +16,8 @@ from curtail_pipeline.corpus.ledger import Ledger, drop_prefix, take_prefix
 from curtail_pipeline.corpus.reader import ShardReader
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.follow import submit_and_follow
-from curtail_pipeline.federation.local import LocalFederation
 from curtail_pipeline.federation.plan import replay_rounds
+from curtail_pipeline.federation.standing import connect
 from curtail_pipeline.project import Project
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import Manifest
@@ -130,7 +130,7 @@ def replay_segment(project: Project, key: str, on_progress: Progress) -> Replaye
 
 
 def _run(project: Project, plan_key: str, on_progress: Progress) -> dict[str, Any]:
-    with LocalFederation(project.home.root, project.experiment).ensure() as federation:
+    with connect(project.home.root, project.experiment) as federation:
         return submit_and_follow(federation, plan_key, project.store, on_progress=on_progress)
 
 

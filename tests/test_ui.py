@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from micro import start_curtail, write_experiment
+from micro import EXPERIMENT, start_curtail, write_experiment
 from test_end_to_end import manifests, processes_of, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("ui")]
@@ -41,7 +41,8 @@ def ask(port: int, query: str) -> dict | None:
 
 def test_the_daemon_by_itself_starts_a_local_and_a_federated_segment(tmp_path: Path) -> None:
     rounds = {"round_s": 240, "max_rounds": 2}
-    experiment = write_experiment(tmp_path / "input", replay={"speed": SPEED}, rounds=rounds)
+    sites = [{**site, "steps_per_s": 0.02} for site in EXPERIMENT["sites"]]
+    experiment = write_experiment(tmp_path / "input", replay={"speed": SPEED}, rounds=rounds, sites=sites)
     port = free_port()
     log = tmp_path / "log"
     process = start_curtail("ui", "--experiment", str(experiment), "--port", str(port), home=tmp_path, log=log)

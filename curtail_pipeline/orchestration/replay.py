@@ -12,7 +12,7 @@ import dagster as dg
 
 from curtail_pipeline.control import remember, remembered
 from curtail_pipeline.errors import CurtailError, FederationError
-from curtail_pipeline.federation.local import LocalFederation
+from curtail_pipeline.federation.standing import connect
 from curtail_pipeline.orchestration.resources import Progress
 from curtail_pipeline.orchestration.runs import end_abandoned
 from curtail_pipeline.project import Project
@@ -146,7 +146,7 @@ class Headless:
         end_abandoned(self.instance)
         self.prepare()
         view = self.project.view(clock.now())
-        with LocalFederation(self.project.home.root, self.project.experiment).ensure():
+        with connect(self.project.home.root, self.project.experiment):
             while True:
                 parent = self.project.parent
                 # A run killed between a commit and the clock's move goes on behind what is committed.

@@ -1,0 +1,111 @@
+"""A SuperLink that stands elsewhere: which federation a segment uses, and the roles that containers run.
+
+With `CURTAIL_SUPERLINK` (`host:port`) set, segments are submitted to that SuperLink and sites join it with
+`curtail site run`; without it the local federation of the home is used.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation import control, processes
+from curtail_pipeline.federation.local import Federation, LocalFederation
+from curtail_pipeline.settings import Experiment
+
+SUPERLINK_ENV = "CURTAIL_SUPERLINK"
+STOP_S = 60.0
+"""How long a trainer may take to finish its step when its agent is told to stop."""
+
+
+@dataclass(frozen=True)
+class StandingFederation(Federation):
+    """A federation this machine did not start. Its nodes say who they are when the ServerApp asks."""
+
+    address: str = ""
+
+    def wait_ready(self, sites: Sequence[str]) -> dict[str, Any]:
+        """The SuperLink's address; the ServerApp finds the sites' nodes, and fails when one is not online."""
+        unknown = {"node_id": 0}
+        return {"superlink": {"address": self.address}, "sites": {site: {"supernode": unknown} for site in sites}}
+
+
+@contextmanager
+def connect(home: Path, experiment: Experiment) -> Iterator[Federation]:
+    """The federation that segments of this home run on."""
+    address = os.environ.get(SUPERLINK_ENV)
+    if address:
+        settings = experiment.federation
+        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.liveness_s, address)
+        return
+    with LocalFederation(home, experiment).ensure() as federation:
+        yield federation
+
+
+def run_superlink(host: str, port: int, folder: Path) -> NoReturn:
+    """Become a SuperLink that keeps its state in `folder`. No TLS: for a network that only sites and Dagster share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(folder / "flwr")}
+    command = [
+        str(Path(sys.executable).with_name("flower-superlink")), "--insecure", "--host", host, "--port", str(port),
+        "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    os.execve(command[0], command, environment)
+
+
+def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> int:
+    """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
+
+    Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
+
+    Raises:
+        SettingsError: the experiment has no such site.
+    """
+    experiment.site(name)
+    folder = home / "federation"
+    endpoint = folder / "trainers" / f"{name}.json"
+    endpoint.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(folder / f"flwr-{name}")}
+    commands = [
+        [
+            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", str(home / "store"),
+            "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
+        ],
+        [
+            str(Path(sys.executable).with_name("flower-supernode")), "--insecure", "--superlink", superlink,
+            "--node-config", f'name="{name}" endpoint="{endpoint}"',
+        ],
+    ]  # fmt: skip
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    parts = ("trainer", "SuperNode")
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        children += [
+            subprocess.Popen(command, env=environment, preexec_fn=processes.die_with_parent) for command in commands
+        ]
+        pid, status = os.wait()
+        code = os.waitstatus_to_exitcode(status)
+        part, child = next((part, child) for part, child in zip(parts, children, strict=True) if child.pid == pid)
+        child.returncode = code
+        raise FederationError(f"site {name}: its {part} ended with {code}; see its output above")
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+        for child in children:
+            try:
+                child.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
