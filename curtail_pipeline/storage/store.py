@@ -59,7 +59,9 @@ class Store:
         try:
             return json.loads(self.read_bytes(key))
         except ValueError as error:
-            raise StoreError(f"{key} in the store {self.root} is not valid JSON ({error}); restore or remove it") from error
+            raise StoreError(
+                f"{key} in the store {self.root} is not valid JSON ({error}); restore or remove it"
+            ) from error
 
     def write_bytes(self, key: str, data: bytes) -> None:
         path = self.path(key)

@@ -1,0 +1,75 @@
+"""Bad input on the command line: one paragraph that names the value and the fix, exit code 1, nothing changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from micro import EXPERIMENT, curtail, write_experiment, write_trace
+
+
+def refused(*words: str, home: Path) -> str:
+    done = curtail(*words, home=home, timeout=90)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("curtail: ") and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr
+
+
+def test_an_unknown_key_and_a_wrong_type(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, polcy={"name": "paper"}, job={"steps": "lots"})
+    message = refused("run", "--experiment", str(path), home=tmp_path / "home")
+    assert "polcy" in message and "job.steps" in message and "lots" in message
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [
+        (None, ["missing.csv"]),
+        ("time,NORTH,SOUTH\n2026-05-01T00:00:00Z,1,2\n2026-05-01T00:05:00Z,1,2\n", ["EAST", "NORTH"]),
+        ("time,NORTH,SOUTH,EAST\n2026-05-01T00:00:00Z,1,2,3\nlast tuesday,1,2,3\n", ["last tuesday"]),
+    ],
+)
+def test_a_missing_file_a_missing_region_and_a_time_that_is_none(
+    tmp_path: Path, trace: str | None, words: list[str]
+) -> None:
+    path = tmp_path / "missing.csv"
+    if trace is not None:
+        path.write_text(trace)
+    experiment = tmp_path / "x.yaml"
+    experiment.write_text(yaml.safe_dump({**EXPERIMENT, "traces": {"provider": "file", "path": str(path)}}))
+    message = refused("run", "--experiment", str(experiment), home=tmp_path / "home")
+    assert all(word in message for word in words), message
+
+
+def test_an_unknown_checkpoint_policy_and_benchmark(tmp_path: Path) -> None:
+    experiment = str(write_experiment(tmp_path))
+    trace = str(write_trace(tmp_path / "t.csv"))
+    assert "ckpt-000099" in refused("checkpoints", "show", "ckpt-000099", "-e", experiment, home=tmp_path)
+    assert "nonsense" in refused("windows", "--traces", trace, "--policy", "nonsense", home=tmp_path)
+    assert "windows" in refused("bench", "nonsense", home=tmp_path)
+
+
+def test_wrong_usage_is_exit_code_two(tmp_path: Path) -> None:
+    assert curtail("run", "--no-such-option", home=tmp_path, timeout=60).returncode == 2
+
+
+def test_windows_as_json(tmp_path: Path) -> None:
+    trace = write_trace(tmp_path / "t.csv")
+    done = curtail("windows", "--traces", str(trace), "--policy", "threshold", "--json", home=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["hours"] == pytest.approx({"NORTH": 1.5, "SOUTH": 110 / 60, "EAST": 20 / 60})
+    assert found["nulls"] == found["duplicates"] == 0
+
+
+def test_simulate_as_json(tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path, job={"steps": 30})
+    done = curtail(
+        "simulate", "--traces", str(tmp_path / "trace.csv"), "-e", str(experiment), "--json", home=tmp_path, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["finished"] and found["steps"] == 30
+    assert found["oracle_co2_kg"] <= found["co2_kg"]
