@@ -42,7 +42,8 @@ def ask(port: int, query: str) -> dict | None:
 def test_the_daemon_by_itself_starts_a_local_and_a_federated_segment(tmp_path: Path) -> None:
     rounds = {"round_s": 240, "max_rounds": 2}
     sites = [{**site, "steps_per_s": 0.02} for site in EXPERIMENT["sites"]]
-    experiment = write_experiment(tmp_path / "input", replay={"speed": SPEED}, rounds=rounds, sites=sites)
+    job = {"steps": 10**6}
+    experiment = write_experiment(tmp_path / "input", replay={"speed": SPEED}, rounds=rounds, sites=sites, job=job)
     port = free_port()
     log = tmp_path / "log"
     process = start_curtail("ui", "--experiment", str(experiment), "--port", str(port), home=tmp_path, log=log)
