@@ -136,8 +136,8 @@ def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> N
 
 
 def test_comparing_all_policies(paper: Experiment, trace: pl.DataFrame) -> None:
-    table, chart = compare(paper, trace, policies=["paper", "boundary", "forecast", "budget"], overheads="product")
-    assert table["policy"].to_list() == ["paper", "boundary", "forecast", "budget"]
+    table, chart = compare(paper, trace, policies=["paper", "boundary", "forecast"], overheads="product")
+    assert table["policy"].to_list() == ["paper", "boundary", "forecast"]
     assert table["finished"].all()
     drawn = chart.to_dict()
     assert [layer["mark"]["type"] for layer in drawn["layer"]] == ["point", "tick", "text"]

@@ -68,6 +68,8 @@ class Job:
     previous: Mapping[str, SiteDecision] = field(default_factory=dict)
     """The decision in force until now, site by site. Policies that plan ahead need it to know which sites are up; the
     others ignore it."""
+    round_started: datetime | None = None
+    """When the round in progress began, where one is: a policy that plans knows then when its merge is due."""
 
     @property
     def steps_left(self) -> int:

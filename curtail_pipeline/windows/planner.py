@@ -8,12 +8,11 @@ Lagrangian dual of the joint problem). Far ahead, where single slots are guesses
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from curtail_pipeline.windows.timeline import Floats
 
-_PRICES = 24
-_REFINEMENTS = 2
+_PRICES = 32
+_GRID = np.linspace(0.0, 1.0, _PRICES)
 _CHEAP, _BETWEEN, _DEAR = 0, 1, 2
 
 
@@ -50,6 +49,15 @@ class Slots:
 
 
 @dataclass(frozen=True)
+class _Chain:
+    """Slots with runs of them joined."""
+
+    slots: Slots
+    entry: Floats
+    """Cost of a step in the first slot of each run: what starting there loses."""
+
+
+@dataclass(frozen=True)
 class Advice:
     """What one site should do in the first slot, by whether it is up."""
 
@@ -77,28 +85,33 @@ def price_by_spread(sites: list[Slots], steps: float) -> float:
     return float(cost[order][min(int(np.searchsorted(total, steps)), len(cost) - 1)])
 
 
-def price_by_plan(sites: list[Slots], steps: float, up: list[bool]) -> float:
-    """The price at which the sites' best plans do the steps.
+def prices_by_plan(sites: list[Slots], wanted: list[float], up: list[bool]) -> list[float]:
+    """The price at which the sites' best plans do the steps, for each number of steps wanted.
 
     It maximises the dual on a grid that is refined around the best price; of two neighbours it is the upper one, at
     which the plans do at least the steps.
 
     Args:
+        wanted: ascending, at most the sites' capacity.
         up: per site, whether it is up already.
     """
-    low = price_by_spread(sites, steps)
+    low = price_by_spread(sites, wanted[0])
     span = max(0.25 * abs(low), 1e-3 * max(float(np.abs(slots.cost).max()) for slots in sites), 1e-12)
     while True:
         chains = [_compressed(slots, low, low + span) for slots in sites]
-        prices = np.linspace(low, low + span, _PRICES)
-        best = _best_price(chains, prices, steps, up)
-        if best < _PRICES - 1 or span > 1e12:
+        prices = low + span * _GRID
+        worth = _worth(chains, prices, up)
+        if int(np.argmax(prices * wanted[-1] - worth)) < _PRICES - 1 or span > 1e12:
             break
         span *= 4
-    for _ in range(_REFINEMENTS):
-        prices = np.linspace(prices[max(best - 1, 0)], prices[min(best + 1, _PRICES - 1)], _PRICES)
-        best = _best_price(chains, prices, steps, up)
-    return float(prices[min(best + 1, _PRICES - 1)])
+    found = []
+    for steps in wanted:
+        best = int(np.argmax(prices * steps - worth))
+        below, above = prices[max(best - 1, 0)], prices[min(best + 1, _PRICES - 1)]
+        fine = below + (above - below) * _GRID
+        best = int(np.argmax(fine * steps - _worth(chains, fine, up)))
+        found.append(float(fine[min(best + 1, _PRICES - 1)]))
+    return found
 
 
 def expected_cost(sites: list[Slots], price: float | None, steps: float) -> float:
@@ -108,7 +121,8 @@ def expected_cost(sites: list[Slots], price: float | None, steps: float) -> floa
     """
     if price is None:
         return float(sum((slots.steps * slots.cost).sum() for slots in sites))
-    return price * steps - float(sum(_values(slots, np.array([price]))[0][0] for slots in sites))
+    chains = [_compressed(slots, price, price) for slots in sites]
+    return price * steps - float(_worth(chains, np.array([price]), [False] * len(sites))[0])
 
 
 def advise(slots: Slots, price: float) -> Advice:
@@ -119,8 +133,8 @@ def advise(slots: Slots, price: float) -> Advice:
     margin = price - float(slots.cost[0])
     train = float(slots.steps[0]) * margin + train_later
     held = held_later - float(slots.hold[0])
-    begin = train - float(chain.start_steps[0]) * max(margin, 0.0) - float(slots.start_cost[0])
-    resume = train - float(chain.resume_steps[0]) * max(margin, 0.0)
+    begin = train - float(chain.slots.start_steps[0]) * max(margin, 0.0) - float(slots.start_cost[0])
+    resume = train - float(chain.slots.resume_steps[0]) * max(margin, 0.0)
     off = max(off_later, begin)
     can = bool(slots.steps[0] > 0)
     return Advice(
@@ -131,7 +145,7 @@ def advise(slots: Slots, price: float) -> Advice:
     )
 
 
-def _compressed(slots: Slots, low: float, high: float) -> Slots:
+def _compressed(slots: Slots, low: float, high: float) -> _Chain:
     """The same problem for prices from `low` to `high` in fewer slots.
 
     Runs of slots that are cheaper than any of the prices are used as a whole or not at all, runs that are dearer are
@@ -144,7 +158,7 @@ def _compressed(slots: Slots, low: float, high: float) -> Slots:
     steps = np.add.reduceat(np.where(kind == _DEAR, 0.0, slots.steps), at)
     paid = np.add.reduceat(np.where(kind == _DEAR, 0.0, slots.steps * slots.cost), at)
     cost = np.divide(paid, steps, out=slots.cost[at].copy(), where=steps > 0)
-    return Slots(
+    joined = Slots(
         steps,
         cost,
         np.add.reduceat(slots.hold, at),
@@ -152,30 +166,32 @@ def _compressed(slots: Slots, low: float, high: float) -> Slots:
         np.minimum(slots.start_steps[at], steps),
         np.minimum(slots.resume_steps[at], steps),
     )
+    return _Chain(joined, slots.cost[at])
 
 
-def _values(chain: Slots, prices: Floats, since: int = 0) -> tuple[Floats, Floats, Floats]:
+def _values(chain: _Chain, prices: Floats, since: int = 0) -> tuple[Floats, Floats, Floats]:
     """Per price: what a site's future is worth from slot `since` on, being off, held or in training before it."""
+    slots = chain.slots
     off = np.zeros(len(prices))
     held = np.zeros(len(prices))
     training = np.zeros(len(prices))
-    for t in range(len(chain.steps) - 1, since - 1, -1):
-        stays = held - chain.hold[t]
-        if chain.steps[t] <= 0:
+    for t in range(len(slots.steps) - 1, since - 1, -1):
+        stays = held - slots.hold[t]
+        if slots.steps[t] <= 0:
             held = training = np.maximum(off, stays)
             continue
-        margin = prices - chain.cost[t]
-        gain = np.maximum(margin, 0.0)
-        train = chain.steps[t] * margin + training
-        off = np.maximum(off, train - chain.start_steps[t] * gain - chain.start_cost[t])
+        gain = np.maximum(prices - chain.entry[t], 0.0)
+        train = slots.steps[t] * (prices - slots.cost[t]) + training
+        off = np.maximum(off, train - slots.start_steps[t] * gain - slots.start_cost[t])
         stays = np.maximum(off, stays)
-        held = np.maximum(stays, train - chain.resume_steps[t] * gain)
+        held = np.maximum(stays, train - slots.resume_steps[t] * gain)
         training = np.maximum(stays, train)
     return off, held, training
 
 
-def _best_price(chains: list[Slots], prices: Floats, steps: float, up: list[bool]) -> int:
-    dual: npt.NDArray[np.float64] = prices * steps
+def _worth(chains: list[_Chain], prices: Floats, up: list[bool]) -> Floats:
+    """Per price: what the best plans of all sites are worth."""
+    total = np.zeros(len(prices))
     for chain, is_up in zip(chains, up, strict=True):
-        dual = dual - _values(chain, prices)[2 if is_up else 0]
-    return int(np.argmax(dual))
+        total = total + _values(chain, prices)[2 if is_up else 0]
+    return total

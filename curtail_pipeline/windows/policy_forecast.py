@@ -12,7 +12,7 @@ from curtail_pipeline.times import iso
 from curtail_pipeline.windows.config import Site
 from curtail_pipeline.windows.forecasts import Forecast, SeasonalForecast
 from curtail_pipeline.windows.membership import Job, SiteDecision, View
-from curtail_pipeline.windows.planner import Advice, Slots, advise, capacity, price_by_plan, price_by_spread
+from curtail_pipeline.windows.planner import Advice, Slots, advise, capacity, price_by_spread, prices_by_plan
 from curtail_pipeline.windows.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.windows.segments import power_kw, step_us
 from curtail_pipeline.windows.timeline import HOUR, SECOND, Micros, Signal, duration_us, from_us, to_us
@@ -178,7 +178,7 @@ class ForecastPolicy:
 
     def _edges(self, us: int, deadline: int) -> Micros:
         """Slot edges from now to the deadline, less what the last round takes."""
-        end = max(deadline - self.merge_us - self.load_us, us + 1)
+        end = max(deadline - self.merge_us, us + 1)
         first = us // self.cadence * self.cadence + self.cadence
         inner = np.arange(first, end, self.cadence, dtype=np.int64)
         return np.concatenate(([us], inner, [end]))
@@ -188,22 +188,40 @@ class ForecastPolicy:
         edges = self._edges(us, deadline)
         sites = self._all_slots(view, us, edges)
         dearest = max(float(np.abs(slots.cost).max()) for slots in sites)
-        if capacity(sites) <= job.steps_left:
+        wanted = job.steps_left - self._ahead_steps(view, us, job, int(edges[-1]))
+        if capacity(sites) <= wanted:
             return None, [advise(slots, 4 * dearest + 1) for slots in sites]
         complete = len(edges) - 1 <= self.settings.plan_slots
 
-        def price_of(steps: float) -> float:
-            return price_by_plan(sites, steps, up) if complete else price_by_spread(sites, steps)
-
-        price = price_of(job.steps_left)
-        # Where in a round the present is, a plan does not know; it may have to pay for one more.
+        # What no plan sees: one more round than it counts on.
         once_more = sum(site.steps_per_s for site in view.sites) * (self.merge_us + self.load_us) / SECOND
-        insured = min(job.steps_left * (1 + self.margin) + once_more, capacity(sites))
-        limit = price + INSURANCE * abs(price) + 0.01 * dearest
-        price = min(price_of(insured), limit)
+        goals = [wanted, min(wanted * (1 + self.margin) + once_more, capacity(sites))]
+        price, safer = (
+            prices_by_plan(sites, goals, up) if complete else [price_by_spread(sites, steps) for steps in goals]
+        )
+        price = min(safer, price + INSURANCE * abs(price) + 0.01 * dearest)
         if not complete:
             sites = [slots.first(self.settings.near_slots) for slots in sites]
         return price, [advise(slots, price) for slots in sites]
+
+    def _ahead_steps(self, view: View, us: int, job: Job, end: int) -> float:
+        """Steps that the training sites will do by `end` beyond the average of their rounds.
+
+        Slots count a round's overhead evenly. Right after a round's load the sites are behind that, right before its
+        merge ahead of it, and the last round before `end` is cut.
+        """
+        since = 0 if job.round_started is None else us - to_us(job.round_started)
+        period = self.round_us + self.merge_us
+        left = max(0, self.round_us - max(since, self.load_us)) if since < period else 0
+        full, rest = divmod(max(0, end - us - (period - since)), period)
+        if end - us < period - since:
+            left, full, rest = min(left, end - us), 0, 0
+        total = 0.0
+        for i, site in enumerate(view.sites):
+            if _trained(job.previous.get(site.name)):
+                exact = left + full * self.usable[i] * period + max(0, rest - self.load_us)
+                total += (exact - self.usable[i] * (end - us)) / SECOND * site.steps_per_s + 0.5
+        return total
 
     def _all_slots(self, view: View, us: int, edges: Micros) -> list[Slots]:
         return [self._slots(view, i, us, edges) for i in range(len(view.sites))]

@@ -142,8 +142,16 @@ def clock_end(view: View, experiment: Experiment) -> int:
     return end
 
 
-def _steps_at(view: View, us: int, job: Job, done: int, current: Decision) -> Decision:
-    return decide(view, from_us(us), replace(job, steps_done=min(done, job.steps_total), previous=current.sites))
+def _steps_at(
+    view: View, us: int, job: Job, done: int, current: Decision, round_started: int | None = None
+) -> Decision:
+    known = replace(
+        job,
+        steps_done=min(done, job.steps_total),
+        previous=current.sites,
+        round_started=None if round_started is None else from_us(round_started),
+    )
+    return decide(view, from_us(us), known)
 
 
 class _Round:
@@ -197,7 +205,7 @@ class _Round:
                 self.at_clock_end = stop == self.cap and self.cap < limit
                 break
             done = self.job.steps_done + int(self._counts(event).sum())
-            following = _steps_at(view, event, self.job, done, self.current)
+            following = _steps_at(view, event, self.job, done, self.current, self.start)
             self.spans.append(_Span(now, event, self.current.sites))
             self.current, now = following, event
             for i, name in enumerate(self.names):
@@ -230,7 +238,7 @@ class _Round:
             if event >= min(self.end, self.view.end_us):
                 break
             self.spans.append(_Span(now, event, self.current.sites))
-            self.current, now = _steps_at(self.view, event, self.job, done, self.current), event
+            self.current, now = _steps_at(self.view, event, self.job, done, self.current, self.start), event
         self.spans.append(_Span(now, self.end, self.current.sites))
 
 
