@@ -28,6 +28,7 @@ with control.quiet():
     from flwr.serverapp import Grid
     from flwr.supercore import constant
     from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.inflatable import inflatable_utils
     from flwr.supercore.superexec import run_superexec
     from flwr.supercore.task_identity import TaskIdentity
 
@@ -62,6 +63,10 @@ def test_the_pinned_release_still_has_what_is_used() -> None:
     for started in (flwr.supernode.start_client_internal, sys.modules["flwr.superlink.cli.flower_superlink"]):
         assert '"flower-superexec"' in inspect.getsource(started)
     assert run_superexec._TASK_POLL_INTERVAL_ENV in control.ENVIRONMENT
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        assert {name: inspect.signature(pull).parameters[name].default for name in control.PULL_BACKOFF} == (
+            control.PULL_BACKOFF
+        )
     # the SuperNode's pause between two questions, which `_poll_faster` shortens, and the line the supervisor reads
     source = inspect.getsource(flwr.supernode.start_client_internal)
     assert "time.sleep(3)" in source and "time.sleep(0.5)" in source and '"SuperNode ID: %s"' in source

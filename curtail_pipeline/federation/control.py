@@ -30,6 +30,10 @@ TASK_POLL_S = 0.5
 """How often a SuperExec asks for tasks. Every question costs some 10 ms of CPU on the two sides together, also while a
 site trains."""
 
+PULL_BACKOFF = {"initial_backoff": 0.1, "backoff_cap": 1.0}
+"""Seconds between two tries to pull a part of a message that its sender has not pushed yet. Flower's 1 s, doubled up to
+10 s, is for large tensors on slow lines; these messages are a few hundred bytes."""
+
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -193,7 +197,10 @@ def entry_point(name: str) -> Any:
     import flwr.supercore.cli
     import flwr.superlink.cli
     import flwr.supernode.cli
+    from flwr.supercore.inflatable import inflatable_utils
 
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        pull.__kwdefaults__.update(PULL_BACKOFF)  # type: ignore[union-attr]
     return {
         "flower-superlink": flwr.superlink.cli.flower_superlink,
         "flower-supernode": flwr.supernode.cli.flower_supernode,

@@ -215,15 +215,12 @@ class Supervisor:
         return self._fork(child, lambda: os.execvpe(command[0], command, self.original_environment))
 
     def _start_superlink(self, child: Child) -> int:
-        if not self.address:
-            for old in self.folder.glob("flower.db*"):
-                old.unlink()
         if not any(f"supernode-{site}" in self.children for site in self.sites):
             # a port that something else took meanwhile ends the process, and the next try has another
             self.address = f"127.0.0.1:{free_port()}"
         argv = [
             "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", self.address.split(":")[1],
-            "--database", str(self.folder / "flower.db"), "--disable-runtime-dependency-installation",
+            "--disable-runtime-dependency-installation",
         ]  # fmt: skip
         return self._fork(child, control.entry_point(argv[0]), argv)
 
@@ -283,6 +280,12 @@ class Supervisor:
     def _ended(self, child: Child, code: int, now: float) -> None:
         child.ends = 1 if now - child.began > STEADY_S else child.ends + 1
         child.pid, child.facts = None, {}
+        if child.name == "superlink":
+            # its state was in memory: a database on disk costs a second per round, and its runs end with it anyway
+            for site in self.sites:
+                node = self.children.get(f"supernode-{site}")
+                if node and node.pid:
+                    os.kill(node.pid, signal.SIGKILL)
         print(f"{child.name} ended with {code}", file=sys.stderr, flush=True)
         if not self.ready and child.ends >= START_TRIES:
             self.failed = f"{child.name} ended with {code} {child.ends} times; its log {child.log} ends:\n" + (
