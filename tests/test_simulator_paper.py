@@ -130,8 +130,8 @@ def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> N
         for overheads in ("paper", "product")
     }
     assert kg["forecast", "product"] < 0.65
-    assert kg["forecast", "product"] < 0.6 * kg["forecast", "paper"]
-    assert kg["forecast", "paper"] < kg["paper", "paper"]
+    assert kg["forecast", "product"] < 0.75 * kg["forecast", "paper"]
+    assert kg["forecast", "paper"] < 0.7 * kg["paper", "paper"]
     assert kg["paper", "product"] > kg["paper", "paper"], "without overheads the prototype finishes more of it early"
 
 
