@@ -161,12 +161,17 @@ class Project:
             )
         return merge_days(tables)
 
-    def view(self, now: datetime) -> View:
-        """What decisions are made from: the recorded trace in a headless run, otherwise what is known at `now`."""
+    def view(self, now: datetime, since: datetime | None = None) -> View:
+        """What decisions are made from: the recorded trace in a headless run, otherwise what is known at `now`.
+
+        Args:
+            since: how far back decisions will be asked for; `LOOKBACK` when that is less.
+        """
         if self.clock_mode == "headless":
             days = self.days
             return View.build(self.experiment, self.traces(days), self.windows(days))
-        days = days_between(max(self.start, now - LOOKBACK), now + timedelta(microseconds=1))
+        first = min(now - LOOKBACK, since or now)
+        days = days_between(max(self.start, first), now + timedelta(microseconds=1))
         return View.build(self.experiment, self.traces(days), self.windows(days), as_of=now)
 
     @property

@@ -263,7 +263,9 @@ def _commit(
     if scheduled is not None:
         start, end, intervals = _virtual_time(project, parent, scheduled, segment)
     else:
-        start, end, intervals = _wall_time(project, request, segment, began, store.path(f"{scratch}/rounds.jsonl"))
+        start, end, intervals = _wall_time(
+            project, request, parent, segment, began, store.path(f"{scratch}/rounds.jsonl")
+        )
     sequence = project.experiment.training.sequence_length
     sites = {
         site: {
@@ -308,20 +310,29 @@ def _commit(
     )
 
 
+def _pause_power(project: Project, parent: Manifest, start: datetime) -> tuple[PowerInterval, ...]:
+    """Power of sites that were warm or starting between the parent's end and this segment."""
+    view = project.view(start, since=parent.end)
+    return idle_intervals(view, project.experiment, parent.end, start, project.job(parent, {}))
+
+
 def _virtual_time(
     project: Project, parent: Manifest, scheduled: SegmentPlan, segment: Mapping[str, Any]
 ) -> tuple[datetime, datetime, list[PowerInterval]]:
     """The planned times, cut at the last round that was realised; the pause before the segment counts to it."""
     done = len(segment["rounds"])
     end = scheduled.end if done == len(scheduled.rounds) else scheduled.rounds[done - 1].end
-    view = project.view(scheduled.start)
-    pause = idle_intervals(view, project.experiment, parent.end, scheduled.start, project.job(parent, {}))
     cut = [PowerInterval(i.site, i.state, i.start, min(i.end, end), i.kw) for i in scheduled.intervals if i.start < end]
-    return scheduled.start, end, [*pause, *cut]
+    return scheduled.start, end, [*_pause_power(project, parent, scheduled.start), *cut]
 
 
 def _wall_time(
-    project: Project, request: SegmentRequest, segment: Mapping[str, Any], began: datetime, journal: Path
+    project: Project,
+    request: SegmentRequest,
+    parent: Manifest,
+    segment: Mapping[str, Any],
+    began: datetime,
+    journal: Path,
 ) -> tuple[datetime, datetime, list[PowerInterval]]:
     """In the clock's time: a site trains from a round's start for the seconds its trainer reports, and idles else."""
     clock = project.clock
@@ -345,7 +356,8 @@ def _wall_time(
                 until(to_clock(first), "idle")
                 until(to_clock(first + seconds(results[name]["seconds"])), "training")
         until(ended, "idle")
-    return to_clock(began), ended, intervals
+    start = to_clock(began)
+    return start, ended, [*_pause_power(project, parent, start), *intervals]
 
 
 def _interval_json(interval: PowerInterval) -> dict[str, Any]:
