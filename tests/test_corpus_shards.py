@@ -120,7 +120,7 @@ def test_worker_processes_give_the_same_bytes(
 ) -> None:
     config, store = built
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)  # many slices
-    frame = pl.DataFrame({"text": [*texts()] * 8})
+    frame = pl.DataFrame({"text": [*texts()] * 6})
     frame.write_parquet(tmp_path / "a.parquet")
     many = config.model_copy(update={"source": str(tmp_path / "a.parquet"), "tokenizer": str(store.path(TOKENIZER))})
     stores: dict[int | None, Store] = {}
@@ -169,7 +169,7 @@ build_site_shards(settings, Store(sys.argv[2]), "A", lambda done, n: print(done,
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None) -> None:
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
-    source = write_corpus(tmp_path / "a.parquet", texts() * 40)
+    source = write_corpus(tmp_path / "a.parquet", texts() * 24)
     config = corpus_settings(source, shard_tokens=50_000, workers=workers)
     store = Store(tmp_path / "store")
     build_tokenizer(config, store)
@@ -194,7 +194,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     manifest = build_site_shards(config, store, "A", lambda done, _: seen.append(done))
     assert 3 < seen[0] <= n == seen[-1]
     whole = Store(tmp_path / "whole")
-    other = config.model_copy(update={"tokenizer": str(store.path(TOKENIZER))})
+    other = config.model_copy(update={"tokenizer": str(store.path(TOKENIZER)), "workers": None})
     build_tokenizer(other, whole)
     freeze_dealing(other, whole, SHARES)
     assert build_site_shards(other, whole, "A") == manifest
@@ -203,7 +203,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_scratch_that_was_damaged_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
-    config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 12), shard_tokens=20_000)
+    config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 8), shard_tokens=20_000)
     store, whole = Store(tmp_path / "store"), Store(tmp_path / "whole")
     for each in (store, whole):
         build_tokenizer(config, each)
@@ -213,7 +213,7 @@ def test_scratch_that_was_damaged_is_built_anew(tmp_path: Path, monkeypatch: pyt
         pass
 
     def stop(done: int, _: int) -> None:
-        if done == 3:
+        if done == 2:
             raise Stop
 
     with pytest.raises(Stop):
@@ -227,7 +227,7 @@ def test_a_worker_that_dies_is_reported_and_the_build_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
-    config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 12), workers=1)
+    config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 8), workers=1)
     store = Store(tmp_path / "store")
     build_tokenizer(config, store)
     freeze_dealing(config, store, SHARES)

@@ -115,7 +115,7 @@ def load_manifest(store: Store, target: str) -> dict[str, Any]:
 
 
 def check_model_vocab(manifest: Mapping[str, Any], model_vocab_size: int) -> None:
-    """Refuse a model whose embedding cannot hold every token of the shards.
+    """Refuse a model whose embedding cannot hold every token of the tokenizer (a shard manifest, or its description).
 
     Raises:
         CorpusError: it cannot.
