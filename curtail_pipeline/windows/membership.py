@@ -102,10 +102,11 @@ class View:
         forecasts: "Forecast | None" = None,
         as_of: datetime | None = None,
         prices: Mapping[str, Signal] | None = None,
+        end: datetime | None = None,
     ) -> None:
         self.experiment = experiment
         self.sites: tuple[Site, ...] = tuple(experiment.sites)
-        self.signals = dict(signals)
+        self.signals = signals
         self.prices: dict[str, Signal] = dict(prices or {})
         """Price per region (currency/MWh), for policies that spend money."""
         self.windows = dict(windows)
@@ -121,7 +122,8 @@ class View:
         self.start_us = -FOREVER if started is None else to_us(started)
         """Before it nothing runs: a site whose window is open by then starts up only then."""
         if as_of is None:
-            self._end: int | None = max((signal.end for signal in self.signals.values()), default=0)
+            ends = [to_us(end)] if end is not None else [signal.end for signal in signals.values()]
+            self._end: int | None = max(ends, default=0)
         else:
             self._end = None
 
@@ -160,16 +162,7 @@ class View:
             raise TraceError(
                 f"no signal for region {missing[0]!r}: the traces have {known}; add its trace or remove the site"
             )
-        by_site = {
-            str(key[0]): part
-            for key, part in windows.sort("site", "start")
-            .partition_by("site", as_dict=True, maintain_order=True)
-            .items()
-        }
-        tables = {}
-        for site in experiment.sites:
-            part = by_site.get(site.name)
-            tables[site.name] = SiteWindows.none() if part is None else _site_windows(part, signals.get(site.region))
+        tables = site_windows(experiment, windows, signals)
         if isinstance(forecasts, pl.DataFrame):
             from curtail_pipeline.windows.forecasts import SeasonalForecast, TableForecast, issued_forecasts
 
@@ -257,7 +250,25 @@ def read_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | N
     return signals
 
 
-def _site_windows(rows: pl.DataFrame, signal: Signal | None) -> SiteWindows:
+def site_windows(
+    experiment: Experiment, table: pl.DataFrame, signals: Mapping[str, Signal] | None = None
+) -> dict[str, SiteWindows]:
+    """A windows table as arrays per site of the experiment.
+
+    Args:
+        signals: an open window ends where its site's signal is too old; without them it stays open.
+    """
+    ordered = table.sort("site", "start")
+    parts = {str(key[0]): part for key, part in ordered.partition_by("site", as_dict=True, maintain_order=True).items()}
+    found = {}
+    for site in experiment.sites:
+        rows = parts.get(site.name)
+        signal = (signals or {}).get(site.region)
+        found[site.name] = SiteWindows.none() if rows is None else _windows_of(rows, signal)
+    return found
+
+
+def _windows_of(rows: pl.DataFrame, signal: Signal | None) -> SiteWindows:
     start = rows["start"].dt.epoch("us").to_numpy().astype(np.int64)
     end = rows["end"].dt.epoch("us").fill_null(FOREVER).to_numpy().astype(np.int64)
     closed = [text or "" for text in rows["closed_by"]]
