@@ -170,3 +170,19 @@ def test_token_losses_are_hugging_faces():
     ours = loss.token_losses(model, tokens)
     assert ours.shape == (3, 10)
     assert ours.mean().item() == pytest.approx(model(input_ids=tokens, labels=tokens).loss.item(), rel=1e-5)
+
+
+def test_head_loss_in_bfloat16_is_near():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(40, 16, generator=generator), torch.randn(30, 16, generator=generator)
+    targets = torch.randint(30, (40,), generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        h, w = hidden.to(dtype, copy=True).requires_grad_(), weight.clone().requires_grad_()
+        total = loss.head_loss(h, w, targets, 15.0)
+        total.backward()
+        assert h.grad.dtype == dtype and w.grad.dtype == torch.float32
+        found.append((total.item(), h.grad.float(), w.grad))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-2)
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        assert (a - b).norm() < 0.03 * a.norm()

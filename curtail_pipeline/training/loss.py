@@ -28,17 +28,20 @@ class _HeadLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            size = _chunk(hidden.device, weight.shape[0])
+            size = min(len(hidden), _chunk(hidden.device, weight.shape[0]))
             rows = torch.arange(size, device=hidden.device)
+            # One chunk's memory for all chunks: fresh pages cost a CPU as much as the arithmetic.
+            product = hidden.new_empty(size, weight.shape[0])
+            space = torch.empty_like(product, dtype=torch.float32)
             for start in range(0, hidden.shape[0], size):
                 h, t = hidden[start : start + size], targets[start : start + size, None]
                 if cap is None:
-                    logits = (h @ matrix.T).float()
+                    logits = torch.mm(h, matrix.T, out=product[: len(h)]).float()
                     logits -= logits.amax(1, keepdim=True)
                     bent = None
                 else:  # a capped logit's exponential cannot overflow
-                    bent = ((h / cap) @ matrix.T).float().tanh_()
-                    logits = bent * cap
+                    bent = torch.mm(h / cap, matrix.T, out=product[: len(h)]).float().tanh_()
+                    logits = torch.mul(bent, cap, out=space[: len(h)])
                 wanted = logits.gather(1, t)
                 slope = logits.exp_()
                 normaliser = slope.sum(1, keepdim=True)
@@ -48,12 +51,13 @@ class _HeadLoss(torch.autograd.Function):
                 if bent is not None:  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
                     slope.addcmul_(slope, bent.square_(), value=-1)
                 share = normaliser.reciprocal_()
+                grad = grad_hidden[start : start + size]
                 if hidden.dtype == torch.float32:
-                    grad_hidden[start : start + size] = torch.mm(slope, matrix).mul_(share)
+                    torch.mm(slope, matrix, out=grad).mul_(share)
                     grad_weight.addmm_(slope.T, h * share)
                 else:  # a narrow type holds slopes, not sums of exponentials
                     slope = slope.mul_(share).to(hidden.dtype)
-                    torch.mm(slope, matrix, out=grad_hidden[start : start + size])
+                    torch.mm(slope, matrix, out=grad)
                     grad_weight += slope.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
