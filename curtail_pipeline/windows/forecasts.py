@@ -74,7 +74,7 @@ class SeasonalForecast:
         recorded = min(HISTORY_DAYS, (now - int(signal.times[0])) // DAY)
         if recorded < 1:
             return np.full(len(targets), signal.at(now))
-        ahead = np.maximum(-((now - targets) // DAY), 1)
+        ahead = np.maximum((targets - now) // DAY, 0) + 1
         back = (ahead - 1) % recorded + 1
         values = _held(signal, targets - (ahead + back - 1) * DAY)
         return np.where(np.isnan(values), signal.at(now), values)
