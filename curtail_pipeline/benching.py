@@ -8,10 +8,14 @@ from typing import Any
 from curtail_pipeline.errors import SettingsError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+MODULES = {"tokenize": "tokenize_corpus"}
+"""Benchmarks whose module has another name: `tokenize.py` would shadow the standard library's."""
 
 
 def names() -> list[str]:
-    return sorted(path.stem.replace("_", "-") for path in BENCHMARKS.glob("[!_]*.py"))
+    """The benchmarks there are."""
+    shown = {module: name for name, module in MODULES.items()}
+    return sorted(shown.get(path.stem, path.stem.replace("_", "-")) for path in BENCHMARKS.glob("[!_]*.py"))
 
 
 def run_benchmark(name: str, options: list[str]) -> dict[str, Any]:
@@ -20,7 +24,7 @@ def run_benchmark(name: str, options: list[str]) -> dict[str, Any]:
     Raises:
         SettingsError: no such benchmark, or an option it does not take.
     """
-    path = BENCHMARKS / f"{name.replace('-', '_')}.py"
+    path = BENCHMARKS / f"{MODULES.get(name, name.replace('-', '_'))}.py"
     if not path.exists():
         raise SettingsError(f"no benchmark {name!r}; there are {', '.join(names())}")
     spec = importlib.util.spec_from_file_location(f"benchmarks.{path.stem}", path)

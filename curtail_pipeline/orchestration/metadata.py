@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
+import polars.selectors as cs
 
 from curtail_pipeline.orchestration.resources import Progress
 from curtail_pipeline.project import Project, midnight
@@ -40,7 +41,8 @@ def table(rows: pl.DataFrame) -> dg.MetadataValue:
     """A small frame as a table in the UI."""
     if rows.is_empty():
         return dg.MetadataValue.text("none")
-    records = [dg.TableRecord(json.loads(json.dumps(row, default=str))) for row in rows.iter_rows(named=True)]
+    rounded = rows.with_columns(cs.float().round(3))
+    records = [dg.TableRecord(json.loads(json.dumps(row, default=str))) for row in rounded.iter_rows(named=True)]
     return dg.MetadataValue.table(records)
 
 

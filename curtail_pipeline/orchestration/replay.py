@@ -28,6 +28,8 @@ MAX_ATTEMPTS = 3
 INSTANCE_YAML = """\
 telemetry:
   enabled: false
+nux:
+  enabled: false
 concurrency:
   runs:
     max_concurrent_runs: 4
