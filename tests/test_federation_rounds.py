@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from curtail_pipeline.corpus.ranges import after_prefix, compact, total
 from curtail_pipeline.errors import FederationError, LedgerError
 from curtail_pipeline.federation.memory import Fault, MemoryTransport, SimulatedSite
 from curtail_pipeline.federation.plan import replay_rounds
-from curtail_pipeline.federation.ranges import after_prefix, compact, length
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.storage.store import Store, file_sha256
 
@@ -45,7 +45,7 @@ class Bench:
         for index, steps in enumerate(rounds or []):
             lease = {}
             for site, count in steps.items():
-                lease[site] = [[0, cursor[site], cursor[site] + PER_STEP * count]]
+                lease[site] = [[1, cursor[site], cursor[site] + PER_STEP * count]]
                 cursor[site] += PER_STEP * count
             planned.append({"index": index, "start": None, "end": None, "steps": steps, "lease": lease, "stops": {}})
         return {
@@ -59,7 +59,7 @@ class Bench:
         } | changes  # fmt: skip
 
     def live(self, members: tuple[str, ...] = SITES, max_rounds: int = 4, **changes: Any) -> dict[str, Any]:
-        lease = {site: [[0, 0, 40], [1, 0, 1000]] for site in members}
+        lease = {site: [[1, 0, 40], [2, 0, 1000]] for site in members}
         opened = {"round_s": 600.0, "max_rounds": max_rounds, "lease": lease, "generation": 3}
         return self.plan(None, members, open=opened, **changes)
 
@@ -96,7 +96,7 @@ def test_a_planned_segment(bench: Bench) -> None:
     segment = bench.run(bench.plan([{"CA": 3, "TX": 3, "SA": 1}, {"CA": 2, "TX": 2}], stop_reason="SA leaves"))
     assert segment["stop_reason"] == "SA leaves" and segment["steps"] == 11 and segment["tokens"] == 11 * PER_STEP * 8
     assert [r["steps"] for r in segment["rounds"]] == [{"CA": 3, "SA": 1, "TX": 3}, {"CA": 2, "TX": 2}]
-    assert segment["sites"]["CA"]["consumed"] == [[0, 0, 20]] and segment["sites"]["SA"]["steps"] == 1
+    assert segment["sites"]["CA"]["consumed"] == [[1, 0, 20]] and segment["sites"]["SA"]["steps"] == 1
     first, second = bench.orders("CA")
     assert (first["first_step"], first["members"], second["first_step"], second["members"]) == (100, 3, 107, 2)
     assert first["inner_state"] == "fresh" and second["inner_state"].startswith("sha256:")
@@ -127,8 +127,8 @@ def test_a_refused_update_rolls_back_and_the_site_goes_on(bench: Bench, kind: An
     assert set(segment["rounds"][1]["refused"]) == {"TX"} and segment["rounds"][1]["steps"] == {"CA": 2}
     before, refused, after = bench.orders("TX")
     assert after["inner_state"] == refused["inner_state"] != before["inner_state"]
-    assert refused["lease"] == [[0, 8, 16]] and after["lease"] == [[0, 8, 24]]  # the ranges came back
-    assert segment["sites"]["TX"]["consumed"] == [[0, 0, 16]] and segment["sites"]["TX"]["steps"] == 4
+    assert refused["lease"] == [[1, 8, 16]] and after["lease"] == [[1, 8, 24]]  # the ranges came back
+    assert segment["sites"]["TX"]["consumed"] == [[1, 0, 16]] and segment["sites"]["TX"]["steps"] == 4
     assert (after["first_step"], after["members"]) == (106, 2)
     assert segment["stop_reason"] == "plan finished" and set(segment["refused"]) == {"TX"} and not segment["lost"]
 
@@ -141,7 +141,7 @@ def test_a_lost_site_ends_the_segment_after_the_round(bench: Bench, kind: Any, r
     segment = bench.run(bench.plan([{"CA": 2, "TX": 2}] * 4, ("CA", "TX")), (Fault("TX", 1, kind),))
     assert len(segment["rounds"]) == 2 and segment["rounds"][1]["steps"] == {"CA": 2}
     assert segment["stop_reason"].startswith(f"TX lost: {reason}"), segment["stop_reason"]
-    assert segment["sites"]["TX"]["consumed"] == [[0, 0, 8]] and segment["lost"].keys() == {"TX"}
+    assert segment["sites"]["TX"]["consumed"] == [[1, 0, 8]] and segment["lost"].keys() == {"TX"}
     end = segment["sites"]["TX"]["inner_state"]["end"]
     assert end == bench.orders("TX")[1]["inner_state"]  # the state at the lost round's start
     assert bench.now < 12
@@ -250,7 +250,7 @@ def test_ranges_after_a_prefix(lease: list[list[int]], data: st.DataObject) -> N
     consumed = compact([epoch, i, i + 1] for epoch, i in flat[:cut])
     rest = after_prefix(lease, consumed)
     assert [(epoch, i) for epoch, first, end in rest for i in range(first, end)] == flat[cut:]
-    assert length(consumed) + length(rest) == length(lease)
+    assert total(consumed) + total(rest) == total(lease)
 
 
 def test_ranges_out_of_the_lease_are_refused() -> None:
@@ -284,7 +284,7 @@ def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults:
         per_round = [part for r in segment["rounds"] for part in r["consumed"].get(site, [])]
         assert compact(per_round) == mine["consumed"]
         # from the beginning, without a gap, no more than was leased
-        assert mine["consumed"] == ([[0, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
+        assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
     again = plan | {"rounds": replay_rounds(segment), "replay": True}
     replayed = bench.run(again, folder="scratch/replay")
     assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]

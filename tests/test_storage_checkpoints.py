@@ -1,4 +1,3 @@
-import itertools
 import json
 import multiprocessing
 import resource
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from curtail_pipeline.errors import LedgerError, StoreError
 from curtail_pipeline.storage.checkpoints import AlreadyCommitted, Checkpoints, Fenced
-from curtail_pipeline.storage.ranges import add_ranges, count_sequences
 from curtail_pipeline.storage.store import Store, file_sha256
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
@@ -32,7 +28,7 @@ def fields(parent: str | None = None, begin: int = 0, first: int = 0, steps: int
             "SPP_TX": {
                 "steps": steps,
                 "tokens": 8 * steps,
-                "consumed": [[0, first, first + steps]],
+                "consumed": [[1, first, first + steps]],
                 "inner_state": state,
             }
         }
@@ -70,6 +66,10 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
     return Checkpoints(Store(tmp_path / "store"))
 
 
+def ledger(consumed: list[Any], **more: Any) -> dict[str, Any]:
+    return {"SPP_TX": {"epoch": 1, "consumed": consumed, **more}}
+
+
 def commit_three(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
     checkpoints.commit("ckpt-000000", files, fields(), 0)
     checkpoints.commit("ckpt-000001", files, fields("ckpt-000000"), 1)
@@ -87,7 +87,7 @@ def test_commit_and_read(checkpoints: Checkpoints, files: dict[str, Path]) -> No
     assert checkpoints.last() == "ckpt-000002" and checkpoints.next_key() == "ckpt-000003"
     assert checkpoints.lineage("ckpt-000002") == checkpoints.keys() == checkpoints.verify_chain()
     manifest = checkpoints.manifest("ckpt-000002")
-    assert manifest.ledger["SPP_TX"].consumed == [(0, 0, 10)]
+    assert manifest.ledger["SPP_TX"].consumed == [(1, 0, 10)]
     assert manifest.tokens.total == 80 and manifest.steps.end == 10 and manifest.generation == 2
     assert manifest.parent_manifest_sha256 == file_sha256(checkpoints.folder("ckpt-000001") / "manifest.json")
     assert manifest.sha256() == file_sha256(checkpoints.folder("ckpt-000002") / "manifest.json")
@@ -352,11 +352,45 @@ def test_a_checkpoint_has_to_follow_from_its_parent(checkpoints: Checkpoints, fi
     refused(StoreError, "no checkpoint", parent="ckpt-000009")
     refused(StoreError, "steps", steps={"begin": 9, "end": 15})
     refused(StoreError, "tokens", tokens={"segment": 41})
-    refused(StoreError, "ledger of site 'SPP_TX'", ledger={"SPP_TX": {"epoch": 0, "consumed": [[0, 0, 14]]}})
-    with pytest.raises(LedgerError, match="sequences 8 to 10 of epoch 0"):
+    refused(LedgerError, "ckpt-000003: ledger of SPP_TX, epoch 1", ledger=ledger([[1, 0, 14]]))
+    refused(LedgerError, "ledger of SPP_TX is written as", ledger=ledger([[1, 0, 9], [1, 9, 15]]))
+    refused(LedgerError, "ledger of SPP_TX is written as", ledger={"SPP_TX": {"epoch": 2, "consumed": [[1, 0, 15]]}})
+    refused(LedgerError, "belongs to another site", ledger=ledger([[1, 0, 15]], moved=[[1, 12, 20, "NEM_SA"]]))
+    refused(
+        LedgerError, "moved to NEM_SA after it was trained", ledger=ledger([[1, 0, 15]], moved=[[1, 4, 6, "NEM_SA"]])
+    )
+    refused(StoreError, "greater than or equal to 1", ledger={"SPP_TX": {"epoch": 0, "consumed": [[1, 0, 15]]}})
+    with pytest.raises(LedgerError, match=r"SPP_TX, epoch 1: sequences \[8, 10\) are counted twice"):
         checkpoints.commit("ckpt-000003", files, fields("ckpt-000002", begin=10, first=8), 3)
     assert checkpoints.last() == "ckpt-000002"
-    checkpoints.commit("ckpt-000003", files, {**good, "ledger": {"SPP_TX": {"epoch": 0, "consumed": [[0, 0, 15]]}}}, 3)
+    checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([[1, 0, 15]])}, 3)
+
+
+def test_text_moved_to_another_site_is_counted_in_its_owners_ledger(
+    checkpoints: Checkpoints, files: dict[str, Path]
+) -> None:
+    commit_three(checkpoints, files)
+    assert b"moved" not in checkpoints.manifest("ckpt-000002").to_bytes()
+    third = fields("ckpt-000002", begin=10)
+    third["sites"] = {"NEM_SA": {**third["sites"]["SPP_TX"], "consumed": [[1, 20, 25, "SPP_TX"]]}}
+    with pytest.raises(LedgerError, match="belongs to another site"):
+        checkpoints.commit("ckpt-000003", files, {**third, "ledger": ledger([[1, 0, 10], [1, 20, 25]])}, 3)
+    moved = ledger([[1, 0, 10], [1, 20, 25]], moved=[[1, 20, 30, "NEM_SA"]])
+    checkpoints.commit("ckpt-000003", files, {**third, "ledger": moved}, 3)
+    # The next one inherits the move.
+    fourth = fields("ckpt-000003", begin=15)
+    fourth["sites"] = {"NEM_SA": {**fourth["sites"]["SPP_TX"], "consumed": [[1, 25, 30, "SPP_TX"]]}}
+    manifest = checkpoints.commit("ckpt-000004", files, fourth, 4)
+    assert manifest.ledger["SPP_TX"].consumed == [(1, 0, 10), (1, 20, 30)]
+    assert manifest.ledger["SPP_TX"].moved == [(1, 20, 30, "NEM_SA")]
+    assert checkpoints.verify_chain()[-1] == "ckpt-000004"
+
+
+def test_an_empty_list_of_moves_is_none(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    good = fields("ckpt-000002", begin=10, first=10)
+    manifest = checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([[1, 0, 15]], moved=[])}, 3)
+    assert manifest == checkpoints.manifest("ckpt-000003") and b"moved" not in manifest.to_bytes()
 
 
 def test_a_replaced_parent_breaks_the_chain(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]) -> None:
@@ -384,29 +418,3 @@ def test_export(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]
     with pytest.raises(StoreError, match="corrupt"):
         checkpoints.export("ckpt-000002", tmp_path / "second")
     assert not (tmp_path / "second").exists() and [p.name for p in (tmp_path / "out").iterdir()] == ["model"]
-
-
-PIECES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(1, 10)), max_size=12)
-
-
-@settings(deadline=None, max_examples=200)
-@given(PIECES, PIECES)
-def test_ranges_against_sets(one: list[tuple[int, int, int]], two: list[tuple[int, int, int]]) -> None:
-    def members(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-        return [(epoch, i) for epoch, first, length in pieces for i in range(first, first + length)]
-
-    every = members(one) + members(two)
-    ranges = [[(epoch, first, first + length) for epoch, first, length in side] for side in (one, two)]
-    if len(set(every)) < len(every):
-        with pytest.raises(LedgerError, match="counted twice"):
-            add_ranges(*ranges, "site 'A'")
-        return
-    union = add_ranges(*ranges, "site 'A'")
-    assert {(e, i) for e, a, b in union for i in range(a, b)} == set(every) and count_sequences(union) == len(every)
-    assert all(p[0] < q[0] or p[2] < q[1] for p, q in itertools.pairwise(union)), "compact"
-
-
-def test_a_range_is_not_empty() -> None:
-    for bad in ([0, 5, 5], [0, 5, 4], [-1, 0, 1], [0, -1, 4]):
-        with pytest.raises(LedgerError, match="not a range"):
-            add_ranges([], [bad], "site 'A'")

@@ -209,7 +209,7 @@ class Ledger:
         added: dict[tuple[str, int], list[tuple[int, int]]] = {}
         for site, report in reports.items():
             leased, consumed = parse_ranges(report["lease"], site), parse_ranges(report["consumed"], site)
-            if not is_prefix(consumed, leased):
+            if not is_prefix(_write(consumed, site), _write(leased, site)):
                 raise LedgerError(
                     f"{site} reports {list(map(list, report['consumed']))} as trained, which is no prefix of its lease "
                     f"{list(map(list, report['lease']))}; discard the report, the lease stays unconsumed"

@@ -47,13 +47,25 @@ def parse_ranges(ranges: Ranges, site: str) -> list[Span]:
 
 def write_ranges(spans: Iterable[Span], site: str) -> list[list[Any]]:
     """The ranges as `site` writes them; neighbours are joined."""
+    return compact((s.epoch, s.start, s.stop, *([] if s.owner == site else [s.owner])) for s in spans)
+
+
+def compact(ranges: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """The same sequences in the same order, neighbours joined and empty ranges dropped.
+
+    Raises:
+        LedgerError: a range ends before it begins.
+    """
     out: list[list[Any]] = []
-    for span in spans:
-        tail: list[Any] = [] if span.owner == site else [span.owner]
-        if out and out[-1][0] == span.epoch and out[-1][2] == span.start and out[-1][3:] == tail:
-            out[-1][2] = span.stop
+    for epoch, start, stop, *owner in ranges:
+        if stop < start:
+            raise LedgerError(f"range {[epoch, start, stop, *owner]} ends before it begins; write [epoch, start, stop]")
+        if stop == start:
+            continue
+        if out and out[-1][0] == epoch and out[-1][2] == start and out[-1][3:] == owner:
+            out[-1][2] = stop
         else:
-            out.append([span.epoch, span.start, span.stop, *tail])
+            out.append([epoch, start, stop, *owner])
     return out
 
 
@@ -91,18 +103,21 @@ def drop_prefix(ranges: Ranges, n: int) -> list[list[Any]]:
     return rest
 
 
-def is_prefix(part: Sequence[Span], whole: Sequence[Span]) -> bool:
-    """Whether `part` reads the same sequences as the beginning of `whole`, however either is divided into spans."""
-    rest = list(whole)[::-1]
-    for span in part:
-        while span.size:
-            if not rest:
-                return False
-            head = rest.pop()
-            if (head.owner, head.epoch, head.start) != (span.owner, span.epoch, span.start):
-                return False
-            size = min(head.size, span.size)
-            span = span._replace(start=span.start + size)
-            if size < head.size:
-                rest.append(head._replace(start=head.start + size))
-    return True
+def is_prefix(part: Ranges, whole: Ranges) -> bool:
+    """Whether `part` reads the same sequences as the beginning of `whole`, however either is divided."""
+    n = total(part)
+    return 0 <= n <= total(whole) and compact(take_prefix(whole, n)) == compact(part)
+
+
+def after_prefix(lease: Ranges, consumed: Ranges) -> list[list[Any]]:
+    """What remains of a lease once its beginning was consumed, neighbours joined.
+
+    Raises:
+        LedgerError: `consumed` is not the beginning of the lease.
+    """
+    if not is_prefix(consumed, lease):
+        raise LedgerError(
+            f"consumed ranges {compact(consumed)} are not the beginning of the lease {compact(lease)}; "
+            "discard the report, the lease stays unconsumed"
+        )
+    return compact(drop_prefix(lease, total(consumed)))

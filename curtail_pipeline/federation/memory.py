@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from curtail_pipeline.corpus.ranges import compact, take_prefix, total
 from curtail_pipeline.federation.agent_names import agent_key
-from curtail_pipeline.federation.ranges import Range, Ranges, after_prefix, compact, length
 from curtail_pipeline.federation.rounds import Failure, Order, Result
 from curtail_pipeline.federation.tensors import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.storage.store import Store, file_sha256
@@ -58,9 +58,9 @@ class SimulatedSite:
         self.steps_per_round = steps_per_round
 
     def __call__(self, order: Order, kind: FaultKind | None = None) -> Result:
-        held = length(order["lease"]) // self.sequences_per_step
+        held = total(order["lease"]) // self.sequences_per_step
         steps = min(order["max_steps"], held, self.steps_per_round or order["max_steps"])
-        consumed = _prefix(order["lease"], steps * self.sequences_per_step)
+        consumed = compact(take_prefix(order["lease"], steps * self.sequences_per_step))
         if kind == "greedy":
             consumed = [[part[0], part[1] + 1, part[2] + 1, *part[3:]] for part in consumed]
         seed = hashlib.sha256(
@@ -158,15 +158,3 @@ class MemoryTransport:
                 path = self.store.path(agent_key(site))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(beat), encoding="utf-8")  # nobody reads at the same time
-
-
-def _prefix(lease: Sequence[Range], count: int) -> Ranges:
-    """The first `count` sequences of a lease."""
-    taken: Ranges = []
-    for epoch, first, end, *owner in lease:
-        take = min(count, end - first)
-        if take:
-            taken.append([epoch, first, first + take, *owner])
-            count -= take
-    after_prefix(lease, taken)
-    return compact(taken)

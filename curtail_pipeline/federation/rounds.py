@@ -22,11 +22,11 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from curtail_pipeline.corpus.ranges import after_prefix, compact, total
 from curtail_pipeline.errors import FederationError, LedgerError, StoreError
 from curtail_pipeline.federation.agent_names import agent_key
 from curtail_pipeline.federation.outer import MergeReport, Update, merge
 from curtail_pipeline.federation.plan import Plan, Range, folder_of, parse_plan
-from curtail_pipeline.federation.ranges import Ranges, after_prefix, compact, length
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.times import iso, utc_now
 
@@ -122,10 +122,10 @@ class _Site:
 
     inner_state: str
     begin: str
-    pool: Ranges = field(default_factory=list)
+    pool: list[list[Any]] = field(default_factory=list)
     steps: int = 0
     tokens: int = 0
-    consumed: Ranges = field(default_factory=list)
+    consumed: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -363,7 +363,7 @@ class Segment:
                 refused[site] = f"it began with state {result.inner_state.begin}, not {order['inner_state']}"
             elif not 0 <= result.steps <= order["max_steps"]:
                 refused[site] = f"it took {result.steps} steps, {order['max_steps']} were asked for"
-            elif (result.tokens > 0) != (result.steps > 0) or (result.steps > 0) != (length(result.consumed) > 0):
+            elif (result.tokens > 0) != (result.steps > 0) or (result.steps > 0) != (total(result.consumed) > 0):
                 refused[site] = f"{result.steps} steps, {result.tokens} tokens and {result.consumed} do not agree"
             else:
                 fitting[site] = result

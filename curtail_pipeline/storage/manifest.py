@@ -10,10 +10,19 @@ from collections.abc import Mapping
 from datetime import UTC
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
-from curtail_pipeline.errors import StoreError
-from curtail_pipeline.storage.ranges import Range, add_ranges
+from curtail_pipeline.corpus.ledger import Ledger
+from curtail_pipeline.errors import LedgerError, StoreError
 from curtail_pipeline.storage.store import canonical_json
 
 KEY_PATTERN = r"^ckpt-\d{6}$"
@@ -22,6 +31,10 @@ Utc = Annotated[AwareDatetime, AfterValidator(lambda stamp: stamp.astimezone(UTC
 Key = Annotated[str, Field(pattern=KEY_PATTERN)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 StateHash = Annotated[str, Field(pattern=r"^(fresh|sha256:[0-9a-f]{64})$")]
+
+
+Range = tuple[int, int, int] | tuple[int, int, int, str]
+"""[epoch, start, stop] or [epoch, start, stop, owner], as `corpus.ranges` has them."""
 
 
 class _Part(BaseModel):
@@ -39,10 +52,19 @@ class Tokens(_Part):
 
 
 class SiteLedger(_Part):
-    """All a site has consumed in the lineage up to and including this checkpoint."""
+    """All that was consumed of a site's shard set in the lineage up to and including this checkpoint."""
 
-    epoch: int = Field(ge=0)
-    consumed: list[Range]
+    epoch: int = Field(ge=1)
+    consumed: list[tuple[int, int, int]]
+    moved: list[tuple[int, int, int, str]] = Field(default_factory=list)
+    """[epoch, start, stop, site]: ranges that rebalancing gave to another site. Not written when there is none."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if not self.moved:
+            content.pop("moved", None)
+        return content
 
 
 class InnerState(_Part):
@@ -104,6 +126,14 @@ class Manifest(_Part):
     content_sha256: Sha256
     """sha256 of the canonical JSON of everything else."""
 
+    def token_ledger(self) -> Ledger:
+        """What the lineage has consumed.
+
+        Raises:
+            LedgerError: malformed or overlapping ranges.
+        """
+        return Ledger.from_json({name: part.model_dump() for name, part in self.ledger.items()})
+
     def to_bytes(self) -> bytes:
         return canonical_json(self.model_dump(mode="json"))
 
@@ -157,18 +187,15 @@ def parse_manifest(data: bytes, key: str) -> Manifest:
     return manifest
 
 
-def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dict[str, SiteLedger]:
-    """The parent's cursors plus what this segment consumed, per site.
+def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dict[str, Any]:
+    """The parent's ledger plus what this segment consumed, as the manifest writes it.
 
     Raises:
-        LedgerError: a range would be counted twice.
+        LedgerError: a range would be counted twice, or belongs to another site.
     """
-    ledger = dict(parent.ledger) if parent else {}
-    for name, result in sites.items():
-        before = ledger.get(name, SiteLedger(epoch=0, consumed=[]))
-        consumed = add_ranges(before.consumed, result.consumed, f"site {name!r}")
-        ledger[name] = SiteLedger(epoch=max([before.epoch, *(r[0] for r in result.consumed)]), consumed=consumed)
-    return ledger
+    before = parent.token_ledger() if parent else Ledger()
+    reports = {name: {"lease": site.consumed, "consumed": site.consumed} for name, site in sites.items()}
+    return before.commit(reports).to_json([*(parent.ledger if parent else ()), *sites])
 
 
 def check_link(parent: Manifest | None, child: Manifest) -> None:
@@ -176,7 +203,8 @@ def check_link(parent: Manifest | None, child: Manifest) -> None:
 
     Raises:
         StoreError: the hash, step or token count does not follow.
-        LedgerError: a range is counted twice, or the ledger is not the parent's plus this segment's.
+        LedgerError: a range is counted twice or by a site it does not belong to, or the ledger is not the parent's
+            plus this segment's.
     """
     name = child.key
     parent_sha = parent.sha256() if parent else None
@@ -198,11 +226,17 @@ def check_link(parent: Manifest | None, child: Manifest) -> None:
             f"{name} counts {child.tokens.segment} tokens and {child.tokens.total} in total, but its sites trained on "
             f"{trained} and its parent had {tokens}; the manifest has to add up"
         )
-    expected = next_ledger(parent, child.sites)
-    for site in {*expected, *child.ledger}:
-        have, want = child.ledger.get(site), expected.get(site)
-        if have is None or want is None or add_ranges(have.consumed, [], f"site {site!r}") != want.consumed:
-            raise StoreError(
-                f"{name}: the ledger of site {site!r} is {have and have.consumed}, but the parent's plus this "
-                f"segment's ranges are {want and want.consumed}; the manifest has to add up"
+    ledger = child.token_ledger()
+    try:
+        ledger.verify_against(
+            parent.token_ledger() if parent else Ledger(),
+            {site: result.model_dump() for site, result in child.sites.items()},
+        )
+    except LedgerError as error:
+        raise LedgerError(f"{name}: {error}") from error
+    written = {site: part.model_dump(mode="json") for site, part in child.ledger.items()}
+    for site, part in ledger.to_json(child.ledger).items():
+        if written.get(site) != part:
+            raise LedgerError(
+                f"{name}: the ledger of {site} is written as {written.get(site)}, but its ranges are {part}"
             )
