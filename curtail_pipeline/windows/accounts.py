@@ -1,15 +1,18 @@
 """What a walk cost: hours, energy and CO2 against step-held traces, baselines, and regret over the oracle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
-from curtail_pipeline.windows.config import Site
+from curtail_pipeline.windows.battery import supplied
+from curtail_pipeline.windows.config import PowerState, Site, power_kw
 from curtail_pipeline.windows.membership import SiteWindows, View
 from curtail_pipeline.windows.oracle import Oracle
-from curtail_pipeline.windows.segments import PowerState, power_kw
+from curtail_pipeline.windows.segments import PowerInterval
 from curtail_pipeline.windows.simulator import Walk, outside
-from curtail_pipeline.windows.timeline import FOREVER, HOUR
+from curtail_pipeline.windows.timeline import FOREVER, HOUR, Floats, Micros, Signal, from_us, to_us
 
 STATES: tuple[PowerState, ...] = ("training", "idle", "start_up")
 
@@ -22,15 +25,25 @@ class Account:
     idle_h: float
     start_up_h: float
     energy_kwh: float
+    """From the grid and from on-site generation, what batteries lose or still hold included."""
     co2_kg: float
     co2_kg_interpolated: float
     curtailed_kwh: float
-    """Energy drawn while the site's signal counted as curtailed."""
+    """Of the energy, what was taken while the site's signal counted as curtailed, or came from the site itself."""
     not_training_co2_kg: float
-    """Of start-up and idle power."""
+    """Of all power but that of training."""
     outside_co2_kg: float
     """Of training while the signal did not count as curtailed."""
     outside_steps: float
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Energy that a site drew from the grid: intervals of constant power."""
+
+    spans: tuple[Micros, Micros]
+    kw: Floats | float
+    training: bool
 
 
 def account(view: View, walk: Walk, curtailed: dict[str, SiteWindows], *, interpolate: bool = False) -> Account:
@@ -41,32 +54,38 @@ def account(view: View, walk: Walk, curtailed: dict[str, SiteWindows], *, interp
         interpolate: join the trace's values by straight lines everywhere, as the paper's analysis does.
     """
     training_h: dict[str, float] = {}
-    hours = dict.fromkeys(STATES, 0.0)
-    kwh = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
+    idle_h = start_up_h = kwh = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
     for site in view.sites:
         use, signal = walk.use[site.name], view.signals[site.region]
         windows = curtailed.get(site.name, SiteWindows.none())
         clear = windows.start, np.minimum(windows.end, FOREVER)
         training_h[site.name] = use.hours("training")
-        for state in STATES:
-            spans, kw = use.of(state), power_kw(site, state)
-            spent, beyond = use.hours(state), outside(spans, clear)
-            beyond_h = float((beyond[1] - beyond[0]).sum()) / HOUR
-            hours[state] += spent
-            kwh += kw * spent
-            curtailed_kwh += kw * (spent - beyond_h)
-            grams = kw * float(signal.integral(*spans, interpolate=interpolate).sum())
+        idle_h += use.hours("idle")
+        start_up_h += use.hours("start_up")
+        drawn, own_kwh = _drawn(view, walk, site, clear)
+        kwh += own_kwh
+        curtailed_kwh += own_kwh
+        for part in drawn:
+            hours = (part.spans[1] - part.spans[0]) / HOUR
+            beyond = outside(part.spans, clear)
+            kw_beyond = part.kw if isinstance(part.kw, float) else _power_of(part, beyond[0])
+            beyond_h = (beyond[1] - beyond[0]) / HOUR
+            total = float((part.kw * hours).sum())
+            kwh += total
+            curtailed_kwh += total - float((kw_beyond * beyond_h).sum())
+            grams = float((part.kw * signal.integral(*part.spans, interpolate=interpolate)).sum())
             held += grams
-            linear += grams if interpolate else kw * float(signal.integral(*spans, interpolate=True).sum())
-            if state != "training":
+            linear += grams if interpolate else float((part.kw * signal.integral(*part.spans, interpolate=True)).sum())
+            if not part.training:
                 not_training += grams
             else:
-                outside_g += kw * float(signal.integral(*beyond, interpolate=interpolate).sum())
-                outside_steps += beyond_h * 3_600 * site.steps_per_s
+                outside_g += float((kw_beyond * signal.integral(*beyond, interpolate=interpolate)).sum())
+                share = kw_beyond / power_kw(site, "training")
+                outside_steps += float((share * beyond_h).sum()) * 3_600 * site.steps_per_s
     return Account(
         training_h,
-        hours["idle"],
-        hours["start_up"],
+        idle_h,
+        start_up_h,
         kwh,
         held / 1_000,
         linear / 1_000,
@@ -75,6 +94,68 @@ def account(view: View, walk: Walk, curtailed: dict[str, SiteWindows], *, interp
         outside_g / 1_000,
         outside_steps,
     )
+
+
+def _power_of(part: _Drawn, at: Micros) -> Floats:
+    return np.asarray(part.kw)[np.searchsorted(part.spans[0], at, side="right") - 1]
+
+
+def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> tuple[list[_Drawn], float]:
+    """What the site drew from the grid, and the kWh of its own generation that were used."""
+    use = walk.use[site.name]
+    if site.battery is None and site.on_site is None:
+        return [_Drawn(use.of(state), power_kw(site, state), state == "training") for state in STATES], 0.0
+    low = np.concatenate([use.of(state)[0] for state in STATES])
+    high = np.concatenate([use.of(state)[1] for state in STATES])
+    kw = np.concatenate([np.full(len(use.of(state)[0]), power_kw(site, state)) for state in STATES])
+    order = np.argsort(low, kind="stable")
+    load = low[order], high[order], kw[order]
+    flows = supplied(site, load, clear, view.on_site.get(site.name), walk.start, walk.end)
+    start = np.array([flow.start for flow in flows], dtype=np.int64)
+    end = np.array([flow.end for flow in flows], dtype=np.int64)
+    grid = np.array([flow.grid_kw for flow in flows])
+    trains = np.array([flow.load_kw for flow in flows]) >= power_kw(site, "training")
+    own = float(sum(flow.on_site_kw * (flow.end - flow.start) for flow in flows)) / HOUR
+    return [
+        _Drawn((start[pick], end[pick]), grid[pick], mark) for pick, mark in ((trains, True), (~trains, False))
+    ], own
+
+
+def metered(
+    site: Site,
+    intervals: Sequence[PowerInterval],
+    windows: tuple[Micros, Micros],
+    generation: Signal | None,
+    start: datetime,
+    end: datetime,
+) -> list[PowerInterval]:
+    """What a site with a battery or on-site generation drew from the grid, for a ledger of power intervals.
+
+    Give the whole history at once: the battery carries its charge from one interval to the next.
+
+    Args:
+        intervals: the site's power, disjoint, in order of time.
+        windows: start and end (microseconds) of the stretches in which its grid is curtailed.
+        generation: on-site power in kW.
+
+    Returns:
+        Intervals of grid power above zero with the state of the load; `idle` where only the battery charges.
+    """
+    low = np.array([to_us(part.start) for part in intervals], dtype=np.int64)
+    high = np.array([to_us(part.end) for part in intervals], dtype=np.int64)
+    load = low, high, np.array([part.kw for part in intervals])
+    found: list[PowerInterval] = []
+    for flow in supplied(site, load, windows, generation, to_us(start), to_us(end)):
+        if flow.grid_kw <= 0:
+            continue
+        at = int(np.searchsorted(low, flow.start, side="right")) - 1
+        state: PowerState = intervals[at].state if at >= 0 and flow.start < high[at] else "idle"
+        last = found[-1] if found else None
+        if last and last.end == from_us(flow.start) and (last.state, last.kw) == (state, flow.grid_kw):
+            found[-1] = PowerInterval(site.name, state, last.start, from_us(flow.end), flow.grid_kw)
+        else:
+            found.append(PowerInterval(site.name, state, from_us(flow.start), from_us(flow.end), flow.grid_kw))
+    return found
 
 
 def always_on_kg(view: View, site: Site, region: str, steps: int, start: int, *, interpolate: bool) -> float | None:

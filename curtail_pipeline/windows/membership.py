@@ -16,6 +16,7 @@ import polars as pl
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.settings import Experiment
 from curtail_pipeline.times import iso
+from curtail_pipeline.windows.battery import read_on_site
 from curtail_pipeline.windows.config import Site
 from curtail_pipeline.windows.rule_config import rule_of
 from curtail_pipeline.windows.timeline import FOREVER, SECOND, Micros, Signal, duration_us, from_us, to_us
@@ -103,12 +104,15 @@ class View:
         as_of: datetime | None = None,
         prices: Mapping[str, Signal] | None = None,
         end: datetime | None = None,
+        on_site: Mapping[str, Signal] | None = None,
     ) -> None:
         self.experiment = experiment
         self.sites: tuple[Site, ...] = tuple(experiment.sites)
         self.signals = signals
         self.prices: dict[str, Signal] = dict(prices or {})
         """Price per region (currency/MWh), for policies that spend money."""
+        self.on_site: dict[str, Signal] = dict(on_site or {})
+        """On-site generation per site, kW."""
         self.windows = dict(windows)
         self.forecasts = forecasts
         self.as_of = as_of
@@ -147,7 +151,7 @@ class View:
                 whose signal is too old is off. Without it the whole record is known and deciding beyond it is refused.
 
         Raises:
-            TraceError: without `as_of`, a region of a site has no values at all.
+            TraceError: without `as_of`, a region of a site has no values at all; a site's generation can't be read.
         """
         if as_of is not None:
             traces = traces.filter(pl.col("time") <= as_of)
@@ -170,7 +174,9 @@ class View:
                 forecasts = forecasts.filter(pl.col("issued_at") <= as_of)
             forecasts = TableForecast(issued_forecasts(forecasts), SeasonalForecast(signals))
         prices = traces.filter(pl.col("kind") == "price")
-        return cls(experiment, signals, tables, forecasts, as_of, read_signals(prices) if len(prices) else None)
+        money = read_signals(prices) if len(prices) else None
+        on_site = {site.name: read_on_site(site.on_site) for site in experiment.sites if site.on_site is not None}
+        return cls(experiment, signals, tables, forecasts, as_of, money, on_site=on_site)
 
     @cached_property
     def policy(self) -> "Policy":

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from curtail_pipeline.windows.config import Overheads, Site
+from curtail_pipeline.windows.config import Overheads, Site, power_kw
 from curtail_pipeline.windows.membership import View
 from curtail_pipeline.windows.policies import start_up_us
-from curtail_pipeline.windows.segments import power_kw
 from curtail_pipeline.windows.timeline import HOUR, SECOND, Floats, Micros, Signal, duration_us
 
 _DUAL_ITERATIONS = 80

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from curtail_pipeline.base import Section
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.windows.config import Overheads, PolicySettings, Site
+from curtail_pipeline.windows.battery import supplied_stretches
+from curtail_pipeline.windows.config import Overheads, PolicySettings, Site, power_kw
 from curtail_pipeline.windows.membership import Job, SiteDecision, SiteWindows, View
 from curtail_pipeline.windows.rule_config import RULE_PARAMETERS
 from curtail_pipeline.windows.timeline import FOREVER, Micros, Timeline, duration_us, from_us
@@ -120,7 +121,7 @@ def noticed_windows(view: View, site: Site) -> SiteWindows:
 
     A live controller looks when it looks; the grid is for recorded views.
     """
-    windows = view.windows.get(site.name, SiteWindows.none())
+    windows = with_own_energy(view, site, view.windows.get(site.name, SiteWindows.none()))
     poll = duration_us(view.experiment.overheads_of(site).poll_s)
     start, end = windows.start, windows.end
     if poll and view.as_of is None:
@@ -138,6 +139,27 @@ def noticed_windows(view: View, site: Site) -> SiteWindows:
         [windows.opened_by[seen[k]] for k in first],
         [windows.closed_by[seen[k]] for k in last],
     )
+
+
+def with_own_energy(view: View, site: Site, windows: SiteWindows) -> SiteWindows:
+    """The site's windows, and when it can train on its battery or its on-site generation instead."""
+    generation, signal = view.on_site.get(site.name), view.signals.get(site.region)
+    if (site.battery is None and generation is None) or signal is None:
+        return windows
+    stretches = supplied_stretches(
+        site,
+        power_kw(site, "training"),
+        (windows.start, windows.end),
+        generation,
+        max(int(signal.times[0]), view.start_us),
+        signal.valid_until,
+    )
+    low = np.concatenate((windows.start, [start for start, _, _ in stretches])).astype(np.int64)
+    high = np.concatenate((windows.end, [end for _, end, _ in stretches])).astype(np.int64)
+    opened = [*windows.opened_by, *(why for _, _, why in stretches)]
+    closed = [*windows.closed_by, *(f"no longer {why}" for _, _, why in stretches)]
+    order = np.argsort(low, kind="stable")
+    return SiteWindows(low[order], high[order], [opened[k] for k in order], [closed[k] for k in order])
 
 
 def start_up_us(overheads: Overheads) -> int:

@@ -9,12 +9,13 @@ from pydantic import Field
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.times import iso
-from curtail_pipeline.windows.config import Site
+from curtail_pipeline.windows.battery import power_at
+from curtail_pipeline.windows.config import Site, power_kw
 from curtail_pipeline.windows.forecasts import Forecast, SeasonalForecast
 from curtail_pipeline.windows.membership import Job, SiteDecision, View
 from curtail_pipeline.windows.planner import Advice, Slots, advise, capacity, price_by_spread, prices_by_plan
 from curtail_pipeline.windows.policies import Parameters, lost_at_start_us, start_up_us
-from curtail_pipeline.windows.segments import power_kw, step_us
+from curtail_pipeline.windows.segments import step_us
 from curtail_pipeline.windows.timeline import HOUR, SECOND, Micros, Signal, duration_us, from_us, to_us
 
 INSURANCE = 0.5
@@ -233,6 +234,9 @@ class ForecastPolicy:
         value[0] = self.signals(view)[site.region].at(us)
         known = ~np.isnan(value)
         value = np.where(known, value, 0.0)
+        if site.name in view.on_site:
+            made = power_at(view.on_site[site.name], edges[:-1])
+            value = value * (1 - np.minimum(made / power_kw(site, "training"), 1.0))
         idle_kw, usable = power_kw(site, "idle"), self.usable[i]
         per_hour = site.steps_per_s * 3_600
         waste_kw = idle_kw * (1 - usable) / usable

@@ -7,17 +7,16 @@ The headless run executes these plans and the simulator adds them up. A round st
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
 
 import numpy as np
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.settings import Experiment
 from curtail_pipeline.windows.config import Overheads, Site
+from curtail_pipeline.windows.config import PowerState as PowerState
+from curtail_pipeline.windows.config import power_kw as power_kw
 from curtail_pipeline.windows.membership import Decision, Job, Mode, SiteDecision, View, decide
 from curtail_pipeline.windows.timeline import FOREVER, SECOND, Micros, duration_us, from_us, to_us
-
-PowerState = Literal["training", "idle", "start_up"]
 
 
 @dataclass(frozen=True)
@@ -357,15 +356,6 @@ def _intervals(view: View, spans: list[_Span], training: list[tuple[str, int, in
             for state, start, end in merged
         ]
     return tuple(intervals)
-
-
-def power_kw(site: Site, state: PowerState) -> float:
-    """Facility power: IT power of that state times PUE."""
-    if state == "training":
-        return site.training_kw * site.pue
-    if state == "start_up" and site.start_up_kw is not None:
-        return site.start_up_kw * site.pue
-    return site.idle_kw * site.pue
 
 
 def _idle_walk(

@@ -13,12 +13,11 @@ from typing import cast
 import numpy as np
 
 from curtail_pipeline.settings import Experiment
-from curtail_pipeline.windows.config import Site
+from curtail_pipeline.windows.config import PowerState, Site
 from curtail_pipeline.windows.membership import Job, View
 from curtail_pipeline.windows.policies import TimelinePolicy
 from curtail_pipeline.windows.segments import (
     Finished,
-    PowerState,
     SegmentPlan,
     advance,
     clock_end,
