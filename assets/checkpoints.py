@@ -2,9 +2,10 @@
 
 import dagster as dg
 
-from curtail_pipeline.orchestration.metadata import checkpoint_metadata, log_progress, replay_metadata
+from curtail_pipeline.orchestration.metadata import check_result, checkpoint_metadata, log_progress, replay_metadata
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource, Progress
+from curtail_pipeline.token_check import DESCRIPTION, TOKEN_LEDGER, check_tokens
 
 
 @dg.asset(
@@ -15,6 +16,9 @@ from curtail_pipeline.orchestration.resources import PipelineResource, Progress
     deps=[
         dg.AssetDep("curtailment_windows", partition_mapping=dg.AllPartitionMapping()),
         dg.AssetDep("training_shards", partition_mapping=dg.AllPartitionMapping()),
+    ],
+    check_specs=[
+        dg.AssetCheckSpec(TOKEN_LEDGER, asset="aggregated_checkpoint", blocking=True, description=DESCRIPTION)
     ],
 )
 def aggregated_checkpoint(
@@ -31,14 +35,14 @@ def aggregated_checkpoint(
     from curtail_pipeline.storage.checkpoints import FIRST_KEY
 
     project, key = pipeline.project(), context.partition_key
-    if key == FIRST_KEY:
-        return dg.MaterializeResult(metadata=checkpoint_metadata(project, ensure_initialised(project)))
     observe = log_progress(context.log, progress)
-    if project.checkpoints.exists(key):
-        replayed = replay_segment(project, key, observe)
-        return dg.MaterializeResult(metadata=replay_metadata(project, replayed))
-    manifest = train_segment(project, read_request(project, key), observe)
-    return dg.MaterializeResult(metadata=checkpoint_metadata(project, manifest))
+    if key == FIRST_KEY:
+        metadata = checkpoint_metadata(project, ensure_initialised(project))
+    elif project.checkpoints.exists(key):
+        metadata = replay_metadata(project, replay_segment(project, key, observe))
+    else:
+        metadata = checkpoint_metadata(project, train_segment(project, read_request(project, key), observe))
+    return dg.MaterializeResult(metadata=metadata, check_results=[check_result(check_tokens(project, key))])
 
 
 @dg.asset(

@@ -9,6 +9,7 @@ import pytest
 from curtail_pipeline.definitions import defs
 from curtail_pipeline.orchestration.partitions import EXPERIMENT
 from curtail_pipeline.signals.checks import CHECKS
+from curtail_pipeline.token_check import TOKEN_LEDGER
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,15 @@ def test_traces_are_guarded_by_blocking_checks(repository: dg.RepositoryDefiniti
     }
     assert checks.keys() == CHECKS.keys()
     assert all(check.blocking for check in checks.values())
+
+
+def test_the_token_ledger_is_a_blocking_check_of_the_checkpoint(repository: dg.RepositoryDefinition) -> None:
+    graph = repository.asset_graph
+    key = dg.AssetCheckKey(dg.AssetKey("aggregated_checkpoint"), TOKEN_LEDGER)
+    assert key in graph.asset_check_keys and graph.get(key).blocking
+    for name in ("local_training", "federated_rounds"):
+        selected = repository.get_job(name).asset_layer.asset_graph.asset_check_keys
+        assert key in selected, f"{name} would train on after a ledger that does not add up"
 
 
 def test_everything_explains_itself(repository: dg.RepositoryDefinition) -> None:
