@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from curtail_pipeline.corpus.ledger import Ledger
+from curtail_pipeline.corpus import usage
 from curtail_pipeline.emissions.baselines import Baseline, always_on_baselines, baselines_table
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.power import intervals_table, ledger, totals
@@ -218,17 +218,10 @@ def report_path(project: Project) -> Path:
 
 
 def show_checkpoint(project: Project, key: str) -> dict[str, Any]:
-    """The manifest and what of the text has been used: tokens per site, epoch and share."""
-    shown = project.checkpoints.show(key)
-    used = Ledger.from_json(shown["ledger"])
-    length = project.experiment.training.sequence_length
-    total = max(1, used.tokens(length))
-    shown["consumed"] = {
-        site: {
-            "tokens": used.sequences(site) * length,
-            "epoch": used.epoch(site),
-            "share": round(used.sequences(site) * length / total, 4),
-        }
-        for site in shown["ledger"]
+    """The manifest and what of the text has been used: sequences, tokens and share of all tokens per site and epoch."""
+    used = project.checkpoints.manifest(key).token_ledger()
+    return {
+        **project.checkpoints.show(key),
+        "consumed": usage.summarise(used, project.experiment.training.sequence_length),
+        "heldout_loss": stored_loss(project, key),
     }
-    return {**shown, "heldout_loss": stored_loss(project, key)}

@@ -11,6 +11,7 @@ from micro import write_experiment
 from test_storage_checkpoints import fields, ledger
 
 from assets.checkpoints import aggregated_checkpoint
+from curtail_pipeline.accounting import show_checkpoint
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.project import Project
@@ -23,15 +24,16 @@ def project(tmp_path: Path) -> Project:
     return Project.open(write_experiment(tmp_path / "input"), "headless", tmp_path / "home")
 
 
-def commit(project: Project, key: str, parent: str | None = None, first: int = 0, **more: Any) -> None:
+def commit(project: Project, key: str, parent: str | None = None, first: int = 0, epoch: int = 1) -> None:
     file = project.store.path("scratch/model.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"weights of " + key.encode())
     content = fields(parent, begin=first, first=first)
     for site in content["sites"].values():
         site["tokens"] = 5 * project.experiment.training.sequence_length
+        site["consumed"] = [[epoch, *site["consumed"][0][1:]]]
     content["tokens"] = {"segment": sum(site["tokens"] for site in content["sites"].values())}
-    project.checkpoints.commit(key, {"model.safetensors": file}, content | more, int(key[-6:]))
+    project.checkpoints.commit(key, {"model.safetensors": file}, content, int(key[-6:]))
 
 
 def forge(project: Project, key: str, **changes: Any) -> None:
@@ -82,6 +84,17 @@ def test_a_segment_that_trains_on_its_parents_text_fails(lineage: Project) -> No
 def test_a_damaged_manifest_fails_with_the_reason(lineage: Project) -> None:
     shutil.rmtree(lineage.checkpoints.folder("ckpt-000001"))
     assert "ckpt-000001" in check_tokens(lineage, "ckpt-000002").description
+
+
+def test_show_tells_tokens_by_site_epoch_and_share(lineage: Project) -> None:
+    commit(lineage, "ckpt-000003", "ckpt-000002", first=10, epoch=2)
+    shown = show_checkpoint(lineage, "ckpt-000003")
+    assert shown["consumed"] == [
+        {"site": "SPP_TX", "epoch": 1, "sequences": 10, "tokens": 640, "share": 10 / 15},
+        {"site": "SPP_TX", "epoch": 2, "sequences": 5, "tokens": 320, "share": 5 / 15},
+    ]
+    assert shown["key"] == "ckpt-000003" and shown["heldout_loss"] is None
+    assert show_checkpoint(lineage, "ckpt-000000")["consumed"] == []
 
 
 @pytest.mark.parametrize("good", [True, False])
