@@ -13,3 +13,11 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real traces at {folder}; set CURTAIL_TEST_DATA to the folder that holds them")
     return folder
+
+
+LONG = ("test_end_to_end.py", "test_ui.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first, so that workers end together."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

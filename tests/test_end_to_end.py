@@ -19,7 +19,7 @@ from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("end_to_end")]
+pytestmark = pytest.mark.slow
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

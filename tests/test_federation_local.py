@@ -33,7 +33,7 @@ STUB = [sys.executable, str(Path(__file__).parent / "federation_stub_trainer.py"
 SITES = ("CA", "TX")
 PER_STEP = 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
+pytestmark = pytest.mark.slow
 
 
 def experiment(sites: Sequence[str] = SITES) -> Experiment:

@@ -11,7 +11,7 @@ import pytest
 from micro import EXPERIMENT, start_curtail, write_experiment
 from test_end_to_end import manifests, processes_of, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SPEED = 40.0
 QUERY = """
