@@ -2,6 +2,7 @@
 
 import csv
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_members_are_those_of_the_rule_on_the_trace(walk: list[SegmentPlan | Pau
 def test_every_mode_occurs_and_time_has_no_hole(walk: list[SegmentPlan | Pause]) -> None:
     modes = {step.mode if isinstance(step, SegmentPlan) else "pause" for step in walk}
     assert modes == {"pause", "local", "federated"}
-    assert all(first.end == second.start for first, second in zip(walk, walk[1:], strict=False))
+    assert all(first.end == second.start for first, second in pairwise(walk))
 
 
 def test_sites_leave_at_the_end_of_their_window(walk: list[SegmentPlan | Pause], test_data: Path) -> None:

@@ -73,6 +73,9 @@ def submit_and_follow(
         except FederationError:
             follower.stop_sites()
             raise
+        except BaseException:  # an orchestrator's interrupt is no Exception, and the sites would train on
+            follower.cancel()
+            raise
 
 
 def _attach(control: Control, store: Store, plan_key: str) -> int | None:
@@ -162,6 +165,12 @@ class _Follower:
                 if status.get("busy") and event != self.seen_steps.get(site):
                     self.seen_steps[site] = event
                     yield {"event": "step", "site": site, **event}
+
+    def cancel(self) -> None:
+        """End the run and have its members finish their current step."""
+        self.stop_sites()
+        with contextlib.suppress(FederationError):
+            self.control.stop_run(self.run_id)
 
     def stop_sites(self) -> None:
         """Have the members finish their current step: stopping a Flower run does not reach them."""
