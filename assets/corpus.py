@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from curtail_pipeline.corpus.dealing import freeze_dealing
 from curtail_pipeline.corpus.shards import build_heldout, build_site_shards, build_tokenizer
+from curtail_pipeline.dealing import ensure_dealt
 from curtail_pipeline.orchestration.metadata import shards_metadata
 from curtail_pipeline.orchestration.partitions import SITES
 from curtail_pipeline.orchestration.resources import PipelineResource
@@ -20,7 +20,7 @@ def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:
 def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     """A site's share of the corpus as memory-mappable token files; no held-out document is in any of them."""
     project = pipeline.project()
-    freeze_dealing(project.experiment.corpus, project.store, project.shares())
+    ensure_dealt(project)
     manifest = build_site_shards(project.experiment.corpus, project.store, context.partition_key)
     return dg.MaterializeResult(metadata=shards_metadata(manifest))
 
@@ -29,5 +29,5 @@ def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResourc
 def heldout_shard(pipeline: PipelineResource) -> dg.MaterializeResult:
     """Text that no site trains on, chosen by a hash of each document."""
     project = pipeline.project()
-    freeze_dealing(project.experiment.corpus, project.store, project.shares())
+    ensure_dealt(project)
     return dg.MaterializeResult(metadata=shards_metadata(build_heldout(project.experiment.corpus, project.store)))

@@ -191,10 +191,6 @@ class Project:
         settings = self.experiment.job
         return Job(parent.steps.end, settings.steps, self.start, settings.deadline, previous)
 
-    def shares(self) -> dict[str, float]:
-        """Each site's declared share of the corpus; 1 where it declares none."""
-        return {site.name: site.share or 1.0 for site in self.experiment.sites}
-
 
 def check_clock(name: str) -> ClockMode:
     """The clock of that name.

@@ -12,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from curtail_pipeline.corpus.ledger import Ledger, drop_prefix, take_prefix
+from curtail_pipeline.corpus.ranges import drop_prefix, take_prefix
 from curtail_pipeline.corpus.reader import ShardReader
+from curtail_pipeline.dealing import closing_ledger, opening_ledger
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.follow import submit_and_follow
 from curtail_pipeline.federation.plan import replay_rounds
@@ -146,7 +147,7 @@ def _plan(project: Project, request: SegmentRequest, parent: Manifest, scheduled
         site: ShardReader(project.store, site, experiment.training.sequence_length).n_sequences
         for site in request.members
     }
-    ledger = Ledger.from_json({name: site.model_dump() for name, site in parent.ledger.items()})
+    ledger = opening_ledger(project, parent)
     per_step = experiment.sequences_per_step
     if scheduled is None:
         remaining = experiment.job.steps - parent.steps.end
@@ -203,6 +204,7 @@ def _plan(project: Project, request: SegmentRequest, parent: Manifest, scheduled
         "outer": {"lr": experiment.rounds.outer_lr, "momentum": experiment.rounds.outer_momentum},
         "norm_bound": experiment.rounds.norm_bound,
         "norm_history": parent.norm_history,
+        "ledger": ledger.to_json(),
         "stop_reason": scheduled.stop_reason if scheduled else "",
         "replay": False,
     }
@@ -303,6 +305,11 @@ def _commit(
             "tokens": {"segment": steps * project.experiment.sequences_per_step * sequence},
             "rounds": len(segment["rounds"]),
             "sites": sites,
+            "ledger": closing_ledger(
+                store.read_json(f"{scratch}/plan.json"),
+                {name: site["consumed"] for name, site in sites.items()},
+                parent,
+            ),
             "intervals": [_interval_json(interval) for interval in intervals],
             "norm_history": segment["norm_history"],
         },

@@ -25,7 +25,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def commit(project: Project, key: str, parent: str | None = None, first: int = 0, epoch: int = 1) -> None:
-    file = project.store.path("scratch/model.safetensors")
+    file = project.store.path("made/model.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"weights of " + key.encode())
     content = fields(parent, begin=first, first=first)

@@ -32,6 +32,13 @@ class CorpusSettings(Section):
     """A longer document is cut into pieces of at most this size; all of them stay on its side of the split."""
     shard_tokens: int = Field(default=67_108_864, ge=1024)
     """Tokens of one shard file (the last one of a site is shorter)."""
+    shares: Literal["equal", "expected"] = "equal"
+    """How the text is dealt, unless sites declare a `share`: equally, or by the hours each site is expected to train
+    in a simulation of the experiment on the traces ingested at that time, at least 1 % of all hours per site. Frozen
+    once the text is dealt."""
+    rebalance: bool = False
+    """Before every segment, move text that nobody has trained on so that what each site has left of the pass follows
+    the shares again."""
     exhausted: Exhausted = "next_epoch"
     workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise; as many as cores and memory allow when not given."""

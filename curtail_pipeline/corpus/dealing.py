@@ -140,6 +140,8 @@ def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, 
             is overwritten.
     """
     whole = sum(shares.values())
+    if abs(whole - 1) < 1e-9:
+        whole = 1.0  # shares that were frozen come back as they are, to the last bit
     if not shares or min(shares.values()) <= 0:
         raise CorpusError(f"shares {dict(shares)} cannot deal the corpus; give every site a share above 0")
     if HELDOUT in shares:
@@ -166,6 +168,11 @@ def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, 
             "experiment name"
         )
     return wanted
+
+
+def frozen_shares(store: Store) -> dict[str, float] | None:
+    """The shares by which the corpus was dealt; None where it was not."""
+    return dict(store.read_json(MANIFEST)["shares"]) if store.exists(MANIFEST) else None
 
 
 def _short(value: object) -> str:
