@@ -150,10 +150,12 @@ def print_summary(summary: Mapping[str, Any], reason: str) -> None:
                 f"always on in {base['region']}",
                 _number(base["hours"], 1),
                 _number(base["kwh"], 2),
-                _number(base["co2_g"], 0) if base["co2_g"] is not None else base["reason"],
+                _number(base["co2_g"], 0),
                 "-" if share is None else f"{100 * share:.1f} %",
             )
         OUT.print(table)
+        for reason in dict.fromkeys(base["reason"] for base in summary["baselines"] if base["reason"]):
+            OUT.print(f"no gCO2 of a baseline: {reason}")
     share = summary["curtailed_share"]
     traces = "synthetic traces (a model, not a grid)" if summary["synthetic"] else "recorded traces"
     OUT.print(

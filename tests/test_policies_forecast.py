@@ -19,7 +19,7 @@ from curtail_pipeline.windows.forecasts import (
     make_forecast,
 )
 from curtail_pipeline.windows.membership import Job, View, decide
-from curtail_pipeline.windows.planner import Slots, _compressed, _values, advise, price_by_spread, prices_by_plan
+from curtail_pipeline.windows.planner import Slots, _compressed, _values, advise, prices_by_plan, prices_by_spread
 from curtail_pipeline.windows.timeline import Signal, to_us
 from curtail_pipeline.windows.whatif import simulate, simulate_run
 
@@ -104,7 +104,7 @@ def test_at_the_price_the_plans_do_the_steps(sites: list[Slots], share: float) -
         return
     up = [True] * len(sites)
     (price,) = prices_by_plan(sites, [share * possible], up)
-    assert price >= price_by_spread(sites, share * possible) - 1e-9
+    assert price >= prices_by_spread(sites, [share * possible])[0] - 1e-9
     width = 1e-4 * max(price, 1.0)
     above = sum((plain(part, price + 2 * width)[2] - plain(part, price + width)[2]) / width for part in sites)
     assert above >= share * possible * (1 - 1e-6)

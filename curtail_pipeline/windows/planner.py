@@ -76,13 +76,14 @@ def capacity(sites: list[Slots]) -> float:
     return float(sum(slots.steps.sum() for slots in sites))
 
 
-def price_by_spread(sites: list[Slots], steps: float) -> float:
-    """The price at or below which there are enough steps, starts neglected: never above the plan's price."""
+def prices_by_spread(sites: list[Slots], wanted: list[float]) -> list[float]:
+    """The price at or below which there are enough steps, starts neglected: never above the plans' price."""
     cost = np.concatenate([slots.cost for slots in sites])
     fits = np.concatenate([slots.steps for slots in sites])
     order = np.argsort(cost, kind="stable")
     total = np.cumsum(fits[order])
-    return float(cost[order][min(int(np.searchsorted(total, steps)), len(cost) - 1)])
+    at = np.minimum(np.searchsorted(total, wanted), len(cost) - 1)
+    return [float(price) for price in cost[order[at]]]
 
 
 def prices_by_plan(sites: list[Slots], wanted: list[float], up: list[bool]) -> list[float]:
@@ -95,7 +96,7 @@ def prices_by_plan(sites: list[Slots], wanted: list[float], up: list[bool]) -> l
         wanted: ascending, at most the sites' capacity.
         up: per site, whether it is up already.
     """
-    low = price_by_spread(sites, wanted[0])
+    low = prices_by_spread(sites, wanted)[0]
     span = max(0.25 * abs(low), 1e-3 * max(float(np.abs(slots.cost).max()) for slots in sites), 1e-12)
     while True:
         chains = [_compressed(slots, low, low + span) for slots in sites]

@@ -13,7 +13,7 @@ from curtail_pipeline.windows.battery import power_at
 from curtail_pipeline.windows.config import Site, power_kw
 from curtail_pipeline.windows.forecasts import Forecast, SeasonalForecast
 from curtail_pipeline.windows.membership import Job, SiteDecision, View
-from curtail_pipeline.windows.planner import Advice, Slots, advise, capacity, price_by_spread, prices_by_plan
+from curtail_pipeline.windows.planner import Advice, Slots, advise, capacity, prices_by_plan, prices_by_spread
 from curtail_pipeline.windows.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.windows.segments import step_us
 from curtail_pipeline.windows.timeline import HOUR, SECOND, Micros, Signal, duration_us, from_us, to_us
@@ -22,6 +22,10 @@ INSURANCE = 0.5
 """The margin may raise the price by this share: spare hours are taken while they cost little more."""
 PLANS_PER_VALUE = 5
 """Plans per value of the signal when the deadline is near: how finely the use of the dearest hours can be cut."""
+
+
+FAR_VALUES = 3
+"""Values of the signal per slot far ahead."""
 
 
 class ForecastParameters(Parameters):
@@ -79,7 +83,7 @@ class ForecastPolicy:
     def _tick_us(self, view: View) -> int:
         """Time between plans: a cadence of the signal, less where a plan is complete and can end within one."""
         deadline, start = view.experiment.job.deadline, view.start_us
-        if deadline is None or to_us(deadline) - start > self.settings.plan_slots * self.cadence:
+        if deadline is None or not self._is_near(start, to_us(deadline)):
             return self.cadence
         return max(SECOND, self.cadence // PLANS_PER_VALUE)
 
@@ -178,11 +182,23 @@ class ForecastPolicy:
         return to_us(job.deadline)
 
     def _edges(self, us: int, deadline: int) -> Micros:
-        """Slot edges from now to the deadline, less what the last round takes."""
+        """Slot edges from now to the deadline, less what the last round takes.
+
+        Far ahead only the spread of the forecast matters, and a slot of three values stands for its first.
+        """
         end = max(deadline - self.merge_us, us + 1)
         first = us // self.cadence * self.cadence + self.cadence
-        inner = np.arange(first, end, self.cadence, dtype=np.int64)
+        if self._is_near(us, deadline):
+            inner = np.arange(first, end, self.cadence, dtype=np.int64)
+        else:
+            far = first + self.settings.near_slots * self.cadence
+            inner = np.concatenate(
+                (np.arange(first, far, self.cadence), np.arange(far, end, FAR_VALUES * self.cadence))
+            )
         return np.concatenate(([us], inner, [end]))
+
+    def _is_near(self, us: int, deadline: int) -> bool:
+        return deadline - us <= self.settings.plan_slots * self.cadence
 
     def _plan(self, view: View, us: int, job: Job, deadline: int, up: list[bool]) -> tuple[float | None, list[Advice]]:
         """The price per step (None when there is no time to lose) and the advice for each site."""
@@ -192,14 +208,11 @@ class ForecastPolicy:
         wanted = job.steps_left - self._ahead_steps(view, us, job, int(edges[-1]))
         if capacity(sites) <= wanted:
             return None, [advise(slots, 4 * dearest + 1) for slots in sites]
-        complete = len(edges) - 1 <= self.settings.plan_slots
-
+        complete = self._is_near(us, deadline)
         # What no plan sees: one more round than it counts on.
         once_more = sum(site.steps_per_s for site in view.sites) * (self.merge_us + self.load_us) / SECOND
         goals = [wanted, min(wanted * (1 + self.margin) + once_more, capacity(sites))]
-        price, safer = (
-            prices_by_plan(sites, goals, up) if complete else [price_by_spread(sites, steps) for steps in goals]
-        )
+        price, safer = prices_by_plan(sites, goals, up) if complete else prices_by_spread(sites, goals)
         price = min(safer, price + INSURANCE * abs(price) + 0.01 * dearest)
         if not complete:
             sites = [slots.first(self.settings.near_slots) for slots in sites]

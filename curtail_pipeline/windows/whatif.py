@@ -1,6 +1,6 @@
 """What if: an experiment on a recorded trace, without training. The command `simulate` and the asset `what_if`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from curtail_pipeline.settings import Experiment
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.accounts import Account, account, baselines, regret
 from curtail_pipeline.windows.config import PolicySettings
-from curtail_pipeline.windows.forecasts import make_forecast
+from curtail_pipeline.windows.forecasts import Forecast, make_forecast
 from curtail_pipeline.windows.membership import Job, SiteWindows, View
 from curtail_pipeline.windows.oracle import least_co2, least_co2_with_overheads
 from curtail_pipeline.windows.policies import POLICIES
@@ -28,7 +28,7 @@ PLANNING_POLICIES = ("forecast", "budget")
 
 @dataclass(frozen=True)
 class Simulated:
-    """One simulation with all that its summary was made from."""
+    """One simulation, with all that its summary is made from."""
 
     experiment: Experiment
     view: View
@@ -44,17 +44,19 @@ def simulate_run(
     *,
     policy: str | None = None,
     overheads: OverheadsName | None = None,
-    forecast: str | None = None,
+    forecast: str | Callable[[View], Forecast] | None = None,
     start: datetime | None = None,
     deadline_h: float | None = None,
     interpolate: bool = False,
 ) -> Simulated:
-    """Simulate an experiment. See `simulate`."""
+    """Simulate an experiment. See `simulate`; a forecast may also be made from the view here."""
     run = _configured(experiment, traces, policy, overheads, start, deadline_h)
     begin = to_us(run.clock.start) if run.clock.start else 0
     planning = run.policy.name in PLANNING_POLICIES
     chosen = (forecast or "perfect") if planning else None
-    view = _view(run, traces, chosen)
+    view = View.build(run, traces, _table(run, traces, run.policy))
+    if chosen is not None:
+        view.forecasts = make_forecast(chosen, view.signals) if isinstance(chosen, str) else chosen(view)
     if begin >= view.end_us:
         raise TraceError(
             f"the trace ends at {iso(view.end)}, before the start {iso(from_us(begin))}; give a longer trace or "
@@ -63,7 +65,8 @@ def simulate_run(
     job = Job(0, run.job.steps, from_us(begin), run.job.deadline)
     found = walk(view, job, begin)
     windows = _curtailed(run, traces)
-    return Simulated(run, view, found, account(view, found, windows, interpolate=interpolate), chosen)
+    totals = account(view, found, windows, interpolate=interpolate)
+    return Simulated(run, view, found, totals, view.forecasts.name if view.forecasts else None)
 
 
 def simulate(
@@ -195,13 +198,6 @@ def _table(run: Experiment, traces: pl.DataFrame, policy: PolicySettings) -> pl.
     # One long cadence beyond the last stamp, so that the last value is read.
     table, _ = derive_windows(traces, run.sites, policy, start=first, end=last + timedelta(hours=1), rules=run.rules)
     return table
-
-
-def _view(run: Experiment, traces: pl.DataFrame, forecast: str | None) -> View:
-    view = View.build(run, traces, _table(run, traces, run.policy))
-    if forecast is not None:
-        view.forecasts = make_forecast(forecast, view.signals)
-    return view
 
 
 def _curtailed(run: Experiment, traces: pl.DataFrame) -> dict[str, SiteWindows]:
