@@ -12,7 +12,7 @@ from curtail_pipeline.orchestration.metadata import report_check, trace_event, w
 from curtail_pipeline.orchestration.partitions import DAYS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.signals.ingest import ingest_day, save_ingested
-from curtail_pipeline.windows.daily import derive_day, save_derived
+from curtail_pipeline.windows.daily import derive_following, save_derived
 
 SEGMENT_ASSETS = dg.AssetSelection.assets("aggregated_checkpoint", "checkpoint_evaluation", "emissions_ledger")
 
@@ -42,7 +42,7 @@ reporting = dg.define_asset_job(
 )
 
 
-def _refresh(context: dg.OpExecutionContext, pipeline: PipelineResource, day: str) -> None:
+def _refresh(context: dg.OpExecutionContext, pipeline: PipelineResource, day: str, plot: bool) -> None:
     project = pipeline.project()
     for region in project.experiment.regions:
         found = ingest_day(project, region, day)
@@ -56,14 +56,14 @@ def _refresh(context: dg.OpExecutionContext, pipeline: PipelineResource, day: st
             continue
         save_ingested(project, found)
         context.log_event(trace_event(found, project))
-    derived = derive_day(project, day)
-    save_derived(project, derived)
-    context.log_event(windows_event(derived, project))
+    for derived in derive_following(project, day):
+        save_derived(project, derived)
+        context.log_event(windows_event(derived, project, plot))
 
 
 @dg.op(description="Every region's trace of the partition's day, checked, then the day's windows.")
 def refresh_day(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    _refresh(context, pipeline, context.partition_key)
+    _refresh(context, pipeline, context.partition_key, plot=True)
 
 
 @dg.job(
@@ -77,7 +77,7 @@ def daily_pipeline() -> None:
 
 @dg.op(description="Today's traces so far, checked, then today's windows.")
 def refresh_today(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    _refresh(context, pipeline, datetime.now(UTC).date().isoformat())
+    _refresh(context, pipeline, datetime.now(UTC).date().isoformat(), plot=False)
 
 
 @dg.job(executor_def=dg.in_process_executor, description="Today so far; cheap enough for every five minutes.")

@@ -87,33 +87,34 @@ def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization
     )
 
 
-def window_metadata(derived: DerivedDay) -> dict[str, Any]:
-    """Hours per site, the windows, a plot of signal and windows, and what changed."""
-    from curtail_pipeline.emissions.charts import to_png
-
+def window_metadata(derived: DerivedDay, plot: bool = True) -> dict[str, Any]:
+    """Hours per site, the windows, what changed and, if wanted, a plot of signal and windows (about 0.5 s of CPU)."""
     start = midnight(derived.day)
     end = start + timedelta(days=1)
     hours = day_summary(derived.table, derived.sites, start, end)
-    plot = plot_windows(derived.traces, derived.table, start=start, end=end)
     metadata: dict[str, Any] = {
         "hours": table(hours),
         "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
         "total_hours": float(hours["hours"].sum()),
-        "plot": image(to_png(plot, scale=0.7), "signal with windows shaded"),
         "later_days_changed": derived.state_changed,
     }
+    if plot:
+        from curtail_pipeline.emissions.charts import to_png
+
+        chart = plot_windows(derived.traces, derived.table, start=start, end=end)
+        metadata["plot"] = image(to_png(chart, scale=0.7), "signal with windows shaded")
     if derived.previous is not None:
         metadata["changed"] = table(diff_windows(derived.previous, derived.table))
     return metadata
 
 
-def windows_event(derived: DerivedDay, project: Project) -> dg.AssetMaterialization:
+def windows_event(derived: DerivedDay, project: Project, plot: bool = True) -> dg.AssetMaterialization:
     day = derived.day.isoformat()
     return dg.AssetMaterialization(
         "curtailment_windows",
         partition=day,
         metadata={
-            **window_metadata(derived),
+            **window_metadata(derived, plot),
             "dagster/row_count": len(derived.table),
             "dagster/uri": str(project.store.path(windows_key(day))),
         },

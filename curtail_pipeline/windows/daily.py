@@ -1,6 +1,6 @@
 """One UTC day of windows in the store, derived from the state that the day before left."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -70,6 +70,20 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
     changed = store.exists(state_key) and store.read_json(state_key) != after.to_json()
     store.write_json(state_key, after.to_json())
     return DerivedDay(day, experiment.sites, traces, table, after, previous, changed)
+
+
+def derive_following(project: Project, day: str | date) -> Iterator[DerivedDay]:
+    """A day, and after it every day that was derived already, until the state that is handed on is the stored one.
+
+    Save each before the next is asked for.
+    """
+    derived = derive_day(project, day)
+    yield derived
+    following = derived.day + timedelta(days=1)
+    while derived.state_changed and project.store.exists(windows_key(following.isoformat())):
+        derived = derive_day(project, following)
+        yield derived
+        following += timedelta(days=1)
 
 
 def save_derived(project: Project, derived: DerivedDay) -> None:
