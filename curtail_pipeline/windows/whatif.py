@@ -22,6 +22,7 @@ from curtail_pipeline.windows.rules import derive_windows
 from curtail_pipeline.windows.simulator import Walk, walk
 from curtail_pipeline.windows.timeline import HOUR, from_us, to_us
 
+FRONTIER_POINTS = 25
 PLANNING_POLICIES = ("forecast", "budget")
 """Policies that use a forecast and need a deadline."""
 
@@ -230,52 +231,87 @@ def compare(
 ) -> tuple[pl.DataFrame, Any]:
     """Every policy on the same trace: a table, and kg against hours as an altair chart.
 
-    Without a deadline, the planning policies get the runtime of `paper`, so that they compare at equal time.
+    Without a deadline, policies that plan get the time of the slowest of the others, so that they compare at equal
+    time. A policy that can't run (e.g. an infeasible budget) has its reason in the column `note`.
     """
-    rows = []
+    names = list(policies or sorted(POLICIES))
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown:
+        raise PolicyError(f"unknown policy {unknown[0]!r}: choose from {', '.join(sorted(POLICIES))}")
     options: dict[str, Any] = {"overheads": overheads, "start": start}
-    first = simulate_run(experiment, traces, policy="paper", deadline_h=deadline_h, **options)
-    planned_h = deadline_h
-    if planned_h is None and experiment.job.deadline is None:
-        planned_h = (first.walk.end - first.walk.start) / HOUR
-    for name in policies or sorted(POLICIES):
-        planning = name in PLANNING_POLICIES
+    rows: dict[str, dict[str, Any]] = {}
+    others = [
+        simulate_run(experiment, traces, policy=name, deadline_h=deadline_h, **options)
+        for name in names
+        if name not in PLANNING_POLICIES
+    ]
+    for done in others:
+        rows[done.experiment.policy.name] = _row(done, summary(done), "")
+    reference = others[0] if others else simulate_run(experiment, traces, policy="threshold", **options)
+    if deadline_h is None and experiment.job.deadline is None:
+        deadline_h = max((done.walk.end - done.walk.start) / HOUR for done in [*others, reference])
+    for name in [name for name in names if name in PLANNING_POLICIES]:
+        options |= {"policy": name, "deadline_h": deadline_h}
         try:
-            result = simulate(
-                experiment,
-                traces,
-                policy=name,
-                forecast=forecast if planning else None,
-                deadline_h=planned_h if planning else deadline_h,
-                **options,
-            )
+            done = simulate_run(experiment, traces, forecast=forecast, **options)
+            ideal = None if done.forecast == "perfect" else simulate_run(experiment, traces, **options)
         except PolicyError as error:
-            rows.append({"policy": name, "finished": False, "note": str(error)})
+            rows[name] = {"policy": name, "finished": False, "note": str(error)}
             continue
-        rows.append(_row(result, forecast if planning else None))
+        same = ideal is not None and ideal.walk.steps == done.walk.steps
+        result = summary(done, ideal.account.co2_kg if ideal and same else None)
+        rows[name] = _row(done, result, f"{done.forecast} forecast, by {deadline_h or 0:.2f} h")
     schema = {"policy": pl.String, "finished": pl.Boolean, "runtime_h": pl.Float64, "co2_kg": pl.Float64}
-    table = pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
-    return table, pareto_chart(table)
+    table = pl.DataFrame([rows[name] for name in names], schema_overrides=schema, infer_schema_length=None)
+    return table, pareto_chart(table, _frontier(reference, table))
 
 
-def _row(result: dict[str, Any], forecast: str | None) -> dict[str, Any]:
+def _row(done: Simulated, result: dict[str, Any], note: str) -> dict[str, Any]:
     row = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    row["bound_co2_kg"] = bound_with_overheads(done)
     row["site_h"] = sum(result["site_hours"].values())
     row.update({f"regret_{key}": value for key, value in result["regret"].items()})
-    row["note"] = f"{forecast or 'perfect'} forecast" if result["policy"] in PLANNING_POLICIES else ""
+    row["note"] = note
     return row
 
 
-def pareto_chart(table: pl.DataFrame) -> Any:
-    """Kilograms against hours, a point per policy that finished; the oracle's kilograms as ticks."""
+def _frontier(reference: Simulated, table: pl.DataFrame) -> list[dict[str, Any]]:
+    """The least CO2 of the whole job by the hours it is given, from the fastest policy to the trace's end."""
+    view, start, steps = reference.view, reference.walk.start, reference.experiment.job.steps
+    rows = []
+    first = 0.0
+    if "runtime_h" in table.columns:
+        finished = table.filter(pl.col("finished"))["runtime_h"].min()
+        first = 0.97 * finished if isinstance(finished, float) else 0.0
+    for number in range(FRONTIER_POINTS):
+        hours = first + ((view.end_us - start) / HOUR - first) * number / (FRONTIER_POINTS - 1)
+        end = start + round(hours * HOUR)
+        for name, bound in (("oracle", least_co2), ("oracle with overheads", least_co2_with_overheads)):
+            found = bound(view, steps, start, end) if end > start else None
+            if found is not None:
+                rows.append({"bound": name, "hours": hours, "kg": found.co2_kg})
+    return rows
+
+
+def pareto_chart(table: pl.DataFrame, frontier: list[dict[str, Any]]) -> Any:
+    """Kilograms against hours: a point per policy that finished, and the least there could be as lines.
+
+    Policies that come to the same share a point.
+    """
     import altair as alt
 
-    done = table.filter(pl.col("finished")).select("policy", "runtime_h", "co2_kg", "oracle_co2_kg")
-    base = alt.Chart(done.to_dicts() and alt.Data(values=done.to_dicts()))
-    x = alt.X("runtime_h:Q", title="hours to the last step", scale=alt.Scale(zero=False))
-    points = base.mark_point(filled=True, size=90).encode(
-        x=x, y=alt.Y("co2_kg:Q", title="kg CO2"), color=alt.Color("policy:N", title="policy")
+    points: dict[tuple[float, float], list[str]] = {}
+    for row in table.filter(pl.col("finished")).iter_rows(named=True):
+        points.setdefault((round(row["runtime_h"], 3), round(row["co2_kg"], 4)), []).append(row["policy"])
+    dots = [{"hours": hours, "kg": kg, "policy": ", ".join(names)} for (hours, kg), names in points.items()]
+    x = alt.X("hours:Q", title="hours to the last step", scale=alt.Scale(zero=False, padding=24))
+    y = alt.Y("kg:Q", title="kg CO2")
+    base = alt.Chart(alt.Data(values=dots))
+    lines = (
+        alt.Chart(alt.Data(values=frontier))
+        .mark_line(color="#777777")
+        .encode(x=x, y=y, strokeDash=alt.StrokeDash("bound:N", title="least possible"))
     )
-    bounds = base.mark_tick(thickness=2).encode(x=x, y="oracle_co2_kg:Q", color="policy:N")
-    labels = base.mark_text(dx=8, align="left").encode(x=x, y="co2_kg:Q", text="policy:N")
-    return (points + bounds + labels).properties(width=560, height=320, title="CO2 against time, per policy")
+    marks = base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, color=alt.Color("policy:N", legend=None))
+    labels = base.mark_text(dy=-11).encode(x=x, y=y, text="policy:N")
+    return (lines + marks + labels).properties(width=640, height=360, title="CO2 against time, per policy")
