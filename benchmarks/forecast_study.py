@@ -181,9 +181,9 @@ def run(
             found.append(_asap(experiment, traces, start, count))
             found += [_one(experiment, traces, tables, start, count, case) for case in CASES]
             print(f"{start:%Y-%m-%d} {count} weeks: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+        if out is not None:
+            pl.DataFrame(found).write_csv(out)
     table = pl.DataFrame(found)
-    if out is not None:
-        table.write_csv(out)
     means = (
         table.group_by("weeks", "policy", maintain_order=True)
         .agg(

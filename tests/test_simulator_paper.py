@@ -142,4 +142,4 @@ def test_comparing_all_policies(paper: Experiment, trace: pl.DataFrame) -> None:
     assert (table["bound_co2_kg"] <= table["co2_kg"]).all()
     assert (table["oracle_co2_kg"] <= table["bound_co2_kg"]).all()
     drawn = chart.to_dict()
-    assert [layer["mark"]["type"] for layer in drawn["layer"]] == ["line", "point", "text"]
+    assert [layer["mark"]["type"] for layer in drawn["layer"]] == ["line", "point"]

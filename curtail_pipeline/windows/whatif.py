@@ -312,6 +312,7 @@ def pareto_chart(table: pl.DataFrame, frontier: list[dict[str, Any]]) -> Any:
         .mark_line(color="#777777")
         .encode(x=x, y=y, strokeDash=alt.StrokeDash("bound:N", title="least possible"))
     )
-    marks = base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, color=alt.Color("policy:N", legend=None))
-    labels = base.mark_text(dy=-11).encode(x=x, y=y, text="policy:N")
-    return (lines + marks + labels).properties(width=640, height=360, title="CO2 against time, per policy")
+    marks = base.mark_point(filled=True, size=90, opacity=1).encode(
+        x=x, y=y, color=alt.Color("policy:N", title="policy"), tooltip=["policy:N", "hours:Q", "kg:Q"]
+    )
+    return (lines + marks).properties(width=640, height=360, title="CO2 against time, per policy")
