@@ -199,11 +199,28 @@ def print_simulation(result: Mapping[str, Any]) -> None:
     OUT.print(table)
 
 
+COMPARED = {
+    "policy": "policy",
+    "runtime_h": "hours",
+    "energy_kwh": "kWh",
+    "co2_kg": "kg",
+    "oracle_co2_kg": "oracle kg",
+    "regret_total_kg": "regret kg",
+    "regret_exit_lag_kg": "exit lag",
+    "regret_start_up_and_idle_kg": "start-up, idle",
+    "regret_forecast_error_kg": "forecast error",
+    "regret_waiting_kg": "waiting",
+    "note": "note",
+}
+"""Columns of the printed comparison; `--json` has all."""
+
+
 def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
-    table = Table(title="Policies on this trace", title_justify="left")
-    for name in rows.columns:
+    table = Table(title="Policies on this trace: kgCO2, least possible, and what lies between", title_justify="left")
+    shown = {key: name for key, name in COMPARED.items() if key in rows.columns}
+    for name in shown.values():
         table.add_column(name, overflow="fold")
-    for row in rows.iter_rows():
+    for row in rows.select(shown.keys()).iter_rows():
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell or "-") for cell in row))
     OUT.print(table)
     if plot is not None:
