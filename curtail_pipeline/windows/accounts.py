@@ -27,7 +27,7 @@ class Account:
     energy_kwh: float
     """From the grid and from on-site generation, what batteries lose or still hold included."""
     co2_kg: float
-    co2_kg_interpolated: float
+    co2_kg_interpolated: float | None
     curtailed_kwh: float
     """Of the energy, what was taken while the site's signal counted as curtailed, or came from the site itself."""
     not_training_co2_kg: float
@@ -46,12 +46,20 @@ class _Drawn:
     training: bool
 
 
-def account(view: View, walk: Walk, curtailed: dict[str, SiteWindows], *, interpolate: bool = False) -> Account:
+def account(
+    view: View,
+    walk: Walk,
+    curtailed: dict[str, SiteWindows],
+    *,
+    interpolate: bool = False,
+    interpolated: bool = True,
+) -> Account:
     """Add a walk up.
 
     Args:
         curtailed: per site, when its signal counts as curtailed (the plain rule, without delays).
         interpolate: join the trace's values by straight lines everywhere, as the paper's analysis does.
+        interpolated: also give the CO2 of interpolated values.
     """
     training_h: dict[str, float] = {}
     idle_h = start_up_h = kwh = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
@@ -75,7 +83,8 @@ def account(view: View, walk: Walk, curtailed: dict[str, SiteWindows], *, interp
             curtailed_kwh += total - float((kw_beyond * beyond_h).sum())
             grams = float((part.kw * signal.integral(*part.spans, interpolate=interpolate)).sum())
             held += grams
-            linear += grams if interpolate else float((part.kw * signal.integral(*part.spans, interpolate=True)).sum())
+            if interpolated and not interpolate:
+                linear += float((part.kw * signal.integral(*part.spans, interpolate=True)).sum())
             if not part.training:
                 not_training += grams
             else:
@@ -88,7 +97,7 @@ def account(view: View, walk: Walk, curtailed: dict[str, SiteWindows], *, interp
         start_up_h,
         kwh,
         held / 1_000,
-        linear / 1_000,
+        held / 1_000 if interpolate else linear / 1_000 if interpolated else None,
         curtailed_kwh,
         not_training / 1_000,
         outside_g / 1_000,

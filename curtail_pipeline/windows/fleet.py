@@ -76,6 +76,7 @@ def simulate_files(
         threads=threads,
     )
     windows = site_windows(experiment, table)
-    view = View(experiment, SignalFiles(files, cadence_s), windows, end=end)
+    signals = SignalFiles(files, cadence_s)
+    view = View(experiment, signals, windows, end=end, cadence_us=duration_us(cadence_s))
     found = walk(view, Job(0, experiment.job.steps, start), to_us(start))
-    return found, account(view, found, windows)
+    return found, account(view, found, windows, interpolated=False)

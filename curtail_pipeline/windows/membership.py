@@ -105,6 +105,7 @@ class View:
         prices: Mapping[str, Signal] | None = None,
         end: datetime | None = None,
         on_site: Mapping[str, Signal] | None = None,
+        cadence_us: int | None = None,
     ) -> None:
         self.experiment = experiment
         self.sites: tuple[Site, ...] = tuple(experiment.sites)
@@ -116,6 +117,7 @@ class View:
         self.windows = dict(windows)
         self.forecasts = forecasts
         self.as_of = as_of
+        self._cadence_us = cadence_us
         for site in self.sites:
             if site.steps_per_s * experiment.rounds.round_s < 1:
                 raise SettingsError(
@@ -183,6 +185,13 @@ class View:
         from curtail_pipeline.windows.policies import make_policy
 
         return make_policy(self)
+
+    def cadence_us(self, region: str) -> int | None:
+        """Time between the values of a region's signal; None when it has none."""
+        if self._cadence_us is not None:
+            return self._cadence_us
+        signal = self.signals.get(region)
+        return None if signal is None else signal.cadence_us
 
     @property
     def end_us(self) -> int:

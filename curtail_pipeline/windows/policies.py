@@ -143,8 +143,11 @@ def noticed_windows(view: View, site: Site) -> SiteWindows:
 
 def with_own_energy(view: View, site: Site, windows: SiteWindows) -> SiteWindows:
     """The site's windows, and when it can train on its battery or its on-site generation instead."""
-    generation, signal = view.on_site.get(site.name), view.signals.get(site.region)
-    if (site.battery is None and generation is None) or signal is None:
+    generation = view.on_site.get(site.name)
+    if site.battery is None and generation is None:
+        return windows
+    signal = view.signals.get(site.region)
+    if signal is None:
         return windows
     stretches = supplied_stretches(
         site,

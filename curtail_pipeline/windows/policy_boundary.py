@@ -83,7 +83,5 @@ class BoundaryPolicy(TimelinePolicy):
     def _hold_us(self, view: View, site: Site) -> int:
         given = self.settings.hold_s
         hold = lost_at_start_us(view.experiment.overheads_of(site)) if given is None else duration_us(given)
-        signal = view.signals.get(site.region)
-        if given is None and signal is not None and hold < signal.cadence_us:
-            return 0
-        return hold
+        cadence = view.cadence_us(site.region)
+        return 0 if given is None and cadence is not None and hold < cadence else hold
