@@ -18,7 +18,7 @@ from curtail_pipeline.windows.forecasts import (
     issued_forecasts,
     make_forecast,
 )
-from curtail_pipeline.windows.membership import Job, View, decide
+from curtail_pipeline.windows.membership import Job, SiteDecision, View, decide
 from curtail_pipeline.windows.planner import Slots, _compressed, _values, advise, prices_by_plan, prices_by_spread
 from curtail_pipeline.windows.timeline import Signal, to_us
 from curtail_pipeline.windows.whatif import simulate, simulate_run
@@ -347,3 +347,17 @@ def test_a_started_job_is_not_given_up() -> None:
     view = planned("budget", budget=0.03)
     job = Job(1, 1700, START, view.experiment.job.deadline)
     assert not decide(view, START + timedelta(minutes=1), job).finished
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from([10.0, 80.0, 450.0]), min_size=48, max_size=48), st.integers(1, 47), st.booleans())
+def test_causal_forecasts_decide_from_the_past_alone(values: list[float], at: int, up: bool) -> None:
+    run = planned(steps=2500).experiment
+    rows = traces({"A": values})
+    now = minutes(5 * at)
+    known = rows.filter(pl.col("time") <= now)
+    state = SiteDecision("train", "", minutes(0), minutes(0))
+    job = Job(100, 2500, START, run.job.deadline, {"A": state} if up else {})
+    whole = decide(View.build(run, rows, windows(rows, run)), now, job)
+    assert whole == decide(View.build(run, known, windows(known, run)), now, job)
+    assert whole == decide(View.build(run, rows, windows(rows, run), as_of=now), now, job)
