@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import polars as pl
 
@@ -16,8 +16,12 @@ from curtail_pipeline.storage.tables import (
 )
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.windows.config import Site
+from curtail_pipeline.windows.rule_config import rule_of
 from curtail_pipeline.windows.rules import derive_windows
 from curtail_pipeline.windows.state import RuleState
+
+FORECAST_LOOKBACK = timedelta(hours=1)
+"""A window that opens at midnight is judged by a forecast issued before."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,14 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
     if project.span is None:
         end = min(end, utc_now())
     table, after = derive_windows(
-        traces, experiment.sites, experiment.policy, start=start, end=end, state=state, rules=experiment.rules
+        traces,
+        experiment.sites,
+        experiment.policy,
+        start=start,
+        end=end,
+        state=state,
+        rules=experiment.rules,
+        forecasts=_forecasts(project, start, end),
     )
     key = windows_key(day.isoformat())
     previous = read_table(store, key) if store.exists(key) else None
@@ -70,6 +81,18 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
     changed = store.exists(state_key) and store.read_json(state_key) != after.to_json()
     store.write_json(state_key, after.to_json())
     return DerivedDay(day, experiment.sites, traces, table, after, previous, changed)
+
+
+def _forecasts(project: Project, start: datetime, end: datetime) -> pl.DataFrame | None:
+    """Forecasts of the regions whose rule has a minimum duration; None where the source has none."""
+    experiment = project.experiment
+    frames = [
+        project.provider.forecasts(region, start - FORECAST_LOOKBACK, end)
+        for region in dict.fromkeys(site.region for site in experiment.sites)
+        if rule_of(experiment.policy, region, experiment.rules).required_s > 0
+    ]
+    found = [frame for frame in frames if not frame.is_empty()]
+    return pl.concat(found) if found else None
 
 
 def derive_following(project: Project, day: str | date) -> Iterator[DerivedDay]:
