@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,9 @@ from curtail_pipeline.signals.config import FileTraces, ForecastColumns
 from curtail_pipeline.signals.provider import make_provider
 from curtail_pipeline.windows.forecasts import Forecast, IssuedForecasts, SeasonalForecast, TableForecast
 from curtail_pipeline.windows.forecasts import issued_forecasts as tables_of
-from curtail_pipeline.windows.membership import View
 from curtail_pipeline.windows.oracle import least_co2
 from curtail_pipeline.windows.presets import product
-from curtail_pipeline.windows.timeline import HOUR
+from curtail_pipeline.windows.timeline import HOUR, Signal
 from curtail_pipeline.windows.whatif import simulate_run, summary
 
 REGIONS = ("PGE", "PGE_8H")
@@ -97,8 +96,8 @@ def _one(
         pl.col("time").is_between(start - HISTORY, start + timedelta(hours=deadline_h + 1), closed="left")
     )
 
-    def real(view: View) -> Forecast:
-        return TableForecast(tables, SeasonalForecast(view.signals), "real")
+    def real(signals: Mapping[str, Signal]) -> Forecast:
+        return TableForecast(tables, SeasonalForecast(signals), "real")
 
     done = simulate_run(
         run,

@@ -6,6 +6,7 @@ is one JSON object; logs go to standard error.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,8 +70,11 @@ def run(
     """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
     from curtail_pipeline.console import RunConsole, print_summary
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with _opened(experiment, out, traces) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
+        import dagster
+
         from curtail_pipeline.accounting import summarise
         from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.replay import Headless, open_instance
@@ -78,9 +82,13 @@ def run(
 
         with RunConsole(project) as console, open_instance(project) as instance:
             headless = Headless(
-                project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "ERROR"
+                project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
             )
-            reason = headless.run()
+            try:
+                reason = headless.run()
+            except (KeyboardInterrupt, dagster.DagsterExecutionInterruptedError):
+                typer.echo("curtail: interrupted; what is committed stays, run it again to go on from there", err=True)
+                raise typer.Exit(130) from None
             console({"event": "prepare", "what": "the report"})
             headless.report()
         summary = summarise(project)

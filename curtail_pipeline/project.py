@@ -19,6 +19,7 @@ from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.storage.tables import read_table, read_tables, trace_key, windows_key
 from curtail_pipeline.windows.membership import Job, SiteDecision, View
+from curtail_pipeline.windows.rule_config import rule_of
 from curtail_pipeline.windows.rules import merge_days
 
 EXPERIMENT_ENV = "CURTAIL_EXPERIMENT"
@@ -72,6 +73,7 @@ class Project:
         Raises:
             SettingsError: an invalid experiment, or one that differs from what the home was made with.
             TraceError: the trace cannot be read.
+        PolicyError: there is no such policy, or it has no such parameter.
         """
         if not isinstance(experiment, Experiment):
             path = Path(experiment)
@@ -80,6 +82,8 @@ class Project:
             experiment = load_experiment(experiment)
         provider = make_provider(experiment.traces)
         _require_regions(experiment, provider)
+        for region in experiment.regions:
+            rule_of(experiment.policy, region, experiment.rules)
         home = Home.of(experiment, out)
         home.open(experiment, provider.fingerprint())
         project = cls(experiment, home, clock)

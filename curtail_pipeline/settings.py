@@ -47,8 +47,8 @@ class FederationSettings(Section):
 class Experiment(Section):
     """All that determines a result, apart from the content of trace and text files."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    seed: int = 0
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(default=0, ge=0, lt=2**63)
     clock: ClockSettings = ClockSettings()
     replay: ReplayClock = ReplayClock()
     traces: TracesSettings
@@ -71,6 +71,11 @@ class Experiment(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"site {twice[0]!r} is declared twice; site names are unique")
+        for site in self.sites:
+            if site.idle_kw > site.training_kw:
+                raise ValueError(
+                    f"site {site.name!r} has idle_kw {site.idle_kw} above training_kw {site.training_kw}; swap them?"
+                )
         training = self.training
         if training.total_batch_tokens % training.sequence_length:
             raise ValueError(
@@ -156,8 +161,10 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         raise SettingsError(
             f"no experiment {str(name_or_path)!r}: give one of {known}, or the path of a .yaml file"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror or error}") from error
     return parse_experiment(content, str(path))
 
 

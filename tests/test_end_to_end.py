@@ -188,3 +188,16 @@ def test_a_flipped_byte_is_found_and_nothing_else_is_touched(finished: tuple[Pat
     assert done.returncode == 1
     assert last in done.stderr and "model.safetensors" in done.stderr and "expected" in done.stderr
     assert experiment.name == "micro" and list(manifests(home)) == list(manifests(finished[0]))
+
+
+def test_told_to_stop_it_says_how_to_go_on_and_leaves_nothing(tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path / "input")
+    log = tmp_path / "log"
+    process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=log)
+    wait_for(
+        lambda: any((tmp_path / "micro" / "store" / "scratch").glob("ckpt-000001/*/flower.json")), 120, "a segment"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert "run it again" in log.read_text() and "Traceback" not in log.read_text()
+    wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the run had started")

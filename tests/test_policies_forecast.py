@@ -1,4 +1,5 @@
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation_cases import START, experiment, minutes, traces, view_of, windows
+from simulation_cases import START, experiment, minutes, traces, windows
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.windows.forecasts import (
@@ -131,9 +132,8 @@ def planned(name: str = "forecast", steps: int = 1700, **parameters: float) -> V
         overheads={"connect_s": 20, "round_load_s": 4, "outer_step_s": 2},
         job={"steps": steps, "deadline": minutes(240).isoformat()},
     )
-    view = view_of(HOURLY, run)
-    view.forecasts = make_forecast("perfect", view.signals)
-    return view
+    rows = traces(HOURLY)
+    return View.build(run, rows, windows(rows, run), partial(make_forecast, "perfect"))
 
 
 def job_of(view: View, done: int = 0) -> Job:

@@ -67,3 +67,31 @@ def test_what_cannot_change_a_result_is_not_part_of_the_identity() -> None:
     before = laptop()
     after = parse_experiment(before | {"replay": {"speed": 7}, "federation": {"liveness_s": 99}}, "x.yaml")
     assert after.sha256() == parse_experiment(before, "x.yaml").sha256()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": ".."}, ["name", ".."]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"rounds": {"round_s": float("inf")}}, ["rounds.round_s", "finite"]),
+    ],
+)
+def test_values_that_cannot_work_are_refused(change: dict, words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_experiment(laptop() | change, "x.yaml")
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_idle_power_above_training_power_is_refused() -> None:
+    content = laptop()
+    content["sites"][0] |= {"idle_kw": 5}
+    with pytest.raises(SettingsError, match=r"CAISO_NORTH.*idle_kw 5"):
+        parse_experiment(content, "x.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(bytes(range(128, 256)))
+    with pytest.raises(SettingsError, match="not valid YAML"):
+        load_experiment(path)

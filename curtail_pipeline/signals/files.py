@@ -145,7 +145,9 @@ class FileProvider(Provider):
             for kind in kinds
             if (span := self._series_of(region, kind).span) is not None
         ]
-        return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
+        if not spans:
+            raise TraceError(f"{self.source.name}: has no value in any row; give a file with values")
+        return min(first for first, _ in spans), max(last for _, last in spans)
 
     def fingerprint(self) -> str:
         return combine_hashes([file_sha256(path) for path in self.source.files])

@@ -62,9 +62,17 @@ def column_names(path: Path) -> list[str]:
         with path.open("rb") as stream:
             compressed = stream.read(2) == _GZIP
         with gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig") as text:
-            return next(csv.reader(text), [])
+            header = next(csv.reader(text), [])
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
+    return _unique(path, header)
+
+
+def _unique(path: Path, header: list[str]) -> list[str]:
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise TraceError(f"{path} has two columns {twice!r}; give each column a name of its own")
+    return header
 
 
 def _unreadable(path: Path, error: Exception) -> TraceError:

@@ -4,7 +4,7 @@
 and a mode. It reads no clock and no file, so that the same view gives the same decision anywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -139,7 +139,7 @@ class View:
         experiment: Experiment,
         traces: pl.DataFrame,
         windows: pl.DataFrame,
-        forecasts: "Forecast | pl.DataFrame | None" = None,
+        forecasts: "Forecast | pl.DataFrame | Callable[[Mapping[str, Signal]], Forecast] | None" = None,
         as_of: datetime | None = None,
     ) -> "View":
         """Arrays from tables.
@@ -147,8 +147,8 @@ class View:
         Args:
             traces: normalised trace rows of every region of the experiment (time, region, value, kind, ...).
             windows: rows of `derive_windows` for the experiment's policy.
-            forecasts: what policies that look ahead may ask: a forecast, or a table of recorded ones (issued_at,
-                target, region, value). Without any they take the seasonal-naive one.
+            forecasts: what policies that look ahead may ask: a forecast, a table of recorded ones (issued_at, target,
+                region, value), or what makes a forecast of the signals. Without any they take the seasonal-naive one.
             as_of: give it for a live decision: nothing after it is used, the end of the signal is no error, and a site
                 whose signal is too old is off. Without it the whole record is known and deciding beyond it is refused.
 
@@ -175,6 +175,8 @@ class View:
             if as_of is not None:
                 forecasts = forecasts.filter(pl.col("issued_at") <= as_of)
             forecasts = TableForecast(issued_forecasts(forecasts), SeasonalForecast(signals))
+        elif callable(forecasts):
+            forecasts = forecasts(signals)
         prices = traces.filter(pl.col("kind") == "price")
         money = read_signals(prices) if len(prices) else None
         on_site = {site.name: read_on_site(site.on_site) for site in experiment.sites if site.on_site is not None}

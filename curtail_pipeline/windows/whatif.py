@@ -1,8 +1,9 @@
 """What if: an experiment on a recorded trace, without training. The command `simulate` and the asset `what_if`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -20,7 +21,7 @@ from curtail_pipeline.windows.presets import OverheadsName, with_overheads
 from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule, rule_of
 from curtail_pipeline.windows.rules import derive_windows
 from curtail_pipeline.windows.simulator import Walk, walk
-from curtail_pipeline.windows.timeline import HOUR, from_us, to_us
+from curtail_pipeline.windows.timeline import HOUR, Signal, from_us, to_us
 
 FRONTIER_POINTS = 25
 PLANNING_POLICIES = ("forecast", "budget")
@@ -45,19 +46,18 @@ def simulate_run(
     *,
     policy: str | None = None,
     overheads: OverheadsName | None = None,
-    forecast: str | Callable[[View], Forecast] | None = None,
+    forecast: str | Callable[[Mapping[str, Signal]], Forecast] | None = None,
     start: datetime | None = None,
     deadline_h: float | None = None,
     interpolate: bool = False,
 ) -> Simulated:
-    """Simulate an experiment. See `simulate`; a forecast may also be made from the view here."""
+    """Simulate an experiment. See `simulate`; a forecast may also be made from the signals here."""
     run = _configured(experiment, traces, policy, overheads, start, deadline_h)
     begin = to_us(run.clock.start) if run.clock.start else 0
     planning = run.policy.name in PLANNING_POLICIES
     chosen = (forecast or "perfect") if planning else None
-    view = View.build(run, traces, _table(run, traces, run.policy))
-    if chosen is not None:
-        view.forecasts = make_forecast(chosen, view.signals) if isinstance(chosen, str) else chosen(view)
+    maker = partial(make_forecast, chosen) if isinstance(chosen, str) else chosen
+    view = View.build(run, traces, _table(run, traces, run.policy), maker)
     if begin >= view.end_us:
         raise TraceError(
             f"the trace ends at {iso(view.end)}, before the start {iso(from_us(begin))}; give a longer trace or "
