@@ -28,6 +28,7 @@ class RunConsole:
         self._lines: list[str] = []
         self._now: dict[str, Any] = {"time": "", "mode": "", "members": "", "key": ""}
         self._sites: dict[str, dict[str, Any]] = {}
+        self._loss: float | None = None
         self._live = Live(console=ERR, refresh_per_second=4, transient=True) if ERR.is_terminal else None
         self._began = time.monotonic()
 
@@ -56,19 +57,20 @@ class RunConsole:
                     "members": ", ".join(event["members"]),
                     "key": event["key"],
                 }
-                self._sites = {}
+                self._sites, self._loss = {}, None
+            case "round":
+                self._loss = event["loss"]
             case "step":
                 self._sites[event["site"]] = dict(event)
             case "failed":
                 self._say(f"{event['key']} attempt {event['attempt']} failed: {event['error']}")
             case "committed":
                 manifest = event["manifest"]
-                losses = ", ".join(f"{s} {e['loss']:.3f}" for s, e in self._sites.items() if e.get("loss") is not None)
                 rates = sum(e.get("tokens_per_s") or 0 for e in self._sites.values())
                 self._say(
                     f"{manifest.start:%m-%d %H:%M} -> {manifest.end:%m-%d %H:%M}  {manifest.mode:<10}  {manifest.key}  "
                     f"{', '.join(manifest.members)}: {manifest.rounds} rounds, {manifest.tokens.segment:,} tokens"
-                    + (f", loss {losses}" if losses else "")
+                    + (f", loss {self._loss:.3f}" if self._loss is not None else "")
                     + (f", {rates:,.0f} tokens/s" if rates else "")
                 )
         if self._live:
