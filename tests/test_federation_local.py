@@ -1,6 +1,7 @@
 """The local federation with real processes: SuperLink, SuperNodes, and a stub in the trainer's place."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -187,22 +188,35 @@ def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, 
     assert again == []
 
 
-def test_a_caller_that_comes_back_follows_the_same_run(handle: Federation, store: Store) -> None:
+def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store: Store) -> None:
     key = plan(store, "ckpt-000002", [{"CA": 12, "TX": 12}], seed=7)
-    first: list[dict[str, Any]] = []
+    flower = store.path("scratch/ckpt-000002/1/flower.json")
+    caller = multiprocessing.get_context("spawn").Process(target=submit_and_follow, args=(handle, key, store))
+    caller.start()
+    until(flower.exists, 60)
+    run_id = json.loads(flower.read_text())["run_id"]
+    caller.kill()
+    caller.join()
+    flower.unlink()  # as if killed before it was written
+    events: list[dict[str, Any]] = []
+    segment = submit_and_follow(handle, key, store, lambda event: events.append(dict(event)))
+    assert events[0] == {"event": "submitted", "run_id": run_id} and segment["steps"] == 24
+
+
+def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: Store) -> None:
+    key = plan(store, "ckpt-000009", [{"CA": 500}], seed=7)
+    submitted: list[int] = []
 
     def interrupt(event: Any) -> None:
-        first.append(dict(event))
+        submitted.extend([event["run_id"]] if event["event"] == "submitted" else [])
         if event["event"] == "step":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         submit_and_follow(handle, key, store, interrupt)
-    store.delete("scratch/ckpt-000002/1/flower.json")  # as if killed before it was written
-    second: list[dict[str, Any]] = []
-    segment = submit_and_follow(handle, key, store, lambda e: second.append(dict(e)))
-    assert second[0] == first[0] and segment["steps"] == 24
-    assert {e["site"] for e in [*first, *second] if e["event"] == "step"} == set(SITES)
+    with Control(handle.state()["superlink"]["address"]) as control:
+        status = control.status(submitted[0])
+        assert status is not None and status.finished and status.sub_status == "stopped"
 
 
 def test_a_failing_trainer_fails_the_run_with_its_reason(handle: Federation, store: Store) -> None:
