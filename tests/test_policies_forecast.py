@@ -202,6 +202,14 @@ def test_a_perfect_forecast_beats_following_windows() -> None:
     assert forecast["co2_kg"] < 0.4 * threshold["co2_kg"]
 
 
+def test_a_perfect_forecast_by_default_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    run, rows = planned().experiment, traces(HOURLY)
+    simulate(run, rows, forecast="seasonal", deadline_h=4.0)
+    assert not caplog.records
+    simulate(run, rows, deadline_h=4.0)
+    assert "policy forecast plans with a perfect one" in caplog.text
+
+
 def test_forecast_error_is_part_of_the_regret() -> None:
     found = simulate(planned().experiment, traces(HOURLY), forecast="persistence", deadline_h=4.0)
     regret = found["regret"]

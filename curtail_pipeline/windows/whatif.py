@@ -1,5 +1,6 @@
 """What if: an experiment on a recorded trace, without training. The command `simulate` and the asset `what_if`."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,6 +23,8 @@ from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule, rule_
 from curtail_pipeline.windows.rules import derive_windows
 from curtail_pipeline.windows.simulator import Walk, walk
 from curtail_pipeline.windows.timeline import HOUR, Signal, from_us, to_us
+
+_log = logging.getLogger(__name__)
 
 FRONTIER_POINTS = 25
 PLANNING_POLICIES = ("forecast", "budget")
@@ -56,6 +59,8 @@ def simulate_run(
     begin = to_us(run.clock.start) if run.clock.start else 0
     planning = run.policy.name in PLANNING_POLICIES
     chosen = (forecast or "perfect") if planning else None
+    if planning and forecast is None:
+        _log.warning("no forecast given: policy %s plans with a perfect one, which no run can have", run.policy.name)
     maker = partial(make_forecast, chosen) if isinstance(chosen, str) else chosen
     view = View.build(run, traces, _table(run, traces, run.policy), maker)
     if begin >= view.end_us:
@@ -254,7 +259,8 @@ def compare(
         options |= {"policy": name, "deadline_h": deadline_h}
         try:
             done = simulate_run(experiment, traces, forecast=forecast, **options)
-            ideal = None if done.forecast == "perfect" else simulate_run(experiment, traces, **options)
+            perfect = done.forecast == "perfect"
+            ideal = None if perfect else simulate_run(experiment, traces, forecast="perfect", **options)
         except PolicyError as error:
             rows[name] = {"policy": name, "finished": False, "note": str(error)}
             continue
