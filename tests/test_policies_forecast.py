@@ -174,7 +174,7 @@ def test_deciding_again_decides_the_same() -> None:
         now, job = found, following
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 40.0, 80.0, 450.0]), min_size=48, max_size=48),
     st.lists(st.sampled_from([0.0, 40.0, 80.0, 450.0]), min_size=48, max_size=48),

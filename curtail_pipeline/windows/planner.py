@@ -12,6 +12,8 @@ import numpy as np
 from curtail_pipeline.windows.timeline import Floats
 
 _PRICES = 32
+TOP_PRICE = 4.0
+"""At this multiple of the dearest slot's cost every plan trains wherever starting leaves any time for it."""
 _GRID = np.linspace(0.0, 1.0, _PRICES)
 _CHEAP, _BETWEEN, _DEAR = 0, 1, 2
 
@@ -97,12 +99,13 @@ def prices_by_plan(sites: list[Slots], wanted: list[float], up: list[bool]) -> l
         up: per site, whether it is up already.
     """
     low = prices_by_spread(sites, wanted)[0]
-    span = max(0.25 * abs(low), 1e-3 * max(float(np.abs(slots.cost).max()) for slots in sites), 1e-12)
+    dearest = max(float(np.abs(slots.cost).max()) for slots in sites)
+    span = max(0.25 * abs(low), 1e-3 * dearest, 1e-12)
     while True:
         chains = [_compressed(slots, low, low + span) for slots in sites]
         prices = low + span * _GRID
         worth = _worth(chains, prices, up)
-        if int(np.argmax(prices * wanted[-1] - worth)) < _PRICES - 1 or span > 1e12:
+        if int(np.argmax(prices * wanted[-1] - worth)) < _PRICES - 1 or span > TOP_PRICE * dearest:
             break
         span *= 4
     found = []

@@ -13,7 +13,15 @@ from curtail_pipeline.windows.battery import power_at
 from curtail_pipeline.windows.config import Site, power_kw
 from curtail_pipeline.windows.forecasts import Forecast, SeasonalForecast
 from curtail_pipeline.windows.membership import Job, SiteDecision, View
-from curtail_pipeline.windows.planner import Advice, Slots, advise, capacity, prices_by_plan, prices_by_spread
+from curtail_pipeline.windows.planner import (
+    TOP_PRICE,
+    Advice,
+    Slots,
+    advise,
+    capacity,
+    prices_by_plan,
+    prices_by_spread,
+)
 from curtail_pipeline.windows.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.windows.segments import step_us
 from curtail_pipeline.windows.timeline import HOUR, SECOND, Micros, Signal, duration_us, from_us, to_us
@@ -207,7 +215,7 @@ class ForecastPolicy:
         dearest = max(float(np.abs(slots.cost).max()) for slots in sites)
         wanted = job.steps_left - self._ahead_steps(view, us, job, int(edges[-1]))
         if capacity(sites) <= wanted:
-            return None, [advise(slots, 4 * dearest + 1) for slots in sites]
+            return None, [advise(slots, TOP_PRICE * dearest + 1) for slots in sites]
         complete = self._is_near(us, deadline)
         # What no plan sees: one more round than it counts on.
         once_more = sum(site.steps_per_s for site in view.sites) * (self.merge_us + self.load_us) / SECOND
