@@ -4,7 +4,7 @@ import dagster as dg
 
 from curtail_pipeline.corpus.shards import build_heldout, build_site_shards, build_tokenizer
 from curtail_pipeline.dealing import ensure_dealt
-from curtail_pipeline.orchestration.metadata import shards_metadata
+from curtail_pipeline.orchestration.metadata import log_slices, shards_metadata
 from curtail_pipeline.orchestration.partitions import SITES
 from curtail_pipeline.orchestration.resources import PipelineResource
 
@@ -21,7 +21,9 @@ def training_shards(context: dg.AssetExecutionContext, pipeline: PipelineResourc
     """A site's share of the corpus as memory-mappable token files; no held-out document is in any of them."""
     project = pipeline.project()
     ensure_dealt(project)
-    manifest = build_site_shards(project.experiment.corpus, project.store, context.partition_key)
+    manifest = build_site_shards(
+        project.experiment.corpus, project.store, context.partition_key, log_slices(context.log)
+    )
     return dg.MaterializeResult(metadata=shards_metadata(manifest))
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,11 @@ def windows_event(derived: DerivedDay, project: Project, plot: bool = True) -> d
 
 
 # Text
+
+
+def log_slices(log: dg.DagsterLogManager) -> Callable[[int, int], None]:
+    """Progress of a shard build for the Dagster log."""
+    return lambda done, total: log.info(f"{done} of {total} slices of the corpus read")
 
 
 def shards_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
