@@ -118,7 +118,7 @@ def test_average_intensity_is_used_only_where_there_is_no_marginal() -> None:
 column = st.lists(st.sampled_from([0.0, 80.0, 450.0]), min_size=24, max_size=24)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(column, column, st.sampled_from([0.0, 600.0]), st.sampled_from([0, 240, 700]), st.integers(0, 1439))
 def test_a_decision_depends_on_the_past_alone(
     a: list[float], b: list[float], delay: float, start_up: int, at: int
@@ -133,7 +133,7 @@ def test_a_decision_depends_on_the_past_alone(
     assert whole == cut == live
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(column, column, st.sampled_from([0, 240]))
 def test_between_two_events_the_decision_stands(a: list[float], b: list[float], start_up: int) -> None:
     view = view_of({"A": a, "B": b}, experiment("AB", overheads={"provisioning_s": start_up}), delay_s=600)

@@ -20,7 +20,7 @@ def sites(*speeds: float) -> list[dict[str, object]]:
     return [{"name": "ABC"[i], "region": "ABC"[i], "steps_per_s": speed, **power} for i, speed in enumerate(speeds)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(value, min_size=5, max_size=5), st.lists(value, min_size=5, max_size=5), st.integers(1, 10), st.booleans()
 )
@@ -88,7 +88,7 @@ def overhead_views() -> st.SearchStrategy[View]:
     return st.tuples(columns, overheads, st.booleans(), policies, st.booleans()).map(build)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(overhead_views())
 def test_no_schedule_is_below_the_bounds(view: View) -> None:
     found = walk(view, Job(0, 10**9, START), BEGIN)

@@ -71,7 +71,7 @@ def test_unknown_parameters_are_named() -> None:
 column = st.lists(st.sampled_from([50.0, 450.0]), min_size=60, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(column, st.sampled_from([None, 0.0, 400.0, 1500.0]), st.sampled_from([0.0, 2.0]), st.integers(0, 3599))
 def test_it_never_trains_above_the_threshold_nor_knows_the_future(
     values: list[float], hold: float | None, factor: float, at: int

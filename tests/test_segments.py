@@ -141,7 +141,7 @@ def test_power_includes_the_building() -> None:
 column = st.lists(st.sampled_from([50.0, 450.0]), min_size=30, max_size=30)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(column, column, column, st.sampled_from([0.0, 600.0]), st.booleans(), st.integers(500, 5000))
 def test_time_power_and_steps_add_up(
     a: list[float], b: list[float], c: list[float], delay: float, open_local: bool, total: int
@@ -183,7 +183,7 @@ def test_time_power_and_steps_add_up(
     assert trained == pytest.approx(2.0 * steps)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(column, column)
 def test_a_pause_costs_what_the_idle_intervals_say(a: list[float], b: list[float]) -> None:
     run = experiment("AB", overheads={**OVERHEADS, "provisioning_s": 400})

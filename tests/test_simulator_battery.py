@@ -49,7 +49,7 @@ def series(values: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return start, start + STEP, np.array(values)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(kw, kw, batteries(), st.lists(st.booleans(), min_size=40, max_size=40))
 def test_energy_is_conserved_within_the_limits(
     load: list[float], sun: list[float], settings_of: dict[str, float], curtailed: list[bool]
@@ -85,7 +85,7 @@ def test_energy_is_conserved_within_the_limits(
         charge = flow.charge_kwh
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(kw, batteries(), st.integers(1, 10))
 def test_how_time_is_cut_does_not_matter(load: list[float], settings_of: dict[str, float], parts: int) -> None:
     battery = Battery(**settings_of)  # type: ignore[arg-type]

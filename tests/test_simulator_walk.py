@@ -55,7 +55,7 @@ def cases(draw: st.DrawFn) -> View:
     return View.build(run, rows, windows(rows, run, policy[1]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases())
 def test_walking_events_is_walking_by_decisions(view: View) -> None:
     if not can_walk_events(view):
