@@ -104,6 +104,19 @@ def test_a_stale_signal_ends_the_exit_delay_too():
     assert spans(derive(trace([50, 200]), PAPER, minutes=60, cadence_s=150)) == [(0, 10)]
 
 
+def test_values_of_a_feed_slower_than_its_declared_cadence_go_stale_in_between():
+    assert spans(derive(trace([50, 50, 50]), PLAIN, cadence_s=60)) == [(0, 2), (5, 7), (10, 12)]
+
+
+def test_a_feed_that_slows_down_is_still_judged_by_its_finest_cadence():
+    fine = trace([200] * 30, step=1)
+    coarse = trace([50, 50, 200], first=34)
+    middle = START + 30 * MINUTE
+    _, state = derive_windows(fine, [SITE], PLAIN, start=START, end=middle)
+    table, _ = derive_windows(coarse, [SITE], PLAIN, start=middle, end=START + 45 * MINUTE, state=state)
+    assert spans(table) == [(34, 36), (39, 41)]
+
+
 def test_a_value_in_the_band_after_a_gap_does_not_reopen():
     rule = RuleSettings(enter=100, exit=125, exit_delay_s=0)
     table = derive(trace([50, 110, None, None, None, 110, 99, 110, 125]), rule=rule)

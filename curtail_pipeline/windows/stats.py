@@ -55,7 +55,7 @@ def window_stats(
     index = np.arange(int(heads[-1])) - heads[window] + low[window]
     following = np.minimum(index + 1, len(valid.time) - 1)
     stops = np.where(index == final_row[window], OPEN, valid.time[following])
-    stops = np.minimum(np.minimum(stops, valid.expiry[index]), until[window])
+    stops = np.minimum(np.minimum(stops, valid.expires(index)), until[window])
     spans = np.maximum(stops - np.maximum(valid.time[index], start[window]), 0) / SECOND
     values = valid.value[index]
     least = np.where(spans > 0, values, np.inf)
@@ -63,7 +63,7 @@ def window_stats(
     carried_from = np.flatnonzero(np.concatenate(([True], region[1:] != region[:-1]))) if n else np.empty(0, dtype=int)
     earlier = [(int(k), before[int(region[k])]) for k in carried_from if int(region[k]) in before]
     lead = np.array([k for k, _ in earlier], dtype=np.int64)
-    closing = (index == final_row[window]) & (end[window] == OPEN) & (valid.expiry[index] >= limit)
+    closing = (index == final_row[window]) & (end[window] == OPEN) & (valid.expires(index) >= limit)
     # bincount adds in order of rows, so the carried sum followed by the rest is the sum that the whole would have had.
     bins = np.concatenate((lead, window))
     products = np.concatenate(([s.total for _, s in earlier], np.where(closing, 0.0, values * spans)))
