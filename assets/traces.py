@@ -11,7 +11,7 @@ from curtail_pipeline.orchestration.metadata import check_result, window_metadat
 from curtail_pipeline.orchestration.partitions import ALL_REGIONS, DAY_AND_REGION, DAYS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.signals.checks import CHECKS
-from curtail_pipeline.signals.ingest import ingest_day
+from curtail_pipeline.signals.ingest import ingest_day, save_forecasts
 from curtail_pipeline.windows.daily import derive_day
 
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36), warn_window=timedelta(hours=26))
@@ -40,7 +40,9 @@ def carbon_traces(
     key = context.partition_key
     assert isinstance(key, dg.MultiPartitionKey)
     day, region = key.keys_by_dimension["day"], key.keys_by_dimension["region"]
-    found = ingest_day(pipeline.project(), region, day)
+    project = pipeline.project()
+    found = ingest_day(project, region, day)
+    save_forecasts(project, found)
     yield dg.Output(found.table, metadata=found.metadata)
     for result in found.checks:
         yield check_result(result)

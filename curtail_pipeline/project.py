@@ -1,9 +1,9 @@
 """An experiment opened on its home: what every asset, sensor and command works with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
 
@@ -17,10 +17,20 @@ from curtail_pipeline.storage.clock import Clock, HeadlessClock, LiveClock, Repl
 from curtail_pipeline.storage.home import Home
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.storage.tables import read_table, read_tables, trace_key, windows_key
-from curtail_pipeline.windows.membership import Job, SiteDecision, View
+from curtail_pipeline.storage.tables import forecast_key, read_table, read_tables, trace_key, windows_key
+from curtail_pipeline.windows.forecasts import (
+    HISTORY_DAYS,
+    Forecast,
+    IssuedForecasts,
+    SeasonalForecast,
+    TableForecast,
+    issued_forecasts,
+)
+from curtail_pipeline.windows.membership import Job, SiteDecision, View, accounting_kind
+from curtail_pipeline.windows.policies import PLANNING_POLICIES
 from curtail_pipeline.windows.rule_config import rule_of
 from curtail_pipeline.windows.rules import merge_days
+from curtail_pipeline.windows.timeline import Signal
 
 EXPERIMENT_ENV = "CURTAIL_EXPERIMENT"
 CLOCK_ENV = "CURTAIL_CLOCK"
@@ -152,6 +162,10 @@ class Project:
             )
         return table.sort("region", "time")
 
+    def forecasts(self, region: str, days: Sequence[date]) -> pl.DataFrame | None:
+        """The forecasts of a region issued on these days (issued_at, target, region, value, kind); None without any."""
+        return read_tables(self.store, [forecast_key(day.isoformat(), region) for day in days])
+
     def windows(self, days: Sequence[date]) -> pl.DataFrame:
         """The windows of these days as one table.
 
@@ -173,10 +187,31 @@ class Project:
         """
         if self.clock_mode == "headless":
             days = self.days
-            return View.build(self.experiment, self.traces(days), self.windows(days))
-        first = min(now - LOOKBACK, since or now)
-        days = days_between(max(self.start, first), now + timedelta(microseconds=1))
-        return View.build(self.experiment, self.traces(days), self.windows(days), as_of=now)
+            return View.build(self.experiment, self.traces(days), self.windows(days), self._forecast_maker(days))
+        # A policy that plans gets the same past here as from the whole record: all that its seasonal forecast reads.
+        lookback = timedelta(days=HISTORY_DAYS + 1) if self._plans else LOOKBACK
+        first = max(midnight(self.days[0]), min(now - lookback, since or now))
+        days = days_between(first, now + timedelta(microseconds=1))
+        issued = days_between(max(first, min(now - LOOKBACK, since or now)), now + timedelta(microseconds=1))
+        return View.build(
+            self.experiment, self.traces(days), self.windows(days), self._forecast_maker(issued), as_of=now
+        )
+
+    @property
+    def _plans(self) -> bool:
+        return self.experiment.policy.name in PLANNING_POLICIES
+
+    def _forecast_maker(self, days: Sequence[date]) -> Callable[[Mapping[str, Signal]], Forecast] | None:
+        """For a policy that plans: the forecasts issued on these days, and the seasonal one beyond them."""
+        if not self._plans:
+            return None
+        tables: dict[str, IssuedForecasts] = {}
+        for region in self.experiment.regions:
+            rows = self.forecasts(region, days)
+            if rows is not None:
+                kind = accounting_kind(self.provider.kinds(region))
+                tables |= issued_forecasts(rows.filter(pl.col("kind") == kind))
+        return partial(_recorded_forecast, tables) if tables else None
 
     @property
     def parent(self) -> Manifest:
@@ -194,6 +229,10 @@ class Project:
         """The job's progress at a checkpoint, with the decision in force."""
         settings = self.experiment.job
         return Job(parent.steps.end, settings.steps, self.start, settings.deadline, previous)
+
+
+def _recorded_forecast(tables: Mapping[str, IssuedForecasts], signals: Mapping[str, Signal]) -> Forecast:
+    return TableForecast(tables, SeasonalForecast(signals))
 
 
 def check_clock(name: str) -> ClockMode:

@@ -6,7 +6,8 @@ from simulation_cases import START, experiment, minutes, traces
 
 from curtail_pipeline.errors import CurtailError, PolicyError, SettingsError, TraceError
 from curtail_pipeline.settings import parse_experiment
-from curtail_pipeline.windows.whatif import simulate
+from curtail_pipeline.windows.policies import POLICIES
+from curtail_pipeline.windows.whatif import compare, simulate
 
 ROWS = traces({"A": [50] * 24})
 
@@ -47,6 +48,17 @@ def test_a_job_that_does_not_fit_says_so_and_nothing_is_extrapolated() -> None:
     assert found["steps"] == 3600
     assert found["runtime_h"] == 2.0
     assert found["baselines_co2_kg"] == {"A": None}
+
+
+@pytest.mark.parametrize("deadline_h", [None, 1.0])
+def test_a_trace_without_a_window_trains_nothing_and_says_so(deadline_h: float | None) -> None:
+    never = traces({"A": [500] * 24})
+    found = simulate(experiment("A"), never, deadline_h=deadline_h)
+    assert (found["finished"], found["steps"], found["rounds"], found["runtime_h"]) == (False, 0, 0, 0.0)
+    assert found["energy_kwh"] == found["co2_kg"] == found["oracle_co2_kg"] == 0.0
+    table, chart = compare(experiment("A"), never, deadline_h=deadline_h)
+    assert set(table["policy"]) == set(POLICIES)
+    chart.to_dict()
 
 
 def test_nothing_runs_after_the_deadline() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import polars as pl
 
+from curtail_pipeline.errors import TraceError
 from curtail_pipeline.project import Project, midnight
 from curtail_pipeline.signals.checks import CheckOutcome, run_checks
 from curtail_pipeline.signals.config import Kind
+from curtail_pipeline.signals.forecasts import fetch_forecasts
 from curtail_pipeline.signals.revisions import compare
-from curtail_pipeline.storage.tables import read_table, trace_key, write_table
+from curtail_pipeline.storage.tables import forecast_key, read_table, trace_key, write_table
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.windows.rule_config import rule_of
 
@@ -22,6 +24,8 @@ class IngestedDay:
     region: str
     day: date
     table: pl.DataFrame
+    forecasts: pl.DataFrame | None
+    """Forecasts issued on the day; None when nothing reads them or there are none."""
     metadata: dict[str, Any]
     checks: list[CheckOutcome]
 
@@ -67,12 +71,26 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         **revisions.metadata(),
     }
     warnings = [text for report in reports for text in report.warnings]
+    forecasts = None
+    try:
+        forecasts = fetch_forecasts(project, region, start, end)
+    except TraceError as error:
+        # Windows and plans do without; a signal that is there must not be lost for it.
+        warnings.append(f"no new forecasts: {error}")
+    if forecasts is not None:
+        metadata["forecasts_issued"] = forecasts["issued_at"].n_unique()
     if warnings:
         metadata["warnings"] = "; ".join(warnings)
     checks = run_checks(table, now=now, expected=(start, end), reports=reports)
-    return IngestedDay(region, day, table, metadata, checks)
+    return IngestedDay(region, day, table, forecasts, metadata, checks)
 
 
 def save_ingested(project: Project, found: IngestedDay) -> None:
     """Replace the stored day as a whole."""
     write_table(project.store, trace_key(found.day.isoformat(), found.region), found.table)
+    save_forecasts(project, found)
+
+
+def save_forecasts(project: Project, found: IngestedDay) -> None:
+    if found.forecasts is not None:
+        write_table(project.store, forecast_key(found.day.isoformat(), found.region), found.forecasts)

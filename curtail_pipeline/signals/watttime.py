@@ -106,7 +106,7 @@ class WattTimeProvider(Provider):
         recent = timedelta(seconds=DEFAULT_CADENCE_S)
         rows: list[pl.DataFrame] = [empty_forecast()]
         for low, high in _chunks(start, min(end, now - recent), LONGEST_FORECAST_RANGE):
-            params = {"start": iso(low), "end": iso(max(low, high - recent)), **horizon}
+            params = {"start": iso(low), "end": iso(max(low, high - timedelta(seconds=1))), **horizon}
             answer = self._get("/v3/forecast/historical", region, signal, params)
             _check_units(_meta(answer))
             for issue in answer.get("data") or []:

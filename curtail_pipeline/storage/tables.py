@@ -38,6 +38,11 @@ def trace_key(day: str, region: str) -> str:
     return f"traces/{day}/{region}.parquet"
 
 
+def forecast_key(day: str, region: str) -> str:
+    """Forecasts issued on this day."""
+    return f"forecasts/{day}/{region}.parquet"
+
+
 def windows_key(day: str) -> str:
     return f"windows/{day}.parquet"
 

@@ -7,7 +7,7 @@ from datetime import date, datetime, timedelta
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.project import Project, midnight
+from curtail_pipeline.project import Project, days_between, midnight
 from curtail_pipeline.storage.tables import (
     read_table,
     windows_key,
@@ -15,6 +15,7 @@ from curtail_pipeline.storage.tables import (
     write_table,
 )
 from curtail_pipeline.times import utc_now
+from curtail_pipeline.windows.columns import TIME
 from curtail_pipeline.windows.config import Site
 from curtail_pipeline.windows.rule_config import rule_of
 from curtail_pipeline.windows.rules import derive_windows
@@ -84,15 +85,17 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
 
 
 def _forecasts(project: Project, start: datetime, end: datetime) -> pl.DataFrame | None:
-    """Forecasts of the regions whose rule has a minimum duration; None where the source has none."""
+    """Forecasts of the regions whose rule has a minimum duration; None where there are none."""
     experiment = project.experiment
+    days = days_between(start - FORECAST_LOOKBACK, end)
     frames = [
-        project.provider.forecasts(region, start - FORECAST_LOOKBACK, end)
-        for region in dict.fromkeys(site.region for site in experiment.sites)
+        project.forecasts(region, days)
+        for region in experiment.regions
         if rule_of(experiment.policy, region, experiment.rules).required_s > 0
     ]
-    found = [frame for frame in frames if not frame.is_empty()]
-    return pl.concat(found) if found else None
+    found = [frame for frame in frames if frame is not None]
+    since = pl.lit(start - FORECAST_LOOKBACK, dtype=TIME)
+    return pl.concat(found).filter(pl.col("issued_at") >= since) if found else None
 
 
 def derive_following(project: Project, day: str | date) -> Iterator[DerivedDay]:

@@ -4,17 +4,18 @@
 and a mode. It reads no clock and no file, so that the same view gives the same decision anywhere.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.settings import Experiment
+from curtail_pipeline.signals.config import Kind
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.battery import read_on_site
 from curtail_pipeline.windows.config import Site
@@ -239,13 +240,27 @@ def _max_age_s(experiment: Experiment, region: str) -> float | None:
     return max(given) if len(given) == len(ages) else None
 
 
-def read_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
-    """One accounting signal per region (gCO2/kWh): marginal intensity, or the average where there is no marginal.
+ACCOUNTING_KINDS: Final[tuple[Kind, ...]] = ("marginal_intensity", "average_intensity")
+"""Kinds that CO2 is accounted by, the preferred one first."""
 
-    A region that has neither (price or curtailed power alone) gets its first kind by name: enough to know how old its
-    signal is. The maximum age is two cadences unless given for the region.
+
+def accounting_kind(kinds: Iterable[Kind]) -> Kind:
+    """The kind that accounts among those of a region; its first kind by name when it has no intensity."""
+    known = set(kinds)
+    return next((kind for kind in ACCOUNTING_KINDS if kind in known), min(known))
+
+
+def read_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
+    """One accounting signal per region (gCO2/kWh): that of its `accounting_kind`.
+
+    Of a region without any intensity the other kind is enough to know how old its signal is. The maximum age is two
+    cadences unless given for the region.
     """
-    rank = pl.col("kind").replace_strict({"marginal_intensity": 0, "average_intensity": 1}, default=2).alias("rank")
+    rank = (
+        pl.col("kind")
+        .replace_strict({kind: rank for rank, kind in enumerate(ACCOUNTING_KINDS)}, default=len(ACCOUNTING_KINDS))
+        .alias("rank")
+    )
     kept = (
         traces.lazy()
         .filter(pl.col("value").is_not_null())

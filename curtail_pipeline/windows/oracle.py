@@ -50,11 +50,15 @@ class _Cells:
 
 def least_co2(view: View, steps: int, start: int, end: int) -> Oracle | None:
     """The optimum without overheads; None when the sites can't do that many steps in `[start, end)`."""
+    if not steps or end <= start:
+        return _nothing(view) if not steps else None
     return _knapsack([_site_cells(view, site, start, end) for site in view.sites], steps)
 
 
 def least_co2_with_overheads(view: View, steps: int, start: int, end: int) -> Oracle | None:
     """A lower bound for every schedule that pays the experiment's overheads; None when even that can't do the steps."""
+    if not steps or end <= start:
+        return _nothing(view) if not steps else None
     limited = [_limited_cells(view, site, start, end) for site in view.sites]
     if not view.experiment.rounds.open_local:
         return _knapsack(limited, steps)
@@ -64,6 +68,10 @@ def least_co2_with_overheads(view: View, steps: int, start: int, end: int) -> Or
         [_site_cells(view, site, start, end, block) for site in view.sites],
         steps,
     )
+
+
+def _nothing(view: View) -> Oracle:
+    return Oracle(0.0, {site.name: 0.0 for site in view.sites}, 0.0)
 
 
 def _block_us(view: View, site: Site) -> tuple[int, int]:
@@ -134,7 +142,7 @@ def _knapsack(cells: list[_Cells], steps: int) -> Oracle | None:
     fits, grams, owner = fits[order], grams[order], owner[order]
     taken = np.clip(steps - (np.cumsum(fits) - fits), 0, fits)
     shares = np.bincount(owner, weights=taken, minlength=len(cells))
-    last = int(np.flatnonzero(taken)[-1]) if taken.any() else 0
+    last = int(np.flatnonzero(taken)[-1])
     return Oracle(
         float((taken * grams).sum()) / 1_000,
         {part.site: float(shares[i]) / part.steps_per_hour for i, part in enumerate(cells)},

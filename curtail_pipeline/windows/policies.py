@@ -209,6 +209,9 @@ class HysteresisPolicy(WindowPolicy):
     name = "hysteresis"
 
 
+PLANNING_POLICIES = ("forecast", "budget")
+"""Policies that use a forecast and need a deadline."""
+
 POLICIES: Mapping[str, str] = {
     "paper": "curtail_pipeline.windows.policies:PaperPolicy",
     "threshold": "curtail_pipeline.windows.policies:ThresholdPolicy",

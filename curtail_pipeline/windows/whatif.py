@@ -17,7 +17,7 @@ from curtail_pipeline.windows.config import PolicySettings
 from curtail_pipeline.windows.forecasts import Forecast, make_forecast
 from curtail_pipeline.windows.membership import Job, SiteWindows, View
 from curtail_pipeline.windows.oracle import least_co2, least_co2_with_overheads
-from curtail_pipeline.windows.policies import POLICIES
+from curtail_pipeline.windows.policies import PLANNING_POLICIES, POLICIES
 from curtail_pipeline.windows.presets import OverheadsName, with_overheads
 from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule, rule_of
 from curtail_pipeline.windows.rules import derive_windows
@@ -27,8 +27,6 @@ from curtail_pipeline.windows.timeline import HOUR, Signal, from_us, to_us
 _log = logging.getLogger(__name__)
 
 FRONTIER_POINTS = 25
-PLANNING_POLICIES = ("forecast", "budget")
-"""Policies that use a forecast and need a deadline."""
 
 
 @dataclass(frozen=True)
