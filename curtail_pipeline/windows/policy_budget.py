@@ -18,7 +18,7 @@ class BudgetParameters(ForecastParameters):
     """Of the policy `budget`."""
 
     budget: float | None = Field(default=None, gt=0)
-    """kg CO2, or currency where `of` is cost; no limit when not given."""
+    """kg CO2, or currency where `spend` is cost; no limit when not given."""
     spend: Literal["co2", "cost"] = "co2"
     """What is spent. For cost, the traces need a price (currency/MWh) for every region."""
 
