@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from micro import CURTAILED, START, curtail, environment, start_curtail, write_experiment
 
+from curtail_pipeline.federation.processes import free_port
 from curtail_pipeline.settings import load_experiment
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.manifest import Manifest
@@ -131,6 +133,45 @@ def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Pat
     for key in keys:
         assert found[key]["identical"] is True
         assert found[key]["replayed_sha256"] == manifests(home)[key].files["model.safetensors"].sha256
+
+
+def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
+    finished: tuple[Path, Path, dict], tmp_path: Path
+) -> None:
+    """A federated key again, over `curtail superlink` and one `curtail site run` per member."""
+    home, experiment, summary = finished
+    row = next(row for row in summary["checkpoints"] if row["mode"] == "federated")
+    port = free_port()
+    log = tmp_path / "superlink.log"
+    roles = [start_curtail("superlink", "--port", str(port), "--folder", str(tmp_path / "link"), home=home, log=log)]
+    try:
+        wait_for(lambda: listens(port), 60, "a SuperLink that listens")
+        for site in row["members"]:
+            words = ["site", "run", site, "--superlink", f"127.0.0.1:{port}", "--experiment", str(experiment)]
+            roles.append(start_curtail(*words, home=home, log=tmp_path / f"{site}.log"))
+        wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 90, "all sites online")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("materialise.py")), str(home / "micro"), row["key"]],
+            env={**environment(home), "CURTAIL_SUPERLINK": f"127.0.0.1:{port}"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])[row["key"]]["identical"] is True
+        assert "PushMessages" in log.read_text(), "the segment did not run over this SuperLink"
+    finally:
+        for role in roles:
+            role.terminate()
+        for role in roles:
+            role.wait(90)
+    assert [role.returncode for role in roles[1:]] == [0] * len(row["members"])
+    wait_for(lambda: not processes_of(home) and not listens(port), 20, "the end of all that the roles had started")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_killed_in_a_federated_segment_it_goes_on_and_ends_with_the_same_weights(

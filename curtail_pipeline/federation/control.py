@@ -180,7 +180,8 @@ class Control:
             ) from error
         except httpx.HTTPError as error:
             raise FederationError(
-                f"no SuperLink answers at {self.address} ({type(error).__name__}: {error}); run `curtail federation up`"
+                f"no SuperLink answers at {self.address} ({type(error).__name__}: {error}); run "
+                "`curtail federation up`, or `curtail superlink` where CURTAIL_SUPERLINK names it"
             ) from error
 
 

@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -172,3 +173,10 @@ def tail(path: Path, lines: int = 25) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from curtail_pipeline.federation.local import Federation, LocalFederation
 from curtail_pipeline.settings import Experiment
 
 SUPERLINK_ENV = "CURTAIL_SUPERLINK"
+BINARIES = Path(sys.executable).parent
 STOP_S = 60.0
 """How long a trainer may take to finish its step when its agent is told to stop."""
 
@@ -51,12 +52,17 @@ def connect(home: Path, experiment: Experiment) -> Iterator[Federation]:
 def run_superlink(host: str, port: int, folder: Path) -> NoReturn:
     """Become a SuperLink that keeps its state in `folder`. No TLS: for a network that only sites and Dagster share."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(folder / "flwr")}
     command = [
-        str(Path(sys.executable).with_name("flower-superlink")), "--insecure", "--host", host, "--port", str(port),
+        str(BINARIES / "flower-superlink"), "--insecure", "--host", host, "--port", str(port),
         "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    os.execve(command[0], command, environment)
+    os.execve(command[0], command, _environment(folder / "flwr"))
+
+
+def _environment(flower_home: Path) -> dict[str, str]:
+    """Flower's programs start each other by name, which has to be found without an activated environment too."""
+    path = f"{BINARIES}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(flower_home), "PATH": path}
 
 
 def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> int:
@@ -71,14 +77,15 @@ def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> i
     folder = home / "federation"
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(folder / f"flwr-{name}")}
+    environment = _environment(folder / f"flwr-{name}")
     commands = [
         [
             sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", str(home / "store"),
             "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
         ],
         [
-            str(Path(sys.executable).with_name("flower-supernode")), "--insecure", "--superlink", superlink,
+            str(BINARIES / "flower-supernode"), "--insecure", "--superlink", superlink,
+            "--host", "127.0.0.1", "--port", str(processes.free_port()),
             "--node-config", f'name="{name}" endpoint="{endpoint}"',
         ],
     ]  # fmt: skip

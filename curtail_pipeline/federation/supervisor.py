@@ -90,12 +90,6 @@ class Child:
         return ""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Supervisor:
     """See the module. `run` returns the exit code when the federation has stopped."""
 
@@ -217,7 +211,7 @@ class Supervisor:
     def _start_superlink(self, child: Child) -> int:
         if not any(f"supernode-{site}" in self.children for site in self.sites):
             # a port that something else took meanwhile ends the process, and the next try has another
-            self.address = f"127.0.0.1:{free_port()}"
+            self.address = f"127.0.0.1:{processes.free_port()}"
         argv = [
             "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", self.address.split(":")[1],
             "--disable-runtime-dependency-installation",
@@ -228,7 +222,7 @@ class Supervisor:
         config = f'name="{site}" endpoint="{self._endpoint(site)}"'
         argv = [
             "flower-supernode", "--insecure", "--superlink", self.address, "--host", "127.0.0.1",
-            "--port", str(free_port()), "--node-config", config,
+            "--port", str(processes.free_port()), "--node-config", config,
         ]  # fmt: skip
         return self._fork(child, control.supernode, argv)
 
