@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, traces, windows
 
@@ -36,10 +37,10 @@ def slots(draw: st.DrawFn, size: int = 6) -> Slots:
     return Slots(
         steps,
         column(0.0, 1.0, 2.0, 5.0, 40.0),
-        column(0.0, 0.5, 3.0),
+        column(0.0, 0.5, 3.0, 6.0),
         np.full(size, draw(st.sampled_from([0.0, 2.0]))),
         np.full(size, draw(st.sampled_from([0.0, 4.0]))),
-        np.full(size, draw(st.sampled_from([0.0, 3.0]))),
+        np.full(size, draw(st.sampled_from([0.0, 3.0, 5.0]))),
     )
 
 
@@ -95,6 +96,21 @@ def test_joining_slots_changes_no_advice_where_starts_are_alike(part: Slots, pri
         assert worth <= exact + 1e-9, "a joined run is one of the possible plans"
     if not part.start_steps.any() and not part.start_cost.any() and not part.resume_steps.any():
         assert joined == pytest.approx(list(apart))
+
+
+EIGHT = np.ones(8)
+STARTS_BEFORE_THE_CHEAP_ONE = Slots(10 * EIGHT, EIGHT, 6 * EIGHT, 2 * EIGHT, 4 * EIGHT, 5 * EIGHT)
+
+
+@settings(max_examples=400, deadline=None)
+@given(slots(size=8), st.lists(st.sampled_from([1.0, 4.05, 4.2, 5.0]), min_size=8, max_size=8))
+@example(STARTS_BEFORE_THE_CHEAP_ONE, [5.0] * 6 + [4.05, 1.0])
+def test_joining_slots_keeps_the_worth_of_training_through_a_dear_one(part: Slots, cost: list[float]) -> None:
+    """Also with starts and resumes that cost, as long as the cheap slots are equally cheap."""
+    part = replace(part, cost=np.array(cost))
+    price = 4.0
+    joined = [float(worth[0]) for worth in _values(_compressed(part, price, price), np.array([price]))]
+    assert joined == pytest.approx(list(plain(part, price)))
 
 
 @settings(max_examples=50, deadline=None)

@@ -8,6 +8,7 @@ Lagrangian dual of the joint problem). Far ahead, where single slots are guesses
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from curtail_pipeline.windows.timeline import Floats
 
@@ -73,9 +74,13 @@ class Advice:
     """If it is up and should not train: keep it up."""
 
 
-def capacity(sites: list[Slots]) -> float:
-    """Steps of all sites if they train in every slot."""
-    return float(sum(slots.steps.sum() for slots in sites))
+def capacity(sites: list[Slots], up: list[bool]) -> float:
+    """Steps of all sites if they train in every slot; those that are not up start now."""
+    total = 0.0
+    for slots, is_up in zip(sites, up, strict=True):
+        possible = float(slots.steps.sum())
+        total += possible if is_up else max(0.0, possible - float(slots.start_steps[0]))
+    return total
 
 
 def prices_by_spread(sites: list[Slots], wanted: list[float]) -> list[float]:
@@ -152,10 +157,10 @@ def advise(slots: Slots, price: float) -> Advice:
 def _compressed(slots: Slots, low: float, high: float) -> _Chain:
     """The same problem for prices from `low` to `high` in fewer slots.
 
-    Runs of slots that are cheaper than any of the prices are used as a whole or not at all, runs that are dearer are
+    Runs of slots that are cheaper than any of the prices are used as a whole or not at all, runs that are too dear are
     never trained in: each becomes one slot. The first slot stays by itself.
     """
-    kind = np.where((slots.cost > high) | (slots.steps <= 0), _DEAR, np.where(slots.cost < low, _CHEAP, _BETWEEN))
+    kind = np.where(_too_dear(slots, high), _DEAR, np.where(slots.cost < low, _CHEAP, _BETWEEN))
     fresh = np.ones(len(kind), dtype=bool)
     fresh[2:] = (kind[2:] != kind[1:-1]) | (kind[2:] == _BETWEEN)
     at = np.flatnonzero(fresh)
@@ -171,6 +176,31 @@ def _compressed(slots: Slots, low: float, high: float) -> _Chain:
         np.minimum(slots.resume_steps[at], steps),
     )
     return _Chain(joined, slots.cost[at])
+
+
+def _too_dear(slots: Slots, price: float) -> npt.NDArray[np.bool_]:
+    """Slots in which no plan trains at that price or below it.
+
+    A slot above the price may still be worth training in: on the way from one cheap slot to the next, where holding and
+    going on there loses more, or to start in, just before a cheap one.
+    """
+    cheap = (slots.steps > 0) & (slots.cost <= price)
+    excess = slots.steps * np.maximum(slots.cost - price, 0.0)
+    gain = np.where(cheap, price - slots.cost, 0.0)
+    start = np.where(cheap, slots.start_steps * gain + slots.start_cost, 0.0)
+    resume = slots.resume_steps * gain
+    # The way through a run of dear slots costs at least this, and saves a start at most.
+    run = np.cumsum(cheap)
+    way = np.bincount(run, weights=np.where(cheap, 0.0, np.minimum(slots.hold, excess)))[run]
+    bridge = (way <= _greatest_later(start)) & (excess <= slots.hold + np.append(resume[1:], 0.0))
+    beginning = np.maximum(np.append(start[1:], 0.0), _greatest_later(start - resume)) - slots.start_cost
+    return ~cheap & ((slots.steps <= 0) | ~(bridge | (excess <= beginning)))
+
+
+def _greatest_later(values: Floats) -> Floats:
+    """Per slot, the greatest value of any later one; 0 without any."""
+    following = np.append(values[1:], 0.0)
+    return np.maximum.accumulate(following[::-1])[::-1]
 
 
 def _values(chain: _Chain, prices: Floats, since: int = 0) -> tuple[Floats, Floats, Floats]:

@@ -65,7 +65,7 @@ class BudgetPolicy(ForecastPolicy):
         """
         deadline = self._deadline_us(job)
         sites = self._all_slots(view, us, self._edges(us, deadline))
-        possible = capacity(sites)
+        possible = capacity(sites, [False] * len(sites))
         if possible < job.steps_left:
             raise PolicyError(
                 f"the deadline {iso(from_us(deadline))} is infeasible: all sites together can do {possible:.0f} of "

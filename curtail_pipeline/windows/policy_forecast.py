@@ -214,12 +214,13 @@ class ForecastPolicy:
         sites = self._all_slots(view, us, edges)
         dearest = max(float(np.abs(slots.cost).max()) for slots in sites)
         wanted = job.steps_left - self._ahead_steps(view, us, job, int(edges[-1]))
-        if capacity(sites) <= wanted:
-            return None, [advise(slots, TOP_PRICE * dearest + 1) for slots in sites]
-        complete = self._is_near(us, deadline)
+        possible = capacity(sites, up)
         # What no plan sees: one more round than it counts on.
         once_more = sum(site.steps_per_s for site in view.sites) * (self.merge_us + self.load_us) / SECOND
-        goals = [wanted, min(wanted * (1 + self.margin) + once_more, capacity(sites))]
+        if possible <= wanted + once_more:
+            return None, [advise(slots, TOP_PRICE * dearest + 1) for slots in sites]
+        complete = self._is_near(us, deadline)
+        goals = [wanted, min(wanted * (1 + self.margin) + once_more, possible)]
         price, safer = prices_by_plan(sites, goals, up) if complete else prices_by_spread(sites, goals)
         price = min(safer, price + INSURANCE * abs(price) + 0.01 * dearest)
         if not complete:
