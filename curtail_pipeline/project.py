@@ -18,6 +18,7 @@ from curtail_pipeline.storage.home import Home
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.storage.tables import forecast_key, read_table, read_tables, trace_key, windows_key
+from curtail_pipeline.times import iso
 from curtail_pipeline.windows.forecasts import (
     HISTORY_DAYS,
     Forecast,
@@ -82,8 +83,8 @@ class Project:
 
         Raises:
             SettingsError: an invalid experiment, or one that differs from what the home was made with.
-            TraceError: the trace cannot be read.
-        PolicyError: there is no such policy, or it has no such parameter.
+            TraceError: the trace cannot be read, has not all regions, or does not cover the clock's start.
+            PolicyError: there is no such policy, or it has no such parameter.
         """
         if not isinstance(experiment, Experiment):
             path = Path(experiment)
@@ -92,6 +93,7 @@ class Project:
             experiment = load_experiment(experiment)
         provider = make_provider(experiment.traces)
         _require_regions(experiment, provider)
+        _require_start(experiment, provider)
         for region in experiment.regions:
             rule_of(experiment.policy, region, experiment.rules)
         home = Home.of(experiment, out)
@@ -244,6 +246,15 @@ def check_clock(name: str) -> ClockMode:
     if name in get_args(ClockMode):
         return name  # type: ignore[return-value]
     raise SettingsError(f"unknown clock {name!r}; use {', '.join(get_args(ClockMode))}")
+
+
+def _require_start(experiment: Experiment, provider: Provider) -> None:
+    start, span = experiment.clock.start, provider.span()
+    if start is not None and span is not None and not span[0] <= start < span[1]:
+        raise TraceError(
+            f"clock.start {iso(start)} is outside the trace, which goes from {iso(span[0])} to {iso(span[1])}; "
+            "set it inside, or give a longer trace"
+        )
 
 
 def _require_regions(experiment: Experiment, provider: Provider) -> None:

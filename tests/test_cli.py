@@ -43,6 +43,13 @@ def test_a_missing_file_a_missing_region_and_a_time_that_is_none(
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("start", ["2026-04-30T23:55:00Z", "2026-05-01T04:00:00Z"])
+def test_a_start_that_the_trace_does_not_cover(tmp_path: Path, start: str) -> None:
+    path = write_experiment(tmp_path, clock={"start": start})
+    message = refused("run", "--experiment", str(path), home=tmp_path / "home")
+    assert start in message and "2026-05-01T00:00:00Z to 2026-05-01T04:00:00Z" in message
+
+
 def test_an_unknown_checkpoint_policy_and_benchmark(tmp_path: Path) -> None:
     experiment = str(write_experiment(tmp_path))
     trace = str(write_trace(tmp_path / "t.csv"))
