@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curtail_pipeline.errors import CurtailError
+from curtail_pipeline.errors import CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
     from curtail_pipeline.project import Project
@@ -319,6 +319,14 @@ def main() -> None:
         app()
     except CurtailError as error:
         print(f"curtail: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        if not is_out_of_space(error):
+            raise
+        print(
+            "curtail: no space left on the device; free space and run it again: what is committed stays",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
 
 

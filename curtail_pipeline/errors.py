@@ -4,6 +4,12 @@ Every message is one paragraph that names the offending value and the fix. The c
 with 1; anything that is not a `CurtailError` is a bug and keeps its traceback.
 """
 
+import errno
+import sqlite3
+
+SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says when a disk, a quota or a file is full."""
+
 
 class CurtailError(Exception):
     """Base of every error that a user can mend."""
@@ -39,3 +45,15 @@ class FederationError(CurtailError):
 
 class PolicyError(CurtailError):
     """A policy that does not exist or cannot be satisfied."""
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether an error comes from a full disk, be it in a file or in a SQLite database."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in SPACE:
+            return True
+        if isinstance(seen, sqlite3.Error) and getattr(seen, "sqlite_errorname", "") == "SQLITE_FULL":
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -5,7 +5,6 @@ folder into place under a lock, so that a reader sees a whole checkpoint or none
 `claims/<key>.json`, which holds the newest `(generation, attempt)` that was told to make the key.
 """
 
-import errno
 import importlib.metadata
 import os
 import platform
@@ -19,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from curtail_pipeline.errors import StoreError
+from curtail_pipeline.errors import SPACE, StoreError
 from curtail_pipeline.storage.manifest import (
     KEY_PATTERN,
     Manifest,
@@ -35,7 +34,6 @@ FIRST_KEY = "ckpt-000000"
 OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "segment.json", "outer.safetensors")
 """Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
 _PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
-_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class AlreadyCommitted(StoreError):
@@ -410,7 +408,7 @@ def _plain_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "free space there" if error.errno in _SPACE else "make the folder writable for this user"
+        fix = "free space there" if error.errno in SPACE else "make the folder writable for this user"
         raise StoreError(f"{what}: {_reason(error)}. Nothing stored was changed; {fix} and run again") from error
 
 
