@@ -26,8 +26,9 @@ from curtail_pipeline.windows.policies import Parameters, lost_at_start_us, star
 from curtail_pipeline.windows.segments import step_us
 from curtail_pipeline.windows.timeline import HOUR, SECOND, Micros, Signal, duration_us, from_us, to_us
 
-INSURANCE = 0.5
-"""The margin may raise the price by this share: spare hours are taken while they cost little more."""
+INSURANCE, LEAST_INSURANCE = 0.5, 0.2
+"""The margin may raise the price by this share: spare hours are taken while they cost little more. The second is for a
+forecast without error, which leaves whole steps and rounds to insure."""
 PLANS_PER_VALUE = 5
 """Plans per value of the signal when the deadline is near: how finely the use of the dearest hours can be cut."""
 
@@ -222,7 +223,7 @@ class ForecastPolicy:
         complete = self._is_near(us, deadline)
         goals = [wanted, min(wanted * (1 + self.margin) + once_more, possible)]
         price, safer = prices_by_plan(sites, goals, up) if complete else prices_by_spread(sites, goals)
-        price = min(safer, price + INSURANCE * abs(price) + 0.01 * dearest)
+        price = min(safer, price + (INSURANCE if self.margin else LEAST_INSURANCE) * abs(price) + 0.01 * dearest)
         if not complete:
             sites = [slots.first(self.settings.near_slots) for slots in sites]
         return price, [advise(slots, price) for slots in sites]
