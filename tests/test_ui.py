@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 from micro import EXPERIMENT, start_curtail, write_experiment
 from test_end_to_end import manifests, processes_of, wait_for
 
+from curtail_pipeline.federation.processes import free_port
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SPEED = 40.0
@@ -18,12 +19,6 @@ QUERY = """
 { sensorsOrError(repositorySelector: {repositoryName: "__repository__", repositoryLocationName: "curtail_pipeline"}) {
     ... on Sensors { results { name sensorState { status } } } } }
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(port: int, query: str) -> dict | None:
