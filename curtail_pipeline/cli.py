@@ -176,6 +176,10 @@ def simulate(
     from curtail_pipeline.console import print_comparison, print_simulation
     from curtail_pipeline.whatif_command import compare_file, simulate_file
 
+    if plot is not None and not compare:
+        raise typer.BadParameter("--plot needs --compare, whose plot it writes")
+    if compare and (policy is not None or interpolate):
+        raise typer.BadParameter("--compare runs every policy, step-held: it takes neither --policy nor --interpolate")
     options: dict[str, Any] = {"overheads": overheads, "forecast": forecast, "start": start, "deadline_h": deadline}
     if compare:
         table = compare_file(traces, experiment, plot, **options)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import polars as pl
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -174,17 +175,17 @@ def print_windows(found: Mapping[str, Any]) -> None:
         table.add_column(name)
     for window in found["windows"]:
         table.add_row(
-            window["site"],
-            window["region"],
+            escape(window["site"]),
+            escape(window["region"]),
             window["start"],
             window["end"] or "open",
             f"{window['hours']:.2f}",
-            window["opened_by"],
-            window["closed_by"] or "",
+            escape(window["opened_by"]),
+            escape(window["closed_by"] or ""),
         )
     OUT.print(table)
     for site, hours in found["hours"].items():
-        OUT.print(f"{site}: {hours:.2f} h")
+        OUT.print(f"{escape(site)}: {hours:.2f} h")
     OUT.print(f"{found['nulls']} missing values, {found['duplicates']} duplicates")
 
 
@@ -197,7 +198,7 @@ def print_simulation(result: Mapping[str, Any]) -> None:
             shown = _number(value, 3)
         else:
             shown = str(value)
-        table.add_row(key, shown)
+        table.add_row(key, escape(shown))
     OUT.print(table)
 
 
@@ -223,7 +224,7 @@ def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
     for name in shown.values():
         table.add_column(name, overflow="fold")
     for row in rows.select(shown.keys()).iter_rows():
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell or "-") for cell in row))
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell or "-")) for cell in row))
     OUT.print(table)
     if plot is not None:
         OUT.print(f"plot: {plot}")

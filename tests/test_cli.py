@@ -58,8 +58,38 @@ def test_an_unknown_checkpoint_policy_and_benchmark(tmp_path: Path) -> None:
     assert "windows" in refused("bench", "nonsense", home=tmp_path)
 
 
+HOUR = [f"2026-05-01T00:{minute:02d}:00Z" for minute in range(0, 60, 5)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([f"{stamp},0.5" for stamp in HOUR], ["A marginal_intensity", "0.5", "unit: kg/kWh"]),
+        ([f"{stamp},-5" for stamp in HOUR], ["-5", HOUR[0], "[0, 2000]"]),
+        (["1900-01-01T00:00:00Z,1", *(f"{stamp},500" for stamp in HOUR)], ["1900-01-01T00:00:00Z", HOUR[0]]),
+        (["9999-12-31T23:50:00Z,500", "9999-12-31T23:55:00Z,500"], ["9999-12-31T23:50:00Z"]),
+    ],
+)
+def test_values_and_times_that_cannot_be_are_refused(tmp_path: Path, rows: list[str], words: list[str]) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text("\n".join(["time,A", *rows]) + "\n")
+    message = refused("windows", "--traces", str(trace), home=tmp_path)
+    assert all(word in message for word in words), message
+
+
+def test_a_region_is_printed_as_it_is_called(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text("time,[red]A[/b]\n" + "\n".join(f"{stamp},50" for stamp in HOUR) + "\n")
+    done = curtail("windows", "--traces", str(trace), home=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "[red]A[/b]: 1.00 h" in done.stdout
+
+
 def test_wrong_usage_is_exit_code_two(tmp_path: Path) -> None:
     assert curtail("run", "--no-such-option", home=tmp_path, timeout=60).returncode == 2
+    trace = str(write_trace(tmp_path / "t.csv"))
+    for words in (["--plot", "x.svg"], ["--compare", "--policy", "paper"]):
+        assert curtail("simulate", "--traces", trace, *words, home=tmp_path, timeout=60).returncode == 2
 
 
 def test_windows_as_json(tmp_path: Path) -> None:

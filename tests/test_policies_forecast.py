@@ -322,6 +322,16 @@ def test_a_forecast_file_is_read_and_bad_ones_are_named(tmp_path: Path) -> None:
     (tmp_path / "g.csv").write_text("a,b\n1,2\n")
     with pytest.raises(PolicyError, match="needs the columns issued_at, target"):
         make_forecast(str(tmp_path / "g.csv"), signals)
+    late = pl.col("issued_at", "target") + timedelta(days=4_000)
+    for name, rows, message in (
+        ("none", recorded().head(0), "no value for A; it has none at all"),
+        ("other", recorded().with_columns(region=pl.lit("B")), "no value for A; it has B"),
+        ("late", recorded().with_columns(late), "none of them while the trace runs"),
+        ("endless", recorded().with_columns(value=pl.lit(float("inf"))), "infinite values for A"),
+    ):
+        rows.write_parquet(tmp_path / f"{name}.parquet")
+        with pytest.raises(PolicyError, match=message):
+            make_forecast(str(tmp_path / f"{name}.parquet"), signals)
 
 
 # Budget

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.base import Section
+from curtail_pipeline.errors import TraceError
 from curtail_pipeline.signals.trace import Report
 from curtail_pipeline.times import iso
 
@@ -140,6 +141,17 @@ def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> Check
         ), metadata
 
     return _per_kind(trace, "range", look, "all values are possible")
+
+
+def require_plausible(trace: pl.DataFrame) -> None:
+    """For commands that use a trace without storing it.
+
+    Raises:
+        TraceError: the unit or some value cannot be.
+    """
+    for outcome in (check_unit(trace), check_range(trace)):
+        if not outcome.passed:
+            raise TraceError(outcome.description)
 
 
 def check_duplicates(trace: pl.DataFrame, reports: Sequence[Report] = ()) -> CheckOutcome:

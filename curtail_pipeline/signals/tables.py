@@ -95,6 +95,11 @@ def _numbers(column: pl.Series, path: Path) -> pl.Series:
         return column.cast(pl.Float64)
     if column.dtype == pl.Null:
         return pl.Series(column.name, [None] * len(column), dtype=pl.Float64)
+    if column.dtype.is_nested():
+        raise TraceError(
+            f"{path}: column {column.name!r} holds {column.dtype}, not numbers; name the columns to read in "
+            "traces.columns"
+        )
     text = column.cast(pl.String).str.strip_chars()
     numbers = text.cast(pl.Float64, strict=False)
     bad = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()

@@ -124,6 +124,10 @@ class Ingested:
     report: Report
 
 
+LONGEST_GAP = timedelta(days=366)
+"""A longer hole in a trace is taken for a wrong stamp."""
+YEARS = (1970, 2200)
+
 _DROPPED_SCHEMA = {"time": TIME, "dropped": pl.Float64(), "kept": pl.Float64(), "conflict": pl.Boolean()}
 
 
@@ -220,11 +224,12 @@ def build_series(
         end_stamped: a stamp marks the end of its interval; it is moved to the interval's begin.
 
     Raises:
-        TraceError: the unit cannot measure the kind.
+        TraceError: the unit cannot measure the kind, or a stamp is far from all others.
     """
     factor = conversion_factor(kind, unit)
     rows, dropped = _unique(_complete(points).with_columns(pl.col("value") * factor))
     stamps = rows["time"].dt.epoch("us").to_numpy()
+    _require_one_period(rows["time"])
     seconds = stamps / 1_000_000
     if cadence_s is None:
         valid, finest = local_cadence(seconds)
@@ -245,6 +250,22 @@ def build_series(
         .dt.replace_time_zone("UTC"),
     )
     return Series(rows, dropped, finest, anchor)
+
+
+def _require_one_period(times: pl.Series) -> None:
+    """A typing error in a year would else make millions of missing values."""
+    if times.is_empty():
+        return
+    gaps = times.diff().slice(1).dt.total_seconds().to_numpy()
+    if len(gaps) and gaps.max() > LONGEST_GAP.total_seconds():
+        before = int(gaps.argmax())
+        raise TraceError(
+            f"there is nothing between {iso(times[before])} and {iso(times[before + 1])}; correct the stray time, or "
+            "give each period on its own"
+        )
+    for stamp in (times[0], times[-1]):
+        if not YEARS[0] <= stamp.year < YEARS[1]:
+            raise TraceError(f"the time {iso(stamp)} is not in the years {YEARS[0]} to {YEARS[1] - 1}; correct it")
 
 
 def _grid(start: datetime, end: datetime, cadence_s: int, anchor_s: int) -> pl.Series:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from curtail_pipeline.errors import PolicyError, SettingsError
 from curtail_pipeline.settings import Experiment
+from curtail_pipeline.signals.checks import require_plausible
 from curtail_pipeline.signals.config import FileTraces, Kind
 from curtail_pipeline.signals.provider import Provider, make_provider
 from curtail_pipeline.times import iso
@@ -74,6 +75,7 @@ def windows_of_file(
     for region, rule in by_region.items():
         for signal in rule.signals:
             ingested = provider.ingest(region, start, end, signal.kind)
+            require_plausible(ingested.trace)
             tables.append(ingested.trace)
             cadences.setdefault(region, set()).add(ingested.report.cadence_s)
             nulls += ingested.report.nulls

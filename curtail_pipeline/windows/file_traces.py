@@ -6,6 +6,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings import Experiment
+from curtail_pipeline.signals.checks import require_plausible
 from curtail_pipeline.signals.config import FileTraces
 from curtail_pipeline.signals.provider import make_provider
 
@@ -16,7 +17,7 @@ def read_all(path: Path, experiment: Experiment) -> pl.DataFrame:
     A file is read as the experiment's own traces are where those are a file, else as g/kWh in UTC.
 
     Raises:
-        TraceError: the file cannot be read, or has not all regions.
+        TraceError: the file cannot be read, has not all regions, or has values that cannot be in its unit.
     """
     declared = experiment.traces
     base = declared.model_dump(exclude={"path"}) if isinstance(declared, FileTraces) else {}
@@ -27,4 +28,7 @@ def read_all(path: Path, experiment: Experiment) -> pl.DataFrame:
         raise TraceError(
             f"{path} has no region {missing[0]!r}; it has {', '.join(known)}" if missing else f"{path} is empty"
         )
-    return pl.concat([provider.fetch(region, *span) for region in experiment.regions])
+    traces = [provider.fetch(region, *span) for region in experiment.regions]
+    for trace in traces:
+        require_plausible(trace)
+    return pl.concat(traces)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import polars as pl
 
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.windows.timeline import HOUR, Floats, Micros, Signal
+from curtail_pipeline.times import iso
+from curtail_pipeline.windows.timeline import HOUR, Floats, Micros, Signal, from_us
 
 ForecastName = Literal["perfect", "persistence", "seasonal"]
 DAY = 24 * HOUR
@@ -169,4 +170,25 @@ def make_forecast(name: str, signals: Mapping[str, Signal]) -> Forecast:
             f"forecast file {name}: {' '.join(str(error).split())[:200]}; it needs the columns issued_at, target "
             "(UTC), region, value"
         ) from error
+    _require_use(name, table, signals)
     return TableForecast(table, SeasonalForecast(signals), f"table {path.name}")
+
+
+def _require_use(name: str, table: Mapping[str, IssuedForecasts], signals: Mapping[str, Signal]) -> None:
+    """A forecast that no decision could read would pass for the seasonal one in silence."""
+    used = {region: table[region] for region in signals if region in table}
+    if not used:
+        known = ", ".join(sorted(table)) or "none at all"
+        raise PolicyError(f"forecast file {name}: no value for {', '.join(signals)}; it has {known}")
+    for region, issued in used.items():
+        signal = signals[region]
+        if np.isinf(issued.values).any():
+            raise PolicyError(f"forecast file {name}: infinite values for {region}; leave unknown values empty")
+        first, last = int(issued.issued[0]), int(issued.issued[-1])
+        begin, end = int(signal.times[0]), signal.end
+        if first >= end or last < begin:
+            raise PolicyError(
+                f"forecast file {name}: its forecasts of {region} were issued from {iso(from_us(first))} to "
+                f"{iso(from_us(last))}, none of them while the trace runs, from {iso(from_us(begin))} to "
+                f"{iso(from_us(end))}"
+            )

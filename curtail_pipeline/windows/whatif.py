@@ -27,6 +27,8 @@ from curtail_pipeline.windows.timeline import HOUR, Signal, from_us, to_us
 _log = logging.getLogger(__name__)
 
 FRONTIER_POINTS = 25
+LONGEST_H = 876_000
+"""Hours that a deadline may lie ahead: a hundred years."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,12 @@ def simulate_run(
     run = _configured(experiment, traces, policy, overheads, start, deadline_h)
     begin = to_us(run.clock.start) if run.clock.start else 0
     planning = run.policy.name in PLANNING_POLICIES
-    chosen = (forecast or "perfect") if planning else None
+    if forecast is not None and not planning:
+        raise PolicyError(
+            f"policy {run.policy.name!r} reads no forecast; leave the forecast out, or choose one of "
+            f"{', '.join(PLANNING_POLICIES)}"
+        )
+    chosen = None if not planning else "perfect" if forecast is None else forecast
     if planning and forecast is None:
         _log.warning("no forecast given: policy %s plans with a perfect one, which no run can have", run.policy.name)
     maker = partial(make_forecast, chosen) if isinstance(chosen, str) else chosen
@@ -181,6 +188,10 @@ def _configured(
     begin = start or run.clock.start or first
     if begin < first:
         raise TraceError(f"the start {iso(begin)} is before the trace, which starts at {iso(first)}")
+    if deadline_h is not None and not abs(deadline_h) <= LONGEST_H:
+        raise SettingsError(
+            f"a deadline of {deadline_h:g} hours is none; give hours after the start, up to {LONGEST_H}"
+        )
     deadline = run.job.deadline if deadline_h is None else begin + timedelta(hours=deadline_h)
     if deadline is not None and deadline <= begin:
         raise SettingsError(f"the deadline {iso(deadline)} is not after the start {iso(begin)}; give a later one")
