@@ -105,8 +105,11 @@ def ui(
     host: Annotated[str, typer.Option(help="Address the web UI listens on.")] = "127.0.0.1",
     sensors: Annotated[bool, typer.Option(help="Switch the sensor and the schedules on.")] = True,
 ) -> None:
-    """The Dagster UI on the experiment's instance, with a local federation; recorded traces are replayed."""
-    from curtail_pipeline.federation.local import LocalFederation
+    """The Dagster UI on the experiment's instance; recorded traces are replayed.
+
+    With a local federation, or on the SuperLink that CURTAIL_SUPERLINK names.
+    """
+    from curtail_pipeline.federation.standing import connect
     from curtail_pipeline.ui import serve
 
     with _opened(experiment, out) as project:
@@ -121,7 +124,7 @@ def ui(
         with project.home.lock(), open_instance(project) as instance:
             end_abandoned(instance)
             Headless(project, instance, build(say), membership_sensor, say).prepare()
-            with LocalFederation(project.home.root, project.experiment).ensure():
+            with connect(project.home.root, project.experiment):
                 raise typer.Exit(serve(project, host, port, sensors))
 
 
