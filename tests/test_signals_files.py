@@ -155,6 +155,11 @@ def test_long_with_other_names_and_mapped_regions(csv: Any) -> None:
     assert everything(provider, "CAISO_NORTH")["value"].to_list() == [100, 200]
 
 
+def test_blank_lines_are_no_rows(csv: Any) -> None:
+    provider = opened(csv("time,A\n\n2026-03-01T00:00Z,1\n\n2026-03-01T00:05Z,2\n\n"))
+    assert everything(provider, "A")["value"].to_list() == [1, 2]
+
+
 def test_a_byte_order_mark_and_markers_of_missing_values(csv: Any) -> None:
     path = csv(
         "\ufefftime,A\n2026-03-01T00:00Z,1\n2026-03-01T00:05Z,NaN\n2026-03-01T00:10Z, n/a \n2026-03-01T00:15Z,0\n"
@@ -262,6 +267,8 @@ def test_interval_ends_of_a_market_without_daylight_saving(csv: Any) -> None:
         ("time,A\n2026-03-01T00:00Z,1\n", {"columns": {"B": "R"}}, r"has no column 'B'.*it has time, A"),
         ("time,A\n2026-03-01T00:00Z,1\n", {"time_column": "when"}, r"no time column 'when'; it has time, A"),
         ("time\n2026-03-01T00:00Z\n", {}, r"only the column 'time'"),
+        ("time;A\n2026-03-01T00:00Z;1\n", {}, r"only the column 'time;A'; separate columns by commas, not by ';'"),
+        ("time,region,value\n2026-03-01T00:00Z,A,1\n2026-03-01T00:05Z,,1\n", {}, r"data row 2 has no 'region'"),
         ("", {}, r"is empty"),
         ("time,A\n2026-03-01T00:00Z,1\n", {"layout": "long"}, r"needs the columns region and value; it has time, A"),
         ("time,region,value,kind\n2026-03-01T00:00Z,A,1,heat\n", {}, r"unknown kind 'heat'"),

@@ -85,7 +85,8 @@ def _read(path: Path, columns: Iterable[str]) -> pl.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pl.read_parquet(path, columns=wanted)
-        return pl.read_csv(path, columns=wanted, infer_schema=False).select(wanted)
+        rows = pl.read_csv(path, columns=wanted, infer_schema=False).select(wanted)
+        return rows.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -201,7 +202,9 @@ class TraceFiles:
             and not (self._forecast and self._forecast.fullmatch(name))
         ]
         if not columns and not self.settings.columns:
-            raise TraceError(f"{path}: has only the column {time!r}; a trace needs a value column per region as well")
+            parted = next((f"{mark!r}" for mark in ";\t|" if mark in time), None)
+            fix = f"separate columns by commas, not by {parted}" if parted else "add a value column per region"
+            raise TraceError(f"{path}: has only the column {time!r}; {fix}")
         raw = _read(path, [time, *columns])
         stamps = self._stamps(raw[time], path)
         parts = [
@@ -221,6 +224,11 @@ class TraceFiles:
         raw = _read(path, [time, settings.region_column, settings.value_column, *extra])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
+        nameless = (regions.is_null() | (regions == "")).arg_true()
+        if len(nameless):
+            raise TraceError(
+                f"{path}: data row {int(nameless[0]) + 1} has no {settings.region_column!r}; name each row's region"
+            )
         kinds = (
             raw["kind"].cast(pl.String) if "kind" in extra else pl.Series([settings.kind] * len(raw), dtype=pl.String)
         )

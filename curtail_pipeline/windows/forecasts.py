@@ -160,6 +160,9 @@ def make_forecast(name: str, signals: Mapping[str, Signal]) -> Forecast:
         )
     try:
         rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, try_parse_dates=True)
+        unread = [column for column in ("issued_at", "target") if rows.schema.get(column) == pl.String]
+        if unread:
+            raise PolicyError(f"forecast file {name}: the times in {unread[0]} are not all ISO 8601, UTC; correct them")
         table = issued_forecasts(
             rows.with_columns(
                 pl.col("issued_at", "target").cast(pl.Datetime("us", "UTC")), pl.col("value").cast(pl.Float64)
