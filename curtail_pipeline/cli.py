@@ -77,6 +77,7 @@ def run(
 
         from curtail_pipeline.accounting import summarise
         from curtail_pipeline.definitions import build
+        from curtail_pipeline.interrupts import resending
         from curtail_pipeline.orchestration.replay import Headless, open_instance
         from sensors.membership import membership_sensor
 
@@ -84,9 +85,11 @@ def run(
             headless = Headless(
                 project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
             )
+            interrupts = (KeyboardInterrupt, dagster.DagsterExecutionInterruptedError)
             try:
-                reason = headless.run()
-            except (KeyboardInterrupt, dagster.DagsterExecutionInterruptedError):
+                with resending(*interrupts):
+                    reason = headless.run()
+            except interrupts:
                 typer.echo("curtail: interrupted; what is committed stays, run it again to go on from there", err=True)
                 raise typer.Exit(130) from None
             console({"event": "prepare", "what": "the report"})
