@@ -73,23 +73,20 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with _opened(experiment, out, traces) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
-        import dagster
-
         from curtail_pipeline.accounting import summarise
         from curtail_pipeline.definitions import build
         from curtail_pipeline.interrupts import resending
-        from curtail_pipeline.orchestration.replay import Headless, open_instance
+        from curtail_pipeline.orchestration.replay import INTERRUPTS, Headless, open_instance
         from sensors.membership import membership_sensor
 
         with RunConsole(project) as console, open_instance(project) as instance:
             headless = Headless(
                 project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
             )
-            interrupts = (KeyboardInterrupt, dagster.DagsterExecutionInterruptedError)
             try:
-                with resending(*interrupts):
+                with resending(*INTERRUPTS):
                     reason = headless.run()
-            except interrupts:
+            except INTERRUPTS:
                 typer.echo("curtail: interrupted; what is committed stays, run it again to go on from there", err=True)
                 raise typer.Exit(130) from None
             console({"event": "prepare", "what": "the report"})

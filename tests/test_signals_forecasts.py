@@ -20,7 +20,7 @@ from curtail_pipeline.signals.ingest import ingest_day, save_ingested
 from curtail_pipeline.signals.watttime import WattTimeProvider
 from curtail_pipeline.storage.tables import forecast_key, read_table
 from curtail_pipeline.windows.daily import derive_day, save_derived
-from curtail_pipeline.windows.membership import Decision, SiteDecision, decide
+from curtail_pipeline.windows.membership import Decision, Job, SiteDecision, decide
 from curtail_pipeline.windows.timeline import to_us
 
 STEPS = 6
@@ -96,9 +96,7 @@ def test_a_live_decision_sees_what_the_whole_record_shows_up_to_now(tmp_path: Pa
     assert {"train", "off"} <= states
 
 
-def job(project: Project, previous: dict[str, SiteDecision]):  # type: ignore[no-untyped-def]
-    from curtail_pipeline.windows.membership import Job
-
+def job(project: Project, previous: dict[str, SiteDecision]) -> Job:
     return Job(0, project.experiment.job.steps, START, DEADLINE, previous)
 
 
@@ -107,13 +105,8 @@ def plain(decision: Decision) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture
-def backend() -> Backend:
-    return Backend()
-
-
-@pytest.fixture
-def api(backend: Backend) -> Iterator[FakeApi]:
-    with serve(backend) as fake:
+def api() -> Iterator[FakeApi]:
+    with serve(Backend()) as fake:
         yield fake
 
 
@@ -150,7 +143,9 @@ def test_today_asks_only_for_what_was_issued_since(tmp_path: Path, api: FakeApi)
     assert issues(project, day) == first
 
 
-def test_a_forecast_that_is_refused_costs_no_signal(tmp_path: Path, api: FakeApi, backend: Backend) -> None:
+def test_a_forecast_that_is_refused_costs_no_signal(tmp_path: Path, api: FakeApi) -> None:
+    backend = api.respond
+
     def without_forecasts(request: Request) -> Answer:
         if request.path == "/v3/forecast/historical":
             return Answer("Invalid scope", 403)

@@ -7,6 +7,7 @@ Between them the loop asks the timing model when the next thing happens and move
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import dagster as dg
 
@@ -43,6 +44,9 @@ retention:
   sensor:
     purge_after_days: {skipped: 2, success: 30, failure: -1}
 """
+
+INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
+"""What a run raises when it is told to stop, by whichever handler is in place."""
 
 
 def prepare_instance(project: Project) -> None:
