@@ -2,11 +2,11 @@
 
 import dagster as dg
 
-from curtail_pipeline.corpus.shards import build_heldout, build_site_shards, build_tokenizer
-from curtail_pipeline.dealing import ensure_dealt
+from curtail_pipeline.corpus.shard_set import build_heldout, build_site_shards, build_tokenizer
 from curtail_pipeline.orchestration.metadata import log_slices, shards_metadata
 from curtail_pipeline.orchestration.partitions import SITES
 from curtail_pipeline.orchestration.resources import PipelineResource
+from curtail_pipeline.stages.deal import ensure_dealt
 
 
 @dg.asset(group_name="corpus", kinds={"huggingface"}, owners=["team:training-data"])

@@ -20,7 +20,7 @@ from curtail_pipeline.orchestration.resources import PipelineResource
 )
 def emissions_ledger(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.Output[pl.DataFrame]:
     """kWh and gCO2 per site and power state: power intervals times the step-held trace, never interpolated."""
-    from curtail_pipeline.accounting import checkpoint_ledger
+    from curtail_pipeline.stages.account import checkpoint_ledger
 
     table = checkpoint_ledger(pipeline.project(), context.partition_key)
     return dg.Output(table, metadata=ledger_metadata(table))
@@ -34,6 +34,6 @@ def emissions_ledger(context: dg.AssetExecutionContext, pipeline: PipelineResour
 )
 def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     """Totals against each always-on single-site baseline, with plots, as one HTML page that works offline."""
-    from curtail_pipeline.accounting import write_report
+    from curtail_pipeline.stages.account import write_report
 
     return dg.MaterializeResult(metadata=report_metadata(write_report(pipeline.project())))

@@ -11,8 +11,8 @@ from curtail_pipeline.orchestration.metadata import check_result, window_metadat
 from curtail_pipeline.orchestration.partitions import ALL_REGIONS, DAY_AND_REGION, DAYS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.signals.checks import CHECKS
-from curtail_pipeline.signals.ingest import ingest_day, save_forecasts
-from curtail_pipeline.windows.daily import derive_day
+from curtail_pipeline.stages.derive_windows import derive_day
+from curtail_pipeline.stages.ingest import ingest_day, save_forecasts
 
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36), warn_window=timedelta(hours=26))
 

@@ -8,7 +8,7 @@ import os
 
 import dagster as dg
 
-from assets import checkpoints, corpus, emissions, traces, what_if
+from assets import corpus, emissions, policies_compared, segments, traces
 from curtail_pipeline.orchestration.io import TableIOManager
 from curtail_pipeline.orchestration.jobs import (
     corpus_preparation,
@@ -19,7 +19,7 @@ from curtail_pipeline.orchestration.jobs import (
     reporting,
 )
 from curtail_pipeline.orchestration.resources import PipelineResource, Progress, silent
-from curtail_pipeline.project import CLOCK_ENV, EXPERIMENT_ENV
+from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from sensors.membership import membership_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
 
@@ -30,7 +30,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([traces, corpus, checkpoints, emissions, what_if]),
+        assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
         jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
         sensors=[membership_sensor],
         schedules=[daily_pipeline_schedule, intraday_schedule],

@@ -35,6 +35,10 @@ class StoreError(CurtailError):
     """A stored object that is missing, corrupt, or owned by another writer."""
 
 
+class MessageError(CurtailError):
+    """A message between processes that is malformed, or of another version."""
+
+
 class TrainingError(CurtailError):
     """A model preset, an optimiser state or a training order that cannot be used."""
 

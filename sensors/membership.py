@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from curtail_pipeline.control import Tick, tick
 from curtail_pipeline.orchestration.jobs import federated_rounds, local_training
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.orchestration.runs import active_segment, last_failure
+from curtail_pipeline.stages.tick import Tick, tick
 
 SENSORS_ENV = "CURTAIL_SENSORS"
 """`on` switches sensors and schedules on by default (as `curtail ui` does); they are off otherwise."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from curtail_pipeline.corpus.config import CorpusSettings
-from curtail_pipeline.corpus.shards import build_shards
+from curtail_pipeline.corpus.shard_set import build_shards
+from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.storage.store import Store
 
 SHARES = {"A": 2.0, "B": 1.0, "C": 1.0}

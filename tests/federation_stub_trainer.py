@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from curtail_pipeline.federation.agent_names import agent_key
-from curtail_pipeline.federation.memory import SimulatedSite
-from curtail_pipeline.federation.processes import exit_with
+from curtail_pipeline.federation.orders import agent_key
+from curtail_pipeline.federation.simulated import SimulatedSite
+from curtail_pipeline.flower.processes import exit_with
 from curtail_pipeline.storage.store import Store
 
 TOKEN = "stub"

@@ -74,12 +74,12 @@ def environment(home: Path) -> dict[str, str]:
 
 def curtail(*words: str, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
-    command = [sys.executable, "-m", "curtail_pipeline.cli", *words]
+    command = [sys.executable, "-m", "curtail_pipeline.cli.main", *words]
     return subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=timeout)
 
 
 def start_curtail(*words: str, home: Path, log: Path) -> "subprocess.Popen[bytes]":
     """Start the command line; its output goes to a file."""
-    command = [sys.executable, "-m", "curtail_pipeline.cli", *words]
+    command = [sys.executable, "-m", "curtail_pipeline.cli.main", *words]
     with log.open("wb") as stream:
         return subprocess.Popen(command, env=environment(home), stdout=stream, stderr=subprocess.STDOUT)

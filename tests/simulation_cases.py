@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from curtail_pipeline.settings import Experiment, parse_experiment
-from curtail_pipeline.windows.membership import Job, View
-from curtail_pipeline.windows.segments import Finished, Pause, SegmentPlan, advance
-from curtail_pipeline.windows.simulator import Walk
+from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
+from curtail_pipeline.scheduling.view import Job, View
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.simulation.walk import Walk
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 CADENCE = timedelta(minutes=5)

@@ -17,12 +17,12 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from curtail_pipeline.corpus.config import CorpusSettings
 from curtail_pipeline.corpus.dealing import HELDOUT, TOKENIZER, Dealing, load_dealing
+from curtail_pipeline.corpus.documents import Counts
 from curtail_pipeline.corpus.encoder import EncodingDiffers, Engine
-from curtail_pipeline.corpus.readers import Counts
-from curtail_pipeline.corpus.workers import Task, make_pool
+from curtail_pipeline.corpus.worker_pool import Task, make_pool
 from curtail_pipeline.errors import CorpusError
+from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.storage.store import Store, canonical_json, file_sha256
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from curtail_pipeline.corpus.config import CorpusSettings
-from curtail_pipeline.corpus.readers import Counts, Piece, SourceFile, TextFormat
+from curtail_pipeline.corpus.documents import Counts, Piece, SourceFile, TextFormat
 from curtail_pipeline.corpus.sources import Slice, Source, list_files, open_source, text_form
 from curtail_pipeline.corpus.tokenizer import TokenizerInfo, tokenizer_info
 from curtail_pipeline.errors import CorpusError
+from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.storage.store import Store, canonical_json
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from curtail_pipeline.corpus.config import CorpusSettings
-from curtail_pipeline.corpus.readers import (
+from curtail_pipeline.corpus.documents import (
     Counts,
     Piece,
     SourceFile,
@@ -27,6 +26,7 @@ from curtail_pipeline.corpus.readers import (
 from curtail_pipeline.corpus.remote import glob_prefix, is_remote, list_remote, storage_options
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
+from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.storage.store import Store
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from curtail_pipeline.emissions.power import accounting_signals, intervals_table, ledger, totals
+from curtail_pipeline.emissions.grams import accounting_signals, intervals_table, ledger, totals
+from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.times import iso, seconds
-from curtail_pipeline.windows.config import Site
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

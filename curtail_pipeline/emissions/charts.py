@@ -10,10 +10,10 @@ import altair as alt
 import polars as pl
 
 from curtail_pipeline.emissions.formats import mass
-from curtail_pipeline.emissions.power import accounting_signals, is_synthetic
+from curtail_pipeline.emissions.grams import accounting_signals, is_synthetic
+from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.times import iso
-from curtail_pipeline.windows.config import Site
 
 WIDTH = 900
 SITE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")

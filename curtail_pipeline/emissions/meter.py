@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from curtail_pipeline.windows.config import Site
+from curtail_pipeline.settings.sites import Site
 
 State = Literal["training", "idle", "start_up"]
 

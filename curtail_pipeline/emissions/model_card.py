@@ -7,9 +7,9 @@ import polars as pl
 import yaml
 
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.power import sum_ledger, totals
+from curtail_pipeline.emissions.grams import sum_ledger, totals
+from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.windows.config import Site
 
 
 def model_card(

@@ -10,9 +10,9 @@ import polars as pl
 
 from curtail_pipeline.emissions.baselines import Baseline, baselines_table
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.power import is_synthetic, pieces, sum_ledger, totals
+from curtail_pipeline.emissions.grams import is_synthetic, pieces, sum_ledger, totals
+from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.windows.config import Site
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
@@ -90,7 +90,7 @@ def summary(data: ReportInput) -> dict[str, Any]:
 
 def build_charts(data: ReportInput) -> "dict[str, Chart]":
     """The report's charts by name: `timeline`, `loss`, `checkpoints`, `baselines`; those without data are left out."""
-    from curtail_pipeline.emissions import charts  # altair takes long to import
+    from curtail_pipeline.emissions import charts
 
     start, end = data.span
     made: dict[str, Chart] = {}

@@ -22,15 +22,15 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from curtail_pipeline.corpus.ranges import after_prefix, compact, total
 from curtail_pipeline.errors import FederationError, LedgerError, StoreError
-from curtail_pipeline.federation.agent_names import agent_key
-from curtail_pipeline.federation.outer import MergeReport, Update, merge
+from curtail_pipeline.federation.merge import MergeReport, Update, merge
+from curtail_pipeline.federation.orders import agent_key
 from curtail_pipeline.federation.plan import Plan, Range, folder_of, parse_plan
+from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.times import iso, utc_now
+from curtail_pipeline.tokens.ranges import after_prefix, compact, total
 
-MEMBERSHIP_KEY = "membership.json"
 POLL_S = 0.2
 LONGEST_POLL_S = 1.0
 
@@ -255,6 +255,7 @@ class Segment:
         plan = self.plan
         watch = {"key": MEMBERSHIP_KEY, "generation": self.generation} if plan.open else None
         return {
+            "schema": 1,
             "key": plan.key,
             "attempt": plan.attempt,
             "round": upcoming.index,

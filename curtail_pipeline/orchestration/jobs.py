@@ -11,8 +11,8 @@ import dagster as dg
 from curtail_pipeline.orchestration.metadata import report_check, trace_event, windows_event
 from curtail_pipeline.orchestration.partitions import DAYS
 from curtail_pipeline.orchestration.resources import PipelineResource
-from curtail_pipeline.signals.ingest import ingest_day, save_ingested
-from curtail_pipeline.windows.daily import derive_following, save_derived
+from curtail_pipeline.stages.derive_windows import derive_following, save_derived
+from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 
 SEGMENT_ASSETS = dg.AssetSelection.assets("aggregated_checkpoint", "checkpoint_evaluation", "emissions_ledger")
 

@@ -12,16 +12,17 @@ import polars as pl
 import polars.selectors as cs
 
 from curtail_pipeline.orchestration.resources import Progress
-from curtail_pipeline.project import Project, midnight
 from curtail_pipeline.signals.checks import CheckOutcome
-from curtail_pipeline.signals.ingest import IngestedDay
+from curtail_pipeline.stages.derive_windows import DerivedDay
+from curtail_pipeline.stages.ingest import IngestedDay
+from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import trace_key, windows_key
-from curtail_pipeline.windows.daily import DerivedDay
-from curtail_pipeline.windows.report import day_summary, diff_windows, plot_windows
+from curtail_pipeline.times import midnight
+from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
-    from curtail_pipeline.segment import Replayed
+    from curtail_pipeline.stages.train import Replayed
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
 

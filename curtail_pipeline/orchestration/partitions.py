@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import dagster as dg
 
-from curtail_pipeline.project import EXPERIMENT_ENV, recorded_days
-from curtail_pipeline.settings import load_experiment
+from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.stages.project import EXPERIMENT_ENV, recorded_days
 
 EXPERIMENT = load_experiment(os.environ.get(EXPERIMENT_ENV, "laptop"))
 _FIRST, _LAST = recorded_days(EXPERIMENT)

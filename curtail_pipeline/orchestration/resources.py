@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from curtail_pipeline.project import Project, check_clock
+from curtail_pipeline.stages.project import Project, check_clock
 
 
 class PipelineResource(dg.ConfigurableResource):

@@ -12,8 +12,8 @@ from typing import Final, Literal
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.base import Section
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.section import Section
 from curtail_pipeline.signals.trace import Report
 from curtail_pipeline.times import iso
 

@@ -5,7 +5,7 @@ from datetime import datetime
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import CombinedTraces, Kind
+from curtail_pipeline.settings.trace_settings import CombinedTraces, Kind
 from curtail_pipeline.signals.files import combine_hashes
 from curtail_pipeline.signals.provider import Provider, make_provider
 from curtail_pipeline.signals.trace import Ingested, empty_forecast

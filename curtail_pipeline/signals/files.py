@@ -8,9 +8,9 @@ from functools import cached_property
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import UNITS, FileTraces, Kind
+from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind
+from curtail_pipeline.signals.file_tables import TraceFiles
 from curtail_pipeline.signals.provider import Provider
-from curtail_pipeline.signals.tables import TraceFiles
 from curtail_pipeline.signals.trace import (
     FORECAST_SCHEMA,
     Ingested,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from curtail_pipeline.signals.config import Kind, TracesSettings
+from curtail_pipeline.settings.trace_settings import Kind, TracesSettings
 from curtail_pipeline.signals.trace import Ingested, empty_forecast
 
 

@@ -11,7 +11,7 @@ from zoneinfo import available_timezones
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.trace import TIME
+from curtail_pipeline.times import TIME
 
 Ambiguous = Literal["infer", "earliest", "latest", "refuse"]
 

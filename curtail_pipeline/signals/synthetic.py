@@ -19,12 +19,12 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import Kind, SyntheticTraces
+from curtail_pipeline.settings.trace_settings import Kind, SyntheticTraces
 from curtail_pipeline.signals.noise import autocorrelated, region_keys
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.synthetic_regions import BUILT_IN, region_model
-from curtail_pipeline.signals.trace import CANONICAL_UNIT, TIME, Ingested, normalise
-from curtail_pipeline.times import utc_now
+from curtail_pipeline.signals.trace import CANONICAL_UNIT, Ingested, normalise
+from curtail_pipeline.times import TIME, utc_now
 
 MODEL = "merit-order-1"
 """Version of the model; a change of values changes it."""

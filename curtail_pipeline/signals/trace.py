@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import UNITS, Kind, Unit
+from curtail_pipeline.settings.trace_settings import UNITS, Kind, Unit
 from curtail_pipeline.times import iso
 
 TIME = pl.Datetime("us", "UTC")

@@ -13,7 +13,7 @@ from typing import Any, Final
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.config import Kind, Unit, WattTimeTraces
+from curtail_pipeline.settings.trace_settings import Kind, Unit, WattTimeTraces
 from curtail_pipeline.signals.http import ApiError, JsonApi, RateLimiter
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.trace import (

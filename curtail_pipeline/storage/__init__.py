@@ -1,1 +1,4 @@
-"""The store, checkpoints and their manifests."""
+"""Where things lie: the store and its keys, tables, clock, home, checkpoints and their manifests.
+
+Decided here: atomicity, identity and what a committed checkpoint is. Never what goes into one.
+"""

@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curtail_pipeline.errors import SettingsError, StoreError
-from curtail_pipeline.settings import Experiment, parse_experiment
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.store import Store, canonical_json
 
 EXPERIMENT_KEY = "experiment.json"

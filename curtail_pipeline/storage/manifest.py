@@ -21,9 +21,9 @@ from pydantic import (
     model_serializer,
 )
 
-from curtail_pipeline.corpus.ledger import Ledger
 from curtail_pipeline.errors import LedgerError, StoreError
 from curtail_pipeline.storage.store import canonical_json
+from curtail_pipeline.tokens.ledger import Ledger
 
 KEY_PATTERN = r"^ckpt-\d{6}$"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.training.config import TrainingSettings
+from curtail_pipeline.settings.training_settings import TrainingSettings
 
 REFERENCE_WIDTH = 768
 """The model width at which nanochat tuned the learning rates of embedding and head; they scale with

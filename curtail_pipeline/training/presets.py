@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.training.config import TrainingSettings
+from curtail_pipeline.settings.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ def init_checkpoint(settings: TrainingSettings, tokenizer_folder: Path, out_fold
     """
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-    from curtail_pipeline.training.tensors import write_tensors
+    from curtail_pipeline.training.weights import write_tensors
 
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     from filelock import FileLock, Timeout
 
     from curtail_pipeline.errors import CurtailError, TrainingError
-    from curtail_pipeline.settings import parse_experiment
+    from curtail_pipeline.settings.experiment import parse_experiment
     from curtail_pipeline.storage.store import Store
 
     try:
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(site.threads)
         torch.set_num_interop_threads(1)
 
-        from curtail_pipeline.training.agent import TrainerAgent
+        from curtail_pipeline.training.order_server import TrainerAgent
         from curtail_pipeline.training.trainer import SiteTrainer
 
         trainer = SiteTrainer(store, site, experiment)

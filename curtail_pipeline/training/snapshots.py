@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 import torch
 
 from curtail_pipeline.errors import StoreError, TrainingError
+from curtail_pipeline.federation.orders import FRESH
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.training.orders import FRESH
-from curtail_pipeline.training.tensors import read_tensors, store_tensors
+from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 
 def snapshot_key(site: str, state: str) -> str:

@@ -21,18 +21,18 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from torch import nn
 
-from curtail_pipeline.corpus.ranges import Ranges, take_prefix
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.settings import Experiment, parse_experiment
+from curtail_pipeline.federation.orders import FRESH, InnerStates, Order, Result, StopReason, WrittenWeights
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.store import Store
+from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.loss import head_loss, softcap
 from curtail_pipeline.training.optimisers import Optimisers
-from curtail_pipeline.training.orders import FRESH, Order, Result, StopReason, parse_order
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.schedule import global_step, multiplier
 from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot
-from curtail_pipeline.training.tensors import read_tensors, store_tensors
-from curtail_pipeline.windows.config import Site
+from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class SiteTrainer:
 
     def train(
         self,
-        order: dict[str, Any] | Order,
+        order: Order,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Result:
@@ -119,7 +119,6 @@ class SiteTrainer:
                 that are missing or corrupt, token ids beyond the vocabulary, or a loss that is not finite. Nothing is
                 stored then.
         """
-        order = order if isinstance(order, Order) else parse_order(order)
         if order.site != self.site.name:
             raise TrainingError(
                 f"the order is for site {order.site!r}, this trainer is {self.site.name!r}'s; send it there"
@@ -143,14 +142,14 @@ class SiteTrainer:
             parent_sha256=order.parent.sha256,
             steps=steps,
             tokens=tokens,
-            consumed=take_prefix(order.lease, steps * per_step),
+            consumed=tuple(tuple(part) for part in take_prefix(order.lease, steps * per_step)),
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
             loss_mean=sum(losses) / steps if losses else None,
             seconds=round(seconds, 6),
             tokens_per_s=round(tokens / seconds, 3) if seconds > 0 else 0.0,
-            weights={"key": order.out, "sha256": sha256, "bytes": size},
-            inner_state={"begin": order.inner_state, "end": inner},
+            weights=WrittenWeights(key=order.out, sha256=sha256, bytes=size),
+            inner_state=InnerStates(begin=order.inner_state, end=inner),
             stop=stop,
         )
 
@@ -235,7 +234,7 @@ class SiteTrainer:
 
     def _batches(self, order: Order) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
         if self._reader is None:
-            from curtail_pipeline.corpus.reader import ShardReader
+            from curtail_pipeline.corpus.batches import ShardReader
 
             self._reader = ShardReader(self.store, self.site.name, self.settings.sequence_length)
         return iter(self._reader.batches(order.lease, self.experiment.sequences_per_step, order.seed))

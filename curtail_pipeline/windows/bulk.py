@@ -10,9 +10,11 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.windows.columns import SECOND, Columns, columns_of, times_of, to_micros, values_of
-from curtail_pipeline.windows.config import PolicySettings, Site
-from curtail_pipeline.windows.rule_config import RuleSettings, rule_of
+from curtail_pipeline.settings.job import PolicySettings
+from curtail_pipeline.settings.rule_settings import RuleSettings, rule_of
+from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.times import SECOND, micros_of
+from curtail_pipeline.windows.columns import Columns, columns_of, to_micros, values_of
 from curtail_pipeline.windows.rules import window_table, windows_of_columns
 from curtail_pipeline.windows.state import RegionState, rule_digest
 
@@ -111,7 +113,7 @@ def _of_kind(table: pl.DataFrame, kind: str) -> pl.DataFrame:
 
 def _joined(tables: Sequence[pl.DataFrame], start: int, end: int) -> Columns:
     offsets = np.concatenate(([0], np.cumsum([table.height for table in tables])))
-    time = np.concatenate([times_of(table["time"]) for table in tables])
+    time = np.concatenate([micros_of(table["time"]) for table in tables])
     value = np.concatenate([values_of(table["value"]) for table in tables])
     estimated = None
     if any("estimated" in table.columns and table["estimated"].any() for table in tables):

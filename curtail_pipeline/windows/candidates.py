@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.windows.columns import OPEN, SECOND, Floats, Ints
+from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule
+from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
 from curtail_pipeline.windows.hysteresis import BY_AGE, BY_VALUE, Intervals
-from curtail_pipeline.windows.rule_config import RuleSettings, SignalRule
 
 HISTORY = 20
 """Past candidates of a region that speak for its next one."""
@@ -49,7 +49,7 @@ def described(found: Intervals, rule: SignalRule) -> pl.DataFrame:
     )
     by_age = pl.format(f"{rule.kind} signal older than {{}} s", pl.col("age") // SECOND)
     closed = (
-        pl.when(pl.col("end") == OPEN)
+        pl.when(pl.col("end") == FOREVER)
         .then(None)
         .when(pl.col("why") == BY_VALUE)
         .then(by_value)
@@ -110,13 +110,13 @@ def combined(parts: Sequence[pl.DataFrame], needs_all: bool) -> pl.DataFrame:
         "start",
         "end",
         said_open.alias("opened_by"),
-        pl.when(pl.col("end") == OPEN).then(None).otherwise(said_closed).alias("closed_by"),
+        pl.when(pl.col("end") == FOREVER).then(None).otherwise(said_closed).alias("closed_by"),
     )
 
 
 def history_waits(
-    durations: Ints, offsets: Ints, past: Sequence[Sequence[int]], required: int
-) -> tuple[Ints, list[list[int]]]:
+    durations: Micros, offsets: Micros, past: Sequence[Sequence[int]], required: int
+) -> tuple[Micros, list[list[int]]]:
     """How long each candidate must have lasted before its history no longer calls it too short.
 
     Of the last `HISTORY` candidates of the region, take those that lasted longer than this one has so far: when at
@@ -124,7 +124,7 @@ def history_waits(
     against it.
 
     Args:
-        durations: of candidates in order of region and start, microseconds; `OPEN` for one that has not ended.
+        durations: of candidates in order of region and start, microseconds; `FOREVER` for one that has not ended.
         offsets: region `r` has candidates `offsets[r]:offsets[r + 1]`.
         past: durations of earlier candidates per region, oldest first.
 
@@ -141,7 +141,7 @@ def history_waits(
         own[offsets[r] : offsets[r + 1]] = position + len(before) + np.arange(len(part))
         pieces += [before, part.astype(float)]
         position += len(before) + len(part)
-        closed = [int(x) for x in part[part != OPEN][-HISTORY:]]
+        closed = [int(x) for x in part[part != FOREVER][-HISTORY:]]
         after.append([*past[r], *closed][-HISTORY:])
     if not len(durations):
         return np.empty(0, dtype=np.int64), after
@@ -216,7 +216,7 @@ def forecast_openings(
         ends.append(
             covered.select("id", "moment", "at_start")
             .join(first, on=["id", "moment"], how="left")
-            .with_columns(pl.col("target").fill_null(OPEN))
+            .with_columns(pl.col("target").fill_null(FOREVER))
         )
     merged = (
         pl.concat(ends)
@@ -226,8 +226,8 @@ def forecast_openings(
     if rule.needs_all or len(rule.signals) == 1:
         until = pl.col("first")
     else:
-        until = pl.when(pl.col("signals") == len(rule.signals)).then("last").otherwise(OPEN)
-    enough = (until == OPEN) | (until - pl.col("moment") >= round(rule.required_s * SECOND))
+        until = pl.when(pl.col("signals") == len(rule.signals)).then("last").otherwise(FOREVER)
+    enough = (until == FOREVER) | (until - pl.col("moment") >= round(rule.required_s * SECOND))
     return merged.group_by("id").agg(
         pl.col("at_start").any().alias("judged"), pl.col("moment").filter(enough).min().alias("opens")
     )

@@ -1,29 +1,17 @@
 """Traces as flat arrays over many regions: what the window rules compute on.
 
-Times are microseconds since the epoch, UTC, as int64. `OPEN` stands for "not ended before the end of the range".
+Times are microseconds since the epoch, UTC, as int64. `FOREVER` stands for "not ended before the end of the range".
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from curtail_pipeline.errors import PolicyError
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
-OPEN: Final = np.iinfo(np.int64).max
-SECOND: Final = 1_000_000
-TIME: Final = pl.Datetime("us", "UTC")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TICK = timedelta(microseconds=1)
+from curtail_pipeline.times import FOREVER, Bools, Floats, Micros, micros_of, to_us
 
 
 @dataclass(frozen=True)
@@ -34,9 +22,9 @@ class Columns:
     stamps where it is the same throughout, so that what follows from it need not be looked up row by row.
     """
 
-    time: Ints
+    time: Micros
     value: Floats
-    offsets: Ints
+    offsets: Micros
     estimated: Bools | None = None
     step: int | None = None
 
@@ -49,14 +37,7 @@ def to_micros(stamp: datetime, name: str) -> int:
     """Microseconds since the epoch; `name` says in an error which time has no zone."""
     if stamp.tzinfo is None:
         raise PolicyError(f"{name} {stamp!r} has no time zone; give an aware time, e.g. 2026-01-11T17:00:00Z")
-    return (stamp - _EPOCH) // _TICK
-
-
-def times_of(column: pl.Series) -> Ints:
-    """Microseconds since the epoch of a datetime column."""
-    if column.dtype != TIME:
-        column = column.dt.cast_time_unit("us")
-    return column.to_physical().to_numpy()
+    return to_us(stamp)
 
 
 def values_of(column: pl.Series) -> Floats:
@@ -66,19 +47,19 @@ def values_of(column: pl.Series) -> Floats:
     return (column.fill_null(float("nan")) if column.null_count() else column).to_numpy()
 
 
-def columns_of(time: Ints, value: Floats, offsets: Ints, estimated: Bools | None, start: int, end: int) -> Columns:
+def columns_of(time: Micros, value: Floats, offsets: Micros, estimated: Bools | None, start: int, end: int) -> Columns:
     """Rows in `[start, end)` put in order; of equal stamps of a region the last row is kept."""
     n = len(time)
     counts = np.diff(offsets)
     filled = counts > 0
     heads, tails = offsets[:-1][filled], offsets[1:][filled] - 1
     steps = time[1:] - time[:-1]
-    steps[tails[:-1]] = OPEN
-    shortest = int(steps.min(initial=OPEN))
+    steps[tails[:-1]] = FOREVER
+    shortest = int(steps.min(initial=FOREVER))
     tidy = shortest > 0
     if tidy and (time[heads] >= start).all() and (time[tails] < end).all():
         steps[tails[:-1]] = shortest
-        even = shortest < OPEN and int(steps.max()) == shortest
+        even = shortest < FOREVER and int(steps.max()) == shortest
         return Columns(time, value, offsets, estimated, shortest if even else None)
     region = np.repeat(np.arange(len(counts)), counts)
     rows = np.arange(n) if tidy else np.lexsort((time, region))
@@ -108,7 +89,7 @@ def columns_of_frame(traces: pl.DataFrame, regions: Sequence[str], kind: str, st
     if "estimated" in rows.columns and rows["estimated"].any():
         estimated = rows["estimated"].fill_null(False).to_numpy()
     return columns_of(
-        times_of(rows["time"]),
+        micros_of(rows["time"]),
         values_of(rows["value"]),
         np.searchsorted(rows["region"].to_numpy(), np.arange(len(regions) + 1)),
         estimated,

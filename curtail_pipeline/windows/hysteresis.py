@@ -12,8 +12,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from curtail_pipeline.windows.columns import OPEN, SECOND, Columns, Floats, Ints
-from curtail_pipeline.windows.rule_config import SignalRule
+from curtail_pipeline.settings.rule_settings import SignalRule
+from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
+from curtail_pipeline.windows.columns import Columns
 
 DEFAULT_CADENCE_US: Final = 300 * SECOND
 """Assumed of a feed until two stamps have been seen; the cadence of every signal the product reads live."""
@@ -53,13 +54,13 @@ class Valid:
     stand for a past change, not for a value, are the first `markers[r]` of the region.
     """
 
-    time: Ints
+    time: Micros
     value: Floats
-    expiry: Ints | None
+    expiry: Micros | None
     why: npt.NDArray[np.int8] | None
-    offsets: Ints
+    offsets: Micros
     forced: npt.NDArray[np.int8] | None
-    markers: Ints
+    markers: Micros
     hold: int = 0
 
     def expires(self, rows: Any) -> Any:
@@ -69,15 +70,15 @@ class Valid:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Intervals in order of region and start; `end` is `OPEN` where the interval goes on past the range."""
+    """Intervals in order of region and start; `end` is `FOREVER` where the interval goes on past the range."""
 
-    region: Ints
-    start: Ints
-    end: Ints
+    region: Micros
+    start: Micros
+    end: Micros
     open_value: Floats
     close_value: Floats
     why: npt.NDArray[np.int8]
-    age: Ints
+    age: Micros
     """How long the last value of the interval's fresh stretch was valid."""
 
 
@@ -93,7 +94,7 @@ def _age(
         return (int(fixed[0]) if (fixed == fixed[0]).all() else np.repeat(fixed, np.diff(bounds))), list(cadence_us)
     learning = n and all(known is None for known in cadence_us) and (bounds[1:] > bounds[:-1]).all()
     if learning and columns.step is not None:
-        firsts = [OPEN if s.stamp is None else int(columns.time[bounds[r]]) - s.stamp for r, s in enumerate(states)]
+        firsts = [FOREVER if s.stamp is None else int(columns.time[bounds[r]]) - s.stamp for r, s in enumerate(states)]
         usual = {_steady(first, columns.step, state) for first, state in zip(firsts, states, strict=True)}
         if len(usual) == 1 and (cadence := usual.pop()) is not None:
             return cadence * CADENCES_PER_AGE, [cadence] * n
@@ -102,7 +103,7 @@ def _age(
     parts = [steps[bounds[r] : bounds[r + 1]] for r in range(n)]
     for r, (part, state) in enumerate(zip(parts, states, strict=True)):
         if len(part):
-            part[0] = OPEN if state.stamp is None else columns.time[bounds[r]] - state.stamp
+            part[0] = FOREVER if state.stamp is None else columns.time[bounds[r]] - state.stamp
     learned: list[int | None] = []
     ages = np.empty(len(columns.time), dtype=np.int64)
     for r, (part, state) in enumerate(zip(parts, states, strict=True)):
@@ -113,10 +114,10 @@ def _age(
             learned.append(state.cadence if known is None else known)
             continue
         # Only what was known at a value's stamp may judge it, else a cut trace would give other windows than the whole.
-        shortest = np.minimum(np.minimum.accumulate(part), OPEN if state.cadence is None else state.cadence)
+        shortest = np.minimum(np.minimum.accumulate(part), FOREVER if state.cadence is None else state.cadence)
         last = int(shortest[-1])
-        learned.append(None if last == OPEN else last)
-        shortest[shortest == OPEN] = DEFAULT_CADENCE_US
+        learned.append(None if last == FOREVER else last)
+        shortest[shortest == FOREVER] = DEFAULT_CADENCE_US
         np.multiply(shortest, CADENCES_PER_AGE, out=own)
     return ages, learned
 
@@ -124,20 +125,20 @@ def _age(
 def _steady(first: int, step: int, state: SignalState) -> int | None:
     """The cadence that every value of a region is judged by, when it is one and the same; the usual case, and cheap.
 
-    `first` is the distance of the region's first stamp to the one before it, `OPEN` without one.
+    `first` is the distance of the region's first stamp to the one before it, `FOREVER` without one.
     """
     if state.cadence is not None:
         return state.cadence if min(first, step) >= state.cadence else None
-    return DEFAULT_CADENCE_US if step == DEFAULT_CADENCE_US and first in (step, OPEN) else None
+    return DEFAULT_CADENCE_US if step == DEFAULT_CADENCE_US and first in (step, FOREVER) else None
 
 
-def _estimates(columns: Columns, states: list[SignalState], rule: SignalRule) -> tuple[Ints | None, list[int | None]]:
-    """Per row the instant from which an estimate is no longer believed (`OPEN` for measured values)."""
+def _estimates(columns: Columns, states: list[SignalState], rule: SignalRule) -> tuple[Micros | None, list[int | None]]:
+    """Per row the instant from which an estimate is no longer believed (`FOREVER` for measured values)."""
     limit = rule.estimates_s
     if limit is None or (columns.estimated is None and all(s.estimated_since is None for s in states)):
         return None, [None] * columns.regions
     estimated = np.zeros(len(columns.time), dtype=np.bool_) if columns.estimated is None else columns.estimated
-    until = np.full(len(columns.time), OPEN, dtype=np.int64)
+    until = np.full(len(columns.time), FOREVER, dtype=np.int64)
     after: list[int | None] = []
     values = ~np.isnan(columns.value)
     for r, state in enumerate(states):
@@ -287,7 +288,7 @@ def intervals(
     next_row = np.concatenate((rows[1:], [0]))
     stale_at = block_end[block]
     delay = round(rule.delay_s * SECOND)
-    delayed = np.where(followed, valid.time[next_row] + delay, OPEN)
+    delayed = np.where(followed, valid.time[next_row] + delay, FOREVER)
     closes = np.minimum(delayed, stale_at)
 
     runs = np.flatnonzero(on)
@@ -305,20 +306,20 @@ def intervals(
     found = Intervals(
         region=region,
         start=valid.time[rows[first]],
-        end=np.where(stop >= end, OPEN, stop),
+        end=np.where(stop >= end, FOREVER, stop),
         open_value=valid.value[rows[first]],
         close_value=np.where(followed[final], valid.value[next_row[final]], np.nan),
         why=np.where(by_value, BY_VALUE, expired).astype(np.int8),
         age=valid.expires(last_of_block) - valid.time[last_of_block],
     )
-    off_since = np.where(followed[final], valid.time[next_row[final]], OPEN)
+    off_since = np.where(followed[final], valid.time[next_row[final]], FOREVER)
     return found, _states(valid, found, off_since, end, stamps, regions)
 
 
 def _states(
-    valid: Valid, found: Intervals, off_since: Ints, end: int, stamps: list[SignalState], regions: int
+    valid: Valid, found: Intervals, off_since: Micros, end: int, stamps: list[SignalState], regions: int
 ) -> list[SignalState]:
-    open_at: dict[int, int] = {int(found.region[k]): int(k) for k in np.flatnonzero(found.end == OPEN)}
+    open_at: dict[int, int] = {int(found.region[k]): int(k) for k in np.flatnonzero(found.end == FOREVER)}
     states = []
     for r in range(regions):
         row = int(valid.offsets[r + 1]) - 1
@@ -332,7 +333,7 @@ def _states(
         since = since_value = leaving = leaving_value = None
         if k is not None:
             since, since_value = int(found.start[k]), float(found.open_value[k])
-            if off_since[k] != OPEN:
+            if off_since[k] != FOREVER:
                 leaving, leaving_value = int(off_since[k]), float(found.close_value[k])
         states.append(
             SignalState(

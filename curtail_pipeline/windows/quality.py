@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.windows.columns import OPEN, SECOND
+from curtail_pipeline.times import FOREVER, SECOND
 
 CURTAILED_MW: Final = 10.0
 """From here on an interval counts as curtailed; below it operators' series are noise."""
@@ -55,7 +55,7 @@ def judge(
     begin = known["time"].dt.cast_time_unit("us").to_physical().to_numpy()
     power = known["value"].to_numpy()
     starts = windows.sort("start")["start"].to_physical().to_numpy()
-    ends = windows.sort("start")["end"].to_physical().fill_null(OPEN).to_numpy()
+    ends = windows.sort("start")["end"].to_physical().fill_null(FOREVER).to_numpy()
     hours = (_covered(starts, ends, begin + round(cadence_s * SECOND)) - _covered(starts, ends, begin)) / (
         3600 * SECOND
     )

@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import PolicyError, TraceError
-from curtail_pipeline.times import iso
+from curtail_pipeline.settings.job import PolicySettings
+from curtail_pipeline.settings.rule_settings import RuleSettings, rule_of
+from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.times import FOREVER, SECOND, TIME, iso
 from curtail_pipeline.windows.candidates import combined, described, forecast_openings, history_waits
-from curtail_pipeline.windows.columns import OPEN, SECOND, TIME, Columns, columns_of_frame, to_micros
-from curtail_pipeline.windows.config import PolicySettings, Site
+from curtail_pipeline.windows.columns import Columns, columns_of_frame, to_micros
 from curtail_pipeline.windows.hysteresis import SignalState, Valid, intervals, valid_values
-from curtail_pipeline.windows.rule_config import RuleSettings, rule_of
 from curtail_pipeline.windows.state import RegionState, RuleState, rule_digest
 from curtail_pipeline.windows.stats import window_stats
 
@@ -55,7 +56,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class RegionWindows:
-    """Windows of regions: columns region (index), start, end (microseconds, `OPEN`), reasons, mean and least signal."""
+    """Windows of regions: region (index), start, end (microseconds, `FOREVER`), reasons, mean and least signal."""
 
     table: pl.DataFrame
     states: list[RegionState]
@@ -99,8 +100,8 @@ def windows_of_columns(
     table = windows.with_columns(
         pl.Series("mean_signal", stats.mean).fill_nan(None), pl.Series("min_signal", stats.least).fill_nan(None)
     )
-    sums = dict(zip(region[stop == OPEN].tolist(), stats.carried, strict=True))
-    waiting = candidates.filter(pl.col("end") == OPEN).select("region", "start", "opens", "opened_by").rows()
+    sums = dict(zip(region[stop == FOREVER].tolist(), stats.carried, strict=True))
+    waiting = candidates.filter(pl.col("end") == FOREVER).select("region", "start", "opens", "opened_by").rows()
     pending = {r: (begun, opens, text) for r, begun, opens, text in waiting}
     out = []
     for r, state in enumerate(states):
@@ -144,7 +145,7 @@ def _opened(
         plain = candidates.with_columns(opens=pl.col("start"))
         return plain, plain, [[] for _ in states]
     begin, stop = candidates["start"].to_numpy(), candidates["end"].to_numpy()
-    durations = np.where(stop == OPEN, OPEN, stop - begin)
+    durations = np.where(stop == FOREVER, FOREVER, stop - begin)
     offsets = np.searchsorted(candidates["region"].to_numpy(), np.arange(len(states) + 1))
     waits, past = history_waits(durations, offsets, [state.past for state in states], required)
     base = pl.when("carried").then("opens").otherwise(pl.col("start") + pl.Series(waits, dtype=pl.Int64))
@@ -290,7 +291,7 @@ def window_table(windows: pl.DataFrame, sites: Sequence[Site], policy: str, end:
         windows.join(owners, on="region")
         .with_columns(
             as_of=pl.min_horizontal("end", pl.lit(end)),
-            end=pl.when(pl.col("end") != OPEN).then("end"),
+            end=pl.when(pl.col("end") != FOREVER).then("end"),
             policy=pl.lit(policy),
         )
         .with_columns(pl.col("start", "end", "as_of").cast(TIME))

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from curtail_pipeline.errors import PolicyError
+from curtail_pipeline.settings.rule_settings import RuleSettings
 from curtail_pipeline.times import iso, parse_utc
 from curtail_pipeline.windows.hysteresis import SignalState
-from curtail_pipeline.windows.rule_config import RuleSettings
 from curtail_pipeline.windows.stats import Sums
 
 _FORMAT: Final = 1

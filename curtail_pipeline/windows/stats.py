@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curtail_pipeline.windows.columns import OPEN, SECOND, Floats, Ints
+from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
 from curtail_pipeline.windows.hysteresis import Valid
 
 
@@ -30,12 +30,12 @@ class WindowStats:
 
 
 def window_stats(
-    valid: Valid, region: Ints, start: Ints, end: Ints, limit: int, before: dict[int, Sums]
+    valid: Valid, region: Micros, start: Micros, end: Micros, limit: int, before: dict[int, Sums]
 ) -> WindowStats:
     """Statistics of windows in order of region and start.
 
     Args:
-        region, start, end: the windows; an end of `OPEN` counts to `limit`.
+        region, start, end: the windows; an end of `FOREVER` counts to `limit`.
         before: sums of a region's first window from an earlier range.
     """
     n = len(region)
@@ -54,7 +54,7 @@ def window_stats(
     window = np.repeat(np.arange(n), counts)
     index = np.arange(int(heads[-1])) - heads[window] + low[window]
     following = np.minimum(index + 1, len(valid.time) - 1)
-    stops = np.where(index == final_row[window], OPEN, valid.time[following])
+    stops = np.where(index == final_row[window], FOREVER, valid.time[following])
     stops = np.minimum(np.minimum(stops, valid.expires(index)), until[window])
     spans = np.maximum(stops - np.maximum(valid.time[index], start[window]), 0) / SECOND
     values = valid.value[index]
@@ -63,7 +63,7 @@ def window_stats(
     carried_from = np.flatnonzero(np.concatenate(([True], region[1:] != region[:-1]))) if n else np.empty(0, dtype=int)
     earlier = [(int(k), before[int(region[k])]) for k in carried_from if int(region[k]) in before]
     lead = np.array([k for k, _ in earlier], dtype=np.int64)
-    closing = (index == final_row[window]) & (end[window] == OPEN) & (valid.expires(index) >= limit)
+    closing = (index == final_row[window]) & (end[window] == FOREVER) & (valid.expires(index) >= limit)
     # bincount adds in order of rows, so the carried sum followed by the rest is the sum that the whole would have had.
     bins = np.concatenate((lead, window))
     products = np.concatenate(([s.total for _, s in earlier], np.where(closing, 0.0, values * spans)))
@@ -80,7 +80,7 @@ def window_stats(
     carried = []
     last_total = np.bincount(window[closing], weights=(values * spans)[closing], minlength=n)
     last_seconds = np.bincount(window[closing], weights=spans[closing], minlength=n)
-    for k in np.flatnonzero(end == OPEN).tolist():
+    for k in np.flatnonzero(end == FOREVER).tolist():
         own = slice(int(heads[k]), int(heads[k + 1]))
         inner = least[own][~closing[own]]
         minimum = min(float(inner.min(initial=np.inf)), float(held[k]))

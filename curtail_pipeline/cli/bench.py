@@ -1,0 +1,73 @@
+"""`curtail bench NAME --option value`: runs `benchmarks/bench_NAME.py`, whose `run` returns what it measured."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Mapping, Sequence
+
+from curtail_pipeline import benchmarks
+from curtail_pipeline.errors import SettingsError
+
+PREFIX = "bench_"
+
+Value = str | int | float | bool | None | Sequence[object] | Mapping[str, object]
+
+
+def names() -> list[str]:
+    """The benchmarks there are."""
+    found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    return sorted(name.removeprefix(PREFIX).replace("_", "-") for name in found if name.startswith(PREFIX))
+
+
+def run_benchmark(name: str, words: Sequence[str]) -> Mapping[str, object]:
+    """Run a benchmark; what it takes are the parameters of its `run`.
+
+    Args:
+        words: `--option value` or `--option=value`, or `--option` alone for true; a value is JSON where it can be.
+
+    Raises:
+        SettingsError: no such benchmark, or an option it does not take.
+    """
+    if name not in names():
+        raise SettingsError(f"no benchmark {name!r}; there are {', '.join(names())}")
+    module = importlib.import_module(f"{benchmarks.__name__}.{PREFIX}{name.replace('-', '_')}")
+    options = parse_options(words)
+    known = inspect.signature(module.run).parameters
+    for option in options:
+        if option not in known:
+            shown = ", ".join(f"--{key.replace('_', '-')}" for key in known) or "no option"
+            raise SettingsError(f"benchmark {name!r} takes {shown}, not --{option.replace('_', '-')}")
+    result: Mapping[str, object] = module.run(**options)
+    return result
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Value]:
+    """Options by parameter name.
+
+    Raises:
+        SettingsError: a word that is no option and no option's value, or an option given twice.
+    """
+    options: dict[str, Value] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            hint = f"; write --{word.replace('=', ' ', 1)}" if "=" in word else ""
+            raise SettingsError(f"{word!r} is no option of a benchmark{hint or '; write --option value'}")
+        key, sep, text = word[2:].partition("=")
+        if not sep and rest and not rest[0].startswith("--"):
+            text, sep = rest.pop(0), "="
+        key = key.replace("-", "_")
+        if key in options:
+            raise SettingsError(f"--{key.replace('_', '-')} is given twice; give it once")
+        options[key] = _value(text) if sep else True
+    return options
+
+
+def _value(text: str) -> Value:
+    try:
+        value: Value = json.loads(text)
+    except ValueError:
+        return text
+    return value

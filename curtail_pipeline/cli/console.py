@@ -1,0 +1,236 @@
+"""What the command line shows: progress of a headless run, and its summary."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import polars as pl
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from curtail_pipeline.stages.project import Project
+
+ERR = Console(stderr=True)
+OUT = Console(width=None if sys.stdout.isatty() else 150)
+"""Tables in a file or a pipe are wide; on a terminal they take its width."""
+
+
+class RunConsole:
+    """Takes the events of a headless run; a live panel on a terminal, a line per event elsewhere."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._lines: list[str] = []
+        self._now: dict[str, Any] = {"time": "", "mode": "", "members": "", "key": ""}
+        self._sites: dict[str, dict[str, Any]] = {}
+        self._loss: float | None = None
+        self._live = Live(console=ERR, refresh_per_second=4, transient=True) if ERR.is_terminal else None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        match event["event"]:
+            case "prepare":
+                self._say(f"preparing {event['what']}")
+            case "pause":
+                self._now = {"time": event["end"], "mode": "pause", "members": "", "key": ""}
+                self._say(f"{event['start']:%m-%d %H:%M} -> {event['end']:%m-%d %H:%M}  pause       {event['reason']}")
+            case "segment":
+                self._now = {
+                    "time": event["start"],
+                    "mode": event["mode"],
+                    "members": ", ".join(event["members"]),
+                    "key": event["key"],
+                }
+                self._sites, self._loss = {}, None
+            case "round":
+                self._loss = event["loss"]
+            case "step":
+                self._sites[event["site"]] = dict(event)
+            case "failed":
+                self._say(f"{event['key']} attempt {event['attempt']} failed: {event['error']}")
+            case "committed":
+                manifest = event["manifest"]
+                rates = sum(e.get("tokens_per_s") or 0 for e in self._sites.values())
+                self._say(
+                    f"{manifest.start:%m-%d %H:%M} -> {manifest.end:%m-%d %H:%M}  {manifest.mode:<10}  {manifest.key}  "
+                    f"{', '.join(manifest.members)}: {manifest.rounds} rounds, {manifest.tokens.segment:,} tokens"
+                    + (f", loss {self._loss:.3f}" if self._loss is not None else "")
+                    + (f", {rates:,.0f} tokens/s" if rates else "")
+                )
+        if self._live:
+            self._live.update(self._panel())
+
+    def _say(self, line: str) -> None:
+        stamped = f"[{time.monotonic() - self._began:6.1f} s] {line}"
+        if self._live:
+            self._live.console.print(Text(stamped))
+        else:
+            print(stamped, file=sys.stderr, flush=True)
+
+    def _panel(self) -> Group:
+        now = self._now
+        stamp = f"{now['time']:%Y-%m-%d %H:%M}" if now["time"] else ""
+        head = Text(f"{stamp}  {now['mode']}  {now['key']}  {now['members']}", style="bold")
+        table = Table.grid(padding=(0, 2))
+        for site, event in self._sites.items():
+            loss, rate = event.get("loss"), event.get("tokens_per_s")
+            table.add_row(
+                site,
+                f"round {event.get('round', '')}",
+                f"step {event.get('step', '')}",
+                f"loss {loss:.3f}" if loss is not None else "",
+                f"{rate:,.0f} tokens/s" if rate else "",
+            )
+        return Group(head, table)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def checkpoints_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="Checkpoints", title_justify="left")
+    for name, justify in (
+        ("key", "left"),
+        ("mode", "left"),
+        ("members", "left"),
+        ("rounds", "right"),
+        ("tokens", "right"),
+        ("held-out loss", "right"),
+        ("kWh", "right"),
+        ("gCO2", "right"),
+        ("stop reason", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "stop reason")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            row["key"],
+            row["mode"],
+            ", ".join(row["members"]),
+            str(row["rounds"]),
+            f"{row['tokens']:,}",
+            _number(row["heldout_loss"], 3),
+            _number(row["kwh"], 2),
+            _number(row["co2_g"], 0),
+            row["stop_reason"],
+        )
+    return table
+
+
+def print_checkpoints(rows: list[dict[str, Any]]) -> None:
+    OUT.print(checkpoints_table(rows))
+
+
+def print_summary(summary: Mapping[str, Any], reason: str) -> None:
+    """The closing table, totals against each always-on baseline, and where the results are."""
+    OUT.print(checkpoints_table(summary["checkpoints"]))
+    if summary["baselines"]:
+        table = Table(title="Totals against always-on training of the same steps", title_justify="left")
+        for name in ("", "hours", "kWh", "gCO2", "ours / baseline"):
+            table.add_column(name, justify="left" if not name else "right")
+        hours = (_stamp(summary["end"]) - _stamp(summary["start"])).total_seconds() / 3600
+        table.add_row("this run", _number(hours, 1), _number(summary["kwh"], 2), _number(summary["co2_g"], 0), "")
+        for base in summary["baselines"]:
+            share = base["ours_of_baseline"]
+            table.add_row(
+                f"always on in {base['region']}",
+                _number(base["hours"], 1),
+                _number(base["kwh"], 2),
+                _number(base["co2_g"], 0),
+                "-" if share is None else f"{100 * share:.1f} %",
+            )
+        OUT.print(table)
+        for reason in dict.fromkeys(base["reason"] for base in summary["baselines"] if base["reason"]):
+            OUT.print(f"no gCO2 of a baseline: {reason}")
+    share = summary["curtailed_share"]
+    traces = "synthetic traces (a model, not a grid)" if summary["synthetic"] else "recorded traces"
+    OUT.print(
+        f"{summary['experiment']}: {reason}; {summary['steps']:,} steps, {summary['tokens']:,} tokens on {traces}"
+        + (f"; {100 * share:.1f} % of the energy inside curtailment windows" if share is not None else "")
+    )
+    OUT.print(f"report:     {summary['report']}")
+    OUT.print(f"checkpoint: {summary['checkpoint']}")
+
+
+def print_windows(found: Mapping[str, Any]) -> None:
+    table = Table(title=f"Windows, policy {found['policy']}", title_justify="left")
+    for name in ("site", "region", "start", "end", "hours", "opened by", "closed by"):
+        table.add_column(name)
+    for window in found["windows"]:
+        table.add_row(
+            escape(window["site"]),
+            escape(window["region"]),
+            window["start"],
+            window["end"] or "open",
+            f"{window['hours']:.2f}",
+            escape(window["opened_by"]),
+            escape(window["closed_by"] or ""),
+        )
+    OUT.print(table)
+    for site, hours in found["hours"].items():
+        OUT.print(f"{escape(site)}: {hours:.2f} h")
+    OUT.print(f"{found['nulls']} missing values, {found['duplicates']} duplicates")
+
+
+def print_simulation(result: Mapping[str, Any]) -> None:
+    table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            shown = ", ".join(f"{name} {_number(part, 3)}" for name, part in value.items())
+        elif isinstance(value, float):
+            shown = _number(value, 3)
+        else:
+            shown = str(value)
+        table.add_row(key, escape(shown))
+    OUT.print(table)
+
+
+COMPARED = {
+    "policy": "policy",
+    "runtime_h": "hours",
+    "energy_kwh": "kWh",
+    "co2_kg": "kg",
+    "oracle_co2_kg": "oracle kg",
+    "regret_total_kg": "regret kg",
+    "regret_exit_lag_kg": "exit lag",
+    "regret_start_up_and_idle_kg": "start-up, idle",
+    "regret_forecast_error_kg": "forecast error",
+    "regret_waiting_kg": "waiting",
+    "note": "note",
+}
+"""Columns of the printed comparison; `--json` has all."""
+
+
+def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
+    table = Table(title="Policies on this trace: kgCO2, least possible, and what lies between", title_justify="left")
+    shown = {key: name for key, name in COMPARED.items() if key in rows.columns}
+    for name in shown.values():
+        table.add_column(name, overflow="fold")
+    for row in rows.select(shown.keys()).iter_rows():
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell or "-")) for cell in row))
+    OUT.print(table)
+    if plot is not None:
+        OUT.print(f"plot: {plot}")
+
+
+def _stamp(text: str) -> Any:
+    from curtail_pipeline.times import parse_utc
+
+    return parse_utc(text)

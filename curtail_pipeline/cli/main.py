@@ -1,0 +1,341 @@
+"""`curtail`: the command line. Every command imports what it needs when it runs.
+
+Exit codes: 0 done, 1 failed with a one-paragraph error, 2 wrong usage. With `--json` the last line of standard output
+is one JSON object; logs go to standard error.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curtail_pipeline.errors import CurtailError, is_out_of_space
+
+if TYPE_CHECKING:
+    from curtail_pipeline.settings.experiment import ClockMode
+    from curtail_pipeline.stages.project import Project
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+federation_app = typer.Typer(no_args_is_help=True, help="The local federation: SuperLink, SuperNodes, trainers.")
+checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at and check the checkpoints of an experiment.")
+site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trainer and SuperNode.")
+app.add_typer(federation_app, name="federation")
+app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(site_app, name="site")
+
+ExperimentOption = Annotated[
+    str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The home folder; .curtail/<name> by default.")]
+SitesOption = Annotated[str | None, typer.Option("--experiment", "-e", help="Its sites; else a site per region.")]
+TracesOption = Annotated[Path | None, typer.Option("--traces", help="A trace file in place of the experiment's.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str), flush=True)
+
+
+@contextmanager
+def _opened(
+    experiment: str, out: Path | None, traces: Path | None = None, clock: "ClockMode" = "headless"
+) -> Iterator["Project"]:
+    """The project, with the environment set so that a code location loaded afterwards serves it."""
+    from curtail_pipeline.settings.experiment import load_experiment, with_traces
+    from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
+
+    loaded = load_experiment(experiment)
+    if traces is not None:
+        loaded = with_traces(loaded, traces)
+    project = Project.open(loaded, clock, out)
+    os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
+    os.environ[CLOCK_ENV] = clock
+    yield project
+
+
+@app.command()
+def run(
+    experiment: ExperimentOption = "laptop",
+    traces: TracesOption = None,
+    out: OutOption = None,
+    json_: JsonOption = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Dagster's log too.")] = False,
+) -> None:
+    """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
+    from curtail_pipeline.cli.console import RunConsole, print_summary
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    with _opened(experiment, out, traces) as project, project.home.lock():
+        os.environ["DAGSTER_HOME"] = str(project.home.dagster)
+        from curtail_pipeline.cli.interrupts import resending
+        from curtail_pipeline.definitions import build
+        from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
+        from curtail_pipeline.stages.account import summarise
+        from sensors.membership import membership_sensor
+
+        with RunConsole(project) as console, open_instance(project) as instance:
+            headless = Headless(
+                project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
+            )
+            try:
+                with resending(*INTERRUPTS):
+                    reason = headless.run()
+            except INTERRUPTS:
+                typer.echo("curtail: interrupted; what is committed stays, run it again to go on from there", err=True)
+                raise typer.Exit(130) from None
+            console({"event": "prepare", "what": "the report"})
+            headless.report()
+        summary = summarise(project)
+        print_summary(summary, reason)
+        if json_:
+            _print_json(summary)
+
+
+@app.command()
+def ui(
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+    port: Annotated[int, typer.Option(help="Port of the web UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address the web UI listens on.")] = "127.0.0.1",
+    sensors: Annotated[bool, typer.Option(help="Switch the sensor and the schedules on.")] = True,
+) -> None:
+    """The Dagster UI on the experiment's instance; recorded traces are replayed.
+
+    With a local federation, or on the SuperLink that CURTAIL_SUPERLINK names.
+    """
+    from curtail_pipeline.cli.ui import serve
+    from curtail_pipeline.flower.standing import connect
+
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.definitions import build
+        from curtail_pipeline.orchestration.headless import Headless, open_instance
+        from curtail_pipeline.orchestration.runs import end_abandoned
+        from sensors.membership import membership_sensor
+
+        def say(event: Mapping[str, Any]) -> None:
+            typer.echo(f"preparing {event['what']}", err=True)
+
+        with project.home.lock(), open_instance(project) as instance:
+            end_abandoned(instance)
+            Headless(project, instance, build(say), membership_sensor, say).prepare()
+            with connect(project.home.root, project.experiment):
+                raise typer.Exit(serve(project, host, port, sensors))
+
+
+@app.command()
+def windows(
+    traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
+    experiment: SitesOption = None,
+    policy: Annotated[str | None, typer.Option(help="paper, threshold, ...")] = None,
+    unit: Annotated[str | None, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")] = None,
+    kind: Annotated[str | None, typer.Option(help="marginal_intensity, price or curtailed_power.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of stamps without an offset.")] = None,
+    interval: Annotated[str | None, typer.Option(help="A stamp is the begin or the end of its interval.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Curtailment windows of a trace file, without training."""
+    from curtail_pipeline.cli.console import print_windows
+    from curtail_pipeline.cli.windows_of_file import windows_of_file
+    from curtail_pipeline.settings.experiment import load_experiment
+
+    found = windows_of_file(
+        traces,
+        load_experiment(experiment) if experiment else None,
+        policy,
+        unit=unit,
+        kind=kind,
+        timezone=timezone,
+        interval=interval,
+    )
+    if json_:
+        _print_json(found)
+    else:
+        print_windows(found)
+
+
+@app.command()
+def simulate(
+    traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
+    experiment: ExperimentOption = "laptop",
+    policy: Annotated[str | None, typer.Option(help="In place of the experiment's.")] = None,
+    overheads: Annotated[str | None, typer.Option(help="paper or product; the experiment's own by default.")] = None,
+    forecast: Annotated[str | None, typer.Option(help="perfect, persistence, seasonal or a file.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="ISO 8601, UTC; where the clock or trace starts by default.")
+    ] = None,
+    deadline: Annotated[float | None, typer.Option(help="Hours after the start.")] = None,
+    interpolate: Annotated[bool, typer.Option(help="Straight lines between values, as the paper's analysis.")] = False,
+    compare: Annotated[bool, typer.Option(help="All policies: a table and a plot of kg against hours.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Where --compare writes the plot (.svg, .png or .html).")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """What-if: hours, energy, CO2, and how far from the best possible, without training."""
+    from curtail_pipeline.cli.console import print_comparison, print_simulation
+    from curtail_pipeline.cli.simulate_file import compare_file, simulate_file
+
+    if plot is not None and not compare:
+        raise typer.BadParameter("--plot needs --compare, whose plot it writes")
+    if compare and (policy is not None or interpolate):
+        raise typer.BadParameter("--compare runs every policy, step-held: it takes neither --policy nor --interpolate")
+    options: dict[str, Any] = {"overheads": overheads, "forecast": forecast, "start": start, "deadline_h": deadline}
+    if compare:
+        table = compare_file(traces, experiment, plot, **options)
+        if json_:
+            _print_json({"policies": table.to_dicts()})
+        else:
+            print_comparison(table, plot)
+        return
+    result = simulate_file(traces, experiment, policy=policy, interpolate=interpolate, **options)
+    if json_:
+        _print_json(result)
+    else:
+        print_simulation(result)
+
+
+@federation_app.command("up")
+def federation_up(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """Start the SuperLink, and a SuperNode and a trainer per site; they stay until `down`."""
+    from curtail_pipeline.flower.local import LocalFederation
+
+    with _opened(experiment, out) as project:
+        _print_json(LocalFederation(project.home.root, project.experiment).up())
+
+
+@federation_app.command("down")
+def federation_down(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """Stop it and everything it started."""
+    from curtail_pipeline.flower.local import LocalFederation
+
+    with _opened(experiment, out) as project:
+        stopped = LocalFederation(project.home.root, project.experiment).down()
+        typer.echo("stopped" if stopped else "no federation is running")
+
+
+@federation_app.command("status")
+def federation_status(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """What runs, as JSON."""
+    from curtail_pipeline.flower.local import LocalFederation
+
+    with _opened(experiment, out) as project:
+        _print_json(LocalFederation(project.home.root, project.experiment).status())
+
+
+@checkpoints_app.command("list")
+def checkpoints_list(experiment: ExperimentOption = "laptop", out: OutOption = None, json_: JsonOption = False) -> None:
+    """A row per committed checkpoint."""
+    from curtail_pipeline.cli.console import print_checkpoints
+
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.stages.account import checkpoint_rows
+
+        rows = checkpoint_rows(project)
+        if json_:
+            _print_json({"checkpoints": rows})
+        else:
+            print_checkpoints(rows)
+
+
+@checkpoints_app.command("show")
+def checkpoints_show(key: str, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """The manifest of a checkpoint, and tokens per site, epoch and share."""
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.stages.account import show_checkpoint
+
+        _print_json(show_checkpoint(project, key))
+
+
+@checkpoints_app.command("verify")
+def checkpoints_verify(
+    key: Annotated[str | None, typer.Argument(help="One checkpoint; the whole chain by default.")] = None,
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+) -> None:
+    """Hash every file again and check that each checkpoint follows from its parent."""
+    with _opened(experiment, out) as project:
+        if key is not None:
+            project.checkpoints.verify(key)
+            typer.echo(f"{key} is intact")
+        else:
+            typer.echo(f"{len(project.checkpoints.verify_chain())} checkpoints are intact")
+
+
+@checkpoints_app.command("export")
+def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+    """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder."""
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.stages.account import card_of
+
+        names = project.checkpoints.export(key, dest, card_of(project, key))
+        typer.echo(f"{dest}: {', '.join(names)}")
+
+
+@site_app.command("run")
+def site_run(
+    name: Annotated[str, typer.Argument(help="The site, as the experiment names it.")],
+    superlink: Annotated[str, typer.Option(envvar="CURTAIL_SUPERLINK", help="host:port of the SuperLink.")],
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+) -> None:
+    """Run a site's trainer and SuperNode until told to stop."""
+    from curtail_pipeline.flower.standing import run_site
+
+    with _opened(experiment, out, clock="live") as project:
+        run_site(project.home.root, project.experiment, name, superlink)
+
+
+@app.command()
+def superlink(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+    folder: Annotated[Path, typer.Option(help="Where it keeps its state.")] = Path(".curtail/superlink"),
+) -> None:
+    """Become a standing SuperLink that sites join with `curtail site run`."""
+    from curtail_pipeline.flower.standing import run_superlink
+
+    run_superlink(host, port, folder)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Which; an unknown name lists them.")],
+) -> None:
+    """One benchmark; JSON on the last line. `--option value` is handed to it."""
+    from curtail_pipeline.cli.bench import run_benchmark
+
+    _print_json(run_benchmark(name, context.args))
+
+
+@app.command()
+def health() -> None:
+    """Exit with 0 when the role this container runs answers."""
+    from curtail_pipeline.cli.health import check
+
+    raise typer.Exit(0 if check() else 1)
+
+
+def main() -> None:
+    """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1."""
+    try:
+        app()
+    except CurtailError as error:
+        print(f"curtail: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        if not is_out_of_space(error):
+            raise
+        print(
+            "curtail: no space left on the device; free space and run it again: what is committed stays",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What `curtail windows` prints: the windows of a trace file, without any training."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+from pydantic import ValidationError
+
+from curtail_pipeline.errors import PolicyError, SettingsError
+from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.job import PolicySettings
+from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, rule_of
+from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.settings.trace_settings import FileTraces, Kind
+from curtail_pipeline.signals.checks import require_plausible
+from curtail_pipeline.signals.provider import Provider, make_provider
+from curtail_pipeline.times import iso
+from curtail_pipeline.windows.day_tables import window_hours
+from curtail_pipeline.windows.rules import derive_windows
+
+_NOMINAL_KW: Final = 1.0
+
+
+def windows_of_file(
+    traces: str | Path,
+    experiment: Experiment | None = None,
+    policy: str | None = None,
+    *,
+    unit: str | None = None,
+    kind: str | None = None,
+    timezone: str | None = None,
+    interval: str | None = None,
+) -> dict[str, Any]:
+    """The windows of a trace file over all the time it covers.
+
+    Args:
+        traces: CSV (also .gz) or Parquet, wide or long.
+        experiment: gives sites, rules and, where its own traces are a file, how to read one. Without it every region
+            of the file is a site.
+        policy: in place of the experiment's (`paper` without one). A region's own rule in the experiment stands.
+        unit, kind, timezone, interval: of the file, as in the `traces` section of an experiment.
+
+    Returns:
+        `{"policy", "windows": [{"site", "region", "start", "end", "hours", "opened_by", "closed_by"}],
+        "hours": {site: h}, "nulls": n, "duplicates": n}`. A window still open at the end of the file has no `end`; its
+        hours count to the instant at which the last value's own interval is over. `nulls` counts missing values and
+        `duplicates` values dropped because another one of the same stamp was kept, over the signals of all sites.
+
+    Raises:
+        TraceError, SettingsError, PolicyError: what cannot be read, understood or used.
+    """
+    if kind == "average_intensity":
+        raise PolicyError(f"{traces}: {AVERAGE_REFUSED}")
+    given = {"unit": unit, "kind": kind, "timezone": timezone, "interval": interval}
+    settings = _file_settings(traces, experiment, {key: value for key, value in given.items() if value is not None})
+    provider = make_provider(settings)
+    sites = _sites(provider, experiment)
+    # The pipeline reads what the policy says; only a file of which nothing else is known decides by its own kind.
+    chosen = _policy(experiment, policy, settings.kind if experiment is None or kind is not None else None)
+    rules = experiment.rules if experiment else {}
+    by_region = {site.region: rule_of(chosen, site.region, rules) for site in sites}
+    span = provider.span()
+    if span is None:
+        windows: list[dict[str, Any]] = []
+        return {
+            "policy": chosen.name,
+            "windows": windows,
+            "hours": {s.name: 0.0 for s in sites},
+            "nulls": 0,
+            "duplicates": 0,
+        }
+    start, end = span
+    tables: list[pl.DataFrame] = []
+    cadences: dict[str, set[int]] = {}
+    nulls = duplicates = 0
+    for region, rule in by_region.items():
+        for signal in rule.signals:
+            ingested = provider.ingest(region, start, end, signal.kind)
+            require_plausible(ingested.trace)
+            tables.append(ingested.trace)
+            cadences.setdefault(region, set()).add(ingested.report.cadence_s)
+            nulls += ingested.report.nulls
+            duplicates += ingested.report.duplicates + ingested.report.conflicts
+    table, _ = derive_windows(
+        pl.concat(tables),
+        sites,
+        chosen,
+        start=start,
+        end=end,
+        rules=rules,
+        forecasts=_forecasts(provider, by_region, span),
+        # Signals of one region that differ in cadence leave it to be learned per signal.
+        cadence_s={region: float(known.pop()) for region, known in cadences.items() if len(known) == 1},
+    )
+    timed = window_hours(table, start, end)
+    hours = dict(timed.group_by("site").agg(pl.col("hours").sum()).iter_rows())
+    return {
+        "policy": chosen.name,
+        "windows": [
+            {
+                "site": row["site"],
+                "region": row["region"],
+                "start": iso(row["start"]),
+                "end": None if row["end"] is None else iso(row["end"]),
+                "hours": round(row["hours"], 6),
+                "opened_by": row["opened_by"],
+                "closed_by": row["closed_by"],
+            }
+            for row in timed.sort("start", "site").iter_rows(named=True)
+        ],
+        "hours": {site.name: round(hours.get(site.name, 0.0), 6) for site in sites},
+        "nulls": nulls,
+        "duplicates": duplicates,
+    }
+
+
+def _file_settings(traces: str | Path, experiment: Experiment | None, given: dict[str, Any]) -> FileTraces:
+    declared = experiment.traces if experiment is not None else None
+    base = declared.model_dump(exclude_unset=True) if isinstance(declared, FileTraces) else {}
+    if "kind" in given and "unit" not in given:
+        base.pop("unit", None)
+    try:
+        return FileTraces.model_validate({**base, **given, "path": str(traces)})
+    except ValidationError as error:
+        item = error.errors()[0]
+        where = ".".join(str(part) for part in item["loc"]) or "traces"
+        message = item["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{traces}: {where}: {message} (got {item['input']!r})") from error
+
+
+def _sites(provider: Provider, experiment: Experiment | None) -> list[Site]:
+    if experiment is not None:
+        return list(experiment.sites)
+    regions = provider.regions() or []
+    # Region names come from a file's header, and may hold what a site's name may not.
+    return [
+        Site.model_construct(name=region, region=region, training_kw=_NOMINAL_KW, idle_kw=0.0, steps_per_s=1.0)
+        for region in regions
+    ]
+
+
+def _policy(experiment: Experiment | None, name: str | None, kind: Kind | None) -> PolicySettings:
+    own = experiment.policy if experiment is not None else PolicySettings()
+    policy = own if name is None or name == own.name else PolicySettings(name=name)
+    if kind is None or {"kind", "any_of", "all_of"} & policy.parameters.keys():
+        return policy
+    return policy.model_copy(update={"parameters": {**policy.parameters, "kind": kind}})
+
+
+def _forecasts(provider: Provider, rules: dict[str, RuleSettings], span: tuple[Any, Any]) -> pl.DataFrame | None:
+    """Recorded forecasts of the signals whose rule has a minimum duration."""
+    tables = [
+        provider.forecasts(region, *span, signal.kind).with_columns(kind=pl.lit(signal.kind))
+        for region, rule in rules.items()
+        if rule.required_s
+        for signal in rule.signals
+    ]
+    return pl.concat(tables) if tables else None

@@ -1,0 +1,301 @@
+"""The outer step: one round's site weights and the round's starting weights make the next weights.
+
+The outer optimiser is DiLoCo's (arXiv:2311.08105, section 3): the pseudo-gradient of a site is what it moved,
+`parent - site`; their token-weighted mean `g` goes through SGD with Nesterov momentum as `torch.optim.SGD` defines it,
+
+    buffer <- momentum * buffer + g
+    weights <- parent - lr * (g + momentum * buffer)
+
+With one training site (mode `local`) the site's weights are taken as they are and the buffer is kept for the next
+federated segment. Files are streamed piece by piece, so memory does not grow with the model or the number of sites.
+"""
+
+import os
+import shutil
+import statistics
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.storage.store import file_sha256
+
+NORM_WINDOW = 20
+"""Accepted norms that the norm bound looks back on."""
+NORM_MINIMUM = 5
+"""Accepted norms there must be before the bound applies."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a site delivered for a round.
+
+    `tokens` weigh the update; `sha256` is the site's own claim about the file, `parent_sha256` and `round` say what it
+    was trained from.
+    """
+
+    site: str
+    path: Path
+    tokens: int
+    sha256: str
+    parent_sha256: str
+    round: int
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    `accepted` maps a site to the L2 norm of its pseudo-gradient and its weight in the mean; `refused` maps a site to
+    the reason; `empty` lists sites that took no step. `weights` and `outer` hold sha256 and size of the files written.
+    `norm_history` is the run's accepted norms, newest last, at most 20.
+    """
+
+    mode: str
+    accepted: dict[str, dict[str, float]]
+    refused: dict[str, str]
+    empty: list[str]
+    weights: dict[str, Any]
+    outer: dict[str, Any]
+    step_norm: float
+    norm_history: list[float]
+    seconds: float = field(compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def norm_limit(norm_bound: float, norm_history: Sequence[float]) -> float:
+    """The largest norm that passes: `norm_bound` x the median of the last 20 accepted, once there are 5."""
+    recent = list(norm_history)[-NORM_WINDOW:]
+    if len(recent) < NORM_MINIMUM:
+        return float("inf")
+    median = statistics.median(recent)
+    return norm_bound * median if median > 0 else float("inf")
+
+
+def merge(
+    parent_path: Path,
+    outer_path: Path | None,
+    updates: Sequence[Update],
+    mode: Literal["local", "federated"],
+    lr: float,
+    momentum: float,
+    out_weights: Path,
+    out_outer: Path,
+    norm_bound: float,
+    norm_history: Sequence[float],
+    *,
+    parent_sha256: str,
+    round_index: int,
+) -> MergeReport:
+    """Merge one round. The order of the updates does not change the result: sites are summed by name.
+
+    An update is refused, by name and with a reason, unless it was trained from this parent and round, its file has the
+    sha256 it claims, its tensors have the parent's names, shapes and types, every difference from the parent is finite,
+    and its norm is within the bound. An update without tokens is neither accepted nor refused. With no accepted update
+    the parent's weights and the momentum go on unchanged.
+
+    Args:
+        parent_path: the weights the round started from.
+        outer_path: the momentum buffer (float32, the parent's tensor names); zero when not given or without tensors.
+        out_weights: new weights, with the parent's types; written atomically, as is `out_outer`.
+        norm_history: accepted norms so far in the run, oldest first.
+
+    Raises:
+        FederationError: the parent or the momentum is unreadable, two updates carry one site's name, or mode `local`
+            got several updates.
+    """
+    begun = time.perf_counter()
+    names = [update.site for update in updates]
+    if len(set(names)) != len(names):
+        raise FederationError(f"round {round_index} has two updates of one site ({sorted(names)}); send one per site")
+    if mode == "local" and len(updates) > 1:
+        raise FederationError(f"mode local takes one update, not those of {', '.join(sorted(names))}; use federated")
+    limit = norm_limit(norm_bound, norm_history)
+    accepted: list[Update] = []
+    norms: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    empty = sorted(update.site for update in updates if update.tokens == 0)
+    offered = sorted((update for update in updates if update.tokens), key=lambda update: update.site)
+    with TensorFile(parent_path) as parent, ThreadPoolExecutor(os.cpu_count()) as threads:
+        checks = [threads.submit(_validate, parent, u, parent_sha256, round_index, limit) for u in offered]
+        for update, check in zip(offered, checks, strict=True):
+            try:
+                norms[update.site] = check.result()
+                accepted.append(update)
+            except FederationError as error:
+                refused[update.site] = str(error)
+        total = sum(update.tokens for update in accepted)
+        shares = {update.site: update.tokens / total for update in accepted}
+        if mode == "federated" and accepted:
+            step_norm, weights, outer = _nesterov(
+                parent, outer_path, accepted, shares, lr, momentum, out_weights, out_outer
+            )
+        else:
+            step_norm = norms[accepted[0].site] if accepted else 0.0
+            _copy(accepted[0].path if accepted else parent_path, out_weights)
+            weights = _file(out_weights, accepted[0].sha256 if accepted else parent_sha256)
+            if outer_path is None:
+                with _atomic(out_outer) as scratch, TensorWriter(scratch, []):
+                    pass
+            else:
+                _copy(outer_path, out_outer)
+            outer = _file(out_outer, file_sha256(out_outer))
+    history = [*norm_history, *(norms[update.site] for update in accepted)][-NORM_WINDOW:]
+    return MergeReport(
+        mode=mode,
+        accepted={u.site: {"norm": norms[u.site], "share": shares[u.site]} for u in accepted},
+        refused=refused,
+        empty=empty,
+        weights=weights,
+        outer=outer,
+        step_norm=step_norm,
+        norm_history=history,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _validate(parent: TensorFile, update: Update, parent_sha256: str, round_index: int, limit: float) -> float:
+    """The L2 norm of `parent - site`; raises FederationError with the reason for refusing the update."""
+    if update.parent_sha256 != parent_sha256:
+        raise FederationError(f"trained from {update.parent_sha256[:12]}, not from this round's {parent_sha256[:12]}")
+    if update.round != round_index:
+        raise FederationError(f"belongs to round {update.round}, not to round {round_index}")
+    if update.tokens < 0:
+        raise FederationError(f"claims {update.tokens} tokens")
+    if not update.path.is_file():
+        raise FederationError(f"its weights {update.path.name} are missing")
+    if file_sha256(update.path) != update.sha256:
+        raise FederationError(f"its weights do not have the sha256 {update.sha256[:12]} it claims")
+    with TensorFile(update.path) as site, np.errstate(over="ignore", invalid="ignore"):
+        if site.tensors.keys() != parent.tensors.keys():
+            odd = sorted(site.tensors.keys() ^ parent.tensors.keys())
+            raise FederationError(f"its tensors differ from the parent's: {', '.join(odd[:3])}")
+        squares = 0.0
+        for name, ours in parent.tensors.items():
+            theirs = site.tensors[name]
+            if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+                raise FederationError(
+                    f"tensor {name} is {theirs.dtype} {list(theirs.shape)}, not {ours.dtype} {list(ours.shape)}"
+                )
+            for first, count in pieces(ours):
+                if ours.floating:
+                    delta = site.floats(theirs, first, count)
+                    np.subtract(parent.floats(ours, first, count), delta, out=delta)
+                    squares += _square(delta, name)
+                elif parent.raw(ours, first, count) != site.raw(theirs, first, count):
+                    raise FederationError(f"tensor {name} ({ours.dtype}) changed; only floating tensors are trained")
+    norm = float(np.sqrt(squares))
+    if norm > limit:
+        raise FederationError(f"norm {norm:.4g} is above the bound {limit:.4g}")
+    return norm
+
+
+def _square(delta: Floats, name: str) -> float:
+    """Sum of squares; raises when an element is not finite. The sum is itself the test, so data is read once."""
+    total = float(np.dot(delta, delta))
+    if not np.isfinite(total):
+        if not np.isfinite(delta).all():
+            raise FederationError(f"tensor {name} is not finite")
+        wide = delta.astype(np.float64)
+        total = float(np.dot(wide, wide))
+    return total
+
+
+def _nesterov(
+    parent: TensorFile,
+    outer_path: Path | None,
+    updates: list[Update],
+    shares: dict[str, float],
+    lr: float,
+    momentum: float,
+    out_weights: Path,
+    out_outer: Path,
+) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """Write new weights and buffer; the L2 norm of the mean pseudo-gradient, sha256 and size of the two files."""
+    squares = 0.0
+    with ExitStack() as stack:
+        buffers = stack.enter_context(TensorFile(outer_path)) if outer_path else None
+        if buffers and buffers.tensors:
+            _check_buffers(parent, buffers)
+        sites = [(stack.enter_context(TensorFile(u.path)), np.float32(shares[u.site])) for u in updates]
+        trained = [t for t in parent.tensors.values() if t.floating]
+        scratch_weights = stack.enter_context(_atomic(out_weights))
+        scratch_outer = stack.enter_context(_atomic(out_outer))
+        weights = stack.enter_context(
+            TensorWriter(scratch_weights, [(t.name, t.dtype, t.shape) for t in parent.tensors.values()])
+        )
+        outer = stack.enter_context(TensorWriter(scratch_outer, [(t.name, "F32", t.shape) for t in trained]))
+        rate, beta = np.float32(lr), np.float32(momentum)
+        for tensor in parent.tensors.values():
+            for first, count in pieces(tensor):
+                if not tensor.floating:
+                    weights.write(parent.raw(tensor, first, count))
+                    continue
+                origin = parent.floats(tensor, first, count)
+                mean: Floats = np.zeros(count, np.float32)
+                for file, share in sites:
+                    delta = file.floats(file.tensors[tensor.name], first, count)
+                    np.subtract(origin, delta, out=delta)
+                    delta *= share
+                    mean += delta
+                squares += float(np.dot(mean, mean))
+                if buffers and buffers.tensors:
+                    buffer = buffers.floats(buffers.tensors[tensor.name], first, count)
+                    buffer *= beta
+                    buffer += mean
+                else:
+                    buffer = mean.copy()
+                outer.write(from_float32(buffer, "F32"))
+                mean += beta * buffer
+                mean *= rate
+                origin -= mean
+                weights.write(from_float32(origin, tensor.dtype))
+    return (
+        float(np.sqrt(squares)),
+        {"sha256": weights.sha256, "bytes": weights.bytes},
+        {"sha256": outer.sha256, "bytes": outer.bytes},
+    )
+
+
+def _file(path: Path, sha256: str) -> dict[str, Any]:
+    return {"sha256": sha256, "bytes": path.stat().st_size}
+
+
+def _check_buffers(parent: TensorFile, buffers: TensorFile) -> None:
+    for tensor in parent.tensors.values():
+        held = buffers.tensors.get(tensor.name)
+        if tensor.floating and (held is None or held.shape != tensor.shape or held.dtype != "F32"):
+            raise FederationError(
+                f"outer momentum {buffers.path} has no float32 tensor {tensor.name} of shape {list(tensor.shape)}; "
+                "it belongs to another model: start from a checkpoint whose files belong together"
+            )
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A sibling to write to, renamed to `path` when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with _atomic(target) as scratch:
+        try:
+            os.link(source, scratch)
+        except OSError:
+            shutil.copyfile(source, scratch)

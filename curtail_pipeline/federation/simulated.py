@@ -1,0 +1,160 @@
+"""A federation inside one process, with faults on demand. For tests; nothing here trains a model.
+
+`MemoryTransport` runs site functions when it is polled; `SimulatedSite` is such a function, whose "training" is a
+deterministic nudge of the weights that depends on the parent, the tokens and the inner state, so that a lost state, a
+token counted twice or a wrong parent changes the result.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from curtail_pipeline.federation.orders import agent_key
+from curtail_pipeline.federation.rounds import Failure, Order, Result
+from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.tokens.ranges import compact, take_prefix, total
+
+FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at a site in a round.
+
+    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: heartbeat
+    goes on, no reply until the transport reports it. error: the transport reports a failure. nan, huge, shape, corrupt:
+    the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
+    greedy: consumes ranges it has no lease for.
+    """
+
+    site: str
+    round: int
+    kind: FaultKind
+
+
+class SimulatedSite:
+    """Answers orders as a resident trainer does, in microseconds.
+
+    One step consumes `sequences_per_step` sequences of `sequence_length` tokens. `steps_per_round` bounds the steps of
+    a round as a deadline does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        sequences_per_step: int = 4,
+        sequence_length: int = 8,
+        steps_per_round: int | None = None,
+    ) -> None:
+        self.name, self.store = name, store
+        self.sequences_per_step, self.sequence_length = sequences_per_step, sequence_length
+        self.steps_per_round = steps_per_round
+
+    def __call__(self, order: Order, kind: FaultKind | None = None) -> Result:
+        held = total(order["lease"]) // self.sequences_per_step
+        steps = min(order["max_steps"], held, self.steps_per_round or order["max_steps"])
+        consumed = compact(take_prefix(order["lease"], steps * self.sequences_per_step))
+        if kind == "greedy":
+            consumed = [[part[0], part[1] + 1, part[2] + 1, *part[3:]] for part in consumed]
+        seed = hashlib.sha256(
+            repr((self.name, order["inner_state"], order["parent"]["sha256"], consumed, order["first_step"])).encode()
+        )
+        out = self.store.path(order["out"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._write(self.store.path(order["parent"]["key"]), out, int(seed.hexdigest()[:12], 16), steps, kind)
+        digest = file_sha256(out)
+        if kind == "corrupt":
+            data = bytearray(out.read_bytes())
+            data[-1] ^= 1
+            out.write_bytes(data)
+        end = f"sha256:{seed.hexdigest()}" if steps else order["inner_state"]
+        return {
+            "site": self.name,
+            "round": order["round"],
+            "parent_sha256": "0" * 64 if kind == "stale" else order["parent"]["sha256"],
+            "steps": steps,
+            "tokens": steps * self.sequences_per_step * self.sequence_length,
+            "consumed": consumed,
+            "loss_first": 3.0,
+            "loss_last": 2.0,
+            "loss_mean": 2.5,
+            "seconds": 0.01,
+            "tokens_per_s": 1000.0,
+            "weights": {"key": order["out"], "sha256": digest, "bytes": out.stat().st_size},
+            "inner_state": {"begin": order["inner_state"], "end": end},
+            "stop": "steps" if steps == order["max_steps"] else "exhausted" if steps == held else "deadline",
+        }
+
+    def _write(self, parent: Path, out: Path, seed: int, steps: int, kind: FaultKind | None) -> None:
+        scale = {"nan": np.nan, "huge": 1e6}.get(kind or "", 1.0) * 1e-2 * steps
+        random = np.random.default_rng(seed)
+        with TensorFile(parent) as source:
+            layout = [(t.name, t.dtype, t.shape) for t in source.tensors.values()]
+            if kind == "shape":
+                layout[0] = (layout[0][0], layout[0][1], (*layout[0][2], 1))
+            with TensorWriter(out, layout) as target:
+                for tensor in source.tensors.values():
+                    for first, count in pieces(tensor):
+                        moved = random.standard_normal(count, np.float32) * np.float32(scale)
+                        target.write(from_float32(source.floats(tensor, first, count) - moved, tensor.dtype))
+
+
+class MemoryTransport:
+    """Runs each site's function in the poll after its order was sent.
+
+    Agents write a heartbeat into the store with every poll, as long as they live.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Callable[..., Result]],
+        store: Store,
+        faults: Sequence[Fault] = (),
+        on_poll: Callable[[], None] | None = None,
+    ) -> None:
+        self.sites, self.store, self.on_poll = sites, store, on_poll
+        self.faults: dict[tuple[str, int], FaultKind] = {(f.site, f.round): f.kind for f in faults}
+        self.sent: list[tuple[str, Order]] = []
+        self._pending: list[tuple[str, Order]] = []
+        self._dead: set[str] = set()
+        self._pid = dict.fromkeys(sites, 1)
+        self._beat = 0
+        self._beat_all()
+
+    def send(self, site: str, order: Order) -> None:
+        self.sent.append((site, order))
+        self._pending.append((site, order))
+
+    def poll(self) -> list[tuple[str, Result | Failure]]:
+        if self.on_poll:
+            self.on_poll()
+        answers: list[tuple[str, Result | Failure]] = []
+        pending, self._pending = self._pending, []
+        for site, order in pending:
+            kind = self.faults.get((site, order["round"]))
+            if kind == "kill":
+                self._dead.add(site)
+            elif kind == "restart":
+                self._pid[site] += 1
+            elif kind == "error":
+                answers.append((site, Failure("trainer answered 500: injected")))
+            elif kind != "mute":
+                answers.append((site, self.sites[site](order, kind)))
+        self._beat_all()
+        return answers
+
+    def _beat_all(self) -> None:
+        self._beat += 1
+        for site in self.sites:
+            if site not in self._dead:
+                beat: dict[str, Any] = {"site": site, "pid": self._pid[site], "at": self._beat, "busy": False}
+                path = self.store.path(agent_key(site))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(beat), encoding="utf-8")  # nobody reads at the same time

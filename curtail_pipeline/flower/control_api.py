@@ -1,0 +1,259 @@
+"""The one module that touches Flower's internals: the Control API, the app bundle, names inside its processes.
+
+Flower's command line takes 1 to 2.5 s per call; these calls take milliseconds. None of it is a stable interface, so
+the release is pinned and a contract test names everything used here: an upgrade that moves one of them fails there.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from curtail_pipeline.errors import FederationError
+
+PINNED = "1.41"
+APP = Path(__file__).parent / "app"
+NODE_BUSY_POLL_S = 0.3
+NODE_IDLE_POLL_S = 1.0
+NODE_REPLY_POLL_S = 0.2
+NODE_BUSY_S = 30.0
+"""How often a SuperNode asks for messages, within 30 s of the last one and later, and whether its reply is there.
+Flower's own 3 s would be most of a short round."""
+
+TASK_POLL_S = 0.5
+"""How often a SuperExec asks for tasks. Every question costs some 10 ms of CPU on the two sides together, also while a
+site trains."""
+
+PULL_BACKOFF = {"initial_backoff": 0.1, "backoff_cap": 1.0}
+"""Seconds between two tries to pull a part of a message that its sender has not pushed yet. Flower's 1 s, doubled up to
+10 s, is for large tensors on slow lines; these messages are a few hundred bytes."""
+
+ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(TASK_POLL_S),
+}
+"""For every Flower process: nothing is sent to or fetched from the Internet."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """`status` is pending, starting, running or finished; `sub_status` of a finished run completed, failed, stopped."""
+
+    run_id: int
+    status: str
+    sub_status: str
+    details: str
+    config: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def completed(self) -> bool:
+        return self.finished and self.sub_status == "completed"
+
+
+@dataclass(frozen=True)
+class Node:
+    node_id: int
+    status: str
+    name: str
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what Flower's dependencies deprecate among themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@cache
+def build_fab() -> tuple[str, bytes]:
+    """(sha256, bytes) of the Flower app, built once per process."""
+    with quiet():
+        from flwr.cli.build import build_fab_from_disk
+
+        content = build_fab_from_disk(APP)
+    return hashlib.sha256(content).hexdigest(), content
+
+
+class Control:
+    """A SuperLink's Control API at `host:port`, plain HTTP.
+
+    Raises:
+        FederationError: (every method) the SuperLink cannot be reached or refuses the request.
+    """
+
+    def __init__(self, address: str) -> None:
+        import httpx
+
+        with quiet():
+            from flwr.supercore.control import ControlHttpClient
+            from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        self.address = address
+        self._client = ControlHttpClient(
+            f"http://{address}", interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-cli")], verify=False
+        )
+        self._client._client.close()
+        # a proxy from the environment must not see loopback requests
+        self._client._client = httpx.Client(trust_env=False, verify=False, timeout=30.0)
+
+    def close(self) -> None:
+        self._client._client.close()
+
+    def __enter__(self) -> "Control":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start_run(self, config: Mapping[str, str | int | float | bool]) -> int:
+        """Start a run of the app with these run-config values; its id."""
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        digest, content = build_fab()
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(digest, content, {})), override_config=user_config_to_proto(dict(config))
+        )
+        return int(self._call("StartRun", request).run_id)
+
+    def runs(self) -> dict[int, RunStatus]:
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        answer = self._call("ListRuns", ListRunsRequest())
+        return {int(run_id): _status(run) for run_id, run in answer.run_dict.items()}
+
+    def status(self, run_id: int) -> RunStatus | None:
+        """None when the SuperLink does not know the run."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        try:
+            answer = self._call("ListRuns", ListRunsRequest(run_id=run_id))
+        except FederationError as error:
+            if "404" in str(error) or "not found" in str(error).lower():
+                return None
+            raise
+        return _status(answer.run_dict[run_id]) if run_id in answer.run_dict else None
+
+    def nodes(self) -> list[Node]:
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        answer = self._call("ListNodes", ListNodesRequest())
+        return [Node(int(node.node_id), node.status, node.name) for node in answer.nodes_info]
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run. The order that a site is working on is not interrupted: ask its trainer to stop."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        self._call("StopRun", StopRunRequest(run_id=run_id))
+
+    def logs(self, run_id: int) -> str:
+        """What the ServerApp of a finished run printed. (For a run that goes on, this waits for its end.)"""
+        from flwr.proto.control_pb2 import StreamLogsRequest
+
+        request = StreamLogsRequest(run_id=run_id, after_timestamp=0.0)
+        return "".join(part.log_output for part in self._call("StreamLogs", request))
+
+    def _call(self, method: str, request: Any) -> Any:
+        import httpx
+
+        try:
+            return getattr(self._client, method)(request)
+        except httpx.HTTPStatusError as error:
+            text = error.response.text[:300]
+            raise FederationError(
+                f"the SuperLink at {self.address} refused {method}: {error.response.status_code} {text}"
+            ) from error
+        except httpx.HTTPError as error:
+            raise FederationError(
+                f"no SuperLink answers at {self.address} ({type(error).__name__}: {error}); run "
+                "`curtail federation up`, or `curtail superlink` where CURTAIL_SUPERLINK names it"
+            ) from error
+
+
+def _status(run: Any) -> RunStatus:
+    from flwr.common.serde import user_config_from_proto
+
+    status = run.status
+    config = dict(user_config_from_proto(run.override_config))
+    return RunStatus(int(run.run_id), status.status, status.sub_status, status.details, config)
+
+
+def entry_point(name: str) -> Any:
+    """The function behind one of Flower's commands."""
+    import flwr.supercore.cli
+    import flwr.superlink.cli
+    import flwr.supernode.cli
+    from flwr.supercore.inflatable import inflatable_utils
+
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        pull.__kwdefaults__.update(PULL_BACKOFF)  # type: ignore[union-attr]
+    return {
+        "flower-superlink": flwr.superlink.cli.flower_superlink,
+        "flower-supernode": flwr.supernode.cli.flower_supernode,
+        "flower-superexec": flwr.supercore.cli.flower_superexec,
+        "flwr-serverapp": flwr.superlink.cli.flwr_serverapp,
+        "flwr-clientapp": flwr.supernode.cli.flwr_clientapp,
+    }[name]
+
+
+def supernode() -> None:
+    """`flower-supernode` that looks for messages more often."""
+    _poll_faster()
+    entry_point("flower-supernode")()
+
+
+SPAWNED = ("flower-superexec", "flwr-serverapp", "flwr-clientapp")
+"""Commands that Flower's own processes start by name, through PATH."""
+
+
+def preload() -> None:
+    """Import all that Flower's processes import, so that forked ones have it already. Starts no thread."""
+
+    import curtail_pipeline.federation.merge
+    import curtail_pipeline.flower.client
+    import curtail_pipeline.flower.server  # noqa: F401
+
+    for name in ("flower-superlink", "flower-superexec"):
+        entry_point(name)
+
+
+def _poll_faster() -> None:
+    """Give the SuperNode of this process a clock whose `sleep` is shorter.
+
+    It sleeps for 3 s after it found no message, and for 0.5 s while it waits for the reply to one.
+    """
+    start_client_internal = import_module("flwr.supernode.start_client_internal")
+    original = start_client_internal.time
+    last_reply = -NODE_BUSY_S
+
+    class Clock(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(original, name)
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            nonlocal last_reply
+            now = original.monotonic()
+            if seconds < 1:
+                last_reply = now
+                original.sleep(min(seconds, NODE_REPLY_POLL_S))
+            else:
+                busy = now - last_reply < NODE_BUSY_S
+                original.sleep(min(seconds, NODE_BUSY_POLL_S if busy else NODE_IDLE_POLL_S))
+
+    start_client_internal.time = Clock("time")  # type: ignore[attr-defined]

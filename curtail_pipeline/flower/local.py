@@ -1,0 +1,209 @@
+"""The federation of one experiment home on this machine: started, found, asked and stopped.
+
+It is a thing of its own, found through `<home>/federation/federation.json`, so that the UI's button, the daemon and
+`curtail run` use the same one.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.flower import processes
+from curtail_pipeline.settings.experiment import Experiment
+
+STATE_FILE = "federation.json"
+_POLL_S = 0.05
+_STOP_S = 15.0
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A running federation, as far as a client needs to know it."""
+
+    folder: Path
+    start_timeout_s: float = 120.0
+    liveness_s: float = 10.0
+
+    def state(self) -> dict[str, Any]:
+        """What the supervisor last wrote, with `state` = `down` when it does not run."""
+        try:
+            content: dict[str, Any] = json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {"state": "down", "sites": {}}
+        if content["state"] != "failed" and not processes.is_alive(content["pid"], content["created"]):
+            return {"state": "down", "sites": {}}
+        return content
+
+    def wait_ready(self, sites: Sequence[str]) -> dict[str, Any]:
+        """The state once SuperLink, and SuperNode and trainer of these sites are ready.
+
+        Raises:
+            FederationError: one is not, within the start timeout; the message ends with its log.
+        """
+        deadline = time.monotonic() + self.start_timeout_s
+        while True:
+            state = self.state()
+            if state["state"] in ("down", "failed", "stopping"):
+                reason = state.get("error") or processes.tail(self.folder / "logs" / "supervisor.log")
+                raise FederationError(f"the federation in {self.folder} is {state['state']}: {reason}")
+            strange = [site for site in sites if site not in state["sites"]]
+            if strange:
+                raise FederationError(
+                    f"the federation in {self.folder} has no site {strange[0]!r}, it was started with "
+                    f"{', '.join(state['sites'])}; run `curtail federation down` and start it again"
+                )
+            late = [] if state["superlink"]["ready"] else ["superlink"]
+            late += [
+                f"{part}-{s}"
+                for s in sites
+                for part in ("trainer", "supernode")
+                if not state["sites"][s][part]["ready"]
+            ]
+            if not late:
+                return state
+            if time.monotonic() > deadline:
+                log = self.folder / "logs" / f"{late[0]}.log"
+                raise FederationError(
+                    f"{', '.join(late)} not ready after {self.start_timeout_s:.0f} s; {log} ends:\n"
+                    + processes.tail(log)
+                )
+            time.sleep(_POLL_S)
+
+    def endpoint(self, site: str) -> Path:
+        return self.folder / "trainers" / f"{site}.json"
+
+
+class LocalFederation:
+    """Starts, finds and stops the federation of a home.
+
+    Args:
+        home: the experiment's home folder; the store is `<home>/store`.
+        trainer: command of the resident trainer, the product's own when not given.
+    """
+
+    def __init__(self, home: Path, experiment: Experiment, *, trainer: Sequence[str] | None = None) -> None:
+        self.home = Path(home).resolve()
+        self.folder = self.home / "federation"
+        self.sites = [site.name for site in experiment.sites]
+        self._trainer = list(trainer) if trainer else None
+        settings = experiment.federation
+        self._federation = Federation(self.folder, settings.start_timeout_s, settings.liveness_s)
+
+    def status(self) -> dict[str, Any]:
+        """What runs: `state` (`down`, `starting`, `ready`, `failed`, `stopping`), addresses, processes, logs."""
+        return self._federation.state()
+
+    def up(self) -> dict[str, Any]:
+        """Start it, unless it runs, to stay until `down`; its state once it is ready.
+
+        Raises:
+            FederationError: it does not become ready; the message ends with the log of what failed.
+        """
+        self._obtain(owner=None)
+        return self.status()
+
+    def down(self) -> bool:
+        """Stop it with everything it started; whether there was something to stop."""
+        state = self.status()
+        if state["state"] in ("down", "failed"):
+            return False
+        self._stop(int(state["pid"]), float(state["created"]))
+        return True
+
+    @contextmanager
+    def ensure(self) -> Iterator[Federation]:
+        """A running federation: the one that is there, else one that ends with this block or with this process.
+
+        Raises:
+            FederationError: as `up`.
+        """
+        mine = self._obtain(owner=os.getpid())
+        try:
+            yield self._federation
+        finally:
+            if mine:
+                self._stop(*mine)
+
+    def _obtain(self, owner: int | None) -> tuple[int, float] | None:
+        """Have one that is ready; (process id, creation time) if this call started it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        lock = FileLock(self.folder / "start.lock")
+        try:
+            with lock.acquire(timeout=self._federation.start_timeout_s + _STOP_S):
+                mine = None if self._running() else self._start(owner)
+                try:
+                    self._federation.wait_ready(self.sites)
+                except BaseException:
+                    if mine:
+                        self._stop(*mine)
+                    raise
+                return mine
+        except Timeout as error:
+            raise FederationError(
+                f"another command has been starting the federation in {self.folder} for too long; end it and try again"
+            ) from error
+
+    def _running(self) -> bool:
+        """Whether there is one to use. Waits for the end of one that is stopping."""
+        deadline = time.monotonic() + _STOP_S
+        while self.status()["state"] == "stopping" and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return self.status()["state"] in ("starting", "ready")
+
+    def _start(self, owner: int | None) -> tuple[int, float]:
+        (self.folder / STATE_FILE).unlink(missing_ok=True)
+        (self.folder / "logs").mkdir(exist_ok=True)
+        command = [
+            sys.executable, "-m", "curtail_pipeline.flower.supervisor", "--folder", str(self.folder),
+            "--store", str(self.home / "store"), "--sites", ",".join(self.sites),
+        ]  # fmt: skip
+        command += ["--owner", str(owner)] if owner else []
+        command += ["--trainer", json.dumps(self._trainer)] if self._trainer else []
+        log = self.folder / "logs" / "supervisor.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        deadline = time.monotonic() + self._federation.start_timeout_s
+        while self.status()["state"] == "down":
+            code = process.poll()
+            if code is not None or time.monotonic() > deadline:
+                if code is None:
+                    process.kill()
+                raise FederationError(
+                    f"the supervisor in {self.folder} did not start (exit code {code}); its log {log} ends:\n"
+                    + processes.tail(log)
+                )
+            time.sleep(_POLL_S)
+        # it is not this object's to wait for: it may outlive this process, and `_stop` watches its id
+        process.returncode = 0
+        state = self.status()
+        return process.pid, float(state.get("created") or 0.0)
+
+    def _stop(self, pid: int, created: float) -> None:
+        """End a supervisor; what it started ends with it, at the latest when it is killed."""
+        with contextlib.suppress(ProcessLookupError):
+            if processes.is_alive(pid, created):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_S
+        while processes.is_alive(pid, created):
+            if time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                deadline = float("inf")
+            time.sleep(_POLL_S)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

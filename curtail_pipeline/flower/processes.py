@@ -1,0 +1,185 @@
+"""Processes: an identity that survives reused ids, who dies with whom, forking, and ending a whole tree."""
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+SUPERVISOR_VARIABLE = "CURTAIL_SUPERVISOR_PID"
+"""Set for every process of a local federation: the one that it must not outlive."""
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def started_at(pid: int) -> float | None:
+    """When the process was created (seconds since the epoch), or None when there is none or it is a zombie."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def is_alive(pid: int, created: float | None = None) -> bool:
+    """Whether the process runs; with `created`, whether it is that very process and not a later one with its id."""
+    now = started_at(pid)
+    return now is not None and (created is None or abs(now - created) < 0.05)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to kill this process when the thread that started it ends."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants become children of this process (Linux), so that it can reap and end them."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def exit_with(pid: int, interval_s: float = 0.25) -> None:
+    """End this process at once when another ends. For processes whose parent is not the one they belong to."""
+    created = started_at(pid)
+
+    def watch() -> None:
+        while created is not None and is_alive(pid, created):
+            time.sleep(interval_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name=f"exit-with-{pid}").start()
+
+
+def fork_into(
+    body: Callable[[], object], *, stdout: int, stderr: int, close: Iterable[int] = (), argv: list[str] | None = None
+) -> int:
+    """Run `body` in a forked child and return its process id. The caller must have one thread only.
+
+    The child dies with the caller, writes to the given file descriptors, and has neither the caller's signal handlers
+    nor the descriptors in `close`. What it inherits is everything already imported: that is the point.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become(body, parent, stdout, stderr, close, argv)
+    return pid
+
+
+def _become(
+    body: Callable[[], object], parent: int, stdout: int, stderr: int, close: Iterable[int], argv: list[str] | None
+) -> NoReturn:
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    if sys.platform != "linux":
+        exit_with(parent)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    for descriptor in close:
+        os.close(descriptor)
+    if argv:
+        sys.argv = argv
+    _run_and_exit(body)
+
+
+def _run_and_exit(body: Callable[[], object]) -> NoReturn:
+    """Run the body as a program: the interpreter's own end of a process, without the frames of the parent."""
+    code = 0
+    try:
+        body()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join(timeout=5)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end_tree(roots: Iterable[int], grace_s: float) -> None:
+    """Ask processes to end (SIGTERM), wait for at most `grace_s`, then kill them with all their descendants."""
+    family: dict[int, psutil.Process] = {}
+    for pid in roots:
+        try:
+            process = psutil.Process(pid)
+            family[pid] = process
+            family.update({child.pid: child for child in process.children(recursive=True)})
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(_running(process) for process in family.values()):
+        reap()
+        time.sleep(0.05)
+    for process in family.values():
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(list(family.values()), timeout=2)
+
+
+def descendants() -> list[int]:
+    """Every living process below this one."""
+    return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+def _running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def reap() -> list[tuple[int, int]]:
+    """(process id, exit code) of every child that has ended; a negative code is a signal, as in `subprocess`."""
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended.append((pid, os.waitstatus_to_exitcode(status)))
+
+
+def tail(path: Path, lines: int = 25) -> str:
+    """The last lines of a log; empty when there is none."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,120 @@
+"""The server's side in Flower: find the members' nodes, run the segment over the grid.
+
+Weights never travel in messages: an order and a result are small JSON texts that refer to files in the store.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.rounds import POLL_S, Failure, Order, Result, run_plan
+from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
+from curtail_pipeline.storage.store import Store
+
+TTL_S = 7 * 24 * 3600.0
+"""How long a message may wait: above the longest window."""
+QUERY_TIMEOUT_S = 60.0
+
+
+class FlowerTransport:
+    """Orders as TRAIN messages to nodes, one message per order; replies as they come."""
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
+        self._grid, self._nodes = grid, dict(nodes)
+        self._waiting: dict[str, str] = {}
+
+    def send(self, site: str, order: Order) -> None:
+        content = RecordDict({"order": ConfigRecord({"order": json.dumps(order)})})
+        message = Message(
+            content, self._nodes[site], MessageType.TRAIN, ttl=TTL_S, group_id=f"{order['key']}/{order['round']}"
+        )
+        (message_id,) = self._grid.push_messages([message])
+        if not message_id:
+            raise FederationError(f"the SuperLink did not take the order for {site}; see its log")
+        self._waiting[message_id] = site
+
+    def poll(self) -> list[tuple[str, Result | Failure]]:
+        if not self._waiting:
+            return []
+        answers: list[tuple[str, Result | Failure]] = []
+        for reply in self._grid.pull_messages(list(self._waiting)):
+            site = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+            if site is not None:
+                answers.append((site, _read(reply)))
+        return answers
+
+
+def _read(reply: Message) -> Result | Failure:
+    if reply.has_error():
+        return Failure(f"Flower error {reply.error.code}: {reply.error.reason}")
+    content = json.loads(str(reply.content.config_records["answer"]["answer"]))
+    if "error" in content:
+        return Failure(content["error"])
+    result: Result = content["result"]
+    return result
+
+
+def resolve_nodes(
+    grid: Grid,
+    members: Iterable[str],
+    hints: Mapping[str, int],
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, int]:
+    """The node of every member: by registered name, by hint if that node is online, else by asking all unknown nodes.
+
+    Raises:
+        FederationError: a member has no node that is online.
+    """
+    members = list(members)
+    online = {node.node_id: node.name for node in grid.get_nodes()}
+    found = {name: node_id for node_id, name in online.items() if name in members}
+    for site in members:
+        if site not in found and hints.get(site) in online:
+            found[site] = hints[site]
+    if set(found) != set(members):
+        unknown = online.keys() - set(found.values())
+        queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in sorted(unknown)]
+        pending = {i for i in grid.push_messages(queries) if i} if queries else set()
+        deadline = clock() + QUERY_TIMEOUT_S
+        while pending and clock() < deadline:
+            for reply in grid.pull_messages(list(pending)):
+                pending.discard(reply.metadata.reply_to_message_id)
+                if reply.has_error():
+                    continue
+                name = json.loads(str(reply.content.config_records["answer"]["answer"]))["name"]
+                if name in members:
+                    found.setdefault(name, reply.metadata.src_node_id)
+            if set(found) == set(members):
+                break
+            wait(POLL_S)
+    missing = [site for site in members if site not in found]
+    if missing:
+        raise FederationError(
+            f"no SuperNode of {', '.join(missing)} is online ({len(online)} nodes are); start it, or wait until it is"
+        )
+    return {site: found[site] for site in members}
+
+
+def serve(grid: Grid, context: Context) -> None:
+    """The ServerApp: run the plan named in the run config."""
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    if supervisor:
+        exit_with(int(supervisor))
+    config: dict[str, Any] = dict(context.run_config)
+    store = Store(str(config["store"]))
+    plan = store.read_json(str(config["plan"]))
+    nodes = resolve_nodes(grid, plan["members"], json.loads(str(config["nodes"])))
+    run_plan(
+        FlowerTransport(grid, nodes),
+        str(config["plan"]),
+        store,
+        liveness_s=float(config["liveness-s"]),
+        log=lambda line: print(line, flush=True),
+    )

@@ -1,0 +1,405 @@
+"""The supervisor of the local federation: `python -m curtail_pipeline.flower.supervisor`.
+
+It starts a SuperLink and, per site, a SuperNode and a resident trainer; restarts what dies; and leaves nothing behind.
+
+Flower starts a process for every message and every run, and each needs 2 s of CPU to import what it needs. So the
+supervisor imports it once and *forks* Flower's processes: SuperLink and SuperNodes itself, and on request those that
+Flower starts by name. Their names on PATH are a small script that asks the supervisor through a socket; where the
+socket does not answer, it starts the command the usual way. Every process is thus a child of the supervisor, which
+reaps it, and is killed by the kernel when the supervisor dies (Linux). The supervisor has one thread, as forking
+demands.
+
+What it knows stands in `federation.json`; `local.py` reads it.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import gc
+import http.client
+import json
+import os
+import re
+import selectors
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from curtail_pipeline.errors import FederationError, StoreError
+from curtail_pipeline.federation.orders import agent_key
+from curtail_pipeline.flower import control_api as control
+from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
+from curtail_pipeline.storage.store import Store
+
+STATE_FILE = "federation.json"
+LOCK_FILE = "supervisor.lock"
+SOCKET = "spawn.sock"
+TRAINER = (sys.executable, "-m", "curtail_pipeline.training.serve")
+TURN_S = 0.2
+START_TRIES = 3
+LONGEST_BACKOFF_S = 30.0
+STEADY_S = 60.0
+"""A child that lived so long is no longer blamed for earlier ends."""
+STOP_GRACE_S = 4.0
+LOG_LIMIT = 32 << 20
+"""Bytes of a log after which it is set aside as `.1`."""
+
+_SPAWN = """\
+import json, os, socket, sys
+os.chdir(os.path.dirname(os.path.abspath(__file__)) + "/..")
+try:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(10)
+        line.connect({socket!r})
+        socket.send_fds(line, [json.dumps(sys.argv[1:]).encode()], [1, 2])
+        if line.recv(2) == b"ok":
+            os._exit(0)
+except OSError as error:
+    print("spawning", sys.argv[1], "without the supervisor:", error, file=sys.stderr)
+code = "import sys; sys.argv = sys.argv[1:]; import {control} as control; control.entry_point(sys.argv[0])()"
+os.execv({python!r}, [{python!r}, "-c", code, *sys.argv[1:]])
+"""
+
+
+@dataclass
+class Child:
+    """A process that is to run as long as the supervisor does."""
+
+    name: str
+    start: Callable[["Child"], int]
+    log: Path
+    pid: int | None = None
+    began: float = 0.0
+    offset: int = 0
+    ends: int = 0
+    due: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What is found out about the running process; forgotten when it ends."""
+
+    def output(self) -> str:
+        """What the running process has logged."""
+        with contextlib.suppress(OSError), self.log.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(1 << 20).decode(errors="replace")
+        return ""
+
+
+class Supervisor:
+    """See the module. `run` returns the exit code when the federation has stopped."""
+
+    def __init__(
+        self, folder: Path, store: Path, sites: Sequence[str], owner: int | None, trainer: Sequence[str]
+    ) -> None:
+        self.folder, self.store, self.sites = folder, Store(store), list(sites)
+        self.owner = owner
+        self.owner_created = processes.started_at(owner) if owner else None
+        self.trainer = list(trainer)
+        self.created = processes.started_at(os.getpid())
+        self.stopping = ""
+        self.failed = ""
+        self.ready = False
+        self.address = ""
+        self.spawned: set[int] = set()
+        self.children: dict[str, Child] = {}
+        self.original_environment = dict(os.environ)
+        self._written = b""
+        self._looked_at_logs = time.monotonic()
+        (folder / "logs").mkdir(exist_ok=True)
+
+    # Set-up
+
+    def run(self) -> int:
+        os.chdir(self.folder)
+        lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another supervisor holds this folder", file=sys.stderr)
+            return 3
+        processes.become_subreaper()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda n, _: setattr(self, "stopping", self.stopping or signal.Signals(n).name))
+        self._write_shims()
+        self._set_environment()
+        line = socket.socket(socket.AF_UNIX)
+        Path(SOCKET).unlink(missing_ok=True)
+        line.bind(SOCKET)
+        line.listen(64)
+        self.inherited = [lock, line.fileno()]
+        try:
+            self._publish()
+            for site in self.sites:
+                self._add(f"trainer-{site}", partial(self._start_trainer, site))
+            control.preload()
+            gc.freeze()  # a collection in a child would copy every page it shares with this process
+            self._add("superlink", self._start_superlink)
+            with selectors.DefaultSelector() as selector:
+                selector.register(line, selectors.EVENT_READ)
+                while not self.stopping and not self.failed:
+                    if selector.select(TURN_S):
+                        self._spawn(line)
+                    self._turn()
+        except FederationError as error:
+            self.failed = str(error)
+        finally:
+            line.close()
+            self._publish()
+            self._stop()
+        if self.failed:
+            print(self.failed, file=sys.stderr)
+        return 1 if self.failed else 0
+
+    def _write_shims(self) -> None:
+        folder = self.folder / "bin"
+        folder.mkdir(exist_ok=True)
+        script = folder / "spawn.py"
+        script.write_text(
+            _SPAWN.format(socket=SOCKET, python=sys.executable, control=control.__name__), encoding="utf-8"
+        )
+        for name in control.SPAWNED:
+            shim = folder / name
+            command = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(script))} {name}"
+            shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+            shim.chmod(0o700)
+
+    def _set_environment(self) -> None:
+        """For this process, before it imports Flower, and so for all that it forks."""
+        os.environ |= control.ENVIRONMENT
+        os.environ["FLWR_HOME"] = str(self.folder / "flwr")
+        os.environ[SUPERVISOR_VARIABLE] = str(os.getpid())
+        os.environ["PATH"] = os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)])
+        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        for name in ("NO_PROXY", "no_proxy"):
+            os.environ[name] = "127.0.0.1,localhost"
+
+    # Children
+
+    def _add(self, name: str, start: Callable[[Child], int]) -> None:
+        child = Child(name, start, self.folder / "logs" / f"{name}.log")
+        child.log.unlink(missing_ok=True)
+        self.children[name] = child
+        self._launch(child)
+
+    def _launch(self, child: Child) -> None:
+        child.offset = child.log.stat().st_size if child.log.exists() else 0
+        child.facts = {}
+        child.began = time.monotonic()
+        child.pid = child.start(child)
+
+    def _fork(self, child: Child, body: Callable[[], object], argv: list[str] | None = None) -> int:
+        log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return processes.fork_into(body, stdout=log, stderr=log, close=self.inherited, argv=argv)
+        finally:
+            os.close(log)
+
+    def _start_trainer(self, site: str, child: Child) -> int:
+        endpoint = self._endpoint(site)
+        endpoint.unlink(missing_ok=True)
+        command = [
+            *self.trainer, "--site", site, "--store", str(self.store.root), "--endpoint", str(endpoint),
+            "--parent-pid", str(os.getpid()),
+        ]  # fmt: skip
+        return self._fork(child, lambda: os.execvpe(command[0], command, self.original_environment))
+
+    def _start_superlink(self, child: Child) -> int:
+        if not any(f"supernode-{site}" in self.children for site in self.sites):
+            # a port that something else took meanwhile ends the process, and the next try has another
+            self.address = f"127.0.0.1:{processes.free_port()}"
+        argv = [
+            "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", self.address.split(":")[1],
+            "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+        return self._fork(child, control.entry_point(argv[0]), argv)
+
+    def _start_supernode(self, site: str, child: Child) -> int:
+        config = f'name="{site}" endpoint="{self._endpoint(site)}"'
+        argv = [
+            "flower-supernode", "--insecure", "--superlink", self.address, "--host", "127.0.0.1",
+            "--port", str(processes.free_port()), "--node-config", config,
+        ]  # fmt: skip
+        return self._fork(child, control.supernode, argv)
+
+    def _endpoint(self, site: str) -> Path:
+        return self.folder / "trainers" / f"{site}.json"
+
+    def _spawn(self, line: socket.socket) -> None:
+        """Fork a process that one of Flower's own asked for; it writes to the log of the one that asked."""
+        with contextlib.suppress(OSError, ValueError):
+            connection, _ = line.accept()
+            with connection:
+                connection.settimeout(1)
+                message, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+                try:
+                    argv = json.loads(message)
+                    if argv[0] in control.SPAWNED and len(outputs) == 2:
+                        body = control.entry_point(argv[0])
+                        close = [*self.inherited, *outputs, connection.fileno()]
+                        pid = processes.fork_into(body, stdout=outputs[0], stderr=outputs[1], close=close, argv=argv)
+                        self.spawned.add(pid)
+                        connection.sendall(b"ok")
+                finally:
+                    for descriptor in outputs:
+                        os.close(descriptor)
+
+    # The loop
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if self.owner and (self.owner_created is None or not processes.is_alive(self.owner, self.owner_created)):
+            self.stopping = "the owner has ended"
+            return
+        for pid, code in processes.reap():
+            self.spawned.discard(pid)
+            for child in self.children.values():
+                if child.pid == pid:
+                    self._ended(child, code, now)
+        for child in list(self.children.values()):
+            if child.pid is None and now >= child.due:
+                self._launch(child)
+        self._learn()
+        if not self.ready and all(child.facts.get("ready") for child in self.children.values()):
+            self.ready = len(self.children) == 1 + 2 * len(self.sites)
+        self._publish()
+        if now - self._looked_at_logs > 30:
+            self._looked_at_logs = now
+            self._set_logs_aside()
+
+    def _ended(self, child: Child, code: int, now: float) -> None:
+        child.ends = 1 if now - child.began > STEADY_S else child.ends + 1
+        child.pid, child.facts = None, {}
+        if child.name == "superlink":
+            # its state was in memory: a database on disk costs a second per round, and its runs end with it anyway
+            for site in self.sites:
+                node = self.children.get(f"supernode-{site}")
+                if node and node.pid:
+                    os.kill(node.pid, signal.SIGKILL)
+        print(f"{child.name} ended with {code}", file=sys.stderr, flush=True)
+        if not self.ready and child.ends >= START_TRIES:
+            self.failed = f"{child.name} ended with {code} {child.ends} times; its log {child.log} ends:\n" + (
+                processes.tail(child.log) or "(empty)"
+            )
+        child.due = now + min(LONGEST_BACKOFF_S, 0.5 * 2 ** (child.ends - 1))
+
+    def _learn(self) -> None:
+        """Find out what has become ready since the last turn."""
+        link = self.children.get("superlink")
+        if link and link.pid and not link.facts and self._healthy():
+            link.facts["ready"] = True
+            for site in self.sites:
+                if f"supernode-{site}" not in self.children:
+                    self._add(f"supernode-{site}", partial(self._start_supernode, site))
+        for site in self.sites:
+            trainer, node = self.children[f"trainer-{site}"], self.children.get(f"supernode-{site}")
+            if trainer.pid and not trainer.facts and self._serves(site, trainer.pid):
+                trainer.facts["ready"] = True
+            if node and node.pid and not node.facts:
+                found = re.search(r"SuperNode ID: (\d+)", node.output())
+                if found:
+                    node.facts = {"ready": True, "node_id": int(found[1])}
+
+    def _healthy(self) -> bool:
+        host, port = self.address.split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=0.5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _serves(self, site: str, pid: int) -> bool:
+        """Whether the trainer has written its endpoint and its first heartbeat."""
+        try:
+            endpoint = json.loads(self._endpoint(site).read_text(encoding="utf-8"))
+            return bool(endpoint["pid"] == pid and self.store.read_json(agent_key(site))["pid"] == pid)
+        except (OSError, ValueError, KeyError, StoreError):
+            return False
+
+    def _state(self) -> Mapping[str, Any]:
+        def part(name: str) -> dict[str, Any]:
+            child = self.children.get(name)
+            return {"pid": child.pid if child else None, "ready": bool(child and child.facts.get("ready"))}
+
+        return {
+            "state": "failed"
+            if self.failed
+            else "stopping"
+            if self.stopping
+            else "ready"
+            if self.ready
+            else "starting",
+            "error": self.failed,
+            "pid": os.getpid(),
+            "created": self.created,
+            "owner": self.owner,
+            "store": str(self.store.root),
+            "superlink": part("superlink") | {"address": self.address},
+            "sites": {
+                site: {
+                    "trainer": part(f"trainer-{site}") | {"endpoint": str(self._endpoint(site))},
+                    "supernode": part(f"supernode-{site}")
+                    | {
+                        "node_id": (
+                            node.facts.get("node_id") if (node := self.children.get(f"supernode-{site}")) else None
+                        )
+                    },
+                }
+                for site in self.sites
+            },
+            "logs": str(self.folder / "logs"),
+        }
+
+    def _publish(self) -> None:
+        """Write `federation.json` when something in it has changed."""
+        content = json.dumps(self._state(), indent=1).encode() + b"\n"
+        if content != self._written:
+            scratch = self.folder / f".{STATE_FILE}.tmp"
+            scratch.write_bytes(content)
+            scratch.replace(self.folder / STATE_FILE)
+            self._written = content
+
+    def _set_logs_aside(self) -> None:
+        """Processes hold their logs open, so a log that is set aside is copied, then emptied."""
+        for log in (self.folder / "logs").glob("*.log"):
+            if log.stat().st_size > LOG_LIMIT:
+                log.with_suffix(".log.1").write_bytes(log.read_bytes())
+                os.truncate(log, 0)
+                for child in self.children.values():
+                    child.offset = 0 if child.log == log else child.offset
+
+    def _stop(self) -> None:
+        print(f"stopping: {self.stopping or self.failed}", file=sys.stderr, flush=True)
+        mine = [child.pid for child in self.children.values() if child.pid]
+        processes.end_tree([*mine, *self.spawned], STOP_GRACE_S)
+        processes.end_tree(processes.descendants(), 0.0)
+        processes.reap()
+        (self.folder / SOCKET).unlink(missing_ok=True)
+        if not self.failed:
+            (self.folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="curtail_pipeline.flower.supervisor", description=__doc__)
+    parser.add_argument("--folder", required=True, type=Path, help="runtime folder, <home>/federation")
+    parser.add_argument("--store", required=True, type=Path)
+    parser.add_argument("--sites", required=True, help="names, separated by commas")
+    parser.add_argument("--owner", type=int, help="stop when this process ends")
+    parser.add_argument("--trainer", help="JSON: command of the resident trainer")
+    arguments = parser.parse_args()
+    trainer = json.loads(arguments.trainer) if arguments.trainer else TRAINER
+    folder = arguments.folder.resolve()
+    return Supervisor(folder, arguments.store, arguments.sites.split(","), arguments.owner, trainer).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The headless run: virtual time that only work moves, on the same sensor, jobs and instance as the daemon.
+
+Every decision is the membership sensor's; every segment is a run of the job it requests, executed in this process.
+Between them the loop asks the timing model when the next thing happens and moves the clock there.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import dagster as dg
+
+from curtail_pipeline.errors import CurtailError, FederationError
+from curtail_pipeline.flower.standing import connect
+from curtail_pipeline.orchestration.resources import Progress
+from curtail_pipeline.orchestration.runs import end_abandoned
+from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.tick import remember, remembered
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.clock import HeadlessClock
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.tables import windows_key
+
+MAX_ATTEMPTS = 3
+"""Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
+
+INSTANCE_YAML = """\
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+concurrency:
+  runs:
+    max_concurrent_runs: 4
+    tag_concurrency_limits:
+      - key: curtail/checkpoint
+        limit: 1
+run_monitoring:
+  enabled: true
+  free_slots_after_run_end_seconds: 60
+retention:
+  sensor:
+    purge_after_days: {skipped: 2, success: 30, failure: -1}
+"""
+
+INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
+"""What a run raises when it is told to stop, by whichever handler is in place."""
+
+
+def prepare_instance(project: Project) -> None:
+    """Write the instance's configuration into the home, where nobody has written another."""
+    file = project.home.dagster / "dagster.yaml"
+    if not file.exists():
+        file.write_text(INSTANCE_YAML)
+
+
+@contextmanager
+def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance in the experiment's home."""
+    prepare_instance(project)
+    os.environ["DAGSTER_HOME"] = str(project.home.dagster)
+    with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance:
+        yield instance
+
+
+class Headless:
+    """Drives the code location in this process.
+
+    Args:
+        project: the one that the code location serves.
+        definitions: the code location's, reporting progress to `observe`.
+        sensor: its membership sensor.
+        log_level: of Dagster's console log.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        instance: dg.DagsterInstance,
+        definitions: dg.Definitions,
+        sensor: dg.SensorDefinition,
+        observe: Progress,
+        log_level: str = "ERROR",
+    ) -> None:
+        self.project, self.instance, self.observe = project, instance, observe
+        self.defs, self.sensor, self.log_level = definitions, sensor, log_level
+        self._cursor: str | None = None
+
+    def execute(
+        self,
+        job: str,
+        partition: str | None = None,
+        *,
+        assets: list[str] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        """Run a job to its end on the instance; the first failed step's error is raised as it was."""
+        self.defs.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            partition_key=partition,
+            tags=tags,
+            asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
+            run_config={"loggers": {"console": {"config": {"log_level": self.log_level}}}},
+        )
+
+    def prepare(self) -> None:
+        """Traces, windows, corpus and the initialised model: whatever of it is missing."""
+        project = self.project
+        for day in (day.isoformat() for day in project.days):
+            if not project.store.exists(windows_key(day)):
+                self.observe({"event": "prepare", "what": f"traces and windows of {day}"})
+                self.execute("daily_pipeline", day)
+        if project.checkpoints.exists(FIRST_KEY):
+            return
+        for asset in ("tokenizer", "heldout_shard"):
+            self.observe({"event": "prepare", "what": asset.replace("_", " ")})
+            self.execute("corpus_preparation", assets=[asset])
+        for site in project.experiment.sites:
+            self.observe({"event": "prepare", "what": f"training shards of {site.name}"})
+            self.execute("corpus_preparation", site.name, assets=["training_shards"])
+        self.observe({"event": "prepare", "what": "the initialised model"})
+        self.instance.add_dynamic_partitions("checkpoints", [FIRST_KEY])
+        self.execute("local_training", FIRST_KEY)
+
+    def report(self) -> None:
+        """Materialise the emissions report."""
+        self.execute("reporting")
+
+    def tick(self) -> dg.RunRequest | None:
+        """Evaluate the membership sensor once, as the daemon would."""
+        pipeline = self.defs.resources["pipeline"] if self.defs.resources else None
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self._cursor, definitions=self.defs, resources={"pipeline": pipeline}
+        )
+        result = self.sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        self._cursor = result.cursor
+        for add in result.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions("checkpoints", list(add.partition_keys))
+        return result.run_requests[0] if result.run_requests else None
+
+    def run(self) -> str:
+        """Until the job or the clock ends; returns why it ended. What is committed already is not done again.
+
+        Raises:
+            CurtailError: a segment failed `MAX_ATTEMPTS` times.
+        """
+        clock = self.project.clock
+        assert isinstance(clock, HeadlessClock)
+        end_abandoned(self.instance)
+        self.prepare()
+        view = self.project.view(clock.now())
+        with connect(self.project.home.root, self.project.experiment):
+            while True:
+                parent = self.project.parent
+                # A run killed between a commit and the clock's move goes on behind what is committed.
+                now = clock.advance_to(parent.end)
+                job = self.project.job(parent, remembered(self.project))
+                step = advance(view, self.project.experiment, now, job)
+                if isinstance(step, Finished):
+                    return step.reason
+                if isinstance(step, Pause):
+                    self._pause(step)
+                else:
+                    self._segment(step)
+
+    def _pause(self, pause: Pause) -> None:
+        self.observe({"event": "pause", "start": pause.start, "end": pause.end, "reason": pause.reason})
+        remember(self.project, pause.sites)
+        clock = self.project.clock
+        assert isinstance(clock, HeadlessClock)
+        clock.advance_to(pause.end)
+
+    def _segment(self, plan: SegmentPlan) -> None:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            request = self.tick()
+            if request is None or request.partition_key is None or request.job_name is None:
+                raise FederationError(f"the membership sensor requested nothing at {plan.start}, but a segment is due")
+            self.observe(
+                {"event": "segment", "key": request.partition_key, "start": plan.start, "members": plan.members,
+                 "mode": plan.mode, "rounds": len(plan.rounds)}
+            )  # fmt: skip
+            try:
+                self.execute(request.job_name, request.partition_key, tags=dict(request.tags))
+            except CurtailError as error:
+                self.observe({"event": "failed", "key": request.partition_key, "attempt": attempt, "error": str(error)})
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                continue
+            manifest: Manifest = self.project.checkpoints.manifest(request.partition_key)
+            remember(self.project, plan.sites)
+            self.observe({"event": "committed", "manifest": manifest})
+            return

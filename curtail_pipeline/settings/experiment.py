@@ -1,0 +1,197 @@
+"""One experiment: a YAML file, validated, with an identity and a home folder.
+
+`load_experiment("laptop")` reads the experiment of that name from `experiments/`; any other text is a path.
+"""
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
+from curtail_pipeline.settings.job import JobSettings, PolicySettings
+from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName, product
+from curtail_pipeline.settings.rule_settings import RuleSettings
+from curtail_pipeline.settings.section import Section
+from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.settings.trace_settings import TracesSettings
+from curtail_pipeline.settings.training_settings import TrainingSettings
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+class ClockSettings(Section):
+    """Where virtual time starts and ends; the trace's own ends when not given."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+    """The headless run pauses here and can be resumed with a later end."""
+
+
+class ReplayClock(Section):
+    """How fast `make ui` replays the recorded trace."""
+
+    speed: float = Field(default=120.0, gt=0)
+
+
+class Experiment(Section):
+    """All that determines a result, apart from the content of trace and text files."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    clock: ClockSettings = ClockSettings()
+    replay: ReplayClock = ReplayClock()
+    traces: TracesSettings
+    sites: list[Site] = Field(min_length=1)
+    baseline_regions: list[str] = Field(default_factory=list)
+    """Regions without a site whose always-on baseline is reported too."""
+    overheads: Overheads = Overheads()
+    policy: PolicySettings = PolicySettings()
+    rules: dict[str, RuleSettings] = Field(default_factory=dict)
+    """Window rules by region, in place of the policy's own."""
+    rounds: RoundSettings = RoundSettings()
+    job: JobSettings
+    corpus: CorpusSettings = CorpusSettings()
+    training: TrainingSettings = TrainingSettings()
+    federation: FederationSettings = FederationSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Experiment":
+        names = [site.name for site in self.sites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"site {twice[0]!r} is declared twice; site names are unique")
+        for site in self.sites:
+            if site.idle_kw > site.training_kw:
+                raise ValueError(
+                    f"site {site.name!r} has idle_kw {site.idle_kw} above training_kw {site.training_kw}; swap them?"
+                )
+        training = self.training
+        if training.total_batch_tokens % training.sequence_length:
+            raise ValueError(
+                f"total_batch_tokens {training.total_batch_tokens} is not a multiple of "
+                f"sequence_length {training.sequence_length}; choose one that is"
+            )
+        return self
+
+    @property
+    def regions(self) -> list[str]:
+        """Every region whose trace is needed, in order of first mention."""
+        return list(dict.fromkeys([*(site.region for site in self.sites), *self.baseline_regions]))
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.training.total_batch_tokens // self.training.sequence_length
+
+    def site(self, name: str) -> Site:
+        """The site of that name.
+
+        Raises:
+            SettingsError: there is none; the message lists those there are.
+        """
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise SettingsError(f"unknown site {name!r}; the experiment has {', '.join(s.name for s in self.sites)}")
+
+    def overheads_of(self, site: Site) -> Overheads:
+        return site.overheads or self.overheads
+
+    def identity(self) -> dict[str, Any]:
+        """What a result depends on: everything but the replay speed, the clock's end and liveness."""
+        content = self.model_dump(mode="json", exclude={"replay", "federation"})
+        content["clock"].pop("end")
+        return content
+
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "experiment"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key {where!r}: remove it or correct its spelling")
+        elif item["type"] == "missing":
+            parts.append(f"missing key {where!r}: add it")
+        else:
+            shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    return f"{source}: " + "; ".join(parts)
+
+
+def parse_experiment(content: Any, source: str) -> Experiment:
+    """Validate a mapping; `source` names it in errors.
+
+    Raises:
+        SettingsError: every unknown key, missing key and wrong type, by its path.
+    """
+    if not isinstance(content, dict):
+        raise SettingsError(f"{source}: an experiment is a mapping of keys, not {type(content).__name__}")
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, source)) from error
+
+
+def load_experiment(name_or_path: str | Path) -> Experiment:
+    """Read an experiment by name (from `experiments/`) or path.
+
+    Raises:
+        SettingsError: no such file, not YAML, or invalid.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml", ".json"}:
+        path = EXPERIMENTS / f"{name_or_path}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
+        raise SettingsError(
+            f"no experiment {str(name_or_path)!r}: give one of {known}, or the path of a .yaml file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror or error}") from error
+    return parse_experiment(content, str(path))
+
+
+def with_traces(experiment: Experiment, path: str | Path) -> Experiment:
+    """The experiment on a trace file of g/kWh in place of its own traces, over the file's whole time.
+
+    Its name gets the file's, so that its home is another one.
+    """
+    path = Path(path).resolve()
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.name.split(".")[0])
+    content = experiment.model_dump(mode="json") | {
+        "name": f"{experiment.name}-{stem}"[:64],
+        "traces": {"provider": "file", "path": str(path)},
+        "clock": {},
+    }
+    return parse_experiment(content, f"{experiment.name} with traces {path}")
+
+
+ClockMode = Literal["headless", "replay", "live"]
+
+
+def with_overheads(experiment: Experiment, name: OverheadsName | None) -> Experiment:
+    """The experiment with one of the sets in place of its own and its sites' overheads; unchanged without a name.
+
+    The prototype's local rounds are open-ended; the product's are timed like all others.
+    """
+    if name is None:
+        return experiment
+    paper = name == "paper"
+    rounds = experiment.rounds.model_copy(update={"open_local": paper})
+    sites = [site.model_copy(update={"overheads": None}) for site in experiment.sites]
+    overheads = PAPER if paper else product(rounds.round_s)
+    return experiment.model_copy(update={"overheads": overheads, "rounds": rounds, "sites": sites})

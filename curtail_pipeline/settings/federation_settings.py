@@ -1,0 +1,28 @@
+"""Settings of rounds, of the outer step, and of the processes that a federation consists of."""
+
+from pydantic import Field
+
+from curtail_pipeline.settings.section import Section
+
+
+class RoundSettings(Section):
+    """Rounds and segments."""
+
+    round_s: float = Field(default=600.0, gt=0)
+    """From a round's start until its members stop training, loading included (600 s in the paper)."""
+    open_local: bool = False
+    """The prototype's rounds: while one member trains alone its round has no time limit; it ends when the membership
+    changes, and a joining site interrupts it."""
+    max_rounds: int = Field(default=12, ge=1)
+    """Length cap of a segment."""
+    outer_lr: float = Field(default=0.7, gt=0)
+    outer_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Nesterov outer step of DiLoCo (arXiv:2311.08105)."""
+    norm_bound: float = Field(default=5.0, gt=1)
+    """An update is refused when its norm exceeds this many medians of the last 20 accepted ones."""
+
+
+class FederationSettings(Section):
+    liveness_s: float = Field(default=10.0, gt=0)
+    """A site whose agent shows no heartbeat for so long is lost to the round."""
+    start_timeout_s: float = Field(default=120.0, gt=0)

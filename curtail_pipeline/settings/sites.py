@@ -1,0 +1,71 @@
+"""Settings of sites, window rules, policies and rounds: all that scheduling depends on."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from curtail_pipeline.settings.overheads import Overheads
+from curtail_pipeline.settings.section import Section
+
+PowerState = Literal["training", "idle", "start_up"]
+
+
+class Battery(Section):
+    """A battery beside a site: it fills up on surplus on-site power, and from the grid while that is curtailed."""
+
+    capacity_kwh: float = Field(gt=0)
+    charge_kw: float = Field(gt=0)
+    """Most power it takes."""
+    discharge_kw: float = Field(gt=0)
+    """Most power it gives."""
+    charge_efficiency: float = Field(default=0.95, gt=0, le=1)
+    """Share of the power taken that is stored. 0.95 each way is a round trip of 90 %, usual for lithium-ion."""
+    discharge_efficiency: float = Field(default=0.95, gt=0, le=1)
+    """Share of the power drawn from the store that is given."""
+    initial_share: float = Field(default=0.0, ge=0, le=1)
+    """How full it is at the start; what it holds then counts as free of CO2."""
+    reserve_share: float = Field(default=0.0, ge=0, le=1)
+    """It is never discharged below this."""
+
+
+class OnSiteGeneration(Section):
+    """Generation behind the site's meter, free of CO2; what neither site nor battery takes is lost."""
+
+    path: str
+    """A CSV or Parquet file with the columns time (UTC) and kw; a value holds until the next one."""
+    scale: float = Field(default=1.0, gt=0)
+    """Multiplies the file's values, e.g. from one panel to a field of them."""
+
+
+class Site(Section):
+    """A GPU cluster in a grid region."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    region: str = Field(min_length=1)
+    training_kw: float = Field(gt=0)
+    idle_kw: float = Field(ge=0)
+    start_up_kw: float | None = Field(default=None, ge=0)
+    """Power while provisioning; idle power when not given."""
+    pue: float = Field(default=1.0, ge=1.0)
+    """Power usage effectiveness: facility power over IT power."""
+    devices: int = Field(default=1, ge=1)
+    device: str = "cpu"
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of the resident trainer on CPU."""
+    steps_per_s: float = Field(gt=0)
+    """Optimiser steps per second that headless virtual time assumes."""
+    share: float | None = Field(default=None, gt=0)
+    """Share of the corpus; equal shares when no site gives one."""
+    overheads: Overheads | None = None
+    """Overrides the experiment's `overheads` as a whole."""
+    battery: Battery | None = None
+    on_site: OnSiteGeneration | None = None
+
+
+def power_kw(site: Site, state: PowerState) -> float:
+    """Facility power: IT power of that state times PUE."""
+    if state == "training":
+        return site.training_kw * site.pue
+    if state == "start_up" and site.start_up_kw is not None:
+        return site.start_up_kw * site.pue
+    return site.idle_kw * site.pue

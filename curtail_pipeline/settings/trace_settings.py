@@ -1,0 +1,185 @@
+"""Settings of the trace providers (the `traces` section of an experiment)."""
+
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from curtail_pipeline.settings.section import Section
+
+Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_power"]
+"""What a signal measures. `average_intensity` is for accounting only; it never defines a window."""
+
+Unit = Literal["g/kWh", "kg/kWh", "lb/MWh", "currency/MWh", "MW"]
+
+UNITS: dict[Kind, tuple[Unit, ...]] = {
+    "marginal_intensity": ("g/kWh", "kg/kWh", "lb/MWh"),
+    "average_intensity": ("g/kWh", "kg/kWh", "lb/MWh"),
+    "price": ("currency/MWh",),
+    "curtailed_power": ("MW",),
+}
+"""The units a kind can be given in; the first is the one it is stored in."""
+
+
+def check_unit_of(kind: Kind, unit: Unit | None) -> Unit:
+    """The unit of a kind, its canonical one when none is given.
+
+    Raises:
+        ValueError: the unit cannot measure that kind.
+    """
+    if unit is None:
+        return UNITS[kind][0]
+    if unit not in UNITS[kind]:
+        raise ValueError(f"unit {unit!r} cannot measure {kind}; use {' or '.join(UNITS[kind])}")
+    return unit
+
+
+class ProviderSettings(Section):
+    """Base of a provider's settings. `implementation` ("module:Class") is the provider's registration."""
+
+    implementation: ClassVar[str]
+
+
+class SyntheticTraces(ProviderSettings):
+    """The seeded merit-order model; every row it makes says `source = synthetic`."""
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.synthetic:SyntheticProvider"
+    provider: Literal["synthetic"] = "synthetic"
+    seed: int = 0
+    start: datetime
+    days: int = Field(default=2, ge=1)
+    cadence_s: int = Field(default=300, ge=60)
+
+    @field_validator("start")
+    @classmethod
+    def _utc(cls, start: datetime) -> datetime:
+        return start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+
+
+class Column(Section):
+    """What a column of a file holds, where the file's `kind` and `unit` do not fit."""
+
+    region: str
+    kind: Kind | None = None
+    unit: Unit | None = None
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "Column":
+        if self.kind is not None:
+            check_unit_of(self.kind, self.unit)
+        return self
+
+
+class ForecastColumns(Section):
+    """Columns of a wide file that hold a forecast issued at the row's time."""
+
+    pattern: str = "f{step}"
+    """Name of a column; `{step}` stands for 1, 2, ..."""
+    step_s: int = Field(default=300, ge=1)
+    """Column 1 is for this long after the row's time, column 2 for twice that, ..."""
+    region: str | None = None
+    """Whose forecast it is; needed when the file has several regions."""
+    kind: Kind | None = None
+    unit: Unit | None = None
+
+    @model_validator(mode="after")
+    def _has_step(self) -> "ForecastColumns":
+        if self.pattern.count("{step}") != 1:
+            raise ValueError(f"forecast pattern {self.pattern!r} needs {{step}} once, e.g. f{{step}}")
+        return self
+
+
+class FileTraces(ProviderSettings):
+    """CSV (also .gz) or Parquet files, wide (`time, REGION, ...`) or long (`time, region, value`)."""
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.files:FileProvider"
+    provider: Literal["file"] = "file"
+    path: str | list[str]
+    """A file, a glob pattern, or a list of them; values of later files win where stamps overlap."""
+    layout: Literal["auto", "wide", "long"] = "auto"
+    """`auto` is long where the file has the region and value columns of a long one."""
+    time_column: str | None = None
+    """The first column of a wide file, `time` of a long one when not given."""
+    time_format: str | None = None
+    """strftime format of stamps that are not ISO 8601, e.g. `%m/%d/%y %H:%M`."""
+    region_column: str = "region"
+    """Of a long file."""
+    value_column: str = "value"
+    """Of a long file."""
+    columns: dict[str, str | Column] = Field(default_factory=dict)
+    """Of a wide file: column in the file -> region, or region, kind and unit. When given, other columns are not read.
+    Of a long file: name in the region column -> region."""
+    unit: Unit | None = None
+    """The kind's canonical unit when not given."""
+    kind: Kind = "marginal_intensity"
+    timezone: str = "UTC"
+    """Of stamps without an offset; an IANA name."""
+    ambiguous: Literal["infer", "earliest", "latest", "refuse"] = "infer"
+    """Local stamps that occur twice when clocks go back. `infer` takes the first in the file as the earlier, and
+    refuses a stamp that is there only once."""
+    interval: Literal["begin", "end"] = "begin"
+    """Whether a stamp is the begin or the end of the interval its value is for."""
+    cadence_s: int | None = Field(default=None, ge=1)
+    """Found from the stamps when not given."""
+    forecast: ForecastColumns | None = None
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "FileTraces":
+        check_unit_of(self.kind, self.unit)
+        seen: dict[tuple[str, Kind], str] = {}
+        for name, entry in self.columns.items():
+            held = (entry, self.kind) if isinstance(entry, str) else (entry.region, entry.kind or self.kind)
+            if held in seen:
+                raise ValueError(f"columns {seen[held]!r} and {name!r} both map to {held[1]} of {held[0]}; keep one")
+            seen[held] = name
+        return self
+
+
+class WattTimeTraces(ProviderSettings):
+    """WattTime v3. Credentials come from WATTTIME_USERNAME and WATTTIME_PASSWORD."""
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.watttime:WattTimeProvider"
+    provider: Literal["watttime"] = "watttime"
+    base_url: str = "https://api.watttime.org"
+    regions: dict[str, str] = Field(default_factory=dict)
+    """Region -> WattTime's name of it; a region that is not here has the same name there."""
+    model: str | None = None
+    """Pin of the model date, e.g. `2023-03-01`; WattTime's newest when not given."""
+    horizon_hours: int = Field(default=24, ge=0, le=72)
+    """Of forecasts (WattTime allows 0 to 72)."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    attempts: int = Field(default=5, ge=1)
+
+
+class ElectricityMapsTraces(ProviderSettings):
+    """Electricity Maps v3, average intensity: for accounting. The token comes from ELECTRICITY_MAPS_TOKEN."""
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.electricity_maps:ElectricityMapsProvider"
+    provider: Literal["electricity_maps"] = "electricity_maps"
+    base_url: str = "https://api.electricitymaps.com/v3"
+    zones: dict[str, str] = Field(default_factory=dict)
+    """Region -> Electricity Maps' zone, e.g. CAISO_NORTH -> US-CAL-CISO; otherwise the same name."""
+    granularity: Literal["5_minutes", "15_minutes", "hourly"] = "hourly"
+    emission_factors: Literal["lifecycle", "direct"] = "lifecycle"
+    timeout_s: float = Field(default=30.0, gt=0)
+    attempts: int = Field(default=5, ge=1)
+
+
+class CombinedTraces(ProviderSettings):
+    """Several providers; each region and kind comes from the first of them that has it."""
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.combined:CombinedProvider"
+    provider: Literal["combined"] = "combined"
+    sources: "list[SingleSource]" = Field(min_length=1)
+
+
+SingleSource = Annotated[
+    SyntheticTraces | FileTraces | WattTimeTraces | ElectricityMapsTraces, Field(discriminator="provider")
+]
+TracesSettings = Annotated[
+    SyntheticTraces | FileTraces | WattTimeTraces | ElectricityMapsTraces | CombinedTraces,
+    Field(discriminator="provider"),
+]
+"""Settings of the provider of an experiment's traces."""
+
+CombinedTraces.model_rebuild()

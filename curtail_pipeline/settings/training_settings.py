@@ -1,0 +1,35 @@
+"""Settings of model and optimisers (the `training` section of an experiment)."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from curtail_pipeline.settings.section import Section
+
+
+class TrainingSettings(Section):
+    preset: Literal["tiny", "d12", "d20"] = "tiny"
+    model_overrides: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the model's config that replace the preset's."""
+    sequence_length: int = Field(default=2048, ge=8)
+    device_batch_sequences: int = Field(default=16, ge=1)
+    """Sequences per forward pass; the rest of a step is gradient accumulation."""
+    total_batch_tokens: int = Field(default=524_288, ge=8)
+    """Tokens of one optimiser step; a multiple of `sequence_length`."""
+    matrix_lr: float = Field(default=0.02, gt=0)
+    """Muon, for the matrices of the blocks."""
+    embedding_lr: float = Field(default=0.2, gt=0)
+    """AdamW, for the token embedding."""
+    unembedding_lr: float = Field(default=0.004, gt=0)
+    """AdamW, for the output head."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_fraction: float = Field(default=0.2, ge=0, le=1)
+    """Share of the job's steps over which the learning rate falls linearly to zero."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    keep_inner_states: int | None = Field(default=None, ge=1)
+    """Snapshots of a site's optimiser state to keep; all when not given."""
+    evaluation_sequences: int | None = Field(default=None, ge=1)
+    """Held-out sequences a checkpoint is evaluated on, the first so many; all when not given."""

@@ -1,0 +1,173 @@
+"""What a walk cost: hours, energy and CO2 against step-held traces, baselines, and regret over the oracle."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curtail_pipeline.emissions.battery import supplied
+from curtail_pipeline.scheduling.view import SiteWindows, View
+from curtail_pipeline.settings.sites import PowerState, Site, power_kw
+from curtail_pipeline.simulation.oracle import Oracle
+from curtail_pipeline.simulation.walk import Walk
+from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, outside
+
+STATES: tuple[PowerState, ...] = ("training", "idle", "start_up")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Totals of a walk. CO2 is step-held unless it says otherwise."""
+
+    training_h: dict[str, float]
+    idle_h: float
+    start_up_h: float
+    energy_kwh: float
+    """From the grid and from on-site generation, what batteries lose or still hold included."""
+    co2_kg: float
+    co2_kg_interpolated: float | None
+    curtailed_kwh: float
+    """Of the energy, what was taken while the site's signal counted as curtailed, or came from the site itself."""
+    not_training_co2_kg: float
+    """Of all power but that of training."""
+    outside_co2_kg: float
+    """Of training while the signal did not count as curtailed."""
+    outside_steps: float
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Energy that a site drew from the grid: intervals of constant power."""
+
+    spans: tuple[Micros, Micros]
+    kw: Floats | float
+    training: bool
+
+
+def account(
+    view: View,
+    walk: Walk,
+    curtailed: dict[str, SiteWindows],
+    *,
+    interpolate: bool = False,
+    interpolated: bool = True,
+) -> Account:
+    """Add a walk up.
+
+    Args:
+        curtailed: per site, when its signal counts as curtailed (the plain rule, without delays).
+        interpolate: join the trace's values by straight lines everywhere, as the paper's analysis does.
+        interpolated: also give the CO2 of interpolated values.
+    """
+    training_h: dict[str, float] = {}
+    idle_h = start_up_h = kwh = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
+    for site in view.sites:
+        use, signal = walk.use[site.name], view.signals[site.region]
+        windows = curtailed.get(site.name, SiteWindows.none())
+        clear = windows.start, np.minimum(windows.end, FOREVER)
+        training_h[site.name] = use.hours("training")
+        idle_h += use.hours("idle")
+        start_up_h += use.hours("start_up")
+        drawn, own_kwh = _drawn(view, walk, site, clear)
+        kwh += own_kwh
+        curtailed_kwh += own_kwh
+        for part in drawn:
+            hours = (part.spans[1] - part.spans[0]) / HOUR
+            beyond = outside(part.spans, clear)
+            kw_beyond = part.kw if isinstance(part.kw, float) else _power_of(part, beyond[0])
+            beyond_h = (beyond[1] - beyond[0]) / HOUR
+            total = float((part.kw * hours).sum())
+            kwh += total
+            curtailed_kwh += total - float((kw_beyond * beyond_h).sum())
+            grams = float((part.kw * signal.integral(*part.spans, interpolate=interpolate)).sum())
+            held += grams
+            if interpolated and not interpolate:
+                linear += float((part.kw * signal.integral(*part.spans, interpolate=True)).sum())
+            if not part.training:
+                not_training += grams
+            else:
+                outside_g += float((kw_beyond * signal.integral(*beyond, interpolate=interpolate)).sum())
+                share = kw_beyond / power_kw(site, "training")
+                outside_steps += float((share * beyond_h).sum()) * 3_600 * site.steps_per_s
+    return Account(
+        training_h,
+        idle_h,
+        start_up_h,
+        kwh,
+        held / 1_000,
+        held / 1_000 if interpolate else linear / 1_000 if interpolated else None,
+        curtailed_kwh,
+        not_training / 1_000,
+        outside_g / 1_000,
+        outside_steps,
+    )
+
+
+def _power_of(part: _Drawn, at: Micros) -> Floats:
+    return np.asarray(part.kw)[np.searchsorted(part.spans[0], at, side="right") - 1]
+
+
+def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> tuple[list[_Drawn], float]:
+    """What the site drew from the grid, and the kWh of its own generation that were used."""
+    use = walk.use[site.name]
+    if site.battery is None and site.on_site is None:
+        return [_Drawn(use.of(state), power_kw(site, state), state == "training") for state in STATES], 0.0
+    low = np.concatenate([use.of(state)[0] for state in STATES])
+    high = np.concatenate([use.of(state)[1] for state in STATES])
+    kw = np.concatenate([np.full(len(use.of(state)[0]), power_kw(site, state)) for state in STATES])
+    order = np.argsort(low, kind="stable")
+    load = low[order], high[order], kw[order]
+    flows = supplied(site, load, clear, view.on_site.get(site.name), walk.start, walk.end)
+    start = np.array([flow.start for flow in flows], dtype=np.int64)
+    end = np.array([flow.end for flow in flows], dtype=np.int64)
+    grid = np.array([flow.grid_kw for flow in flows])
+    trains = np.array([flow.load_kw for flow in flows]) >= power_kw(site, "training")
+    own = float(sum(flow.on_site_kw * (flow.end - flow.start) for flow in flows)) / HOUR
+    return [
+        _Drawn((start[pick], end[pick]), grid[pick], mark) for pick, mark in ((trains, True), (~trains, False))
+    ], own
+
+
+def always_on_kg(view: View, site: Site, region: str, steps: int, start: int, *, interpolate: bool) -> float | None:
+    """CO2 of the same steps on one site in that region that never stops; None when the trace does not cover it."""
+    signal = view.signals.get(region)
+    end = start + round(steps / site.steps_per_s * HOUR / 3_600)
+    if signal is None or start < signal.times[0] or end > signal.end:
+        return None
+    span = np.array([start]), np.array([end])
+    return power_kw(site, "training") * float(signal.integral(*span, interpolate=interpolate)[0]) / 1_000
+
+
+def baselines(view: View, steps: int, start: int, *, interpolate: bool = False) -> dict[str, float | None]:
+    """`always_on_kg` per region: of each site, and of the extra regions with the first site's cluster."""
+    owner = {site.region: site for site in reversed(view.sites)}
+    return {
+        region: always_on_kg(view, owner.get(region, view.sites[0]), region, steps, start, interpolate=interpolate)
+        for region in view.experiment.regions
+    }
+
+
+def regret(found: Account, oracle: Oracle | None, *, window_driven: bool, perfect_kg: float | None) -> dict[str, float]:
+    """How many kg more than the oracle, and for what. The parts add up to the total.
+
+    - `exit_lag_kg`: training while the signal was not curtailed, over what the oracle would pay for its next steps
+      instead. Only of policies that follow windows: others do so on purpose.
+    - `start_up_and_idle_kg`: all power that did not train.
+    - `forecast_error_kg`: more than the same policy with a perfect forecast.
+    - `waiting_kg`: the rest, training that could have waited for cleaner hours. Below 0 where idle power or an early
+      finish bought cleaner hours than the oracle's.
+    """
+    if oracle is None:
+        return {}
+    total = found.co2_kg - oracle.co2_kg
+    exit_lag = 0.0
+    if window_driven:
+        exit_lag = max(0.0, found.outside_co2_kg - found.outside_steps * oracle.marginal_g_per_step / 1_000)
+    error = found.co2_kg - perfect_kg if perfect_kg is not None else 0.0
+    rest = total - exit_lag - found.not_training_co2_kg - error
+    return {
+        "total_kg": total,
+        "exit_lag_kg": exit_lag,
+        "start_up_and_idle_kg": found.not_training_co2_kg,
+        "forecast_error_kg": error,
+        "waiting_kg": rest,
+    }

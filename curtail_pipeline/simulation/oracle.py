@@ -1,0 +1,181 @@
+"""The least CO2 that any schedule could have: a bound to measure policies against.
+
+Training may be put on any instant of any site, split at will. Without overheads the cheapest site-hours until the
+deadline are the optimum itself: a fractional knapsack, in which taking items in order of cost per step is exact.
+
+With overheads a bound follows from what every round costs (a relaxation: it ignores where rounds begin, that members
+share them, and each site's first start). A member trains at most `a = round - load` before `o = load + min(tail +
+merge, start-up)` without training, so that any stretch of time of length `a + o` holds at most `a` of its training.
+Cutting time into such blocks and taking at most `a` of the cheapest time of each gives another knapsack. Its costs
+include the overhead's energy at the lowest intensity nearby. With `open_local` rounds, at most one site per block is
+free of that limit; the bound is then the best value of the Lagrangian dual, which never exceeds the optimum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from curtail_pipeline.scheduling.policies import start_up_us
+from curtail_pipeline.scheduling.view import View
+from curtail_pipeline.settings.overheads import Overheads
+from curtail_pipeline.settings.sites import Site, power_kw
+from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.times import HOUR, SECOND, Floats, Micros, duration_us
+
+_DUAL_ITERATIONS = 80
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The bound and the schedule that attains it."""
+
+    co2_kg: float
+    site_hours: dict[str, float]
+    """Training time per site; empty where the bound is a dual value."""
+    marginal_g_per_step: float
+    """What the last step costs: the price of doing one more."""
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Stretches of constant cost of one site, in any order."""
+
+    site: str
+    steps_per_hour: float
+    steps: Floats
+    """Steps that fit."""
+    grams: Floats
+    """CO2 of each step."""
+    block: npt.NDArray[np.int64]
+
+
+def least_co2(view: View, steps: int, start: int, end: int) -> Oracle | None:
+    """The optimum without overheads; None when the sites can't do that many steps in `[start, end)`."""
+    if not steps or end <= start:
+        return _nothing(view) if not steps else None
+    return _knapsack([_site_cells(view, site, start, end) for site in view.sites], steps)
+
+
+def least_co2_with_overheads(view: View, steps: int, start: int, end: int) -> Oracle | None:
+    """A lower bound for every schedule that pays the experiment's overheads; None when even that can't do the steps."""
+    if not steps or end <= start:
+        return _nothing(view) if not steps else None
+    limited = [_limited_cells(view, site, start, end) for site in view.sites]
+    if not view.experiment.rounds.open_local:
+        return _knapsack(limited, steps)
+    block = max(sum(_block_us(view, site)) for site in view.sites)
+    return _dual(
+        [_limited_cells(view, site, start, end, block) for site in view.sites],
+        [_site_cells(view, site, start, end, block) for site in view.sites],
+        steps,
+    )
+
+
+def _nothing(view: View) -> Oracle:
+    return Oracle(0.0, {site.name: 0.0 for site in view.sites}, 0.0)
+
+
+def _block_us(view: View, site: Site) -> tuple[int, int]:
+    """`a` and `o` of the module's text."""
+    overheads = view.experiment.overheads_of(site)
+    load = duration_us(overheads.round_load_s)
+    trains = max(0, duration_us(view.experiment.rounds.round_s) - load)
+    return trains, load + min(_merge_us(overheads), start_up_us(overheads))
+
+
+def _merge_us(overheads: Overheads) -> int:
+    return duration_us(min(overheads.round_tail_s, overheads.round_tail_single_s)) + duration_us(overheads.outer_step_s)
+
+
+def _pieces(signal: Signal, start: int, end: int, block: int | None) -> tuple[Micros, Micros, Floats]:
+    """`[start, end)` cut at every stamp and block edge: begin, length and value of each piece."""
+    inside = signal.times[(signal.times > start) & (signal.times < end)]
+    edges = [np.array([start, end]), inside]
+    if block is not None:
+        edges.append(np.arange(start, end, block))
+    cuts = np.unique(np.concatenate(edges))
+    index = np.clip(np.searchsorted(signal.times, cuts[:-1], side="right") - 1, 0, len(signal.times) - 1)
+    return cuts[:-1], np.diff(cuts), signal.values[index]
+
+
+def _site_cells(view: View, site: Site, start: int, end: int, block: int | None = None) -> _Cells:
+    signal = view.signals[site.region]
+    begin, length, value = _pieces(signal, start, min(end, signal.end), block)
+    grams = value * power_kw(site, "training") / (site.steps_per_s * 3_600)
+    number = np.zeros(len(begin), dtype=np.int64) if block is None else (begin - start) // block
+    return _Cells(site.name, site.steps_per_s * 3_600, length / SECOND * site.steps_per_s, grams, number)
+
+
+def _limited_cells(view: View, site: Site, start: int, end: int, block: int | None = None) -> _Cells:
+    """Per block at most `a` of the cheapest time, each step carrying its share of the round's overhead energy."""
+    signal, overheads = view.signals[site.region], view.experiment.overheads_of(site)
+    trains, pause = _block_us(view, site)
+    size = trains + pause if block is None else block
+    # A longer block than the site's own holds at most proportionally more, rounded up to whole rounds.
+    allowed = trains if size == trains + pause else -(-size // (trains + pause)) * trains
+    begin, length, value = _pieces(signal, start, min(end, signal.end), size)
+    number = (begin - start) // size
+    idle_kw, load = power_kw(site, "idle"), duration_us(overheads.round_load_s)
+    connect = duration_us(overheads.connect_s)
+    start_up = idle_kw * connect + power_kw(site, "start_up") * duration_us(overheads.provisioning_s)
+    extra_kwh = (idle_kw * load + min(idle_kw * _merge_us(overheads), start_up)) / HOUR
+    steps_per_round = max(trains / SECOND * site.steps_per_s, 1e-9)
+    lowest = np.minimum.reduceat(value, np.flatnonzero(np.diff(number, prepend=-1)))
+    padded = np.concatenate((lowest[:1], lowest, lowest[-1:]))
+    nearby = np.minimum(np.minimum(padded[:-2], padded[1:-1]), padded[2:])
+    grams = value * power_kw(site, "training") / (site.steps_per_s * 3_600)
+    grams = grams + (extra_kwh / steps_per_round) * nearby[number]
+    order = np.lexsort((grams, number))
+    length, grams, number = length[order], grams[order], number[order]
+    before = np.cumsum(length) - length
+    first = np.searchsorted(number, number, side="left")
+    fits = np.clip(allowed - (before - before[first]), 0, length)
+    return _Cells(site.name, site.steps_per_s * 3_600, fits / SECOND * site.steps_per_s, grams, number)
+
+
+def _knapsack(cells: list[_Cells], steps: int) -> Oracle | None:
+    fits = np.concatenate([part.steps for part in cells])
+    grams = np.concatenate([part.grams for part in cells])
+    owner = np.repeat(np.arange(len(cells)), [len(part.steps) for part in cells])
+    if fits.sum() < steps * (1 - 1e-12):
+        return None
+    order = np.argsort(grams, kind="stable")
+    fits, grams, owner = fits[order], grams[order], owner[order]
+    taken = np.clip(steps - (np.cumsum(fits) - fits), 0, fits)
+    shares = np.bincount(owner, weights=taken, minlength=len(cells))
+    last = int(np.flatnonzero(taken)[-1])
+    return Oracle(
+        float((taken * grams).sum()) / 1_000,
+        {part.site: float(shares[i]) / part.steps_per_hour for i, part in enumerate(cells)},
+        float(grams[last]),
+    )
+
+
+def _dual(limited: list[_Cells], free: list[_Cells], steps: int) -> Oracle | None:
+    """Maximise over the price of a step: price x steps - what each block could earn at that price."""
+    blocks = 1 + max(int(part.block.max()) for part in free)
+    if sum(part.steps.sum() for part in free) < steps:
+        return None
+
+    def value(price: float) -> float:
+        earned = np.array([_earnings(part, price, blocks) for part in limited])
+        alone = np.array([_earnings(part, price, blocks) for part in free])
+        best = earned.sum(axis=0) + np.maximum((alone - earned).max(axis=0), 0.0)
+        return price * steps - float(best.sum())
+
+    low, high = 0.0, 4 * max(float(part.grams.max()) for part in limited) + 1.0
+    golden = (5**0.5 - 1) / 2
+    for _ in range(_DUAL_ITERATIONS):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        if value(a) < value(b):
+            low = a
+        else:
+            high = b
+    price = (low + high) / 2
+    return Oracle(max(0.0, value(price)) / 1_000, {}, price)
+
+
+def _earnings(part: _Cells, price: float, blocks: int) -> Floats:
+    earned = part.steps * np.maximum(price - part.grams, 0.0)
+    return np.bincount(part.block, weights=earned, minlength=blocks).astype(np.float64)

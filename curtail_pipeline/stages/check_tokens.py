@@ -1,0 +1,29 @@
+"""The check of a committed checkpoint's token ledger against its parent's."""
+
+from curtail_pipeline.errors import LedgerError, StoreError
+from curtail_pipeline.signals.checks import CheckOutcome
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.tokens.ledger import verify_manifest
+
+TOKEN_LEDGER = "token_ledger"
+DESCRIPTION = "Every token of the lineage counts once: the parent's ranges plus this segment's are this ledger's."
+
+
+def check_tokens(project: Project, key: str) -> CheckOutcome:
+    """Whether a checkpoint's ranges and token counters follow from its parent; of the initialised model, that there
+    are none. A manifest that cannot be read fails too, with the reason."""
+    try:
+        manifest = project.checkpoints.manifest(key)
+        parent = project.checkpoints.manifest(manifest.parent).model_dump(mode="json") if manifest.parent else None
+        tokens = verify_manifest(
+            manifest.model_dump(mode="json"), parent or {"ledger": {}}, project.experiment.training.sequence_length
+        )
+    except (LedgerError, StoreError) as error:
+        return CheckOutcome(TOKEN_LEDGER, False, "error", str(error), {"checkpoint": key})
+    return CheckOutcome(
+        TOKEN_LEDGER,
+        True,
+        "error",
+        f"{tokens:,} tokens along the lineage, each counted once",
+        {"checkpoint": key, "parent": manifest.parent or "none", "tokens": tokens},
+    )

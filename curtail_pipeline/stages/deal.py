@@ -1,0 +1,90 @@
+"""Which part of the text is whose: dealt once to the sites, and moved between them where an experiment rebalances."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from filelock import FileLock
+
+from curtail_pipeline.corpus.batches import ShardReader
+from curtail_pipeline.corpus.dealing import Dealing, freeze_dealing, frozen_shares
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.tokens.balance import balance
+from curtail_pipeline.tokens.ledger import Ledger
+
+LEAST_SHARE = 0.01
+"""Of the expected hours of all sites: what a site that is never curtailed in the trace counts."""
+
+
+def ensure_dealt(project: Project) -> Dealing:
+    """Deal the corpus to the sites if it is not dealt; the shares of the first time stay.
+
+    Raises:
+        CorpusError: the tokenizer is missing, or the corpus was dealt with other settings.
+        TraceError: shares are by expected hours and no trace has been ingested.
+    """
+    lock = project.store.path("corpus/.dealing.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # sites' shards are built in runs of their own; they must find the same shares
+        shares = frozen_shares(project.store) or initial_shares(project)
+        return freeze_dealing(project.experiment.corpus, project.store, shares)
+
+
+def initial_shares(project: Project) -> dict[str, float]:
+    """Each site's share of the corpus, in any unit: what the sites declare (1 where one does not), or else as
+    `corpus.shares` says.
+
+    Raises:
+        TraceError: shares are by expected hours and no trace has been ingested.
+    """
+    sites = project.experiment.sites
+    if project.experiment.corpus.shares == "equal" or any(site.share for site in sites):
+        return {site.name: site.share or 1.0 for site in sites}
+    hours = expected_hours(project)
+    least = LEAST_SHARE * sum(hours.values())
+    return {site.name: max(hours[site.name], least) or 1.0 for site in sites}
+
+
+def expected_hours(project: Project) -> dict[str, float]:
+    """Hours that each site would train by the experiment's policy on the ingested traces, to their end.
+
+    The clock's end is left out: it may be moved later on, and is no part of an experiment's identity.
+
+    Raises:
+        TraceError: no trace has been ingested.
+    """
+    from curtail_pipeline.simulation.compare import simulate_run
+
+    experiment = project.experiment
+    clock = experiment.clock.model_copy(update={"end": None})
+    found = simulate_run(experiment.model_copy(update={"clock": clock}), project.traces(project.days))
+    return found.account.training_h
+
+
+def opening_ledger(project: Project, parent: Manifest) -> Ledger:
+    """What a segment leases from: its parent's ledger, with untouched text moved by the shares if `corpus.rebalance`.
+
+    Raises:
+        CorpusError: a site's shards are not built.
+    """
+    ledger, experiment = parent.token_ledger(), project.experiment
+    shares = frozen_shares(project.store)
+    if not experiment.corpus.rebalance or shares is None:
+        return ledger
+    length = experiment.training.sequence_length
+    totals = {site: ShardReader(project.store, site, length).n_sequences for site in shares}
+    return balance(ledger, totals, shares, experiment.sequences_per_step)
+
+
+def closing_ledger(
+    plan: Mapping[str, Any], consumed: Mapping[str, Sequence[Sequence[Any]]], parent: Manifest
+) -> dict[str, Any]:
+    """The ledger to commit: that of the segment's plan and what of its leases the sites consumed.
+
+    Raises:
+        LedgerError: a site consumed something else than the beginning of its lease.
+    """
+    parts = [plan["open"]["lease"]] if plan["open"] else [planned["lease"] for planned in plan["rounds"]]
+    leases = {site: [item for part in parts for item in part.get(site, ())] for site in consumed}
+    reports = {site: {"lease": leases[site], "consumed": consumed[site]} for site in consumed}
+    return Ledger.from_json(plan["ledger"]).commit(reports).to_json([*parent.ledger, *consumed])

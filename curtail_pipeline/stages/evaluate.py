@@ -1,0 +1,50 @@
+"""Held-out loss of a committed checkpoint, kept in the store beside the checkpoints."""
+
+from typing import Any
+
+from curtail_pipeline.corpus.batches import HeldoutReader
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.training.heldout_loss import evaluate
+
+
+def evaluation_key(key: str) -> str:
+    return f"evaluations/{key}.json"
+
+
+def evaluate_checkpoint(project: Project, key: str) -> dict[str, Any]:
+    """Evaluate a checkpoint on the held-out shard and store the result.
+
+    Returns:
+        loss (nats per token), perplexity, bits_per_byte, tokens.
+
+    Raises:
+        StoreError: there is no such checkpoint, or it is corrupt.
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    project.checkpoints.verify(key)
+    settings = project.experiment.training
+    reader = HeldoutReader(project.store, settings.sequence_length)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # short batches; more threads only wait for each other on a busy machine
+    try:
+        found = evaluate(
+            project.checkpoints.folder(key),
+            reader,
+            max_sequences=settings.evaluation_sequences,
+            batch_sequences=settings.device_batch_sequences,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    project.store.write_json(evaluation_key(key), dict(found))
+    return dict(found)
+
+
+def stored_loss(project: Project, key: str) -> float | None:
+    """The held-out loss that was stored for a checkpoint."""
+    if not project.store.exists(evaluation_key(key)):
+        return None
+    return float(project.store.read_json(evaluation_key(key))["loss"])

@@ -1,0 +1,142 @@
+"""One region's signals of one UTC day: fetched, checked, compared with what is stored."""
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
+from curtail_pipeline.settings.rule_settings import rule_of
+from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.checks import CheckOutcome, run_checks
+from curtail_pipeline.signals.held import accounting_kind
+from curtail_pipeline.signals.revisions import compare
+from curtail_pipeline.signals.trace import FORECAST_SCHEMA
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.tables import forecast_key, read_table, trace_key, write_table
+from curtail_pipeline.times import midnight, utc_now
+
+COMPLETE_WITHIN = timedelta(minutes=10)
+"""A day whose last issue is this close to its end is not asked for again: two cadences of the sources there are."""
+
+STORED_SCHEMA: dict[str, pl.DataType] = {**FORECAST_SCHEMA, "kind": pl.String()}
+
+
+@dataclass(frozen=True)
+class IngestedDay:
+    """A day's trace of a region, not yet stored, and what is known of it."""
+
+    region: str
+    day: date
+    table: pl.DataFrame
+    forecasts: pl.DataFrame | None
+    """Forecasts issued on the day; None when nothing reads them or there are none."""
+    metadata: dict[str, Any]
+    checks: list[CheckOutcome]
+
+    @property
+    def blocked(self) -> list[CheckOutcome]:
+        """The failed checks for which this table must not replace the stored one."""
+        return [check for check in self.checks if check.blocking and not check.passed]
+
+
+def kinds_of(project: Project, region: str) -> list[Kind]:
+    """The kinds to ingest: the provider's own for the region, and those that the region's window rule reads."""
+    experiment = project.experiment
+    rule = rule_of(experiment.policy, region, experiment.rules)
+    return list(dict.fromkeys([project.provider.kinds(region)[0], *(signal.kind for signal in rule.signals)]))
+
+
+def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
+    """Fetch and check a day. A recorded trace is asked only for what it covers.
+
+    Raises:
+        TraceError: the source refused or cannot be read.
+    """
+    day = date.fromisoformat(day) if isinstance(day, str) else day
+    start = midnight(day)
+    end = start + timedelta(days=1)
+    now = utc_now()
+    if project.span is not None:
+        start, end = max(start, project.span[0]), min(end, project.span[1])
+    found = [project.provider.ingest(region, start, end, kind) for kind in kinds_of(project, region)]
+    table = pl.concat([part.trace for part in found])
+    reports = [part.report for part in found]
+    key = trace_key(day.isoformat(), region)
+    revisions = compare(read_table(project.store, key) if project.store.exists(key) else None, table)
+    known = table.drop_nulls("value")
+    metadata: dict[str, Any] = {
+        "source": ", ".join(table["source"].unique().sort()),
+        "kinds": ", ".join(table["kind"].unique().sort()),
+        "nulls": table["value"].null_count(),
+        "duplicates": sum(report.duplicates for report in reports),
+        "conflicts": sum(report.conflicts for report in reports),
+        "estimated_share": float(table["estimated"].mean() or 0.0),  # type: ignore[arg-type]
+        "mean": float(known["value"].mean() or 0.0),  # type: ignore[arg-type]
+        **revisions.metadata(),
+    }
+    warnings = [text for report in reports for text in report.warnings]
+    forecasts = None
+    try:
+        forecasts = fetch_forecasts(project, region, start, end)
+    except TraceError as error:
+        # Windows and plans do without; a signal that is there must not be lost for it.
+        warnings.append(f"no new forecasts: {error}")
+    if forecasts is not None:
+        metadata["forecasts_issued"] = forecasts["issued_at"].n_unique()
+    if warnings:
+        metadata["warnings"] = "; ".join(warnings)
+    checks = run_checks(table, now=now, expected=(start, end), reports=reports)
+    return IngestedDay(region, day, table, forecasts, metadata, checks)
+
+
+def save_ingested(project: Project, found: IngestedDay) -> None:
+    """Replace the stored day as a whole."""
+    write_table(project.store, trace_key(found.day.isoformat(), found.region), found.table)
+    save_forecasts(project, found)
+
+
+def save_forecasts(project: Project, found: IngestedDay) -> None:
+    if found.forecasts is not None:
+        write_table(project.store, forecast_key(found.day.isoformat(), found.region), found.forecasts)
+
+
+def kinds_forecast(project: Project, region: str) -> list[Kind]:
+    """The kinds whose forecast something reads: a policy that plans, or a rule that opens no window too short."""
+    experiment = project.experiment
+    rule = rule_of(experiment.policy, region, experiment.rules)
+    kinds: list[Kind] = []
+    if experiment.policy.name in PLANNING_POLICIES:
+        kinds.append(accounting_kind(project.provider.kinds(region)))
+    if rule.required_s > 0:
+        kinds += [signal.kind for signal in rule.signals]
+    return list(dict.fromkeys(kinds))
+
+
+def fetch_forecasts(project: Project, region: str, start: datetime, end: datetime) -> pl.DataFrame | None:
+    """A day's forecasts: those stored, and what was issued since. None when nothing reads them or there are none.
+
+    Args:
+        start, end: the day, or the part of it that the source covers.
+
+    Raises:
+        TraceError: the source refused.
+    """
+    kinds = kinds_forecast(project, region)
+    if not kinds:
+        return None
+    key = forecast_key(start.date().isoformat(), region)
+    parts = [read_table(project.store, key)] if project.store.exists(key) else []
+    for kind in kinds:
+        since = start
+        if parts:
+            last = parts[0].filter(pl.col("kind") == kind)["issued_at"].max()
+            if isinstance(last, datetime):
+                since = last + timedelta(microseconds=1)
+        if end - since > COMPLETE_WITHIN:
+            issued = project.provider.forecasts(region, since, end, kind)
+            parts.append(issued.with_columns(kind=pl.lit(kind)).cast(pl.Schema(STORED_SCHEMA)))
+    found = pl.concat(parts).sort("kind", "issued_at", "target")
+    return None if found.is_empty() else found

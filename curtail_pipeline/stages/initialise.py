@@ -1,0 +1,45 @@
+"""`ckpt-000000`: the initialised model, committed once."""
+
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.training.presets import init_checkpoint
+
+
+def ensure_initialised(project: Project) -> Manifest:
+    """Commit the initialised model if it is not there; the same seed and tokenizer give the same bytes.
+
+    Raises:
+        CorpusError: the tokenizer has not been built, or does not fit the model's vocabulary.
+    """
+    checkpoints, store, experiment = project.checkpoints, project.store, project.experiment
+    if checkpoints.exists(FIRST_KEY):
+        return checkpoints.verify(FIRST_KEY)
+    scratch = f"scratch/{FIRST_KEY}"
+    store.delete(scratch)
+    folder = store.path(scratch)
+    init_checkpoint(experiment.training, store.path("corpus/tokenizer"), folder, experiment.seed)
+    plan = {"key": FIRST_KEY, "mode": "init", "seed": experiment.seed}
+    store.write_json(f"{scratch}/plan.json", plan)
+    manifest = checkpoints.commit(
+        FIRST_KEY,
+        {path.name: path for path in sorted(folder.iterdir())},
+        {
+            "parent": None,
+            "mode": "init",
+            "members": [],
+            "stop_reason": "initialised",
+            "experiment_sha256": project.home.record()["sha256"],
+            "seed": experiment.seed,
+            "start": project.start,
+            "end": project.start,
+            "steps": {"begin": 0, "end": 0},
+            "tokens": {"segment": 0},
+            "rounds": 0,
+            "sites": {},
+            "intervals": [],
+        },
+        generation=0,
+    )
+    store.delete(scratch)
+    return manifest

@@ -1,0 +1,97 @@
+"""What of the text has been used, and moving what is left to where it will be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from curtail_pipeline.errors import LedgerError
+from curtail_pipeline.tokens.ledger import Ledger
+from curtail_pipeline.tokens.ranges import Span
+
+
+def summarise(ledger: Ledger, sequence_length: int, totals: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """A row per shard set and pass: site, epoch, sequences, tokens, share of all tokens consumed, and, with `totals`
+    (sequences per shard set), the fraction of that pass that is consumed."""
+    rows: dict[tuple[str, int], int] = {}
+    for site in ledger.to_json():
+        for epoch, start, stop in ledger.consumed(site):
+            rows[site, epoch] = rows.get((site, epoch), 0) + stop - start
+    whole = max(1, ledger.sequences())
+    return [
+        {
+            "site": site,
+            "epoch": epoch,
+            "sequences": sequences,
+            "tokens": sequences * sequence_length,
+            "share": sequences / whole,
+            **({"consumed_fraction": sequences / totals[site]} if totals and site in totals else {}),
+        }
+        for (site, epoch), sequences in sorted(rows.items())
+    ]
+
+
+def balance(
+    ledger: Ledger,
+    totals: Mapping[str, int],
+    weights: Mapping[str, float],
+    multiple: int = 1,
+    tolerance: float = 0.1,
+) -> Ledger:
+    """Move untouched text so that what every site has left of the current pass is in proportion to its weight.
+
+    Args:
+        totals: sequences per shard set.
+        weights: how much each site will train, e.g. its expected curtailed hours; 0 gives all its text away.
+        multiple: sequences of a step; only whole steps move.
+        tolerance: a site short of its part by less than this fraction of it receives nothing, unless some site
+            with weight 0 has text.
+
+    Returns:
+        The ledger with the moves, or the same one where nothing needs to move. The current pass is the earliest that
+        any site has text left of; within a site, what it would read last moves first.
+
+    Raises:
+        LedgerError: a site without sequences.
+    """
+    empty = [site for site in totals if totals[site] < 1]
+    if empty:
+        raise LedgerError(f"cannot balance: {empty[0]} has {totals[empty[0]]} sequences; build its shards")
+    whole = sum(weights[site] for site in totals)
+    if whole <= 0:
+        return ledger
+    epoch = min((_first_epoch(ledger, site, totals[site]) for site in totals), default=1)
+    left = {site: list(ledger.free(site, epoch, totals[site])) for site in totals}
+    pool = sum(span.size for spans in left.values() for span in spans)
+    surplus = {site: sum(s.size for s in left[site]) - pool * weights[site] / whole for site in totals}
+    stranded = any(weights[site] == 0 and surplus[site] >= multiple for site in totals)
+    for to in sorted(totals, key=lambda site: surplus[site]):
+        if -surplus[to] <= tolerance * pool * weights[to] / whole and not stranded:
+            continue
+        for giver in sorted(totals, key=lambda site: -surplus[site]):
+            n = int(min(-surplus[to], surplus[giver])) // multiple * multiple
+            if n <= 0:
+                continue
+            surplus[giver] -= n
+            surplus[to] += n
+            for span in _take_last(left[giver], n):
+                ledger = ledger.rebalance([[span.epoch, span.start, span.stop]], span.owner, to)
+    return ledger
+
+
+def _first_epoch(ledger: Ledger, site: str, total: int) -> int:
+    epoch = 1
+    while next(ledger.free(site, epoch, total), None) is None:
+        epoch += 1
+    return epoch
+
+
+def _take_last(spans: list[Span], n: int) -> list[Span]:
+    """Remove the last `n` sequences from the spans and return them."""
+    taken = []
+    while n:
+        span = spans.pop()
+        size = min(n, span.size)
+        taken.append(span._replace(start=span.stop - size))
+        if size < span.size:
+            spans.append(span._replace(stop=span.stop - size))
+        n -= size
+    return taken

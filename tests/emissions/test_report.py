@@ -1,0 +1,282 @@
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from curtail_pipeline.emissions.baselines import always_on_baselines, baselines_table
+from curtail_pipeline.emissions.charts import MOST_POINTS, signal_steps, to_png
+from curtail_pipeline.emissions.formats import mass, percent, short
+from curtail_pipeline.emissions.grams import intervals_table, ledger, totals
+from curtail_pipeline.emissions.model_card import model_card
+from curtail_pipeline.emissions.report import (
+    HELDOUT_SCHEMA,
+    LOSS_SCHEMA,
+    ReportInput,
+    build_charts,
+    build_report,
+    summary,
+)
+from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.storage.manifest import Manifest, make_manifest
+
+START = datetime(2026, 1, 11, 17, tzinfo=UTC)
+SITES = [
+    Site(name=name, region=region, training_kw=2.0, idle_kw=0.5, steps_per_s=0.01)
+    for name, region in (("A", "A"), ("B", "R2"))
+]
+
+
+def at(minutes: float) -> datetime:
+    return START + timedelta(minutes=minutes)
+
+
+def manifest(n: int, mode: str, first: float, last: float, members: list[str]) -> Manifest:
+    intervals = [
+        {"site": site, "state": state, "start": at(a), "end": at(b), "kw": kw}
+        for site in members
+        for state, a, b, kw in (
+            ("start_up", first, first + 5, 0.5),
+            ("idle", first + 5, first + 10, 0.5),
+            ("training", first + 10, last, 2.0),
+        )
+    ]
+    done = {"steps": 10, "tokens": 1000, "consumed": [], "inner_state": {"begin": "fresh", "end": "fresh"}}
+    total = (0, 10, 30)[n]
+    return make_manifest(
+        {
+            "key": f"ckpt-{n:06d}",
+            "parent": f"ckpt-{n - 1:06d}" if n else None,
+            "parent_manifest_sha256": "a" * 64 if n else None,
+            "mode": mode,
+            "members": members,
+            "stop_reason": "SPP leaves: signal <script>alert(1)</script>" if n == 2 else "length cap",
+            "generation": n,
+            "attempt": 0,
+            "experiment_sha256": "e" * 64,
+            "seed": 0,
+            "start": at(first),
+            "end": at(last),
+            "steps": {"begin": 0, "end": total},
+            "tokens": {"segment": 1000 * len(members), "total": 100 * total},
+            "rounds": 1 if n else 0,
+            "ledger": {},
+            "sites": dict.fromkeys(members, done),
+            "intervals": intervals,
+            "files": {"model.safetensors": {"sha256": "f" * 64, "bytes": 1}},
+            "versions": {},
+        }
+    )
+
+
+def build(source: str = "file", hours: int = 12, low: float = 40.0) -> ReportInput:
+    manifests = [
+        manifest(0, "init", 0, 0, []),
+        manifest(1, "local", 60, 120, ["A"]),
+        manifest(2, "federated", 120, 180, ["A", "B"]),
+    ]
+    stamps = [START + timedelta(minutes=5 * i) for i in range(hours * 12)]
+    traces = pl.concat(
+        pl.DataFrame({"time": stamps}, schema={"time": pl.Datetime("us", "UTC")}).with_columns(
+            region=pl.lit(region),
+            value=pl.when(pl.col("time").is_between(at(60), at(170), closed="left")).then(low).otherwise(500.0),
+            kind=pl.lit("marginal_intensity"),
+            unit=pl.lit("g/kWh"),
+            source=pl.lit(source),
+        )
+        for region in ("A", "R2")
+    )
+    windows = pl.DataFrame(
+        [("A", at(60), at(180)), ("B", at(120), None)],
+        schema={"site": pl.String, "start": pl.Datetime("us", "UTC"), "end": pl.Datetime("us", "UTC")},
+        orient="row",
+    )
+    intervals = pl.concat(intervals_table(m.model_dump()["intervals"], m.key) for m in manifests)
+    return ReportInput(
+        name="try <i>& see",
+        experiment_sha256="e" * 64,
+        policy="paper",
+        sites=SITES,
+        manifests=manifests,
+        traces=traces,
+        windows=windows,
+        intervals=intervals,
+        ledger=ledger(intervals, traces, SITES, windows),
+        baselines=always_on_baselines(30, START, SITES, traces, ["DE"]),
+        losses=pl.DataFrame(
+            [("ckpt-000001", "A", 1000, 8.0), ("ckpt-000002", "B", 3000, 7.0)], schema=LOSS_SCHEMA, orient="row"
+        ),
+        heldout=pl.DataFrame(
+            [("ckpt-000001", 1000, 8.1), ("ckpt-000002", 3000, 7.25)], schema=HELDOUT_SCHEMA, orient="row"
+        ),
+        threshold=100.0,
+    )
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in {"src", "href", "xlink:href", "data"}:
+                self.links.append(str(value))
+            if name == "id":
+                self.ids.append(str(value))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportInput:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def page(data: ReportInput) -> str:
+    return build_report(data)
+
+
+def test_page_needs_nothing_from_elsewhere(page: str) -> None:
+    reader = Reader()
+    reader.feed(page)
+    assert "script" not in reader.tags and "link" not in reader.tags and "img" not in reader.tags
+    assert all(link.startswith("#") for link in reader.links)
+    outside = {url for url in re.findall(r"https?://[^\"'\s<)]+", page) if "www.w3.org" not in url}
+    assert outside == set() and "@import" not in page and "url(http" not in page
+    assert reader.tags.count("svg") == 4
+    assert len(reader.ids) == len(set(reader.ids)), "clip paths of one chart must not apply to another"
+    for reference in re.findall(r"url\(#([^)]+)\)", page):
+        assert reference in reader.ids
+
+
+def test_page_says_what_happened(page: str, data: ReportInput) -> None:
+    reader = Reader()
+    reader.feed(page)
+    numbers = summary(data)
+    for expected in (
+        "try <i>& see",
+        mass(numbers["co2_g"]),
+        percent(numbers["curtailed_share"]),
+        "ckpt-000002",
+        "7.250",
+        "B (R2)",
+        "no gCO2/kWh trace for DE",
+        "<script>alert(1)</script>",
+        "3 k tokens",
+    ):
+        assert expected in reader.text, expected
+    assert "Synthetic" not in reader.text and "not in the emissions" not in reader.text
+    for chart in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ElementTree.fromstring(chart)
+
+
+def test_numbers(data: ReportInput) -> None:
+    """Three site-segments: 50 min at 2 kW and 10 min at 0.5 kW each; the signal is high for the last 10 minutes."""
+    numbers = summary(data)
+    each = 2 * 50 / 60 + 0.5 * 10 / 60
+    assert numbers["kwh"] == pytest.approx(3 * each)
+    high = 2 * 2 * 10 / 60
+    assert numbers["co2_g"] == pytest.approx(40 * (3 * each - high) + 500 * high)
+    assert numbers["below_threshold_share"] == pytest.approx(1 - high / (3 * each))
+    assert numbers["curtailed_share"] == 1.0, "windows include the exit delay"
+    assert numbers["g_per_million_tokens"] == pytest.approx(numbers["co2_g"] / 0.003)
+    assert [row["region"] for row in numbers["baselines"]] == ["A", "R2", "DE"]
+    assert numbers["baselines"][0]["ours_of_baseline"] > 0 and numbers["baselines"][2]["ours_of_baseline"] is None
+
+
+def test_synthetic_traces_and_gaps_are_shown() -> None:
+    data = build(source="synthetic", hours=2)
+    assert totals(data.ledger)["unaccounted_kwh"]
+    page = build_report(data)
+    assert "Synthetic traces." in page and summary(data)["synthetic"]
+    assert page.count("synthetic signal") >= len(SITES), "in the chart as well, which is shown without the page"
+    assert "kWh are not in the emissions" in page
+    assert all(row["ours_of_baseline"] is None for row in summary(data)["baselines"])
+
+
+def test_a_run_that_has_only_begun(data: ReportInput) -> None:
+    empty = replace(
+        data,
+        manifests=data.manifests[:1],
+        intervals=data.intervals.clear(),
+        ledger=data.ledger.clear(),
+        baselines=[],
+        losses=data.losses.clear(),
+        heldout=data.heldout.clear(),
+    )
+    assert build_charts(empty) == {}
+    assert "ckpt-000000" in build_report(empty)
+
+
+def test_a_long_trace_is_thinned() -> None:
+    traces, end = build(hours=24 * 30).traces, START + timedelta(days=30)
+    steps = signal_steps(traces, "A", START, end)
+    assert MOST_POINTS / 2 < len(steps) <= MOST_POINTS + 1
+    assert steps[0]["start"] == START and steps[-1]["end"] == end
+    assert signal_steps(traces, "A", at(61), at(171)) == [
+        *({"start": max(at(m), at(61)), "end": at(m + 5), "value": 40.0} for m in range(60, 170, 5)),
+        {"start": at(170), "end": at(171), "value": 500.0},
+    ]
+    assert signal_steps(traces, "nowhere", START, end) == []
+
+
+def test_png(data: ReportInput) -> None:
+    png = to_png(build_charts(data)["baselines"], scale=1)
+    assert png.startswith(b"\x89PNG") and len(png) > 2000
+
+
+def card_parts(text: str) -> tuple[dict[str, Any], str]:
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_model_card(data: ReportInput) -> None:
+    table = baselines_table(data.baselines, totals(data.ledger)).to_dicts()
+    text = model_card(
+        "try", data.manifests, SITES, data.ledger, hardware="8 x A100", heldout_loss=7.25, baselines=table
+    )
+    front, body = card_parts(text)
+    emissions = front["co2_eq_emissions"]
+    assert emissions["emissions"] == pytest.approx(totals(data.ledger)["co2_g"], abs=1e-3), "grams, as the hub wants it"
+    assert emissions["training_type"] == "pre-training" and emissions["hardware_used"] == "8 x A100"
+    assert emissions["geographical_location"] == "A, R2"
+    assert "# try\n" in body and "`ckpt-000002`" in body
+    assert data.manifests[-1].sha256() in body and "7.2500 nat" in body and "| R2 |" in body
+    assert "2 segments: 1 local, 1 federated" in body
+
+
+def test_model_card_counts_its_lineage_only(data: ReportInput) -> None:
+    first = totals(data.ledger.filter(pl.col("checkpoint") == "ckpt-000001"))["co2_g"]
+    front, _ = card_parts(model_card("try", data.manifests[:2], SITES, data.ledger))
+    assert front["co2_eq_emissions"]["emissions"] == pytest.approx(first, abs=1e-3)
+    assert front["co2_eq_emissions"]["geographical_location"] == "A"
+    assert "hardware_used" not in front["co2_eq_emissions"]
+
+
+def test_model_card_of_a_synthetic_run_declares_no_emissions(data: ReportInput) -> None:
+    front, body = card_parts(model_card("try", data.manifests, SITES, data.ledger, synthetic=True))
+    assert "co2_eq_emissions" not in front and "**synthetic**" in body
+
+
+def test_formats() -> None:
+    assert [mass(x) for x in (None, 0.0, 217.2, 1344.0)] == ["–", "0 g", "217 g", "1.34 kg"]
+    assert [percent(x) for x in (None, float("inf"), 0.1212, 0.99999, 1.0)] == [
+        "–",
+        "–",
+        "12.1 %",
+        "> 99.9 %",
+        "100.0 %",
+    ]
+    assert [short(x) for x in (0, 999, 1500, 12.38e9)] == ["0", "999", "1.5 k", "12.4 G"]

@@ -1,0 +1,290 @@
+"""The segment loop: what is sent, counted, rolled back, and why it ends. Sites are simulated, so is time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from curtail_pipeline.errors import FederationError, LedgerError
+from curtail_pipeline.federation.plan import replay_rounds
+from curtail_pipeline.federation.rounds import run_segment
+from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
+from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.tokens.ranges import after_prefix, compact, total
+
+SITES = ("CA", "TX", "SA")
+PER_STEP = 4
+
+
+class Bench:
+    """A store with a parent checkpoint, and a clock that only `wait` moves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+        self.now = 0.0
+        random = np.random.default_rng(0)
+        path = self.store.path("checkpoints/ckpt-000000/model.safetensors")
+        path.parent.mkdir(parents=True)
+        shapes = {"a": (9, 4), "b": (13,)}
+        save_file({n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}, path, {"format": "pt"})
+        self.lines: list[str] = []
+        self.transport: MemoryTransport
+
+    def plan(
+        self, rounds: list[dict[str, int]] | None, members: tuple[str, ...] = SITES, **changes: Any
+    ) -> dict[str, Any]:
+        path = self.store.path("checkpoints/ckpt-000000/model.safetensors")
+        cursor = dict.fromkeys(members, 0)
+        planned = []
+        for index, steps in enumerate(rounds or []):
+            lease = {}
+            for site, count in steps.items():
+                lease[site] = [[1, cursor[site], cursor[site] + PER_STEP * count]]
+                cursor[site] += PER_STEP * count
+            planned.append({"index": index, "start": None, "end": None, "steps": steps, "lease": lease, "stops": {}})
+        return {
+            "key": "ckpt-000001", "attempt": 1, "generation": 1, "members": list(members),
+            "parent": {"key": "ckpt-000000", "weights": self.store.key(path), "sha256": file_sha256(path),
+                       "outer": None, "config": "checkpoints/ckpt-000000/config.json"},
+            "mode": "federated" if len(members) > 1 else "local", "first_step": 100, "total_steps": 1000, "seed": 1,
+            "experiment_uri": "experiment.json", "rounds": planned if rounds is not None else None, "open": None,
+            "inner_state": {}, "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "norm_history": [],
+            "replay": False,
+        } | changes  # fmt: skip
+
+    def live(self, members: tuple[str, ...] = SITES, max_rounds: int = 4, **changes: Any) -> dict[str, Any]:
+        lease = {site: [[1, 0, 40], [2, 0, 1000]] for site in members}
+        opened = {"round_s": 600.0, "max_rounds": max_rounds, "lease": lease, "generation": 3}
+        return self.plan(None, members, open=opened, **changes)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def run(
+        self,
+        plan: dict[str, Any],
+        faults: tuple[Fault, ...] = (),
+        on_poll: Callable[[], None] | None = None,
+        steps_per_round: int | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        sites = {n: SimulatedSite(n, self.store, PER_STEP, steps_per_round=steps_per_round) for n in plan["members"]}
+        self.transport = MemoryTransport(sites, self.store, faults, on_poll)
+        return run_segment(
+            self.transport, plan, self.store, clock=lambda: self.now, wait=self.wait, log=self.lines.append, **options
+        )
+
+    def orders(self, site: str) -> list[dict[str, Any]]:
+        return [order for name, order in self.transport.sent if name == site]
+
+    def membership(self, generation: int, **states: Any) -> None:
+        self.store.write_json("membership.json", {"generation": generation, "states": states})
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_planned_segment(bench: Bench) -> None:
+    segment = bench.run(bench.plan([{"CA": 3, "TX": 3, "SA": 1}, {"CA": 2, "TX": 2}], stop_reason="SA leaves"))
+    assert segment["stop_reason"] == "SA leaves" and segment["steps"] == 11 and segment["tokens"] == 11 * PER_STEP * 8
+    assert [r["steps"] for r in segment["rounds"]] == [{"CA": 3, "SA": 1, "TX": 3}, {"CA": 2, "TX": 2}]
+    assert segment["sites"]["CA"]["consumed"] == [[1, 0, 20]] and segment["sites"]["SA"]["steps"] == 1
+    first, second = bench.orders("CA")
+    assert (first["first_step"], first["members"], second["first_step"], second["members"]) == (100, 3, 107, 2)
+    assert first["inner_state"] == "fresh" and second["inner_state"].startswith("sha256:")
+    assert second["parent"]["key"] == "scratch/ckpt-000001/1/round-0000/model.safetensors"
+    assert segment["sites"]["CA"]["inner_state"]["begin"] == "fresh"
+    assert segment == bench.store.read_json("scratch/ckpt-000001/1/segment.json")
+    # what is left: the last round's two files, the journal and the segment
+    assert bench.store.list("scratch/ckpt-000001/1") == ["round-0001", "rounds.jsonl", "segment.json"]
+    assert bench.store.list("scratch/ckpt-000001/1/round-0001") == ["model.safetensors", "outer.safetensors"]
+    for name in ("weights", "outer"):
+        assert file_sha256(bench.store.path(segment[name]["key"])) == segment[name]["sha256"]
+    journal = [json.loads(line) for line in bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()]
+    assert [entry["index"] for entry in journal] == [0, 1]
+    assert journal[1]["orders"]["TX"]["first_step"] == 107 and journal[0]["merge"]["accepted"]["TX"]["norm"] > 0
+
+
+def test_local_mode_assigns(bench: Bench) -> None:
+    segment = bench.run(bench.plan([{"CA": 3}, {"CA": 2}], ("CA",)))
+    (last,) = segment["rounds"][1]["steps"].items()
+    assert last == ("CA", 2) and segment["norm_history"] and segment["stop_reason"] == "plan finished"
+    journal = [json.loads(line) for line in bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()]
+    assert segment["weights"]["sha256"] == journal[1]["results"]["CA"]["weights"]["sha256"]
+
+
+@pytest.mark.parametrize("kind", ["nan", "corrupt", "shape", "stale", "greedy"])
+def test_a_refused_update_rolls_back_and_the_site_goes_on(bench: Bench, kind: Any) -> None:
+    segment = bench.run(bench.plan([{"CA": 2, "TX": 2}] * 3, ("CA", "TX")), (Fault("TX", 1, kind),))
+    assert set(segment["rounds"][1]["refused"]) == {"TX"} and segment["rounds"][1]["steps"] == {"CA": 2}
+    before, refused, after = bench.orders("TX")
+    assert after["inner_state"] == refused["inner_state"] != before["inner_state"]
+    assert refused["lease"] == [[1, 8, 16]] and after["lease"] == [[1, 8, 24]]  # the ranges came back
+    assert segment["sites"]["TX"]["consumed"] == [[1, 0, 16]] and segment["sites"]["TX"]["steps"] == 4
+    assert (after["first_step"], after["members"]) == (106, 2)
+    assert segment["stop_reason"] == "plan finished" and set(segment["refused"]) == {"TX"} and not segment["lost"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("kill", "no heartbeat for 10 s"), ("restart", "its agent restarted"), ("error", "trainer answered 500")],
+)
+def test_a_lost_site_ends_the_segment_after_the_round(bench: Bench, kind: Any, reason: str) -> None:
+    segment = bench.run(bench.plan([{"CA": 2, "TX": 2}] * 4, ("CA", "TX")), (Fault("TX", 1, kind),))
+    assert len(segment["rounds"]) == 2 and segment["rounds"][1]["steps"] == {"CA": 2}
+    assert segment["stop_reason"].startswith(f"TX lost: {reason}"), segment["stop_reason"]
+    assert segment["sites"]["TX"]["consumed"] == [[1, 0, 8]] and segment["lost"].keys() == {"TX"}
+    end = segment["sites"]["TX"]["inner_state"]["end"]
+    assert end == bench.orders("TX")[1]["inner_state"]  # the state at the lost round's start
+    assert bench.now < 12
+
+
+def test_a_silent_but_living_site_is_waited_for(bench: Bench) -> None:
+    def late() -> None:
+        if bench.now > 500:
+            bench.transport.faults.clear()
+            bench.transport._pending = [("TX", bench.orders("TX")[0])]
+
+    segment = bench.run(bench.plan([{"CA": 2, "TX": 2}], ("CA", "TX")), (Fault("TX", 0, "mute"),), late)
+    assert segment["rounds"][0]["steps"] == {"CA": 2, "TX": 2} and bench.now > 500
+
+
+def test_nothing_delivered_is_an_error_and_commits_nothing(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 2}], ("CA", "TX"))
+    with pytest.raises(FederationError, match=r"ckpt-000001: no site delivered .*CA: .*not finite.*TX: no heartbeat"):
+        bench.run(plan, (Fault("CA", 0, "nan"), Fault("TX", 0, "kill")))
+    assert not bench.store.exists("scratch/ckpt-000001/1/segment.json")
+
+
+def test_a_superseded_attempt_stops(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 1, "TX": 1}] * 3, ("CA", "TX"))
+
+    def supersede() -> None:
+        bench.store.write_json("scratch/ckpt-000001/2/plan.json", {})
+
+    with pytest.raises(FederationError, match="attempt 1 was superseded by attempt 2"):
+        bench.run(plan, on_poll=supersede)
+    assert not bench.store.exists("scratch/ckpt-000001/1/segment.json")
+
+
+def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4)
+    segment = bench.run(plan, (Fault("TX", 1, "nan"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill")))
+    assert "SA lost" in segment["stop_reason"] and segment["rounds"][2]["refused"].keys() == {"CA"}
+    again = plan | {"rounds": replay_rounds(segment), "replay": True, "attempt": 2}
+    replayed = bench.run(again, folder="scratch/ckpt-000001/replay")
+    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"]
+    assert replayed["outer"]["sha256"] == segment["outer"]["sha256"]
+    assert replayed["sites"] == segment["sites"] and not replayed["lost"] and not replayed["refused"]
+    assert "TX" not in {site for site, order in bench.transport.sent if order["round"] == 1}
+
+
+def test_live_rounds_have_deadlines_and_a_cap(bench: Bench) -> None:
+    bench.membership(3, CA="train", TX="train", SA="train")
+    segment = bench.run(bench.live(total_steps=200, max_rounds=2, first_step=0))
+    assert segment["stop_reason"] == "job finished" and segment["steps"] == 200  # 67 + 67 + 66, never more
+    order = bench.orders("SA")[0]
+    assert order["deadline_s"] == 600 and order["watch"] == {"key": "membership.json", "generation": 3}
+    segment = bench.run(bench.live(total_steps=10**6, max_rounds=2) | {"attempt": 9})
+    assert segment["stop_reason"] == "no member has tokens left in its lease" and len(segment["rounds"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("states", "reason"),
+    [
+        ({"CA": "train", "TX": "train", "SA": "train"}, "SA joins"),
+        ({"CA": "train", "TX": {"state": "off", "reason": "window closed"}}, "TX leaves: window closed"),
+        ({"CA": "warm", "TX": "off"}, "CA leaves; TX leaves"),
+    ],
+)
+def test_a_membership_change_ends_a_live_segment_at_the_boundary(bench: Bench, states: Any, reason: str) -> None:
+    bench.membership(3, CA="train", TX="train")
+    segment = bench.run(bench.live(("CA", "TX"), total_steps=10**6), on_poll=lambda: bench.membership(4, **states))
+    assert segment["stop_reason"] == reason and len(segment["rounds"]) == 1 and segment["steps"] > 0
+
+
+def test_a_newer_generation_with_the_same_members_goes_on(bench: Bench) -> None:
+    bench.membership(3, CA="train", TX="train")
+    generation = iter(range(4, 1000))
+    segment = bench.run(
+        bench.live(("CA", "TX"), max_rounds=3),
+        on_poll=lambda: bench.membership(next(generation), CA="train", TX="train", SA="warm"),
+        steps_per_round=2,
+    )
+    assert segment["stop_reason"] == "length cap" and segment["steps"] == 12
+    assert [order["watch"]["generation"] for order in bench.orders("CA")] == [3, 4, 5]
+    bench.membership(2000, CA="off", TX="off")
+    plan = bench.live(("CA", "TX"), attempt=2)
+    segment = bench.run(plan)
+    assert segment["rounds"] == [] and segment["weights"]["key"] == plan["parent"]["weights"]
+
+
+def test_bad_plans_are_named(bench: Bench) -> None:
+    with pytest.raises(FederationError, match="mode local has one member"):
+        bench.run(bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), mode="local"))
+    with pytest.raises(FederationError, match="round 0 has steps for 'TX', which is no member"):
+        bench.run(bench.plan([{"CA": 1}], ("CA",)) | {"rounds": [{"index": 0, "steps": {"TX": 1}, "lease": {}}]})
+    with pytest.raises(FederationError, match="give either rounds or open"):
+        bench.run(bench.plan(None))
+
+
+def ranges() -> st.SearchStrategy[list[list[int]]]:
+    return st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 12)).map(lambda t: [t[0], t[1], t[1] + t[2]]),
+        max_size=5,
+    )
+
+
+@given(ranges(), st.data())
+def test_ranges_after_a_prefix(lease: list[list[int]], data: st.DataObject) -> None:
+    flat = [(epoch, i) for epoch, first, end in lease for i in range(first, end)]
+    cut = data.draw(st.integers(0, len(flat)))
+    consumed = compact([epoch, i, i + 1] for epoch, i in flat[:cut])
+    rest = after_prefix(lease, consumed)
+    assert [(epoch, i) for epoch, first, end in rest for i in range(first, end)] == flat[cut:]
+    assert total(consumed) + total(rest) == total(lease)
+
+
+def test_ranges_out_of_the_lease_are_refused() -> None:
+    for consumed in ([[0, 1, 3]], [[0, 0, 11]], [[1, 0, 2]], [[0, 0, 4], [0, 5, 6]]):
+        with pytest.raises(LedgerError, match="not the beginning of the lease"):
+            after_prefix([[0, 0, 10]], consumed)
+    with pytest.raises(LedgerError, match="ends before it begins"):
+        compact([[0, 4, 2]])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(SITES),
+            st.integers(0, 4),
+            st.sampled_from(["kill", "restart", "error", "nan", "corrupt", "shape", "stale", "greedy"]),
+        ),
+        max_size=6,
+    )
+)
+def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults: list[Any]) -> None:
+    bench = Bench(tmp_path_factory.mktemp("store"))
+    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 5)
+    try:
+        segment = bench.run(plan, tuple(Fault(*fault) for fault in faults))
+    except FederationError as error:
+        assert "no site delivered" in str(error)
+        return
+    for site, mine in segment["sites"].items():
+        per_round = [part for r in segment["rounds"] for part in r["consumed"].get(site, [])]
+        assert compact(per_round) == mine["consumed"]
+        # from the beginning, without a gap, no more than was leased
+        assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
+    again = plan | {"rounds": replay_rounds(segment), "replay": True}
+    replayed = bench.run(again, folder="scratch/replay")
+    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]

@@ -1,0 +1,290 @@
+"""The contract with Flower's internals, the app bundle, and the two ends of a message without a network."""
+
+import inspect
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.flower import control_api as control
+from curtail_pipeline.flower import trainer_client
+from curtail_pipeline.flower.supervisor import Supervisor
+from curtail_pipeline.flower.trainer_client import Trainer
+
+with control.quiet():
+    import flwr.app
+    import flwr.supernode.start_client_internal
+    from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+    from flwr.proto import control_pb2, node_pb2, run_pb2
+    from flwr.serverapp import Grid
+    from flwr.supercore import constant
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.supercore.superexec import run_superexec
+    from flwr.supercore.task_identity import TaskIdentity
+
+    from curtail_pipeline.flower.client import answer
+    from curtail_pipeline.flower.server import FlowerTransport, resolve_nodes
+
+
+def test_the_pinned_release_still_has_what_is_used() -> None:
+    """When an upgrade fails here, `federation/control.py` has to follow it."""
+    from flwr.supercore.version import package_version
+
+    assert package_version.startswith(control.PINNED + ".")
+    for method in ("StartRun", "StopRun", "ListRuns", "ListNodes", "StreamLogs"):
+        assert list(inspect.signature(getattr(ControlHttpClient, method)).parameters) == ["self", "request"]
+    assert {"base_url", "interceptors", "verify"} <= inspect.signature(ControlHttpClient.__init__).parameters.keys()
+    fields = {
+        control_pb2.StartRunRequest: {"fab", "override_config"},
+        control_pb2.ListRunsResponse: {"run_dict"},
+        control_pb2.ListNodesResponse: {"nodes_info"},
+        control_pb2.StreamLogsRequest: {"run_id", "after_timestamp"},
+        run_pb2.Run: {"run_id", "status", "override_config"},
+        run_pb2.RunStatus: {"status", "sub_status", "details"},
+        node_pb2.NodeInfo: {"node_id", "name", "status"},
+    }
+    for message, names in fields.items():
+        assert names <= set(message.DESCRIPTOR.fields_by_name), message
+    for name in ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "flwr-clientapp"):
+        assert callable(control.entry_point(name))
+    assert set(control.SPAWNED) - {"flower-superexec"} == {
+        constant.TASK_TYPE_TO_COMMAND[kind] for kind in (constant.TaskType.SERVER_APP, constant.TaskType.CLIENT_APP)
+    }
+    for started in (flwr.supernode.start_client_internal, sys.modules["flwr.superlink.cli.flower_superlink"]):
+        assert '"flower-superexec"' in inspect.getsource(started)
+    assert run_superexec._TASK_POLL_INTERVAL_ENV in control.ENVIRONMENT
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        assert {name: inspect.signature(pull).parameters[name].default for name in control.PULL_BACKOFF} == (
+            control.PULL_BACKOFF
+        )
+    # the SuperNode's pause between two questions, which `_poll_faster` shortens, and the line the supervisor reads
+    source = inspect.getsource(flwr.supernode.start_client_internal)
+    assert "time.sleep(3)" in source and "time.sleep(0.5)" in source and '"SuperNode ID: %s"' in source
+
+
+def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = flwr.supernode.start_client_internal
+    slept: list[float] = []
+    monkeypatch.setattr(module, "time", module.time)  # put back afterwards
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    control._poll_faster()
+    for seconds in (3, 0.5, 0.1, 3):
+        module.time.sleep(seconds)
+    assert slept == [control.NODE_IDLE_POLL_S, control.NODE_REPLY_POLL_S, 0.1, control.NODE_BUSY_POLL_S]
+    assert module.time.monotonic() > 0
+
+
+def test_the_bundle_is_thin() -> None:
+    digest, content = control.build_fab()
+    assert control.build_fab() is control.build_fab() and len(digest) == 64
+    with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+        names = {name for name in bundle.namelist() if not name.startswith(".info")}
+    package = "curtail_flower"
+    assert names == {"pyproject.toml", *(f"{package}/{n}.py" for n in ("__init__", "client_app", "server_app"))}
+
+
+def test_a_message_imports_no_torch() -> None:
+    code = (
+        "import sys; from curtail_pipeline.federation import control; control.preload();"
+        "print([m for m in ('torch', 'transformers', 'dagster', 'polars') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+class FakeGrid(Grid):
+    """Nodes that answer at once. `replies` maps a node to what makes its reply."""
+
+    def __init__(self, names: dict[int, str], replies: Any = None) -> None:
+        self.names, self.replies = names, replies or {}
+        self.pushed: list[Message] = []
+        self.taken: set[int] = set()
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any:
+        return None
+
+    def create_message(self, *args: Any, **options: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.names)
+
+    def get_nodes(self) -> Iterable[Any]:
+        return [node_pb2.NodeInfo(node_id=i, name=name) for i, name in self.names.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        first = len(self.pushed)
+        self.pushed.extend(messages)
+        return [str(i) for i in range(first, len(self.pushed))]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        out = []
+        for i in message_ids:
+            message = self.pushed[int(i)]
+            make = self.replies.get(message.metadata.dst_node_id)
+            if make is not None:
+                message.metadata.__dict__["_message_id"] = i
+                reply = make(message)
+                reply.metadata.__dict__["_src_node_id"] = message.metadata.dst_node_id
+                out.append(reply)
+        return out
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def context(name: str, endpoint: Path | str = "") -> Context:
+    return Context(1, 1, {"name": name, "endpoint": str(endpoint)}, RecordDict(), {}, 1)
+
+
+def says(name: str) -> Any:
+    return lambda message: answer(message, context(name))
+
+
+def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
+    grid = FakeGrid({10: "CA", 11: "", 12: "", 13: ""}, {12: says("SA"), 13: says("ELSE")})
+    assert resolve_nodes(grid, ["CA"], {}) == {"CA": 10} and not grid.pushed
+    assert resolve_nodes(grid, ["CA", "TX"], {"TX": 11, "CA": 99}) == {"CA": 10, "TX": 11} and not grid.pushed
+    found = resolve_nodes(grid, ["TX", "CA", "SA"], {"TX": 11, "SA": 98})
+    assert found == {"TX": 11, "CA": 10, "SA": 12} and list(found) == ["TX", "CA", "SA"]
+    assert {m.metadata.dst_node_id for m in grid.pushed} == {12, 13}
+    assert all(m.metadata.message_type == MessageType.QUERY for m in grid.pushed)
+    now = iter(range(0, 10**6, 7))
+    with pytest.raises(FederationError, match=r"no SuperNode of TX, NOWHERE is online \(4 nodes are\)"):
+        resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, clock=lambda: next(now), wait=lambda _: None)
+
+
+def test_orders_and_results_over_a_grid() -> None:
+    def fails(message: Message) -> Message:
+        return Message(Error(8, "ClientApp stopped responding."), reply_to=message)
+
+    def result(message: Message) -> Message:
+        order = json.loads(message.content.config_records["order"]["order"])
+        content = json.dumps({"name": "CA", "result": {"round": order["round"]}})
+        return Message(RecordDict({"answer": ConfigRecord({"answer": content})}), reply_to=message)
+
+    grid = FakeGrid({10: "", 11: "", 12: ""}, {10: result, 11: fails, 12: says("SA")})
+    transport = FlowerTransport(grid, {"CA": 10, "TX": 11, "SA": 12})
+    assert transport.poll() == []
+    for site in ("CA", "TX", "SA"):
+        transport.send(site, {"site": "ELSEWHERE" if site == "SA" else site, "key": "ckpt-000001", "round": 4})
+    answers = dict(transport.poll())
+    assert answers["CA"] == {"round": 4}
+    assert answers["TX"].reason == "Flower error 8: ClientApp stopped responding."
+    assert "an order for 'ELSEWHERE' reached 'SA'" in answers["SA"].reason
+    assert transport.poll() == []
+    assert grid.pushed[0].metadata.ttl == 7 * 24 * 3600 and grid.pushed[0].metadata.group_id == "ckpt-000001/4"
+
+
+Scripted = tuple[Path, list[Any], list[str]]
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Scripted]:
+    """A trainer whose answers are scripted: each is (status, body) or None for a broken connection. Idle when it
+    has nothing more to say."""
+    script: list[Any] = []
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(script.pop(0) if script and "busy" in (script[0] or [0, ()])[1] else (200, {"busy": False}))
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append(self.path)
+            self.reply(script.pop(0))
+
+        def reply(self, step: Any) -> None:
+            if self.headers["Authorization"] != "Bearer secret":
+                step = (401, {"error": "token"})
+            if step is not None:
+                data = json.dumps(step[1]).encode()
+                self.send_response(step[0])
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    endpoint = tmp_path / "endpoint.json"
+    endpoint.write_text(json.dumps({"port": server.server_port, "pid": 1, "token": "secret"}))
+    yield endpoint, script, seen
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_order_reaches_the_trainer(trainer: Scripted) -> None:
+    endpoint, script, seen = trainer
+    content = json.dumps({"site": "CA", "key": "ckpt-000002", "round": 1})
+    order = Message(RecordDict({"order": ConfigRecord({"order": content})}), 7, MessageType.TRAIN)
+
+    def reply() -> Any:
+        return json.loads(answer(order, context("CA", endpoint)).content.config_records["answer"]["answer"])
+
+    script.append((200, {"round": 1}))
+    assert reply() == {"name": "CA", "result": {"round": 1}}
+    script.append((409, {"error": "busy with another order"}))
+    assert reply() == {"name": "CA", "error": "the trainer answered 409: busy with another order"}
+    # a round of a segment that was given up ends first; this very order, sent again, does not
+    earlier = (200, {"busy": True, "key": "ckpt-000001", "round": 1})
+    script += [earlier, (200, {"stopped": True}), earlier, (200, {"busy": False}), (200, {"round": 1})]
+    seen.clear()
+    assert "result" in reply() and seen == ["/stop", "/train"] and not script
+    script += [(200, {"busy": True, "key": "ckpt-000002", "round": 1}), (200, {"round": 1})]
+    seen.clear()
+    assert "result" in reply() and seen == ["/train"]
+    script.append(None)
+    assert "did not answer /train: RemoteProtocolError" in reply()["error"]
+    endpoint.write_text(endpoint.read_text().replace("secret", "guess"))
+    assert reply()["error"] == "the trainer answered 401: token"
+    endpoint.unlink()
+    assert "no trainer at" in reply()["error"]
+
+
+def test_an_order_is_given_up_when_the_trainer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_client, "_PULSE_S", 0.05)
+    with socket.socket() as mute:  # accepts, never answers
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        endpoint = tmp_path / "endpoint.json"
+        endpoint.write_text(json.dumps({"port": mute.getsockname()[1], "pid": 1, "token": "t"}))
+        monkeypatch.setattr(Trainer, "_make_room", lambda self, order: None)
+        with pytest.raises(FederationError, match=r"the order was given up: .*ReadTimeout"):
+            Trainer(endpoint).train({"site": "CA"}, patience=2)
+
+
+def test_without_the_supervisor_a_command_starts_the_usual_way(tmp_path: Path) -> None:
+    Supervisor(tmp_path, tmp_path, ["CA"], None, [])._write_shims()
+    run = subprocess.run([tmp_path / "bin" / "flwr-clientapp", "--help"], capture_output=True, text=True, check=True)
+    assert "usage: flwr-clientapp" in run.stdout
+    assert "spawning flwr-clientapp without the supervisor" in run.stderr
+
+
+def test_no_superlink() -> None:
+    with control.Control("127.0.0.1:9") as nowhere, pytest.raises(FederationError, match="curtail federation up"):
+        nowhere.nodes()

@@ -1,0 +1,384 @@
+"""The local federation with real processes: SuperLink, SuperNodes, and a stub in the trainer's place."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import save_file
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.rounds import run_segment
+from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
+from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.control_api import Control
+from curtail_pipeline.flower.local import Federation, LocalFederation
+from curtail_pipeline.flower.submit import SegmentCancelled, submit_and_follow
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.store import Store, file_sha256
+
+STUB = [sys.executable, str(Path(__file__).parents[1] / "federation_stub_trainer.py")]
+SITES = ("CA", "TX")
+PER_STEP = 4
+
+pytestmark = pytest.mark.slow
+
+
+def experiment(sites: Sequence[str] = SITES) -> Experiment:
+    power = {"training_kw": 1.0, "idle_kw": 0.1, "steps_per_s": 1.0}
+    return parse_experiment(
+        {
+            "name": "stub",
+            "traces": {"provider": "synthetic", "start": "2026-01-01T00:00:00Z"},
+            "sites": [{"name": site, "region": site, **power} for site in sites],
+            "job": {"steps": 100},
+            "federation": {"start_timeout_s": 90, "liveness_s": 8},
+        },
+        "stub",
+    )
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The first true value of a condition; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def new_store(home: Path) -> Store:
+    store = Store(home / "store")
+    weights = store.path("checkpoints/ckpt-000000/model.safetensors")
+    weights.parent.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    save_file({"a": random.standard_normal((9, 4)).astype(np.float32)}, weights, {"format": "pt"})
+    return store
+
+
+def plan(store: Store, key: str, rounds: list[dict[str, int]], seed: int = 0, attempt: int = 1) -> str:
+    """Write a plan; its key."""
+    members = [site for site in SITES if any(site in steps for steps in rounds)]
+    weights = "checkpoints/ckpt-000000/model.safetensors"
+    cursor = dict.fromkeys(members, 0)
+    planned = []
+    for index, steps in enumerate(rounds):
+        lease = {site: [[1, cursor[site], cursor[site] + PER_STEP * count]] for site, count in steps.items()}
+        cursor.update({site: part[0][2] for site, part in lease.items()})
+        planned.append({"index": index, "steps": steps, "lease": lease})
+    plan_key = f"scratch/{key}/{attempt}/plan.json"
+    store.write_json(
+        plan_key,
+        {
+            "key": key,
+            "attempt": attempt,
+            "members": members,
+            "mode": "federated" if len(members) > 1 else "local",
+            "parent": {
+                "key": "ckpt-000000",
+                "weights": weights,
+                "sha256": file_sha256(store.path(weights)),
+                "config": "",
+            },
+            "first_step": 0,
+            "total_steps": 1000,
+            "seed": seed,
+            "rounds": planned,
+            "outer": {"lr": 0.7, "momentum": 0.9},
+            "norm_bound": 5.0,
+        },
+    )
+    return plan_key
+
+
+def processes_of(federation: LocalFederation) -> list[psutil.Process]:
+    supervisor = psutil.Process(federation.status()["pid"])
+    return [supervisor, *supervisor.children(recursive=True)]
+
+
+def ports_of(family: list[psutil.Process]) -> set[int]:
+    found = set()
+    for process in family:
+        try:
+            found |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(family: list[psutil.Process]) -> bool:
+    return not any(processes.is_alive(p.pid, p.create_time()) for p in family)
+
+
+def listening(ports: set[int]) -> set[int]:
+    def open_(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    return {port for port in ports if open_(port)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    new_store(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def federation(home: Path) -> Iterator[LocalFederation]:
+    """One federation for the tests that do not end it, started by two commands at once."""
+    local = LocalFederation(home, experiment(), trainer=STUB)
+    assert local.status()["state"] == "down" and local.down() is False
+    found: list[int] = []
+    starters = [threading.Thread(target=lambda: found.append(local.up()["pid"])) for _ in range(2)]
+    for starter in starters:
+        starter.start()
+    for starter in starters:
+        starter.join()
+    assert len(found) == 2 and found[0] == found[1]
+    yield local
+    local.down()
+
+
+@pytest.fixture
+def handle(federation: LocalFederation) -> Federation:
+    return Federation(federation.folder, 90, 8)
+
+
+@pytest.fixture
+def store(home: Path) -> Store:
+    return Store(home / "store")
+
+
+def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, store: Store) -> None:
+    rounds = [{"CA": 2, "TX": 1}, {"CA": 1, "TX": 2}]
+    events: list[dict[str, Any]] = []
+    over_flower = submit_and_follow(handle, plan(store, "ckpt-000001", rounds), store, lambda e: events.append(dict(e)))
+    sites = {site: SimulatedSite(site, store) for site in SITES}
+    in_memory = run_segment(
+        MemoryTransport(sites, store),
+        store.read_json("scratch/ckpt-000001/1/plan.json"),
+        store,
+        folder="scratch/memory",
+    )
+    assert over_flower["weights"]["sha256"] == in_memory["weights"]["sha256"]
+    assert over_flower["sites"] == in_memory["sites"]
+    assert [e["event"] for e in events if e["event"] != "step"] == ["submitted", "round", "round"]
+    run_id = store.read_json("scratch/ckpt-000001/1/flower.json")["run_id"]
+    assert events[0]["run_id"] == run_id
+    # asked again for the same plan: the same outcome, no further run
+    again: list[Any] = []
+    assert submit_and_follow(handle, "scratch/ckpt-000001/1/plan.json", store, again.append) == over_flower
+    assert again == []
+
+
+def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store: Store) -> None:
+    key = plan(store, "ckpt-000002", [{"CA": 12, "TX": 12}], seed=7)
+    flower = store.path("scratch/ckpt-000002/1/flower.json")
+    caller = multiprocessing.get_context("spawn").Process(target=submit_and_follow, args=(handle, key, store))
+    caller.start()
+    until(flower.exists, 60)
+    run_id = json.loads(flower.read_text())["run_id"]
+    caller.kill()
+    caller.join()
+    flower.unlink()  # as if killed before it was written
+    events: list[dict[str, Any]] = []
+    segment = submit_and_follow(handle, key, store, lambda event: events.append(dict(event)))
+    assert events[0] == {"event": "submitted", "run_id": run_id} and segment["steps"] == 24
+
+
+def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: Store) -> None:
+    key = plan(store, "ckpt-000009", [{"CA": 500}], seed=7)
+    submitted: list[int] = []
+
+    def interrupt(event: Any) -> None:
+        submitted.extend([event["run_id"]] if event["event"] == "submitted" else [])
+        if event["event"] == "step":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submit_and_follow(handle, key, store, interrupt)
+    with Control(handle.state()["superlink"]["address"]) as control:
+        status = control.status(submitted[0])
+        assert status is not None and status.finished and status.sub_status == "stopped"
+
+
+def test_a_failing_trainer_fails_the_run_with_its_reason(handle: Federation, store: Store) -> None:
+    key = plan(store, "ckpt-000003", [{"CA": 1, "TX": 1}], seed=666)
+    with pytest.raises(FederationError, match=r"(?s)no site delivered .*500: shards/CA is corrupt") as caught:
+        submit_and_follow(handle, key, store)
+    assert "run" in str(caught.value) and not store.exists("scratch/ckpt-000003/1/segment.json")
+
+
+def test_cancelling_stops_the_sites(handle: Federation, store: Store) -> None:
+    key = plan(store, "ckpt-000004", [{"CA": 500}], seed=7)
+    begun = threading.Event()
+    with pytest.raises(SegmentCancelled):
+        submit_and_follow(handle, key, store, lambda e: e["event"] == "step" and begun.set(), begun.is_set)
+    # the site is free again at once: 500 steps would last 100 s
+    segment = submit_and_follow(handle, plan(store, "ckpt-000005", [{"CA": 1}]), store)
+    assert segment["steps"] == 1
+
+
+def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
+    federation: LocalFederation, handle: Federation, store: Store
+) -> None:
+    key = plan(store, "ckpt-000006", [{"CA": 5, "TX": 100}] * 2, seed=7)
+    killed: list[float] = []
+
+    def kill(event: Any) -> None:
+        if event["event"] == "step" and event["site"] == "TX" and not killed:
+            os.kill(federation.status()["sites"]["TX"]["trainer"]["pid"], signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    segment = submit_and_follow(handle, key, store, kill)
+    assert segment["stop_reason"].startswith("TX lost") and segment["sites"]["CA"]["steps"] == 5
+    assert segment["sites"]["TX"] == {
+        "steps": 0,
+        "tokens": 0,
+        "consumed": [],
+        "inner_state": {"begin": "fresh", "end": "fresh"},
+    }
+    assert time.monotonic() - killed[0] < 20
+    handle.wait_ready(SITES)
+    assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store)["steps"] == 2
+
+
+def test_a_killed_supernode_comes_back_as_another_node(
+    federation: LocalFederation, handle: Federation, store: Store
+) -> None:
+    before = federation.status()["sites"]["CA"]["supernode"]
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: federation.status()["sites"]["CA"]["supernode"]["node_id"] not in (None, before["node_id"]))
+    assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store)["steps"] == 2
+
+
+def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
+    federation: LocalFederation, handle: Federation, store: Store
+) -> None:
+    key = plan(store, "ckpt-000010", [{"CA": 300, "TX": 300}], seed=7)
+
+    def kill(event: Any) -> None:
+        if event["event"] == "step":
+            os.kill(federation.status()["superlink"]["pid"], signal.SIGKILL)
+
+    with pytest.raises(FederationError, match=r"SuperLink|failed"):
+        submit_and_follow(handle, key, store, kill)
+    handle.wait_ready(SITES)
+    with Control(federation.status()["superlink"]["address"]) as control:
+        until(lambda: {node.status for node in control.nodes()} == {"online"})
+    again = plan(store, "ckpt-000010", [{"CA": 1, "TX": 1}], attempt=2)
+    assert submit_and_follow(handle, again, store)["steps"] == 2
+
+
+def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: Store) -> None:
+    key = plan(store, "ckpt-000009", [{"CA": 1, "TX": 1}])
+    with Control(federation.status()["superlink"]["address"]) as control:
+        run_id = control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 8.0})
+        until(lambda: (run := control.status(run_id)) is not None and run.finished)
+        status = control.status(run_id)
+        assert status is not None and status.completed, control.logs(run_id)
+        assert store.read_json("scratch/ckpt-000009/1/segment.json")["steps"] == 2
+        assert "round 0: 2 steps by CA, TX" in control.logs(run_id)
+        assert control.status(12345) is None
+
+
+def test_a_second_command_finds_the_first(federation: LocalFederation, home: Path) -> None:
+    pid = federation.status()["pid"]
+    with LocalFederation(home, experiment(), trainer=STUB).ensure() as found:
+        assert found.state()["pid"] == pid
+    assert federation.status()["pid"] == pid  # not this block's to stop
+    with pytest.raises(
+        FederationError, match=r"has no site 'NEW', it was started with CA, TX; run `curtail federation down"
+    ):
+        LocalFederation(home, experiment(["NEW"]), trainer=STUB).up()
+
+
+def test_it_is_private_and_silent(federation: LocalFederation) -> None:
+    assert federation.folder.stat().st_mode & 0o777 == 0o700
+    addresses = set()
+    for process in processes_of(federation):
+        with suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                addresses |= {connection.laddr.ip, connection.raddr.ip if connection.raddr else "127.0.0.1"}
+    assert addresses == {"127.0.0.1"}
+
+
+START = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_local import LocalFederation, STUB, experiment
+local = LocalFederation(Path({home!r}), experiment(["CA"]), trainer=STUB)
+with local.ensure():
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def _owner(home: Path) -> "subprocess.Popen[str]":
+    code = START.format(tests=str(Path(__file__).parents[1]), home=str(home))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("victim", ["owner", "supervisor"])
+def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
+    store = new_store(tmp_path)
+    owner = _owner(tmp_path)
+    with ExitStack() as stack:
+        stack.callback(owner.wait)
+        stack.callback(owner.kill)
+        assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
+        stack.callback(owner.stdout.close)
+        local = LocalFederation(tmp_path, experiment(["CA"]), trainer=STUB)
+        # in the middle of a segment, with every kind of process there
+        with Control(local.status()["superlink"]["address"]) as control:
+            key = plan(store, "ckpt-000001", [{"CA": 500}], seed=7)
+            control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 8.0})
+        until(lambda: _busy(local, "CA"))
+        family = processes_of(local)
+        ports = ports_of(family)
+        assert len(family) >= 8 and len(ports) == 3 and listening(ports) == ports
+        os.kill(owner.pid if victim == "owner" else local.status()["pid"], signal.SIGKILL)
+        until(lambda: gone(family) and not listening(ports), 8.0)
+        assert local.status()["state"] == "down"
+
+
+def _busy(local: LocalFederation, site: str) -> bool:
+    endpoint = json.loads((local.folder / "trainers" / f"{site}.json").read_text())
+    with httpx.Client(trust_env=False) as client:
+        return bool(client.get(f"http://127.0.0.1:{endpoint['port']}/status").json()["busy"])
+
+
+def test_a_trainer_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) -> None:
+    new_store(tmp_path)
+    broken = [sys.executable, "-c", "import sys; sys.exit('no shards for this site; run dagster asset materialize')"]
+    local = LocalFederation(tmp_path, experiment(), trainer=broken)
+    with pytest.raises(FederationError, match=r"(?s)trainer-(CA|TX) ended with 1 .*no shards for this site"):
+        local.up()
+    assert local.status()["state"] == "failed"
+    assert local.down() is False
+
+
+def test_down_stops_everything(federation: LocalFederation) -> None:
+    family = processes_of(federation)
+    ports = ports_of(family)
+    assert federation.down() is True and federation.down() is False
+    until(lambda: gone(family) and not listening(ports), 5.0)
+    assert federation.status() == {"state": "down", "sites": {}}

@@ -1,0 +1,244 @@
+"""The whole pipeline on the micro experiment, with real processes: run, load, replay, kill, resume, corrupt."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+from micro import CURTAILED, START, curtail, environment, start_curtail, write_experiment
+
+from curtail_pipeline.flower.processes import free_port
+from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.store import Store
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds} s"
+        time.sleep(0.1)
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(home) in line or (process.info["environ"] or {}).get("CURTAIL_HOME") == str(home):
+            found.append(process)
+    return found
+
+
+def manifests(home: Path) -> dict[str, Manifest]:
+    checkpoints = Checkpoints(Store(home / "micro" / "store"))
+    return {key: checkpoints.manifest(key) for key in checkpoints.keys()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, dict]]:
+    """(home, experiment file, summary) of a run that nothing disturbed."""
+    home = tmp_path_factory.mktemp("home")
+    experiment = write_experiment(home / "input")
+    done = curtail("run", "--experiment", str(experiment), "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    yield home, experiment, json.loads(done.stdout.splitlines()[-1])
+    assert not processes_of(home)
+
+
+def test_every_mode_runs_and_the_summary_says_so(finished: tuple[Path, Path, dict]) -> None:
+    home, _, summary = finished
+    modes = [row["mode"] for row in summary["checkpoints"]]
+    assert modes[0] == "init" and {"local", "federated"} <= set(modes)
+    assert all(row["heldout_loss"] is not None for row in summary["checkpoints"])
+    assert summary["checkpoints"][-1]["heldout_loss"] < summary["checkpoints"][0]["heldout_loss"]
+    assert {row["region"] for row in summary["baselines"]} == set(CURTAILED)
+    assert Path(summary["report"]).stat().st_size > 10_000
+    assert not processes_of(home), "the federation outlived the run"
+
+
+def test_membership_is_what_the_rule_gives_on_the_trace(finished: tuple[Path, Path, dict]) -> None:
+    """Realised members against the rule applied by hand: 250 s of start-up, 600 s of exit delay."""
+    home, _, _ = finished
+    for manifest in [m for m in manifests(home).values() if m.mode != "init"]:
+        minute = (manifest.start - START).total_seconds() / 60
+        trains = [site for site, ((first, last),) in CURTAILED.items() if first + 250 / 60 <= minute + 1e-9 < last + 10]
+        assert manifest.members == trains, manifest.key
+        assert (manifest.mode == "federated") == (len(trains) > 1)
+
+
+def test_token_ranges_are_an_exact_partition(finished: tuple[Path, Path, dict]) -> None:
+    home, _, summary = finished
+    last = list(manifests(home).values())[-1]
+    counted = 0
+    for site, ledger in last.ledger.items():
+        ranges = sorted(tuple(part) for part in ledger.consumed)
+        assert all(first[2] < second[1] or first[0] < second[0] for first, second in pairwise(ranges)), site
+        assert ranges[0][1] == 0
+        counted += sum(end - begin for _, begin, end in ranges)
+    assert counted * 64 == last.tokens.total == summary["tokens"]
+    assert Checkpoints(Store(home / "micro" / "store")).verify_chain()
+
+
+def test_the_last_checkpoint_loads_and_generates_with_transformers_alone(finished: tuple[Path, Path, dict]) -> None:
+    code = """
+import sys
+sys.modules["curtail_pipeline"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+out = model.generate(**tokenizer("Return the", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+print(repr(tokenizer.decode(out[0])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, finished[2]["checkpoint"]], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Return the" in done.stdout
+
+
+def test_running_again_does_nothing_new(finished: tuple[Path, Path, dict]) -> None:
+    home, experiment, summary = finished
+    again = curtail("run", "--experiment", str(experiment), "--json", home=home)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["checkpoints"] == summary["checkpoints"]
+
+
+def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Path, Path, dict]) -> None:
+    """A local and a federated one, through Dagster as the UI's button does."""
+    home, _, summary = finished
+    keys = [
+        next(row["key"] for row in summary["checkpoints"] if row["mode"] == mode) for mode in ("local", "federated")
+    ]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parents[1] / "materialise.py"), str(home / "micro"), *keys],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == set(keys)
+    for key in keys:
+        assert found[key]["identical"] is True
+        assert found[key]["replayed_sha256"] == manifests(home)[key].files["model.safetensors"].sha256
+
+
+def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
+    finished: tuple[Path, Path, dict], tmp_path: Path
+) -> None:
+    """A federated key again, over `curtail superlink` and one `curtail site run` per member."""
+    home, experiment, summary = finished
+    row = next(row for row in summary["checkpoints"] if row["mode"] == "federated")
+    port = free_port()
+    log = tmp_path / "superlink.log"
+    roles = [start_curtail("superlink", "--port", str(port), "--folder", str(tmp_path / "link"), home=home, log=log)]
+    try:
+        wait_for(lambda: listens(port), 60, "a SuperLink that listens")
+        for site in row["members"]:
+            words = ["site", "run", site, "--superlink", f"127.0.0.1:{port}", "--experiment", str(experiment)]
+            roles.append(start_curtail(*words, home=home, log=tmp_path / f"{site}.log"))
+        wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 90, "all sites online")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).parents[1] / "materialise.py"), str(home / "micro"), row["key"]],
+            env={**environment(home), "CURTAIL_SUPERLINK": f"127.0.0.1:{port}"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])[row["key"]]["identical"] is True
+        assert "PushMessages" in log.read_text(), "the segment did not run over this SuperLink"
+    finally:
+        for role in roles:
+            role.terminate()
+        for role in roles:
+            role.wait(90)
+    assert [role.returncode for role in roles[1:]] == [0] * len(row["members"])
+    wait_for(lambda: not processes_of(home) and not listens(port), 20, "the end of all that the roles had started")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_killed_in_a_federated_segment_it_goes_on_and_ends_with_the_same_weights(
+    finished: tuple[Path, Path, dict], tmp_path: Path
+) -> None:
+    reference = list(manifests(finished[0]).values())[-1]
+    experiment = write_experiment(tmp_path / "input")
+    scratch = tmp_path / "micro" / "store" / "scratch"
+    process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=tmp_path / "log")
+
+    def federated_round_under_way() -> bool:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        return any('"federated"' in plan.read_text() for plan in scratch.glob("*/*/plan.json") if plan.exists())
+
+    wait_for(federated_round_under_way, 120, "a federated segment")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = manifests(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the killed run had started")
+
+    done = curtail("run", "--experiment", str(experiment), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = manifests(tmp_path)
+    assert {key: after[key].sha256() for key in before} == {key: found.sha256() for key, found in before.items()}
+    last = list(after.values())[-1]
+    assert last.ledger == reference.ledger
+    assert last.files["model.safetensors"].sha256 == reference.files["model.safetensors"].sha256
+    assert not processes_of(tmp_path)
+
+
+def test_a_changed_experiment_on_an_existing_home_is_refused_with_the_difference(
+    finished: tuple[Path, Path, dict], tmp_path: Path
+) -> None:
+    home, _, _ = finished
+    before = {key: found.sha256() for key, found in manifests(home).items()}
+    changed = write_experiment(tmp_path, seed=4)
+    done = curtail("run", "--experiment", str(changed), home=home)
+    assert done.returncode == 1
+    assert "seed" in done.stderr and "3" in done.stderr and "4" in done.stderr and "--out" in done.stderr
+    assert {key: found.sha256() for key, found in manifests(home).items()} == before
+
+
+def test_a_flipped_byte_is_found_and_nothing_else_is_touched(finished: tuple[Path, Path, dict], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished[0] / "micro", home / "micro")
+    experiment = load_experiment(home / "micro" / "experiment.yaml")
+    last = list(manifests(home))[-1]
+    weights = home / "micro" / "store" / "checkpoints" / last / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    done = curtail(
+        "checkpoints", "verify", "--experiment", str(home / "micro" / "experiment.yaml"), home=home, timeout=60
+    )
+    assert done.returncode == 1
+    assert last in done.stderr and "model.safetensors" in done.stderr and "expected" in done.stderr
+    assert experiment.name == "micro" and list(manifests(home)) == list(manifests(finished[0]))
+
+
+def test_told_to_stop_it_says_how_to_go_on_and_leaves_nothing(tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path / "input")
+    log = tmp_path / "log"
+    process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=log)
+    wait_for(
+        lambda: any((tmp_path / "micro" / "store" / "scratch").glob("ckpt-000001/*/flower.json")), 120, "a segment"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert "run it again" in log.read_text() and "Traceback" not in log.read_text()
+    wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the run had started")

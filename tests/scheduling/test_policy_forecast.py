@@ -1,0 +1,400 @@
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from simulation_cases import START, experiment, minutes, traces, windows
+
+from curtail_pipeline.errors import PolicyError
+from curtail_pipeline.scheduling.decide import decide
+from curtail_pipeline.scheduling.planner import Slots, _compressed, _values, advise, prices_by_plan, prices_by_spread
+from curtail_pipeline.scheduling.predictors import (
+    DAY,
+    PersistenceForecast,
+    SeasonalForecast,
+    TableForecast,
+    issued_forecasts,
+    make_forecast,
+)
+from curtail_pipeline.scheduling.view import Job, SiteDecision, View
+from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.simulation.compare import simulate, simulate_run
+from curtail_pipeline.times import to_us
+
+MINUTE = 60 * 10**6
+
+
+@st.composite
+def slots(draw: st.DrawFn, size: int = 6) -> Slots:
+    def column(*values: float) -> np.ndarray:
+        return np.array(draw(st.lists(st.sampled_from(values), min_size=size, max_size=size)))
+
+    steps = column(0.0, 5.0, 10.0)
+    return Slots(
+        steps,
+        column(0.0, 1.0, 2.0, 5.0, 40.0),
+        column(0.0, 0.5, 3.0, 6.0),
+        np.full(size, draw(st.sampled_from([0.0, 2.0]))),
+        np.full(size, draw(st.sampled_from([0.0, 4.0]))),
+        np.full(size, draw(st.sampled_from([0.0, 3.0, 5.0]))),
+    )
+
+
+def best_by_enumeration(part: Slots, price: float, state: str) -> float:
+    """Every sequence of off, hold and train; a held site may go on or start anew, an off one has to start."""
+    best = -np.inf
+    for actions in product("oht", repeat=len(part.steps)):
+        before, worth = state, 0.0
+        for t, action in enumerate(actions):
+            if action == "h":
+                if before == "o":
+                    worth = -np.inf
+                    break
+                worth -= part.hold[t]
+            if action == "t":
+                if part.steps[t] == 0:
+                    worth = -np.inf
+                    break
+                margin = price - part.cost[t]
+                worth += part.steps[t] * margin
+                gain = max(margin, 0.0)
+                start = min(part.start_steps[t], part.steps[t]) * gain + part.start_cost[t]
+                resume = min(part.resume_steps[t], part.steps[t]) * gain
+                worth -= {"o": start, "h": min(start, resume), "t": 0.0}[before]
+            before = action
+        best = max(best, worth)
+    return best
+
+
+def plain(part: Slots, price: float) -> tuple[float, float, float]:
+    chain = _compressed(part, -1e9, 1e9)
+    off, held, training = _values(chain, np.array([price]))
+    return float(off[0]), float(held[0]), float(training[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(slots(), st.sampled_from([0.5, 1.5, 4.0, 100.0]))
+def test_plans_are_the_best_of_all(part: Slots, price: float) -> None:
+    off, held, training = plain(part, price)
+    assert off == pytest.approx(best_by_enumeration(part, price, "o"))
+    assert held == pytest.approx(best_by_enumeration(part, price, "h"))
+    assert training == pytest.approx(best_by_enumeration(part, price, "t"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(slots(size=20), st.sampled_from([0.5, 1.5, 4.0]))
+def test_joining_slots_changes_no_advice_where_starts_are_alike(part: Slots, price: float) -> None:
+    chain = _compressed(part, price, price)
+    assert len(chain.slots.steps) <= 20
+    joined = [float(worth[0]) for worth in _values(chain, np.array([price]))]
+    apart = plain(part, price)
+    for worth, exact in zip(joined, apart, strict=True):
+        assert worth <= exact + 1e-9, "a joined run is one of the possible plans"
+    if not part.start_steps.any() and not part.start_cost.any() and not part.resume_steps.any():
+        assert joined == pytest.approx(list(apart))
+
+
+EIGHT = np.ones(8)
+STARTS_BEFORE_THE_CHEAP_ONE = Slots(10 * EIGHT, EIGHT, 6 * EIGHT, 2 * EIGHT, 4 * EIGHT, 5 * EIGHT)
+
+
+@settings(max_examples=400, deadline=None)
+@given(slots(size=8), st.lists(st.sampled_from([1.0, 4.05, 4.2, 5.0]), min_size=8, max_size=8))
+@example(STARTS_BEFORE_THE_CHEAP_ONE, [5.0] * 6 + [4.05, 1.0])
+def test_joining_slots_keeps_the_worth_of_training_through_a_dear_one(part: Slots, cost: list[float]) -> None:
+    """Also with starts and resumes that cost, as long as the cheap slots are equally cheap."""
+    part = replace(part, cost=np.array(cost))
+    price = 4.0
+    joined = [float(worth[0]) for worth in _values(_compressed(part, price, price), np.array([price]))]
+    assert joined == pytest.approx(list(plain(part, price)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(slots(size=20), min_size=1, max_size=3), st.floats(0.05, 0.9))
+def test_at_the_price_the_plans_do_the_steps(sites: list[Slots], share: float) -> None:
+    # What the plans do when a step is worth any cost: less than all slots hold where they have to resume.
+    possible = sum(plain(part, 2e6)[2] - plain(part, 1e6)[2] for part in sites) / 1e6
+    if possible < 1:
+        return
+    up = [True] * len(sites)
+    (price,) = prices_by_plan(sites, [share * possible], up)
+    assert price >= prices_by_spread(sites, [share * possible])[0] - 1e-9
+    width = 1e-4 * max(price, 1.0)
+    above = sum((plain(part, price + 2 * width)[2] - plain(part, price + width)[2]) / width for part in sites)
+    assert above >= share * possible * (1 - 1e-6)
+
+
+def test_advice_to_hold_through_a_spike_and_to_leave_a_long_one() -> None:
+    def part(spike: int) -> Slots:
+        cost = np.array([9.0] * spike + [1.0] * 10)
+        ones = np.ones(len(cost))
+        return Slots(10 * ones, cost, 2 * ones, 0 * ones, 3 * ones, 0 * ones)
+
+    short, long = advise(part(1), 5.0), advise(part(9), 5.0)
+    assert (short.train, short.hold, short.start) == (False, True, False)
+    assert (long.train, long.hold) == (False, False)
+
+
+HOURLY = {"A": [450] * 6 + [80] * 12 + [450] * 6 + [20] * 12 + [450] * 12}
+
+
+def planned(name: str = "forecast", steps: int = 1700, **parameters: float) -> View:
+    run = experiment(
+        "A",
+        policy={"name": name, "parameters": parameters},
+        overheads={"connect_s": 20, "round_load_s": 4, "outer_step_s": 2},
+        job={"steps": steps, "deadline": minutes(240).isoformat()},
+    )
+    rows = traces(HOURLY)
+    return View.build(run, rows, windows(rows, run), partial(make_forecast, "perfect"))
+
+
+def job_of(view: View, done: int = 0) -> Job:
+    return Job(done, view.experiment.job.steps, START, view.experiment.job.deadline)
+
+
+def test_a_good_window_passes_for_a_better_one_and_the_decision_says_so() -> None:
+    view = planned()
+    early = decide(view, minutes(30), job_of(view))
+    assert early.mode == "pause"
+    assert early.sites["A"].reason.startswith("at 80 g/kWh it waits: enough hours at or below 2")
+    assert early.sites["A"].reason.endswith("are expected before 2026-01-11T21:00:00Z")
+    later = decide(view, minutes(120), job_of(view))
+    assert later.sites["A"].state == "warm"
+    assert later.sites["A"].reason.startswith("at 20 g/kWh among the best hours before")
+
+
+def test_without_slack_every_hour_counts() -> None:
+    view = planned(steps=7200)
+    first = decide(view, START, job_of(view))
+    assert first.sites["A"].reason == "at 450 g/kWh every hour until 2026-01-11T21:00:00Z is needed"
+    needed = planned(steps=2500)
+    assert decide(needed, minutes(30), job_of(needed)).sites["A"].state == "warm", "both windows are needed"
+
+
+def test_deciding_again_decides_the_same() -> None:
+    view = planned(steps=2500)
+    now, job = START, job_of(view)
+    for _ in range(60):
+        first = decide(view, now, job)
+        following = Job(job.steps_done, job.steps_total, START, job.deadline, first.sites)
+        again = decide(view, now, following)
+        assert {n: (s.state, s.since, s.ready) for n, s in again.sites.items()} == {
+            n: (s.state, s.since, s.ready) for n, s in first.sites.items()
+        }
+        found = view.next_event(now)
+        assert found is not None
+        now, job = found, following
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 40.0, 80.0, 450.0]), min_size=48, max_size=48),
+    st.lists(st.sampled_from([0.0, 40.0, 80.0, 450.0]), min_size=48, max_size=48),
+    st.floats(0.05, 0.93),
+    st.sampled_from(["perfect", "persistence", "seasonal"]),
+)
+def test_the_deadline_is_met_whatever_the_forecast(a: list[float], b: list[float], share: float, kind: str) -> None:
+    run = experiment(
+        "AB",
+        policy={"name": "forecast"},
+        overheads={"connect_s": 20, "round_load_s": 4, "outer_step_s": 2},
+        job={"steps": int(share * 2 * 4 * 1800 * 594 / 602)},
+    )
+    found = simulate(run, traces({"A": a, "B": b}), forecast=kind, deadline_h=4.0)
+    assert found["finished"], found["steps"]
+    assert found["co2_kg"] >= found["oracle_co2_kg"] - 1e-9
+
+
+def test_a_perfect_forecast_beats_following_windows() -> None:
+    rows = traces(HOURLY)
+    run = planned().experiment
+    threshold = simulate(run, rows, policy="threshold", deadline_h=4.0)
+    forecast = simulate(run, rows, policy="forecast", deadline_h=4.0)
+    assert forecast["finished"]
+    assert forecast["co2_kg"] < 0.4 * threshold["co2_kg"]
+
+
+def test_a_perfect_forecast_by_default_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    run, rows = planned().experiment, traces(HOURLY)
+    simulate(run, rows, forecast="seasonal", deadline_h=4.0)
+    assert not caplog.records
+    simulate(run, rows, deadline_h=4.0)
+    assert "policy forecast plans with a perfect one" in caplog.text
+
+
+def test_forecast_error_is_part_of_the_regret() -> None:
+    found = simulate(planned().experiment, traces(HOURLY), forecast="persistence", deadline_h=4.0)
+    regret = found["regret"]
+    assert regret["forecast_error_kg"] > 0
+    assert sum(v for k, v in regret.items() if k != "total_kg") == pytest.approx(regret["total_kg"])
+
+
+def test_a_joining_site_ends_the_others_round_at_once() -> None:
+    run = experiment(
+        "AB",
+        policy={"name": "forecast"},
+        overheads={"connect_s": 20, "round_load_s": 4, "outer_step_s": 2},
+        job={"steps": 5800},
+    )
+    values = {"A": [10] * 24, "B": [450] * 7 + [10] * 17}
+    done = simulate_run(run, traces(values), forecast="perfect", deadline_h=2.0)
+    first = [int(use.training[0][0]) for use in (done.walk.use["A"], done.walk.use["B"])]
+    assert first[1] - to_us(minutes(35)) <= 60 * 10**6, "not half a round later"
+    assert done.walk.finished
+
+
+def test_live_decisions_plan_with_what_is_known() -> None:
+    run = planned().experiment
+    rows = traces(HOURLY)
+    view = View.build(run, rows, windows(rows, run), as_of=minutes(125))
+    decision = decide(view, minutes(125), job_of(view))
+    assert decision.sites["A"].state == "warm"
+    stale = View.build(run, rows.filter(pl.col("time") < minutes(100)), windows(rows, run), as_of=minutes(125))
+    assert decide(stale, minutes(125), job_of(stale)).sites["A"].reason.startswith("signal older than 600 s")
+
+
+# Forecasts
+
+
+def daily(days: int, start: float = 0.0) -> Signal:
+    """Hourly values: the day's number, plus a hundredth of the hour."""
+    hours = np.arange(days * 24)
+    times = to_us(START) + (hours * 60 * MINUTE).astype(np.int64)
+    return Signal(times, start + hours // 24 + (hours % 24) / 100, 60 * MINUTE, 120 * MINUTE)
+
+
+def test_seasonal_mirrors_the_past_days() -> None:
+    signal = daily(4)
+    now = to_us(START) + 3 * DAY
+    forecast = SeasonalForecast({"A": signal})
+    ahead = np.array([0, 1, 23, 24, 47, 48, 71, 72]) * 60 * MINUTE + now
+    expected = [2.0, 2.01, 2.23, 1.0, 1.23, 0.0, 0.23, 2.0]
+    assert forecast.predict("A", now, ahead).tolist() == pytest.approx(expected)
+    fresh = SeasonalForecast({"A": daily(1)})
+    early = to_us(START) + 5 * 60 * MINUTE
+    assert fresh.predict("A", early, ahead[:2]).tolist() == pytest.approx([0.05, 0.05]), "no day yet: as now"
+
+
+def test_persistence_and_perfect() -> None:
+    signal = daily(2)
+    now = to_us(START) + 30 * MINUTE
+    targets = now + np.array([0, 60, 40 * 60, 100 * 60]) * MINUTE
+    assert PersistenceForecast({"A": signal}).predict("A", now, targets).tolist() == [0.0] * 4
+    perfect = make_forecast("perfect", {"A": signal}).predict("A", now, targets)
+    assert perfect[:3].tolist() == pytest.approx([0.0, 0.01, 1.16])
+    assert np.isnan(perfect[3])
+
+
+def recorded() -> pl.DataFrame:
+    rows = [
+        (minutes(issue), minutes(issue + 5 * k), "A", float(100 * issue + k)) for issue in (0, 5) for k in (1, 2, 3)
+    ]
+    schema = {
+        "issued_at": pl.Datetime("us", "UTC"),
+        "target": pl.Datetime("us", "UTC"),
+        "region": pl.String,
+        "value": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def test_recorded_forecasts_are_those_issued_by_now() -> None:
+    beyond = PersistenceForecast({"A": daily(1, start=7.0)})
+    table = TableForecast(issued_forecasts(recorded()), beyond)
+    targets = to_us(START) + np.array([5, 7, 15, 20]) * MINUTE
+    assert table.predict("A", to_us(minutes(2)), targets).tolist() == [1.0, 1.0, 3.0, 7.0]
+    assert table.predict("A", to_us(minutes(5)), targets).tolist() == [7.0, 7.0, 502.0, 503.0]
+    assert table.predict("A", to_us(minutes(59)), targets).tolist() == [7.0] * 4, "too old"
+
+
+def test_a_forecast_file_is_read_and_bad_ones_are_named(tmp_path: Path) -> None:
+    signals = {"A": daily(1)}
+    recorded().write_parquet(tmp_path / "f.parquet")
+    recorded().write_csv(tmp_path / "f.csv")
+    targets = np.array([to_us(minutes(5))])
+    for name in ("f.parquet", "f.csv"):
+        assert make_forecast(str(tmp_path / name), signals).predict("A", to_us(START), targets).tolist() == [1.0]
+    (tmp_path / "g.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(PolicyError, match="needs the columns issued_at, target"):
+        make_forecast(str(tmp_path / "g.csv"), signals)
+    late = pl.col("issued_at", "target") + timedelta(days=4_000)
+    for name, rows, message in (
+        ("none", recorded().head(0), "no value for A; it has none at all"),
+        ("other", recorded().with_columns(region=pl.lit("B")), "no value for A; it has B"),
+        ("late", recorded().with_columns(late), "none of them while the trace runs"),
+        ("endless", recorded().with_columns(value=pl.lit(float("inf"))), "infinite values for A"),
+    ):
+        rows.write_parquet(tmp_path / f"{name}.parquet")
+        with pytest.raises(PolicyError, match=message):
+            make_forecast(str(tmp_path / f"{name}.parquet"), signals)
+
+
+# Budget
+
+
+def test_a_budget_that_suffices_runs_the_cheapest_schedule() -> None:
+    run, rows = planned().experiment, traces(HOURLY)
+    cheapest = simulate(run, rows, policy="forecast", deadline_h=4.0)
+    budget = run.model_copy(
+        update={"policy": run.policy.model_copy(update={"name": "budget", "parameters": {"budget": 0.1}})}
+    )
+    found = simulate(budget, rows, deadline_h=4.0)
+    assert found["finished"]
+    assert found["co2_kg"] == cheapest["co2_kg"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "steps", "message"),
+    [
+        (
+            {"budget": 0.03},
+            1700,
+            r"the budget of 0\.03 kg CO2 is infeasible: .* is expected to take 0\.038, 0\.008 more",
+        ),
+        ({}, 8000, r"all sites together can do 7\d\d\d of 8000 steps by then, \d+ short; give a later deadline"),
+        ({"spend": "cost"}, 1700, "needs a price for region 'A'"),
+    ],
+)
+def test_an_infeasible_budget_says_by_how_much(parameters: dict[str, float], steps: int, message: str) -> None:
+    view = planned("budget", steps, **parameters)
+    with pytest.raises(PolicyError, match=message):
+        decide(view, START, job_of(view))
+
+
+def test_a_budget_of_money_takes_the_cheap_hours_not_the_clean_ones() -> None:
+    run = planned("budget", spend="cost", budget=100.0).experiment
+    price = [90.0] * 6 + [-5.0] * 12 + [90.0] * 30
+    rows = pl.concat([traces(HOURLY), traces({"A": price}).with_columns(kind=pl.lit("price"))])
+    found = simulate(run, rows, deadline_h=4.0)
+    assert found["finished"]
+    done = simulate_run(run, rows, deadline_h=4.0)
+    assert int(done.walk.use["A"].training[0][0]) - to_us(minutes(30)) < 60 * 10**6
+    clean = simulate_run(run, rows, policy="forecast", deadline_h=4.0)
+    assert int(clean.walk.use["A"].training[0][0]) > to_us(minutes(119))
+
+
+def test_a_started_job_is_not_given_up() -> None:
+    view = planned("budget", budget=0.03)
+    job = Job(1, 1700, START, view.experiment.job.deadline)
+    assert not decide(view, START + timedelta(minutes=1), job).finished
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from([10.0, 80.0, 450.0]), min_size=48, max_size=48), st.integers(1, 47), st.booleans())
+def test_causal_forecasts_decide_from_the_past_alone(values: list[float], at: int, up: bool) -> None:
+    run = planned(steps=2500).experiment
+    rows = traces({"A": values})
+    now = minutes(5 * at)
+    known = rows.filter(pl.col("time") <= now)
+    state = SiteDecision("train", "", minutes(0), minutes(0))
+    job = Job(100, 2500, START, run.job.deadline, {"A": state} if up else {})
+    whole = decide(View.build(run, rows, windows(rows, run)), now, job)
+    assert whole == decide(View.build(run, known, windows(known, run)), now, job)
+    assert whole == decide(View.build(run, rows, windows(rows, run), as_of=now), now, job)

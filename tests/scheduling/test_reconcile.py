@@ -1,0 +1,108 @@
+"""From a decision to an action: no segment twice, none forgotten, failures wait."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curtail_pipeline.scheduling.decide import Decision
+from curtail_pipeline.scheduling.reconcile import (
+    BACKOFF_S,
+    Action,
+    Attempts,
+    Desired,
+    SegmentRequest,
+    reconcile,
+    site_from_json,
+    site_to_json,
+)
+from curtail_pipeline.scheduling.view import SiteDecision
+
+NOW = datetime(2026, 3, 21, 12, tzinfo=UTC)
+SITES = ("A", "B", "C")
+
+
+def decision(states: dict[str, str], finished: bool = False) -> Decision:
+    sites = {name: SiteDecision(state, f"{name} is {state}", NOW) for name, state in states.items()}  # type: ignore[arg-type]
+    training = sum(state == "train" for state in states.values())
+    mode = "pause" if training == 0 else "local" if training == 1 else "federated"
+    return Decision(NOW, sites, mode, "because", None, finished)
+
+
+def act(found: Decision, desired: Desired | None = None, **changes: object) -> Action:
+    given = {
+        "active": None,
+        "parent": "ckpt-000004",
+        "key": "ckpt-000005",
+        "attempts": Attempts(),
+        "wall": NOW,
+        "previous": {},
+    }
+    return reconcile(found, desired, **{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_two_sites_that_should_train_start_a_federated_segment() -> None:
+    action = act(decision({"A": "train", "B": "train", "C": "off"}))
+    assert action.request is not None
+    assert action.request.mode == "federated"
+    assert action.request.members == ("A", "B")
+    assert (action.request.key, action.request.parent, action.request.attempt) == ("ckpt-000005", "ckpt-000004", 1)
+    assert action.changed and action.desired.generation == 1
+
+
+def test_an_active_segment_is_never_started_again_but_sees_the_new_membership() -> None:
+    before = Desired(7, {"A": "train", "B": "off", "C": "off"}, "", NOW)
+    action = act(decision({"A": "train", "B": "train", "C": "off"}), before, active=("A",))
+    assert action.request is None
+    assert action.changed and action.desired.generation == 8
+    assert action.desired.states == {"A": "train", "B": "train", "C": "off"}
+    assert "is ending" in action.reason
+
+
+def test_an_unchanged_membership_keeps_its_generation() -> None:
+    before = Desired(7, {"A": "train", "B": "off", "C": "off"}, "", NOW)
+    action = act(decision({"A": "train", "B": "off", "C": "off"}), before, active=("A",))
+    assert not action.changed and action.desired.generation == 7
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_pause_and_a_finished_job_start_nothing(finished: bool) -> None:
+    action = act(decision(dict.fromkeys(SITES, "off"), finished))
+    assert action.request is None
+    assert ("nothing left" in action.reason) == finished
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5, 6, 40])
+def test_failures_wait_longer_and_longer(failures: int) -> None:
+    wait = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+    attempts = Attempts(failures, NOW)
+    early = act(decision({"A": "train"}), attempts=attempts, wall=NOW + timedelta(seconds=wait - 1))
+    due = act(decision({"A": "train"}), attempts=attempts, wall=NOW + timedelta(seconds=wait))
+    assert early.request is None and f"attempt {failures}" in early.reason
+    assert due.request is not None and due.request.attempt == failures + 1
+
+
+states = st.fixed_dictionaries({name: st.sampled_from(["train", "warm", "off"]) for name in SITES})
+
+
+@given(st.lists(states, min_size=1, max_size=12))
+def test_generations_count_changes_of_the_membership(history: list[dict[str, str]]) -> None:
+    desired, changes, last = None, 0, None
+    for wanted in history:
+        action = act(decision(wanted), desired)
+        changes += wanted != last
+        desired, last = action.desired, wanted
+        assert action.desired.generation == changes
+        assert dict(action.desired.states) == wanted
+        assert (action.request is not None) == ("train" in wanted.values())
+
+
+@given(states)
+def test_what_is_stored_reads_back(wanted: dict[str, str]) -> None:
+    action = act(decision(wanted), previous={"A": SiteDecision("warm", "x", NOW, NOW)})
+    assert Desired.from_json(action.desired.to_json()) == action.desired
+    if action.request:
+        assert SegmentRequest.from_json(action.request.to_json()) == action.request
+    site = SiteDecision("train", "why", NOW, None)
+    assert site_from_json(site_to_json(site)) == site

@@ -1,0 +1,87 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from simulation_cases import START, experiment, minutes, traces
+
+from curtail_pipeline.errors import CurtailError, PolicyError, SettingsError, TraceError
+from curtail_pipeline.scheduling.policies import POLICIES
+from curtail_pipeline.settings.experiment import parse_experiment
+from curtail_pipeline.simulation.compare import compare, simulate
+
+ROWS = traces({"A": [50] * 24})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"policy": "greedy"}, PolicyError, "unknown policy 'greedy': choose one of boundary, budget"),
+        ({"policy": "forecast"}, PolicyError, "the job has none: set job.deadline, or give --deadline"),
+        ({"policy": "forecast", "deadline_h": 1.0, "forecast": "psychic"}, PolicyError, "unknown forecast 'psychic'"),
+        ({"deadline_h": float("nan")}, SettingsError, "a deadline of nan hours is none; give hours"),
+        ({"deadline_h": 1e12}, SettingsError, r"a deadline of 1e\+12 hours is none"),
+        ({"policy": "paper", "forecast": "perfect"}, PolicyError, "policy 'paper' reads no forecast; leave"),
+        ({"deadline_h": -1.0}, SettingsError, "is not after the start 2026-01-11T17:00:00Z"),
+        ({"start": minutes(120)}, TraceError, "the trace ends at 2026-01-11T19:00:00Z"),
+        ({"start": minutes(-5)}, TraceError, "before the trace, which starts at 2026-01-11T17:00:00Z"),
+    ],
+)
+def test_bad_input_is_named(options: dict[str, Any], error: type[CurtailError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        simulate(experiment("A"), ROWS, **options)
+
+
+def test_a_region_without_trace_is_named() -> None:
+    with pytest.raises(TraceError, match="no signal for region 'B'"):
+        simulate(experiment("AB"), ROWS)
+    with pytest.raises(TraceError, match="no values of Z"):
+        simulate(experiment("Z"), ROWS)
+
+
+def test_negative_power_is_refused() -> None:
+    content = experiment("A").model_dump(mode="json")
+    content["sites"][0]["idle_kw"] = -1
+    with pytest.raises(SettingsError, match=r"sites\.0\.idle_kw.*greater than or equal to 0.*-1"):
+        parse_experiment(content, "case")
+
+
+def test_a_job_that_does_not_fit_says_so_and_nothing_is_extrapolated() -> None:
+    found = simulate(experiment("A"), ROWS)
+    assert not found["finished"]
+    assert found["steps"] == 3600
+    assert found["runtime_h"] == 2.0
+    assert found["baselines_co2_kg"] == {"A": None}
+
+
+@pytest.mark.parametrize("deadline_h", [None, 1.0])
+def test_a_trace_without_a_window_trains_nothing_and_says_so(deadline_h: float | None) -> None:
+    never = traces({"A": [500] * 24})
+    found = simulate(experiment("A"), never, deadline_h=deadline_h)
+    assert (found["finished"], found["steps"], found["rounds"], found["runtime_h"]) == (False, 0, 0, 0.0)
+    assert found["energy_kwh"] == found["co2_kg"] == found["oracle_co2_kg"] == 0.0
+    table, chart = compare(experiment("A"), never, deadline_h=deadline_h)
+    assert set(table["policy"]) == set(POLICIES)
+    chart.to_dict()
+
+
+def test_nothing_runs_after_the_deadline() -> None:
+    found = simulate(experiment("A"), ROWS, deadline_h=1.0)
+    assert (found["finished"], found["steps"], found["runtime_h"]) == (False, 1800, 1.0)
+
+
+def test_a_start_inside_a_window_pays_for_its_start_up() -> None:
+    run = experiment("A", overheads={"provisioning_s": 600})
+    found = simulate(run, ROWS, start=START + timedelta(minutes=30))
+    assert found["steps"] == 80 * 60 * 0.5
+    assert found["energy_kwh"] == pytest.approx(2.0 * 80 / 60 + 0.5 * 10 / 60)
+
+
+def test_the_result_has_the_documented_keys_and_is_json() -> None:
+    import json
+
+    found = simulate(experiment("A", job={"steps": 100}), ROWS)
+    assert list(json.loads(json.dumps(found))) == [
+        "policy", "finished", "runtime_h", "steps", "rounds", "site_hours", "energy_kwh", "co2_kg",
+        "co2_kg_interpolated", "curtailed_energy_share", "idle_h", "overhead_share", "baselines_co2_kg",
+        "oracle_co2_kg", "regret",
+    ]  # fmt: skip

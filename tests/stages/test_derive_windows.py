@@ -1,0 +1,91 @@
+"""Days of windows in a store: they follow from each other, and a revised day brings later days in line."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from micro import EXPERIMENT
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.experiment import parse_experiment
+from curtail_pipeline.stages.derive_windows import derive_day, derive_following, save_derived
+from curtail_pipeline.stages.ingest import ingest_day, save_ingested
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.tables import read_table, trace_key, windows_key, write_table
+from curtail_pipeline.windows.rules import derive_windows
+
+SYNTHETIC = {"provider": "synthetic", "seed": 307, "start": "2026-03-21T00:00:00Z", "days": 4}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    sites = [{**EXPERIMENT["sites"][0], "name": name, "region": name} for name in ("CAISO_NORTH", "SPP_TX", "NEM_SA")]
+    experiment = parse_experiment({**EXPERIMENT, "traces": SYNTHETIC, "sites": sites}, "test")
+    project = Project.open(experiment, "headless", tmp_path)
+    for day in project.days:
+        for region in experiment.regions:
+            found = ingest_day(project, region, day)
+            assert not found.blocked
+            save_ingested(project, found)
+    return project
+
+
+def derive_all(project: Project) -> None:
+    for day in project.days:
+        save_derived(project, derive_day(project, day))
+
+
+def whole(project: Project) -> pl.DataFrame:
+    start, end = project.span or (None, None)
+    assert start and end
+    experiment = project.experiment
+    table, _ = derive_windows(project.traces(project.days), experiment.sites, experiment.policy, start=start, end=end)
+    return table.sort("site", "start")
+
+
+def test_days_together_are_the_whole_range(project: Project) -> None:
+    derive_all(project)
+    columns = ["site", "region", "start", "end", "opened_by", "closed_by"]
+    assert project.windows(project.days).sort("site", "start").select(columns).equals(whole(project).select(columns))
+
+
+def test_a_day_before_its_predecessor_is_refused_with_the_fix(project: Project) -> None:
+    with pytest.raises(TraceError, match=r"2026-03-22.*materialise curtailment_windows for 2026-03-21"):
+        derive_day(project, project.days[1])
+
+
+def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Project) -> None:
+    """The first day's last hours become curtailed in one region: the window now runs into the second day."""
+    derive_all(project)
+    day = project.days[0]
+    key = trace_key(day.isoformat(), "SPP_TX")
+    trace = read_table(project.store, key)
+    late = pl.col("time") >= pl.col("time").max() - timedelta(hours=2)
+    write_table(project.store, key, trace.with_columns(value=pl.when(late).then(1.0).otherwise(pl.col("value"))))
+    derived = []
+    for found in derive_following(project, day):
+        save_derived(project, found)
+        derived.append(found.day)
+    assert derived[0] == day and 2 <= len(derived) <= len(project.days)
+    columns = ["site", "start", "end"]
+    assert project.windows(project.days).sort("site", "start").select(columns).equals(whole(project).select(columns))
+
+
+def test_an_unchanged_day_reaches_no_further(project: Project) -> None:
+    derive_all(project)
+    assert [found.day for found in derive_following(project, project.days[0])] == [project.days[0]]
+    assert project.store.exists(windows_key(project.days[0].isoformat()))
+
+
+def test_ingesting_again_says_what_was_revised(project: Project) -> None:
+    day = project.days[0]
+    key = trace_key(day.isoformat(), "NEM_SA")
+    trace = read_table(project.store, key)
+    first = pl.int_range(pl.len()) < 3
+    write_table(
+        project.store, key, trace.with_columns(value=pl.when(first).then(pl.col("value") + 5).otherwise("value"))
+    )
+    found = ingest_day(project, "NEM_SA", day)
+    assert found.metadata["revised"] == 3
+    assert found.metadata["largest_change"] == pytest.approx(5.0)

@@ -1,0 +1,420 @@
+import json
+import multiprocessing
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curtail_pipeline.errors import LedgerError, StoreError
+from curtail_pipeline.storage.checkpoints import AlreadyCommitted, Checkpoints, Fenced
+from curtail_pipeline.storage.store import Store, file_sha256
+
+START = datetime(2026, 1, 11, 17, tzinfo=UTC)
+
+
+def fields(parent: str | None = None, begin: int = 0, first: int = 0, steps: int = 5, **more: Any) -> dict[str, Any]:
+    sites = {}
+    if parent:
+        state = {"begin": "fresh", "end": "sha256:" + "a" * 64}
+        sites = {
+            "SPP_TX": {
+                "steps": steps,
+                "tokens": 8 * steps,
+                "consumed": [[1, first, first + steps]],
+                "inner_state": state,
+            }
+        }
+    return {
+        "parent": parent,
+        "mode": "local" if parent else "init",
+        "members": [*sites],
+        "stop_reason": "length cap" if parent else "initialised",
+        "attempt": 0,
+        "experiment_sha256": "e" * 64,
+        "seed": 1,
+        "start": START,
+        "end": START + timedelta(minutes=10),
+        "steps": {"begin": begin, "end": begin + (steps if parent else 0)},
+        "tokens": {"segment": 8 * steps if parent else 0},
+        "rounds": 1 if parent else 0,
+        "sites": sites,
+        "intervals": [],
+        **more,
+    }
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    names = ["config.json", "model.safetensors", "tokenizer.json", "outer.safetensors", "plan.json", "rounds.jsonl"]
+    for name in names:
+        (folder / name).write_bytes(name.encode() * 100)
+    return {name: folder / name for name in names}
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(Store(tmp_path / "store"))
+
+
+def ledger(consumed: list[Any], **more: Any) -> dict[str, Any]:
+    return {"SPP_TX": {"epoch": 1, "consumed": consumed, **more}}
+
+
+def commit_three(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    checkpoints.commit("ckpt-000000", files, fields(), 0)
+    checkpoints.commit("ckpt-000001", files, fields("ckpt-000000"), 1)
+    checkpoints.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 2)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_commit_and_read(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    assert checkpoints.keys() == [] and checkpoints.last() is None and checkpoints.next_key() == "ckpt-000000"
+    commit_three(checkpoints, files)
+    assert checkpoints.keys() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
+    assert checkpoints.last() == "ckpt-000002" and checkpoints.next_key() == "ckpt-000003"
+    assert checkpoints.lineage("ckpt-000002") == checkpoints.keys() == checkpoints.verify_chain()
+    manifest = checkpoints.manifest("ckpt-000002")
+    assert manifest.ledger["SPP_TX"].consumed == [(1, 0, 10)]
+    assert manifest.tokens.total == 80 and manifest.steps.end == 10 and manifest.generation == 2
+    assert manifest.parent_manifest_sha256 == file_sha256(checkpoints.folder("ckpt-000001") / "manifest.json")
+    assert manifest.sha256() == file_sha256(checkpoints.folder("ckpt-000002") / "manifest.json")
+    assert manifest.versions["curtail_pipeline"]
+    assert checkpoints.show("ckpt-000002")["manifest_sha256"] == manifest.sha256()
+    assert [row["total_tokens"] for row in checkpoints.list()] == [0, 40, 80]
+    json.dumps(checkpoints.show("ckpt-000001"))
+
+
+def test_manifest_bytes_depend_on_content_alone(tmp_path: Path, files: dict[str, Path]) -> None:
+    shuffled = dict(reversed(fields().items()))
+    shuffled["start"] = "2026-01-11T18:00:00+01:00"
+    one = Checkpoints(Store(tmp_path / "a")).commit("ckpt-000000", files, fields(), 0)
+    two = Checkpoints(Store(tmp_path / "b")).commit("ckpt-000000", dict(reversed(files.items())), shuffled, 0)
+    assert one.sha256() == two.sha256()
+
+
+def test_a_folder_without_a_valid_manifest_does_not_exist(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    for name in ("ckpt-000003", "ckpt-000007", "notes", ".ckpt-000009.tmp"):
+        checkpoints.folder("ckpt-000000").with_name(name).mkdir()
+    torn = checkpoints.folder("ckpt-000003")
+    (torn / "model.safetensors").write_bytes(b"half")
+    (torn / "manifest.json").write_bytes(b'{"format": 1, "key"')
+    assert checkpoints.last() == "ckpt-000002" and checkpoints.next_key() == "ckpt-000003"
+    checkpoints.commit("ckpt-000003", files, fields("ckpt-000002", begin=10, first=10), 3)
+    assert checkpoints.verify_chain()[-1] == "ckpt-000003"
+    (aside,) = checkpoints.store.path("set_aside").iterdir()
+    assert (aside / "model.safetensors").read_bytes() == b"half"
+
+
+def test_flipping_any_one_byte_is_found(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    folder = checkpoints.folder("ckpt-000001")
+    for path in sorted(folder.iterdir()):
+        original = path.read_bytes()
+        positions = range(len(original)) if path.name == "manifest.json" else [len(original) // 2]
+        for position in positions:
+            damaged = bytearray(original)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(StoreError, match=path.name.replace(".", r"\.")):
+                checkpoints.verify("ckpt-000001")
+        with pytest.raises(StoreError, match="ckpt-000001"):
+            checkpoints.verify_chain()
+        path.write_bytes(original)
+    checkpoints.verify_chain()
+    manifest = folder / "manifest.json"
+    original = manifest.read_bytes()
+    manifest.write_bytes(json.dumps(json.loads(original)).encode())
+    with pytest.raises(StoreError, match=r"manifest\.json was changed"):
+        checkpoints.verify("ckpt-000001")
+    manifest.write_bytes(original)
+    weights = folder / "model.safetensors"
+    expected = file_sha256(weights)
+    weights.write_bytes(b"other")
+    with pytest.raises(StoreError) as error:
+        checkpoints.verify("ckpt-000001")
+    assert expected in str(error.value) and file_sha256(weights) in str(error.value)
+    weights.unlink()
+    with pytest.raises(StoreError, match="missing"):
+        checkpoints.verify("ckpt-000001")
+
+
+def test_damage_to_one_checkpoint_or_source_is_not_damage_to_another(
+    checkpoints: Checkpoints, files: dict[str, Path]
+) -> None:
+    """Stored files share no bytes on disk, except that weights move out of scratch without a copy."""
+    scratch = checkpoints.store.path("scratch/ckpt-000001/0")
+    scratch.mkdir(parents=True)
+    weights = scratch / "model.safetensors"
+    weights.write_bytes(b"weights")
+    checkpoints.commit("ckpt-000000", files, fields(), 0)
+    checkpoints.commit("ckpt-000001", {**files, "model.safetensors": weights}, fields("ckpt-000000"), 1)
+    stored = checkpoints.folder("ckpt-000001") / "model.safetensors"
+    assert stored.samefile(weights)
+    again = {**files, "model.safetensors": weights}
+    checkpoints.commit("ckpt-000002", again, fields("ckpt-000001", begin=5, first=5), 2)
+    assert not (checkpoints.folder("ckpt-000002") / "model.safetensors").samefile(stored)
+    with (checkpoints.folder("ckpt-000002") / "tokenizer.json").open("r+b") as stream:
+        stream.write(b"X")
+    checkpoints.verify("ckpt-000001")
+
+
+def test_a_committed_key_is_never_replaced(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    before = tree(checkpoints.store.path("checkpoints"))
+    with pytest.raises(AlreadyCommitted, match="ckpt-000001"):
+        checkpoints.commit("ckpt-000001", files, fields("ckpt-000000"), 99)
+    # Nor when it is damaged: the next run may be the one that could still restore it.
+    (checkpoints.folder("ckpt-000002") / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(StoreError, match="damaged"):
+        checkpoints.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 99)
+    with pytest.raises(StoreError, match="ckpt-000002"):
+        checkpoints.verify_chain()
+    after = tree(checkpoints.store.path("checkpoints"))
+    assert {k: v for k, v in after.items() if "000002/manifest" not in k} == {
+        k: v for k, v in before.items() if "000002/manifest" not in k
+    }
+    # Moving the folder away is the user's word that it may be trained again.
+    shutil.rmtree(checkpoints.folder("ckpt-000002"))
+    checkpoints.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 99)
+
+
+def test_an_overtaken_writer_is_fenced(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    checkpoints.commit("ckpt-000000", files, fields(), 0)
+    checkpoints.claim("ckpt-000001", generation=4, attempt=1)
+    for generation, attempt in [(3, 9), (4, 0)]:
+        with pytest.raises(Fenced, match="overtaken by generation 4, attempt 1"):
+            checkpoints.claim("ckpt-000001", generation, attempt)
+        with pytest.raises(Fenced):
+            checkpoints.commit("ckpt-000001", files, fields("ckpt-000000", attempt=attempt), generation)
+    assert checkpoints.keys() == ["ckpt-000000"]
+    assert checkpoints.commit("ckpt-000001", files, fields("ckpt-000000", attempt=1), 4).attempt == 1
+
+
+def _race(root: Path, files: dict[str, Path], attempt: int, gate: Any, results: Any) -> None:
+    gate.wait()
+    try:
+        Checkpoints(Store(root)).commit("ckpt-000001", files, fields("ckpt-000000", attempt=attempt), 1)
+        results.put(("done", attempt))
+    except StoreError as error:
+        results.put((type(error).__name__, attempt))
+
+
+def test_of_many_writers_one_commits(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    checkpoints.commit("ckpt-000000", files, fields(), 0)
+    context = multiprocessing.get_context("spawn")
+    gate, results = context.Barrier(4), context.Queue()
+    root = checkpoints.store.root
+    writers = [context.Process(target=_race, args=(root, files, n, gate, results)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    outcomes = [results.get(timeout=60) for _ in writers]
+    for writer in writers:
+        writer.join()
+    winners = [attempt for outcome, attempt in outcomes if outcome == "done"]
+    assert len(winners) == 1, outcomes
+    assert {outcome for outcome, _ in outcomes} <= {"done", "AlreadyCommitted", "Fenced"}
+    assert checkpoints.verify("ckpt-000001").attempt == winners[0]
+    assert not [*checkpoints.store.path("checkpoints").glob(".*.tmp")]
+
+
+_SLOW_COMMIT = """
+import sys, pathlib
+sys.path.insert(0, {tests!r})
+import test_checkpoints as t
+from curtail_pipeline.storage import checkpoints as c
+place = c.Checkpoints._place
+def slow(self, source, target):
+    result = place(self, source, target)
+    if target.name == "plan.json":
+        print("half way", flush=True)
+        sys.stdin.read()
+    return result
+c.Checkpoints._place = slow
+folder = pathlib.Path({files!r})
+c.Checkpoints(c.Store({root!r})).commit(
+    "ckpt-000001", {{p.name: p for p in folder.iterdir()}}, t.fields("ckpt-000000"), 1)
+"""
+
+
+def test_a_writer_killed_half_way_leaves_nothing_that_counts(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    checkpoints.commit("ckpt-000000", files, fields(), 0)
+    code = _SLOW_COMMIT.format(
+        tests=str(Path(__file__).parents[1]), files=str(files["plan.json"].parent), root=str(checkpoints.store.root)
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout and writer.stdin
+    assert writer.stdout.readline() == b"half way\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdin.close()
+    writer.stdout.close()
+    assert [*checkpoints.store.path("checkpoints").glob(".*.tmp")]
+    assert checkpoints.keys() == ["ckpt-000000"]
+    begin = time.monotonic()
+    checkpoints.commit("ckpt-000001", files, fields("ckpt-000000"), 1)
+    assert time.monotonic() - begin < 5, "the dead writer's lock was not released"
+    assert not [*checkpoints.store.path("checkpoints").glob(".*.tmp")]
+    checkpoints.verify_chain()
+
+
+def test_full_disk(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    """The limit on file size stands in for a full disk: the kernel refuses a write half way."""
+    commit_three(checkpoints, files)
+    before = tree(checkpoints.store.path("checkpoints"))
+    files["model.safetensors"].write_bytes(b"0" * 100_000)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+    try:
+        with pytest.raises(StoreError, match=r"File too large.*free space"):
+            checkpoints.commit("ckpt-000003", files, fields("ckpt-000002", begin=10, first=10), 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert tree(checkpoints.store.path("checkpoints")) == before
+    checkpoints.commit("ckpt-000003", files, fields("ckpt-000002", begin=10, first=10), 3)
+
+
+_AS_NOBODY = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import test_checkpoints as t
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+store = t.Checkpoints(t.Store({root!r}))
+print(store.keys())
+try:
+    store.commit("ckpt-000003", {{}}, t.fields("ckpt-000002", begin=10, first=10), 3)
+except t.StoreError as error:
+    print(error)
+"""
+
+
+def test_read_only_store(files: dict[str, Path]) -> None:
+    with tempfile.TemporaryDirectory() as outside:
+        root = Path(outside) / "store"
+        checkpoints = Checkpoints(Store(root))
+        commit_three(checkpoints, files)
+        before = tree(root)
+        folders = [Path(outside), root, *(p for p in root.rglob("*") if p.is_dir())]
+        for folder in folders:
+            folder.chmod(0o555)
+        try:
+            for path in root.rglob("*"):
+                if path.is_file():
+                    path.chmod(0o444)
+            code = _AS_NOBODY.format(tests=str(Path(__file__).parents[1]), root=str(root))
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        finally:
+            for folder in folders:
+                folder.chmod(0o755)
+        assert "ckpt-000002" in done.stdout, done.stderr
+        assert "Permission denied" in done.stdout and "make the folder writable" in done.stdout
+        assert tree(root) == before
+
+
+def test_missing_source_and_bad_names(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    with pytest.raises(StoreError, match=r"nowhere.*does not exist"):
+        checkpoints.commit("ckpt-000000", {"model.safetensors": Path("nowhere")}, fields(), 0)
+    for name in ("../model.safetensors", "manifest.json", ".."):
+        with pytest.raises(StoreError, match="plain name"):
+            checkpoints.commit("ckpt-000000", {name: files["plan.json"]}, fields(), 0)
+    for key in ("ckpt-1", "../ckpt-000001", "latest", "ckpt-000001\n"):
+        with pytest.raises(StoreError, match="not a checkpoint key"):
+            checkpoints.commit(key, files, fields(), 0)
+    with pytest.raises(StoreError, match="stop_reason"):
+        checkpoints.commit("ckpt-000000", files, {k: v for k, v in fields().items() if k != "stop_reason"}, 0)
+    assert checkpoints.keys() == [] and not [*checkpoints.store.path("checkpoints").glob(".*.tmp")]
+    with pytest.raises(StoreError, match="the store has none"):
+        checkpoints.manifest("ckpt-000000")
+
+
+def test_a_checkpoint_has_to_follow_from_its_parent(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    good = fields("ckpt-000002", begin=10, first=10)
+
+    def refused(kind: type[Exception], match: str, **change: Any) -> None:
+        with pytest.raises(kind, match=match):
+            checkpoints.commit("ckpt-000003", files, {**good, **change}, 3)
+
+    refused(StoreError, "no checkpoint", parent="ckpt-000009")
+    refused(StoreError, "steps", steps={"begin": 9, "end": 15})
+    refused(StoreError, "tokens", tokens={"segment": 41})
+    refused(LedgerError, "ckpt-000003: ledger of SPP_TX, epoch 1", ledger=ledger([[1, 0, 14]]))
+    refused(LedgerError, "ledger of SPP_TX is written as", ledger=ledger([[1, 0, 9], [1, 9, 15]]))
+    refused(LedgerError, "ledger of SPP_TX is written as", ledger={"SPP_TX": {"epoch": 2, "consumed": [[1, 0, 15]]}})
+    refused(LedgerError, "belongs to another site", ledger=ledger([[1, 0, 15]], moved=[[1, 12, 20, "NEM_SA"]]))
+    refused(
+        LedgerError, "moved to NEM_SA after it was trained", ledger=ledger([[1, 0, 15]], moved=[[1, 4, 6, "NEM_SA"]])
+    )
+    refused(StoreError, "greater than or equal to 1", ledger={"SPP_TX": {"epoch": 0, "consumed": [[1, 0, 15]]}})
+    with pytest.raises(LedgerError, match=r"SPP_TX, epoch 1: sequences \[8, 10\) are counted twice"):
+        checkpoints.commit("ckpt-000003", files, fields("ckpt-000002", begin=10, first=8), 3)
+    assert checkpoints.last() == "ckpt-000002"
+    checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([[1, 0, 15]])}, 3)
+
+
+def test_text_moved_to_another_site_is_counted_in_its_owners_ledger(
+    checkpoints: Checkpoints, files: dict[str, Path]
+) -> None:
+    commit_three(checkpoints, files)
+    assert b"moved" not in checkpoints.manifest("ckpt-000002").to_bytes()
+    third = fields("ckpt-000002", begin=10)
+    third["sites"] = {"NEM_SA": {**third["sites"]["SPP_TX"], "consumed": [[1, 20, 25, "SPP_TX"]]}}
+    with pytest.raises(LedgerError, match="belongs to another site"):
+        checkpoints.commit("ckpt-000003", files, {**third, "ledger": ledger([[1, 0, 10], [1, 20, 25]])}, 3)
+    moved = ledger([[1, 0, 10], [1, 20, 25]], moved=[[1, 20, 30, "NEM_SA"]])
+    checkpoints.commit("ckpt-000003", files, {**third, "ledger": moved}, 3)
+    # The next one inherits the move.
+    fourth = fields("ckpt-000003", begin=15)
+    fourth["sites"] = {"NEM_SA": {**fourth["sites"]["SPP_TX"], "consumed": [[1, 25, 30, "SPP_TX"]]}}
+    manifest = checkpoints.commit("ckpt-000004", files, fourth, 4)
+    assert manifest.ledger["SPP_TX"].consumed == [(1, 0, 10), (1, 20, 30)]
+    assert manifest.ledger["SPP_TX"].moved == [(1, 20, 30, "NEM_SA")]
+    assert checkpoints.verify_chain()[-1] == "ckpt-000004"
+
+
+def test_an_empty_list_of_moves_is_none(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    good = fields("ckpt-000002", begin=10, first=10)
+    manifest = checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([[1, 0, 15]], moved=[])}, 3)
+    assert manifest == checkpoints.manifest("ckpt-000003") and b"moved" not in manifest.to_bytes()
+
+
+def test_a_replaced_parent_breaks_the_chain(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    other = Checkpoints(Store(tmp_path / "other"))
+    other.commit("ckpt-000000", files, fields(), 0)
+    other.commit("ckpt-000001", files, fields("ckpt-000000", seed=2), 1)
+    shutil.rmtree(checkpoints.folder("ckpt-000001"))
+    other.folder("ckpt-000001").rename(checkpoints.folder("ckpt-000001"))
+    checkpoints.verify("ckpt-000001")
+    with pytest.raises(StoreError, match="ckpt-000002 names parent ckpt-000001 with manifest sha256"):
+        checkpoints.verify_chain(files=False)
+
+
+def test_export(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]) -> None:
+    commit_three(checkpoints, files)
+    dest = tmp_path / "out" / "model"
+    names = checkpoints.export("ckpt-000002", dest, model_card="# card")
+    assert sorted(names) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(p.name for p in dest.iterdir()) == sorted(names)
+    with pytest.raises(StoreError, match="not an empty folder"):
+        checkpoints.export("ckpt-000002", dest)
+    with (checkpoints.folder("ckpt-000002") / "model.safetensors").open("r+b") as stream:
+        stream.write(b"X")
+    with pytest.raises(StoreError, match="corrupt"):
+        checkpoints.export("ckpt-000002", tmp_path / "second")
+    assert not (tmp_path / "second").exists() and [p.name for p in (tmp_path / "out").iterdir()] == ["model"]

@@ -1,0 +1,100 @@
+"""Presets: their size, their initial weights, and that Hugging Face alone loads them."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from training_case import make_experiment
+
+from curtail_pipeline.corpus.tokenizer import save_tokenizer, train_bpe
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.settings.training_settings import TrainingSettings
+from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training.presets import build_model, init_checkpoint, initialise, model_config, parameter_count
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(train_bpe(["wind and sun and wind"] * 3, 512, "<|bos|>"), folder, "<|bos|>")
+    return folder
+
+
+def test_d20_is_the_size_of_the_paper():
+    config = model_config(TrainingSettings(preset="d20"), 65_536)
+    assert parameter_count(config) == 560_988_160
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (1280, 20, 10)
+    assert config.intermediate_size == 5120
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"hiden_size": 64}, "'hiden_size' cannot be overridden"),
+        ({"tie_word_embeddings": True}, "'tie_word_embeddings' cannot be overridden"),
+        ({"hidden_size": 100, "num_attention_heads": 4}, "hidden_size 100 over num_attention_heads 4"),
+        ({"hidden_size": "wide"}, "hidden_size 'wide'"),
+        ({"vocab_size": 100}, "vocab_size 100 cannot hold the 512 ids"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+    ],
+)
+def test_overrides_that_cannot_be(overrides, text):
+    with pytest.raises(TrainingError, match=text):
+        model_config(TrainingSettings(model_overrides=overrides), 512)
+
+
+def test_initial_weights_depend_on_the_seed_alone(tmp_path, tokenizer_folder):
+    settings = make_experiment().training
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(torch.initial_seed() + 1)
+        init_checkpoint(settings, tokenizer_folder, tmp_path / name, seed)
+    hashes = [file_sha256(tmp_path / name / "model.safetensors") for name in "abc"]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_hugging_face_loads_it_and_generates(tmp_path, tokenizer_folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = init_checkpoint(make_experiment().training, tokenizer_folder, tmp_path, 1)
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(names)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(model).__name__ == "NanoChatForCausalLM"
+    prompt = tokenizer("wind and", return_tensors="pt")
+    assert prompt["input_ids"][0, 0] == tokenizer.bos_token_id == model.config.bos_token_id
+    generated = model.generate(
+        input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=4, min_new_tokens=4
+    )
+    assert generated.shape[1] == prompt["input_ids"].shape[1] + 4
+    assert tokenizer.decode(generated[0])
+    loss = model(input_ids=prompt["input_ids"], labels=prompt["input_ids"]).loss.item()
+    assert loss == pytest.approx(math.log(model.config.vocab_size), abs=1e-5)
+
+
+def test_what_writes_to_the_residual_stream_starts_at_zero():
+    config = model_config(make_experiment().training, 512)
+    model = build_model(config)
+    initialise(model, 0)
+    zero = {name for name, p in model.named_parameters() if not p.any()}
+    layers = range(config.num_hidden_layers)
+    writes = {f"model.layers.{i}.{part}.weight" for i in layers for part in ("self_attn.o_proj", "mlp.fc2")}
+    assert zero == {"lm_head.weight", *writes}
+    fc1 = model.get_parameter("model.layers.0.mlp.fc1.weight")
+    assert fc1.std().item() == pytest.approx(32**-0.5, rel=0.1)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(TrainingError, match="has no tokenizer"):
+        init_checkpoint(make_experiment().training, tmp_path, tmp_path / "out", 1)
+
+
+def test_what_a_code_location_imports_is_light():
+    modules = [
+        f"curtail_pipeline.training.{m}" for m in ("config", "evaluate", "orders", "presets", "schedule", "serve")
+    ]
+    code = (
+        f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'transformers', 'flwr') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

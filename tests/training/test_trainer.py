@@ -1,0 +1,401 @@
+"""Rounds of one site: what they compute, that a replay computes the same bits, and why they end."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_case import (
+    CONFIG,
+    SEQUENCE,
+    SEQUENCES_PER_STEP,
+    SITE,
+    WEIGHTS,
+    fill_store,
+    make_experiment,
+    make_order,
+    next_order,
+)
+
+from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
+from curtail_pipeline.errors import CorpusError, SettingsError, StoreError, TrainingError
+from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.training.heldout_loss import evaluate
+from curtail_pipeline.training.snapshots import snapshot_key
+from curtail_pipeline.training.trainer import SiteTrainer
+
+EXPERIMENT = make_experiment()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    return fill_store(tmp_path_factory.mktemp("filled"), EXPERIMENT)
+
+
+@pytest.fixture(scope="module")
+def shared(filled, tmp_path_factory):
+    """One store for tests that leave traces of no interest to others."""
+    root = tmp_path_factory.mktemp("shared") / "store"
+    shutil.copytree(filled.root, root)
+    return Store(root)
+
+
+@pytest.fixture
+def vocabulary(store):
+    return store.read_json(CONFIG)["vocab_size"]
+
+
+@pytest.fixture
+def store(filled, tmp_path):
+    shutil.copytree(filled.root, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def run_rounds(store, trainer, rounds, **changes):
+    """Rounds one after the other in one trainer; the orders and results."""
+    done = []
+    order = make_order(store, **changes)
+    for _ in range(rounds):
+        result = trainer.train(order)
+        done.append((order, result))
+        order = next_order(order, result)
+    return done
+
+
+def comparable(result):
+    """What of a result does not depend on how fast the machine was."""
+    return {key: value for key, value in result.items() if key not in {"seconds", "tokens_per_s"}}
+
+
+def everything_stored(store):
+    return {str(p.relative_to(store.root)): file_sha256(p) for p in store.root.rglob("*") if p.is_file()}
+
+
+def test_a_round(store, vocabulary):
+    order, steps = make_order(store), []
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(order, steps.append)
+    assert result["steps"] == 3 and result["stop"] == "steps"
+    assert result["tokens"] == 3 * SEQUENCES_PER_STEP * SEQUENCE
+    assert result["consumed"] == [[1, 0, 3 * SEQUENCES_PER_STEP]]
+    assert result["parent_sha256"] == order["parent"]["sha256"]
+    assert result["loss_first"] == pytest.approx(np.log(vocabulary), abs=1e-5)
+    assert result["loss_last"] < result["loss_first"]
+    assert [s["step"] for s in steps] == [0, 1, 2] and steps[-1]["loss"] == result["loss_last"]
+    assert result["loss_mean"] == pytest.approx(np.mean([s["loss"] for s in steps]))
+    weights = store.path(order["out"])
+    assert result["weights"] == {"key": order["out"], "sha256": file_sha256(weights), "bytes": weights.stat().st_size}
+    begin, end = result["inner_state"]["begin"], result["inner_state"]["end"]
+    assert begin == "fresh" and f"sha256:{file_sha256(store.path(snapshot_key(SITE, end)))}" == end
+    json.dumps(result)
+
+
+def test_replay_gives_the_same_bits_in_another_trainer(store):
+    (_, _), (second, result), (third, last) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 3)
+    assert result["inner_state"]["begin"].startswith("sha256:")
+    for order, was in ((second, result), (third, last)):
+        again = SiteTrainer(store, SITE, EXPERIMENT).train({**order, "attempt": 1, "out": "scratch/replay.safetensors"})
+        assert again["weights"]["sha256"] == was["weights"]["sha256"]
+        assert comparable({**again, "weights": was["weights"]}) == comparable(was)
+
+
+def test_a_trainer_that_did_other_work_in_between_gives_the_same_bits(store):
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    (first, a), (second, b) = run_rounds(store, trainer, 2)
+    trainer.train(make_order(store, key="ckpt-000009", seed=77, max_steps=5, out="scratch/other.safetensors"))
+    assert comparable(trainer.train(second)) == comparable(b)
+    assert comparable(trainer.train(first)) == comparable(a)
+
+
+def test_inner_state_matters(store):
+    _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
+    fresh = SiteTrainer(store, SITE, EXPERIMENT).train({**second, "inner_state": "fresh"})
+    assert fresh["weights"]["sha256"] != result["weights"]["sha256"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"members": 2}, {"first_step": 90}, {"total_steps": 2}])
+def test_what_the_order_says_matters(store, change):
+    trainer = SiteTrainer(store, SITE, make_experiment(warmup_steps=20))
+    store.write_json("experiment.json", trainer.experiment.model_dump(mode="json"))
+    plain, changed = trainer.train(make_order(store)), trainer.train(make_order(store, **change))
+    assert plain["weights"]["sha256"] != changed["weights"]["sha256"]
+
+
+def test_rounds_do_not_depend_on_how_steps_are_divided(store):
+    """3 + 3 steps are 6 steps when nothing is merged in between."""
+    _, (_, halves) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
+    whole = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=6, out="scratch/whole.safetensors"))
+    assert whole["weights"]["sha256"] == halves["weights"]["sha256"]
+    assert whole["inner_state"]["end"] == halves["inner_state"]["end"]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(store):
+    losses = []
+    for size in (1, 3, 4):
+        experiment = make_experiment(device_batch_sequences=size)
+        store.write_json("experiment.json", experiment.model_dump(mode="json"))
+        steps = []
+        SiteTrainer(store, SITE, experiment).train(make_order(store, max_steps=4), steps.append)
+        losses.append([s["loss"] for s in steps])
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)
+
+
+def test_a_lease_in_pieces_is_the_same_lease(store):
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    whole = trainer.train(make_order(store))
+    parts = trainer.train(make_order(store, attempt=1, lease=[[1, 0, 5], [1, 5, 6], [1, 6, 200]]))
+    assert parts["weights"]["sha256"] == whole["weights"]["sha256"]
+    assert parts["consumed"] == [[1, 0, 5], [1, 5, 6], [1, 6, 12]]
+
+
+def test_the_lease_may_pass_into_the_next_epoch(store):
+    n = ShardReader(store, SITE, SEQUENCE).n_sequences
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, lease=[[1, n - 6, n], [2, 0, n]]))
+    assert result["consumed"] == [[1, n - 6, n], [2, 0, 6]]
+
+
+# Why a round ends
+
+
+def test_exhausted_lease_leaves_the_partial_batch(store):
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, lease=[[1, 0, 11]], max_steps=9))
+    assert (result["steps"], result["stop"], result["consumed"]) == (2, "exhausted", [[1, 0, 8]])
+
+
+def test_stop_ends_the_round_after_the_step(store):
+    done = []
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(
+        make_order(store, max_steps=50), done.append, lambda: len(done) == 2
+    )
+    assert (result["steps"], result["stop"]) == (2, "membership")
+    straight = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=2, out="scratch/two.safetensors"))
+    assert straight["weights"]["sha256"] == result["weights"]["sha256"]
+
+
+def test_no_step_at_all_gives_the_parent_back(store):
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    ((order, first),) = run_rounds(store, trainer, 1)
+    for change, stop in (
+        ({"max_steps": 0}, "steps"),
+        ({"lease": []}, "exhausted"),
+        ({"deadline_s": 0.0}, "deadline"),
+        ({"lease": [[1, 40, 42]]}, "exhausted"),
+    ):
+        result = trainer.train(next_order(order, first, **change))
+        assert (result["steps"], result["tokens"], result["consumed"], result["stop"]) == (0, 0, [], stop)
+        assert result["weights"]["sha256"] == first["weights"]["sha256"]
+        assert result["inner_state"]["end"] == first["inner_state"]["end"]
+        assert result["loss_mean"] is None
+    fresh = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=0))
+    assert fresh["weights"]["sha256"] == file_sha256(store.path(WEIGHTS))
+    assert fresh["inner_state"] == {"begin": "fresh", "end": "fresh"}
+
+
+@pytest.mark.parametrize(("deadline", "steps"), [(0.5, 1), (1.0, 1), (5.5, 5), (6.0, 6)])
+def test_no_step_runs_over_the_deadline_if_it_takes_as_long_as_the_one_before(store, deadline, steps):
+    ticks = iter(range(100))
+    trainer = SiteTrainer(store, SITE, EXPERIMENT, clock=lambda: float(next(ticks)))  # a step takes 1 s
+    result = trainer.train(make_order(store, deadline_s=deadline, max_steps=20))
+    assert (result["steps"], result["stop"], result["seconds"]) == (steps, "deadline", steps)
+    assert result["tokens_per_s"] == SEQUENCES_PER_STEP * SEQUENCE
+
+
+class CountingReader:
+    """Sequences that name themselves: row `i` of the lease is all token `i % 400`."""
+
+    def __init__(self):
+        self.read = []
+
+    def batches(self, ranges, sequences_per_batch, seed):
+        rows = [i for _, start, stop in ranges for i in range(start, stop)]
+        for at in range(0, len(rows), sequences_per_batch):
+            self.read.append(rows[at : at + sequences_per_batch])
+            yield np.tile(np.array(self.read[-1])[:, None] % 400, SEQUENCE + 1).astype(np.uint16)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lease=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(1, 13)), max_size=4),
+    max_steps=st.integers(0, 6),
+    stop_after=st.integers(0, 6),
+)
+def test_consumed_is_the_prefix_that_was_trained_on(shared, lease, max_steps, stop_after):
+    ranges = [[epoch, start, start + size] for epoch, start, size in lease]
+    total = sum(size for _, _, size in lease)
+    reader, done = CountingReader(), []
+    trainer = SiteTrainer(shared, SITE, EXPERIMENT, reader)
+    order = make_order(shared, lease=ranges, max_steps=max_steps, out="scratch/prefix.safetensors")
+    result = trainer.train(order, done.append, lambda: len(done) >= stop_after)
+    steps = min(max_steps, stop_after, total // SEQUENCES_PER_STEP)
+    assert result["steps"] == len(done) == steps
+    flat = [(e, i) for e, start, stop in ranges for i in range(start, stop)]
+    taken = [(e, i) for e, start, stop in result["consumed"] for i in range(start, stop)]
+    assert taken == flat[: steps * SEQUENCES_PER_STEP]
+    assert [i for _, i in taken] == [i for rows in reader.read[:steps] for i in rows]
+
+
+# What is refused
+
+
+def test_corrupt_or_missing_weights_are_refused_and_nothing_is_stored(store):
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    order = make_order(store)
+    path = store.path(WEIGHTS)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    before = everything_stored(store)
+    with pytest.raises(TrainingError, match=rf"{WEIGHTS} is corrupt: its sha256 is [0-9a-f]{{64}}, expected"):
+        trainer.train(order)
+    path.unlink()
+    with pytest.raises(TrainingError, match=f"{WEIGHTS} is not in the store"):
+        trainer.train(order)
+    path.write_bytes(data)
+    assert everything_stored(store) == before
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert trainer.train(order)["steps"] == 3
+
+
+def test_a_pruned_inner_state_is_named_with_the_fix(store):
+    _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
+    store.delete(snapshot_key(SITE, second["inner_state"]))
+    with pytest.raises(TrainingError, match=f"{second['inner_state']} of site {SITE} .* 'fresh'"):
+        SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert result["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"site": "SPP_TX"}, TrainingError, "for site 'SPP_TX', this trainer is 'NEM_SA'"),
+        ({"max_steps": -1}, TrainingError, "max_steps"),
+        ({"inner_state": "stale"}, TrainingError, "inner_state"),
+        ({"parent": {"key": WEIGHTS}}, TrainingError, "parent.sha256: Field required"),
+        ({"config": "checkpoints/none/config.json"}, StoreError, "checkpoints/none/config.json"),
+        ({"config": "experiment.json"}, TrainingError, "experiment.json describes a None model"),
+        ({"out": "../outside.safetensors"}, StoreError, "leaves the store"),
+    ],
+)
+def test_orders_that_cannot_be(store, change, error, text):
+    with pytest.raises(error, match=text):
+        SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, **change))
+
+
+def test_an_order_is_a_mapping(store):
+    with pytest.raises(TrainingError, match="not a training order"):
+        SiteTrainer(store, SITE, EXPERIMENT).train(["train"])
+
+
+def test_another_experiment_is_refused(store):
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    trainer.train(make_order(store))
+    later = EXPERIMENT.model_copy(update={"clock": EXPERIMENT.clock.model_copy(update={"end": None})})
+    store.write_json("experiment.json", {**later.model_dump(mode="json"), "replay": {"speed": 9.0}})
+    trainer.train(make_order(store, attempt=1))
+    store.write_json("experiment.json", make_experiment(matrix_lr=0.5).model_dump(mode="json"))
+    with pytest.raises(TrainingError, match="restart the trainer"):
+        trainer.train(make_order(store, attempt=2))
+
+
+def test_token_ids_beyond_the_vocabulary(store, vocabulary):
+    class Foreign(CountingReader):
+        def batches(self, ranges, sequences_per_batch, seed):
+            yield np.full((sequences_per_batch, SEQUENCE + 1), vocabulary)
+
+    with pytest.raises(TrainingError, match=f"hold token id {vocabulary}, .* vocabulary ends at {vocabulary - 1}"):
+        SiteTrainer(store, SITE, EXPERIMENT, Foreign()).train(make_order(store))
+
+
+def test_a_loss_that_is_not_finite_is_refused_and_forgotten(store):
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    good = trainer.train(make_order(store))
+    broken = {n: t.clone() for n, t in trainer._model.state_dict().items()}
+    broken["model.embed_tokens.weight"][:] = float("nan")
+    from curtail_pipeline.training.weights import store_tensors
+
+    digest, _ = store_tensors(store, "scratch/nan.safetensors", broken)
+    order = make_order(store, attempt=1, parent={"key": "scratch/nan.safetensors", "sha256": digest})
+    before = everything_stored(store)
+    with pytest.raises(TrainingError, match=r"not finite; lower training\.matrix_lr"):
+        trainer.train(order)
+    assert everything_stored(store) == before
+    assert comparable(trainer.train(make_order(store))) == comparable(good)
+
+
+def test_a_round_that_failed_half_way_leaves_no_trace(store):
+    class Failing(CountingReader):
+        fails = False
+
+        def batches(self, ranges, sequences_per_batch, seed):
+            for count, batch in enumerate(super().batches(ranges, sequences_per_batch, seed)):
+                if self.fails and count == 2:
+                    raise CorpusError("the disk went away")
+                yield batch
+
+    reader = Failing()
+    trainer = SiteTrainer(store, SITE, EXPERIMENT, reader)
+    order = make_order(store)
+    first = trainer.train(order)
+    second = trainer.train(next_order(order, first))
+    for again, was in ((next_order(order, first), second), (order, first)):
+        trainer.train({**again, "attempt": 1})  # weights and inner state of the order's start are in memory
+        reader.fails = True
+        with pytest.raises(CorpusError, match="the disk went away"):
+            trainer.train({**again, "attempt": 2})
+        reader.fails = False
+        assert comparable(trainer.train({**again, "attempt": 3})) == comparable(was)
+
+
+def test_weights_of_another_shape(store):
+    from curtail_pipeline.training.weights import store_tensors
+
+    digest, _ = store_tensors(store, "scratch/other.safetensors", {"lm_head.weight": torch.zeros(3, 3)})
+    order = make_order(store, parent={"key": "scratch/other.safetensors", "sha256": digest})
+    with pytest.raises(TrainingError, match="does not fit the model's config"):
+        SiteTrainer(store, SITE, EXPERIMENT).train(order)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps"])
+def test_a_device_that_is_not_there(store, device):
+    site = EXPERIMENT.site(SITE).model_copy(update={"device": device})
+    with pytest.raises(TrainingError, match=f"device '{device}' of {SITE}"):
+        SiteTrainer(store, site, EXPERIMENT)
+
+
+def test_an_unknown_site(store):
+    with pytest.raises(SettingsError, match="unknown site 'MARS'"):
+        SiteTrainer(store, "MARS", EXPERIMENT)
+
+
+def test_retention_spares_the_running_segment(store):
+    experiment = make_experiment(keep_inner_states=1)
+    store.write_json("experiment.json", experiment.model_dump(mode="json"))
+    trainer = SiteTrainer(store, SITE, experiment)
+    rounds = run_rounds(store, trainer, 4, max_steps=1)
+    assert len(store.list(f"inner_state/{SITE}")) == 4
+    order = next_order(*rounds[-1], key="ckpt-000002", round=0)
+    trainer.train(order)
+    # Of the earlier segment one more than what the running one needs.
+    left = {f"sha256:{name.removesuffix('.safetensors')}" for name in store.list(f"inner_state/{SITE}")}
+    assert order["inner_state"] in left and len(left) == 3
+
+
+def test_evaluation_of_a_folder(store, tmp_path, vocabulary):
+    heldout = HeldoutReader(store, SEQUENCE)
+    folder = store.path("checkpoints/ckpt-000000")
+    found = evaluate(folder, heldout, max_sequences=9, batch_sequences=4)
+    assert found["loss"] == pytest.approx(np.log(vocabulary), abs=1e-5)
+    assert found["perplexity"] == pytest.approx(vocabulary, rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(np.log2(vocabulary) / heldout.bytes_per_token, rel=1e-5)
+    assert found["tokens"] == 9 * SEQUENCE
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=40))
+    shutil.copyfile(store.path(result["weights"]["key"]), folder / "model.safetensors")
+    assert evaluate(folder, heldout)["loss"] < found["loss"] - 1
+    with pytest.raises(TrainingError, match="not a checkpoint that transformers can load"):
+        evaluate(tmp_path / "none", heldout)
+    with pytest.raises(TrainingError, match="no held-out sequences"):
+        evaluate(folder, heldout, max_sequences=0)
