@@ -11,18 +11,20 @@ import dagster as dg
 import polars as pl
 import polars.selectors as cs
 
-from curtail_pipeline.orchestration.resources import Progress
+from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.federation.progress import StepDone
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.stages.derive_windows import DerivedDay
 from curtail_pipeline.stages.ingest import IngestedDay
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_events import Event, Progress
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import trace_key, windows_key
 from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
-    from curtail_pipeline.stages.train import Replayed
+    from curtail_pipeline.stages.replay import Replayed
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
 
@@ -30,9 +32,9 @@ SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN
 def log_progress(log: logging.Logger | dg.DagsterLogManager, observe: Progress) -> Progress:
     """Report to the Dagster log what is worth a line there, and everything to `observe`."""
 
-    def both(event: Mapping[str, Any]) -> None:
-        if event.get("event") in ("round", "submitted", "lost", "refused"):
-            log.info(", ".join(f"{key} {value}" for key, value in event.items()))
+    def both(event: Event) -> None:
+        if not isinstance(event, StepDone):
+            log.info("%s: %s", type(event).__name__, ", ".join(f"{key} {value}" for key, value in vars(event).items()))
         observe(event)
 
     return both
@@ -140,12 +142,10 @@ def shards_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_metadata(project: Project, manifest: Manifest) -> dict[str, Any]:
-    rounds = project.checkpoints.folder(manifest.key) / "rounds.jsonl"
-    losses = {}
-    if rounds.exists():
-        for line in rounds.read_text().splitlines():
-            for site, result in json.loads(line).get("results", {}).items():
-                losses[site] = float(result.get("loss_last", "nan"))
+    losses: dict[str, float] = {}
+    for line in read_journal(project.store, f"checkpoints/{manifest.key}"):
+        for site, result in line.results.items():
+            losses[site] = float("nan") if result.loss_last is None else result.loss_last
     return {
         "mode": manifest.mode,
         "members": ", ".join(manifest.members),

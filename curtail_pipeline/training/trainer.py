@@ -22,16 +22,18 @@ import torch
 from torch import nn
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.federation.orders import FRESH, InnerStates, Order, Result, StopReason, WrittenWeights
+from curtail_pipeline.federation.orders import Order, Result, StopReason, WrittenWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.loss import head_loss, softcap
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
+from curtail_pipeline.training.retention import prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
-from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot
+from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ class SiteTrainer:
             parent_sha256=order.parent.sha256,
             steps=steps,
             tokens=tokens,
-            consumed=tuple(tuple(part) for part in take_prefix(order.lease, steps * per_step)),
+            consumed=tuple(take_prefix(order.lease, steps * per_step)),
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
             loss_mean=sum(losses) / steps if losses else None,
