@@ -23,6 +23,7 @@ from curtail_pipeline.corpus.encoder import EncodingDiffers, Engine
 from curtail_pipeline.corpus.worker_pool import Task, make_pool
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.store import Store, canonical_json, file_sha256
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class _Join:
 
     def accept(self, unit: int, result: dict[str, Any]) -> None:
         """Take note of a written part, and join what is next in order."""
-        _replace(self.part(unit).with_suffix(".json"), canonical_json(result))
+        write_whole(self.part(unit).with_suffix(".json"), canonical_json(result))
         self._ready.add(unit)
         self.advance()
 
@@ -205,7 +206,7 @@ class _Join:
                 "tokens": self.state["tokens"] + result["tokens"],
                 "counts": counts.to_json(),
             }
-            _replace(self.folder / "state.json", canonical_json(self.state))
+            write_whole(self.folder / "state.json", canonical_json(self.state))
             self._ready.remove(unit)
             record.unlink()
             self.part(unit).unlink()
@@ -237,12 +238,6 @@ class _Join:
             {"name": path.name, "tokens": path.stat().st_size // self._size, "sha256": file_sha256(path)}
             for path in sorted(self.folder.glob("*.bin"))
         ]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(data)
-    scratch.replace(path)
 
 
 def _manifest(target: str, join: _Join, dealing: Dealing, engine: Engine) -> dict[str, Any]:

@@ -57,13 +57,13 @@ def checkpoint_rows(project: Project) -> list[dict[str, Any]]:
     ledgers = stored_ledgers(project)
     rows = []
     for row in project.checkpoints.list():
-        sums = totals(ledgers.filter(pl.col("checkpoint") == row["key"])) if ledgers is not None else {}
+        sums = totals(ledgers.filter(pl.col("checkpoint") == row.key)) if ledgers is not None else {}
         rows.append(
             {
-                **row,
-                "start": iso(row["start"]),
-                "end": iso(row["end"]),
-                "heldout_loss": stored_loss(project, row["key"]),
+                **row.model_dump(),
+                "start": iso(row.start),
+                "end": iso(row.end),
+                "heldout_loss": stored_loss(project, row.key),
                 "kwh": sums.get("kwh"),
                 "co2_g": sums.get("co2_g"),
             }
@@ -119,7 +119,7 @@ def write_report(project: Project) -> dict[str, Any]:
     page = build_report(
         ReportInput(
             name=experiment.name,
-            experiment_sha256=project.home.record()["sha256"],
+            experiment_sha256=project.home.record().sha256,
             policy=experiment.policy.name,
             sites=experiment.sites,
             manifests=manifests,
@@ -219,7 +219,7 @@ def show_checkpoint(project: Project, key: str) -> dict[str, Any]:
     """The manifest and what of the text has been used: sequences, tokens and share of all tokens per site and epoch."""
     used = project.checkpoints.manifest(key).token_ledger()
     return {
-        **project.checkpoints.show(key),
+        **project.checkpoints.show(key).model_dump(mode="json"),
         "consumed": usage.summarise(used, project.experiment.training.sequence_length),
         "heldout_loss": stored_loss(project, key),
     }

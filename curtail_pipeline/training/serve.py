@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from curtail_pipeline.storage.atomic import write_whole
+
 log = logging.getLogger("curtail.trainer")
 
 PR_SET_PDEATHSIG = 1
@@ -85,12 +87,7 @@ def _bound_ending(ended: threading.Event) -> None:
 
 
 def _write_endpoint(path: Path, content: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-    scratch.replace(path)
+    write_whole(path, json.dumps(content).encode(), mode=0o600)
 
 
 def main(argv: list[str] | None = None) -> int:
