@@ -257,7 +257,7 @@ def _by_name(items: Json) -> dict[str, Json] | None:
     """A list of things with names, by name; None for anything else."""
     if not isinstance(items, list) or not items:
         return None
-    named = {str(item["name"]): item for item in items if isinstance(item, Mapping) and "name" in item}
+    named: dict[str, Json] = {str(item["name"]): item for item in items if isinstance(item, Mapping) and "name" in item}
     return named if len(named) == len(items) else None
 
 
