@@ -9,6 +9,7 @@ import pytest
 
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.settings.experiment import Experiment, load_experiment, parse_experiment
+from curtail_pipeline.settings.trace_settings import CombinedTraces, FileTraces
 from curtail_pipeline.storage.clock import HeadlessClock, LiveClock, ReplayClock
 from curtail_pipeline.storage.home import Home, differences, experiment_record, homes_root
 from curtail_pipeline.storage.store import Store
@@ -85,6 +86,48 @@ def test_a_setting_added_by_a_new_version_is_not_a_change(tmp_path: Path) -> Non
     assert home.open(experiment(), "f" * 64).sha256 == "1" * 64
     with pytest.raises(SettingsError, match=r"norm_bound: 5.0 -> 7.0"):
         home.open(experiment(rounds={"norm_bound": 7}), "f" * 64)
+
+
+FILES = {"provider": "file", "path": ["here/*.csv", "~/there.csv"]}
+
+
+@pytest.mark.parametrize("traces", [FILES, {"provider": "combined", "sources": [FILES, {"provider": "watttime"}]}])
+def test_lists_and_patterns_of_trace_files_are_kept_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traces: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("HOME", "/nobody")
+    home = Home(tmp_path / "home")
+    record = home.open(experiment(traces=traces), "f" * 64)
+    stored = home.experiment().traces
+    source = stored.sources[0] if isinstance(stored, CombinedTraces) else stored
+    assert isinstance(source, FileTraces)
+    assert source.path == [str(Path("here").resolve() / "*.csv"), "/nobody/there.csv"]
+    assert "path" not in repr(record.identity["traces"])
+    moved = {**FILES, "path": "/elsewhere/copy.csv"}
+    if traces is not FILES:
+        moved = {**traces, "sources": [moved, traces["sources"][1]]}
+    assert home.open(experiment(traces=moved), "f" * 64).sha256 == record.sha256
+
+
+@pytest.mark.parametrize(("version", "word"), [(1, "an earlier"), (3, "a later")])
+def test_a_home_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: int, word: str) -> None:
+    home = Home(tmp_path / "home")
+    record = home.open(experiment(), "f" * 64).model_dump(mode="json")
+    del record["schema"]
+    Store(home.store).write_json("experiment_identity.json", {**record, "format": version})
+    before = {p: p.read_bytes() for p in home.root.rglob("*") if p.is_file()}
+    with pytest.raises(StoreError, match=rf"{word} version of curtail_pipeline .*format is {version}.* --out") as error:
+        home.open(experiment(), "f" * 64)
+    assert "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in home.root.rglob("*") if p.is_file()} == before
+
+
+def test_a_store_with_checkpoints_and_no_record_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    Store(home.store).write_json("checkpoints/ckpt-000000/manifest.json", {"format": 1})
+    with pytest.raises(StoreError, match="an earlier version of curtail_pipeline"):
+        home.open(experiment(), "f" * 64)
+    assert not home.exists() and not home.experiment_file.exists()
 
 
 def test_differences_in_lists() -> None:
