@@ -150,8 +150,8 @@ def print_summary(summary: Mapping[str, Any], reason: str) -> None:
                 "-" if share is None else f"{100 * share:.1f} %",
             )
         OUT.print(table)
-        for reason in dict.fromkeys(base["reason"] for base in summary["baselines"] if base["reason"]):
-            OUT.print(f"no gCO2 of a baseline: {reason}")
+        for missing in dict.fromkeys(base["reason"] for base in summary["baselines"] if base["reason"]):
+            OUT.print(f"no gCO2 of a baseline: {missing}")
     share = summary["curtailed_share"]
     traces = "synthetic traces (a model, not a grid)" if summary["synthetic"] else "recorded traces"
     OUT.print(

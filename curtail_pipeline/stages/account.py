@@ -56,14 +56,24 @@ def checkpoint_rows(project: Project) -> list[dict[str, Any]]:
     """A row per committed checkpoint with loss, energy and CO2."""
     ledgers = stored_ledgers(project)
     rows = []
-    for row in project.checkpoints.list():
-        sums = totals(ledgers.filter(pl.col("checkpoint") == row.key)) if ledgers is not None else {}
+    for manifest in map(project.checkpoints.manifest, project.checkpoints.keys()):
+        sums = totals(ledgers.filter(pl.col("checkpoint") == manifest.key)) if ledgers is not None else {}
+        weights = manifest.files.get("model.safetensors")
         rows.append(
             {
-                **row.model_dump(),
-                "start": iso(row.start),
-                "end": iso(row.end),
-                "heldout_loss": stored_loss(project, row.key),
+                "key": manifest.key,
+                "parent": manifest.parent,
+                "mode": manifest.mode,
+                "members": manifest.members,
+                "rounds": manifest.rounds,
+                "steps": manifest.steps.end,
+                "tokens": manifest.tokens.segment,
+                "total_tokens": manifest.tokens.total,
+                "start": iso(manifest.start),
+                "end": iso(manifest.end),
+                "stop_reason": manifest.stop_reason,
+                "weights_sha256": weights.sha256 if weights else None,
+                "heldout_loss": stored_loss(project, manifest.key),
                 "kwh": sums.get("kwh"),
                 "co2_g": sums.get("co2_g"),
             }

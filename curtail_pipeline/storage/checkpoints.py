@@ -24,7 +24,6 @@ from curtail_pipeline.storage.manifest import (
     Content,
     Fields,
     Manifest,
-    Mode,
     SiteResult,
     StoredFile,
     check_link,
@@ -32,7 +31,7 @@ from curtail_pipeline.storage.manifest import (
     next_ledger,
     parse_manifest,
 )
-from curtail_pipeline.storage.records import Record, Sha256, Utc
+from curtail_pipeline.storage.records import Sha256
 from curtail_pipeline.storage.store import Store, file_sha256
 
 FIRST_KEY = "ckpt-000000"
@@ -46,24 +45,6 @@ _PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safeten
 
 class AlreadyCommitted(StoreError):
     """The key has a checkpoint; it is never replaced."""
-
-
-class CheckpointRow(Record):
-    """A committed checkpoint in a list of them."""
-
-    key: str
-    parent: str | None
-    mode: Mode
-    members: list[str]
-    rounds: int
-    steps: int
-    tokens: int
-    """Of the segment."""
-    total_tokens: int
-    start: Utc
-    end: Utc
-    stop_reason: str
-    weights_sha256: Sha256 | None
 
 
 class ShownCheckpoint(Manifest):
@@ -239,10 +220,6 @@ class Checkpoints:
             bytes=sum(stored.bytes for stored in manifest.files.values()),
         )
 
-    def list(self) -> "list[CheckpointRow]":
-        """A row per committed checkpoint, in order."""
-        return [_row(self.manifest(key)) for key in self.keys()]
-
     # Writing
 
     def claim(self, key: str, generation: int, attempt: int = 0) -> None:
@@ -355,24 +332,6 @@ class Checkpoints:
 
     def _names(self) -> Sequence[str]:
         return [name for name in self.store.list("checkpoints") if re.fullmatch(KEY_PATTERN, name)]
-
-
-def _row(manifest: Manifest) -> CheckpointRow:
-    weights = manifest.files.get(WEIGHTS_FILE)
-    return CheckpointRow(
-        key=manifest.key,
-        parent=manifest.parent,
-        mode=manifest.mode,
-        members=manifest.members,
-        rounds=manifest.rounds,
-        steps=manifest.steps.end,
-        tokens=manifest.tokens.segment,
-        total_tokens=manifest.tokens.total,
-        start=manifest.start,
-        end=manifest.end,
-        stop_reason=manifest.stop_reason,
-        weights_sha256=weights.sha256 if weights else None,
-    )
 
 
 def _complete(

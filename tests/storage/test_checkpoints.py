@@ -95,7 +95,6 @@ def test_commit_and_read(checkpoints: Checkpoints, files: dict[str, Path]) -> No
     assert manifest.versions["curtail_pipeline"]
     shown = checkpoints.show("ckpt-000002")
     assert shown.manifest_sha256 == manifest.sha256() and shown.steps == manifest.steps
-    assert [row.total_tokens for row in checkpoints.list()] == [0, 40, 80]
 
 
 def test_manifest_bytes_depend_on_content_alone(tmp_path: Path, files: dict[str, Path]) -> None:
