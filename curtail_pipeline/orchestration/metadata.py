@@ -24,6 +24,7 @@ from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
+    from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.replay import Replayed
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
@@ -188,14 +189,20 @@ def replay_metadata(project: Project, replayed: "Replayed") -> dict[str, Any]:
     }
 
 
-def report_metadata(report: Mapping[str, Any]) -> dict[str, Any]:
+def report_metadata(report: "RunSummary") -> dict[str, Any]:
     """Totals, baselines and where the page is."""
-    totals = {key: report[key] for key in ("kwh", "co2_g", "curtailed_share", "unaccounted_kwh", "tokens", "steps")}
-    baselines = pl.DataFrame(report["baselines"]) if report["baselines"] else pl.DataFrame()
+    totals = {
+        "kwh": report.kwh,
+        "co2_g": report.co2_g,
+        "curtailed_share": report.curtailed_share,
+        "unaccounted_kwh": report.unaccounted_kwh,
+        "tokens": report.tokens,
+        "steps": report.steps,
+    }
     return {
         **{key: value for key, value in totals.items() if value is not None},
-        "baselines": table(baselines),
-        "report": dg.MetadataValue.path(report["report"]),
+        "baselines": table(pl.DataFrame(report.baselines)),
+        "report": dg.MetadataValue.path(report.report),
     }
 
 
