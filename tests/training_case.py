@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from curtail_pipeline.corpus.shard_set import build_shards
+from corpus_texts import build_shards
+
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.store import Store, file_sha256
 

@@ -125,6 +125,7 @@ def _list_hf(source: str) -> list[tuple[str, str, int]]:
     else:
         folder = prefix.rpartition("/")[0]
         found = hub.glob(f"{root}/{pattern}", detail=True, withdirs=False)
+    assert isinstance(found, dict)  # with `detail`
     inside = {path.removeprefix(root + "/"): int(entry["size"]) for path, entry in found.items()}
     return [(_name_in(folder, path), _hub_uri(root, path), size) for path, size in inside.items()]
 
