@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from corpus_texts import build_shards
+
 from curtail_pipeline.corpus.shard_set import build_shards
 from curtail_pipeline.federation.orders import Order, Result, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment

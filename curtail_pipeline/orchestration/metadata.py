@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import dagster as dg
 import polars as pl
 import polars.selectors as cs
 
+from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.federation.progress import StepDone
 from curtail_pipeline.signals.checks import CheckOutcome
@@ -133,10 +134,11 @@ def log_slices(log: dg.DagsterLogManager) -> Callable[[int, int], None]:
     return lambda done, total: log.info(f"{done} of {total} slices of the corpus read")
 
 
-def shards_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def shards_metadata(manifest: ShardManifest) -> dict[str, Any]:
     """The counts of a shard manifest, and the whole of it."""
-    plain = {key: value for key, value in manifest.items() if isinstance(value, int | float | str)}
-    return {**plain, "dagster/row_count": int(manifest["documents"]), "manifest": dg.MetadataValue.json(dict(manifest))}
+    content = manifest.model_dump(mode="json")
+    plain = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
+    return {**plain, "dagster/row_count": manifest.documents, "manifest": dg.MetadataValue.json(content)}
 
 
 # Training
