@@ -58,4 +58,5 @@ def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineR
     """Held-out loss (nats per token), perplexity and bits per byte."""
     from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 
-    return dg.MaterializeResult(metadata=evaluate_checkpoint(pipeline.project(), context.partition_key))
+    found = evaluate_checkpoint(pipeline.project(), context.partition_key)
+    return dg.MaterializeResult(metadata=found.model_dump(exclude={"schema_"}))

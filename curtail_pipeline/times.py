@@ -4,6 +4,7 @@ Microseconds since 1970 as int64 (`us`) are what decisions and sums are made in:
 result does not depend on the order of additions. Text is ISO 8601, at the edges only.
 """
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
@@ -14,6 +15,9 @@ import polars as pl
 Micros = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+
+Cell = datetime | str | float | bool | None
+"""Of a table's row."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND: Final = 1_000_000
@@ -93,6 +97,11 @@ def micros_of(column: pl.Series) -> Micros:
 def times_column(us: Micros) -> pl.Series:
     """Microseconds since 1970 as a column of times."""
     return pl.Series(us.astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def iso_cells(rows: Iterable[Mapping[str, Cell]]) -> list[dict[str, str | float | bool | None]]:
+    """Rows with their times as ISO text, as JSON and charts take them."""
+    return [{name: iso(cell) if isinstance(cell, datetime) else cell for name, cell in row.items()} for row in rows]
 
 
 def outside(spans: tuple[Micros, Micros], holes: tuple[Micros, Micros]) -> tuple[Micros, Micros]:

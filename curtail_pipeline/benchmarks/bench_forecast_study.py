@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from curtail_pipeline.emissions.grams import count_grams
 from curtail_pipeline.scheduling.predictors import Forecast, IssuedForecasts, SeasonalForecast, TableForecast
 from curtail_pipeline.scheduling.predictors import issued_forecasts as tables_of
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
@@ -132,7 +133,7 @@ def _asap(run: Experiment, traces: pl.DataFrame, start: datetime, weeks: int) ->
     done = simulate_run(run, cut, policy="threshold", start=start, deadline_h=weeks * 168.0)
     hours = SITE_HOURS / 2
     span = np.array([done.walk.start]), np.array([done.walk.start + round(hours * HOUR)])
-    grams = sum(2.024 * float(done.view.signals[region].integral(*span)[0]) for region in REGIONS)
+    grams = sum(float(count_grams(*span, 2.024, done.view.signals[region]).co2_g[0]) for region in REGIONS)
     oracle = least_co2(done.view, run.job.steps, done.walk.start, done.view.end_us)
     assert oracle is not None
     inside = 0.0

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
+from curtail_pipeline.stages.account import CheckpointRow, RunSummary
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Event, Paused, Preparing, SegmentStarted
 
@@ -98,7 +99,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def checkpoints_table(rows: list[dict[str, Any]]) -> Table:
+def checkpoints_table(rows: Sequence[CheckpointRow]) -> Table:
     table = Table(title="Checkpoints", title_justify="left")
     for name, justify in (
         ("key", "left"),
@@ -114,52 +115,52 @@ def checkpoints_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "stop reason")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(
-            row["key"],
-            row["mode"],
-            ", ".join(row["members"]),
-            str(row["rounds"]),
-            f"{row['tokens']:,}",
-            _number(row["heldout_loss"], 3),
-            _number(row["kwh"], 2),
-            _number(row["co2_g"], 0),
-            row["stop_reason"],
+            row.key,
+            row.mode,
+            ", ".join(row.members),
+            str(row.rounds),
+            f"{row.tokens:,}",
+            _number(row.heldout_loss, 3),
+            _number(row.kwh, 2),
+            _number(row.co2_g, 0),
+            row.stop_reason,
         )
     return table
 
 
-def print_checkpoints(rows: list[dict[str, Any]]) -> None:
+def print_checkpoints(rows: Sequence[CheckpointRow]) -> None:
     OUT.print(checkpoints_table(rows))
 
 
-def print_summary(summary: Mapping[str, Any], reason: str) -> None:
+def print_summary(summary: RunSummary, reason: str) -> None:
     """The closing table, totals against each always-on baseline, and where the results are."""
-    OUT.print(checkpoints_table(summary["checkpoints"]))
-    if summary["baselines"]:
+    OUT.print(checkpoints_table(summary.checkpoints))
+    if summary.baselines:
         table = Table(title="Totals against always-on training of the same steps", title_justify="left")
         for name in ("", "hours", "kWh", "gCO2", "ours / baseline"):
             table.add_column(name, justify="left" if not name else "right")
-        hours = (_stamp(summary["end"]) - _stamp(summary["start"])).total_seconds() / 3600
-        table.add_row("this run", _number(hours, 1), _number(summary["kwh"], 2), _number(summary["co2_g"], 0), "")
-        for base in summary["baselines"]:
-            share = base["ours_of_baseline"]
+        hours = (_stamp(summary.end) - _stamp(summary.start)).total_seconds() / 3600
+        table.add_row("this run", _number(hours, 1), _number(summary.kwh, 2), _number(summary.co2_g, 0), "")
+        for base in summary.baselines:
+            share = base.ours_of_baseline
             table.add_row(
-                f"always on in {base['region']}",
-                _number(base["hours"], 1),
-                _number(base["kwh"], 2),
-                _number(base["co2_g"], 0),
+                f"always on in {base.region}",
+                _number(base.hours, 1),
+                _number(base.kwh, 2),
+                _number(base.co2_g, 0),
                 "-" if share is None else f"{100 * share:.1f} %",
             )
         OUT.print(table)
-        for missing in dict.fromkeys(base["reason"] for base in summary["baselines"] if base["reason"]):
+        for missing in dict.fromkeys(base.reason for base in summary.baselines if base.reason):
             OUT.print(f"no gCO2 of a baseline: {missing}")
-    share = summary["curtailed_share"]
-    traces = "synthetic traces (a model, not a grid)" if summary["synthetic"] else "recorded traces"
+    share = summary.curtailed_share
+    traces = "synthetic traces (a model, not a grid)" if summary.synthetic else "recorded traces"
     OUT.print(
-        f"{summary['experiment']}: {reason}; {summary['steps']:,} steps, {summary['tokens']:,} tokens on {traces}"
+        f"{summary.experiment}: {reason}; {summary.steps:,} steps, {summary.tokens:,} tokens on {traces}"
         + (f"; {100 * share:.1f} % of the energy inside curtailment windows" if share is not None else "")
     )
-    OUT.print(f"report:     {summary['report']}")
-    OUT.print(f"checkpoint: {summary['checkpoint']}")
+    OUT.print(f"report:     {summary.report}")
+    OUT.print(f"checkpoint: {summary.checkpoint}")
 
 
 def print_windows(found: Mapping[str, Any]) -> None:

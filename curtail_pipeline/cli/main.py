@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +96,7 @@ def run(
         summary = summarise(project)
         print_summary(summary, reason)
         if json_:
-            _print_json(summary)
+            _print_json(asdict(summary))
 
 
 @app.command()
@@ -239,7 +240,7 @@ def checkpoints_list(experiment: ExperimentOption = "laptop", out: OutOption = N
 
         rows = checkpoint_rows(project)
         if json_:
-            _print_json({"checkpoints": rows})
+            _print_json({"checkpoints": [asdict(row) for row in rows]})
         else:
             print_checkpoints(rows)
 

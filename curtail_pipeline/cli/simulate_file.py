@@ -8,7 +8,7 @@ import polars as pl
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.signals.whole_file import read_all
-from curtail_pipeline.simulation.compare import compare, simulate
+from curtail_pipeline.simulation.compare import Summary, compare, simulate
 from curtail_pipeline.times import parse_utc
 
 
@@ -34,8 +34,8 @@ def simulate_file(
     forecast: str | None,
     start: str | None,
     deadline_h: float | None,
-) -> dict[str, Any]:
-    """One policy; the keys are those of `windows.whatif.simulate`."""
+) -> Summary:
+    """One policy."""
     loaded = load_experiment(experiment)
     options = _options(overheads, forecast, start, deadline_h)
     return simulate(loaded, read_all(traces, loaded), policy=policy, interpolate=interpolate, **options)

@@ -16,8 +16,8 @@ import polars as pl
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, PowerState, Site
-from curtail_pipeline.signals.held import Signal
-from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, from_us, to_us
+from curtail_pipeline.signals.held import Signal, cadence_of, max_age_us
+from curtail_pipeline.times import FOREVER, HOUR, TIME, Floats, Micros, from_us, to_us
 
 _NO_BATTERY = Battery(capacity_kwh=1e-12, charge_kw=1e-12, discharge_kw=1e-12)
 
@@ -47,9 +47,7 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
     path = Path(settings.path)
     try:
         rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, try_parse_dates=True)
-        rows = rows.select(
-            pl.col("time").cast(pl.Datetime("us", "UTC")).dt.epoch("us"), pl.col("kw").cast(pl.Float64)
-        ).sort("time")
+        rows = rows.select(pl.col("time").cast(TIME).dt.epoch("us"), pl.col("kw").cast(pl.Float64)).sort("time")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise TraceError(
             f"on-site generation {path}: {' '.join(str(error).split())[:200]}; it needs the columns time (UTC) and kw"
@@ -60,27 +58,20 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
     if rows.filter(pl.col("kw") < 0).height:
         raise TraceError(f"on-site generation {path} has negative power; generation counts from 0 up")
     times = rows["time"].to_numpy()
-    cadence = int(np.median(np.diff(times))) if len(times) > 1 else 3_600 * SECOND
-    return Signal(times, rows["kw"].to_numpy() * settings.scale, cadence, 2 * cadence)
+    cadence = cadence_of(times, alone=HOUR)
+    return Signal(times, rows["kw"].to_numpy() * settings.scale, cadence, max_age_us(cadence))
 
 
 def power_at(signal: Signal | None, us: Micros) -> Floats:
     """Generation at each time, kW; 0 outside the record and in its gaps."""
-    if signal is None:
-        return np.zeros(len(us))
-    index = np.searchsorted(signal.times, us, side="right") - 1
-    at = np.maximum(index, 0)
-    known = (index >= 0) & (us < signal.times[at] + signal.max_age_us)
-    return np.where(known, signal.values[at], 0.0)
+    return np.zeros(len(us)) if signal is None else np.nan_to_num(signal.held_at(us))
 
 
 def steps_of(signal: Signal | None, start: int, end: int) -> Micros:
     """The instants in `[start, end)` at which the generation may change."""
     if signal is None:
         return np.empty(0, dtype=np.int64)
-    gaps = signal.times[:-1][np.diff(signal.times) > signal.max_age_us] + signal.max_age_us
-    stamps = np.concatenate((signal.times, gaps, [signal.valid_until]))
-    return stamps[(stamps >= start) & (stamps < end)]
+    return signal.edges[(signal.edges >= start) & (signal.edges < end)]
 
 
 def balance(

@@ -1,19 +1,21 @@
 """The charts of the emissions report, as Vega-Lite rendered to SVG or PNG without a browser or a network."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import zip_longest
-from typing import Any
 
 import altair as alt
 import polars as pl
 
+from curtail_pipeline.emissions.baselines import Compared
 from curtail_pipeline.emissions.formats import mass
-from curtail_pipeline.emissions.grams import accounting_signals, is_synthetic
+from curtail_pipeline.emissions.grams import is_synthetic
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.times import iso
+from curtail_pipeline.times import Cell, iso, iso_cells, times_column
 
 WIDTH = 900
 SITE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -36,8 +38,17 @@ def colour_scale(sites: Sequence[Site]) -> alt.Scale:
     return alt.Scale(domain=names, range=[SITE_COLOURS[i % len(SITE_COLOURS)] for i in range(len(names))])
 
 
-def _data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
-    return alt.Data(values=[{k: iso(v) if isinstance(v, datetime) else v for k, v in row.items()} for row in rows])
+@dataclass(frozen=True)
+class Step:
+    """A stretch of constant signal, gCO2/kWh."""
+
+    start: datetime
+    end: datetime
+    value: float
+
+
+def _data(rows: Iterable[Mapping[str, Cell]]) -> alt.InlineData:
+    return alt.InlineData(iso_cells(rows))
 
 
 def _time_axis(start: datetime, end: datetime, labels: bool) -> alt.X:
@@ -54,13 +65,13 @@ def _time_axis(start: datetime, end: datetime, labels: bool) -> alt.X:
     return alt.X("start:T", scale=alt.Scale(type="utc", domain=[iso(start), iso(end)], nice=False), axis=axis)
 
 
-def signal_steps(traces: pl.DataFrame, region: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """Steps `start, end, value` inside the range; means over equal spans where there are too many to draw."""
-    signal = accounting_signals(traces.filter(pl.col("region") == region)).get(region)
+def signal_steps(signal: Signal | None, start: datetime, end: datetime) -> list[Step]:
+    """The known steps inside the range; means over equal spans where there are too many to draw."""
     if signal is None:
         return []
-    stamps = pl.Series(signal.edges).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    steps = pl.DataFrame({"start": stamps[:-1], "end": stamps[1:], "value": signal.values}).fill_nan(None)
+    stamps = times_column(signal.edges)
+    held = signal.held_at(signal.edges)
+    steps = pl.DataFrame({"start": stamps[:-1], "end": stamps[1:], "value": held[:-1]}).fill_nan(None)
     steps = steps.filter((pl.col("end") > start) & (pl.col("start") < end)).with_columns(
         pl.max_horizontal("start", pl.lit(start)).alias("start"), pl.min_horizontal("end", pl.lit(end)).alias("end")
     )
@@ -71,26 +82,31 @@ def signal_steps(traces: pl.DataFrame, region: str, start: datetime, end: dateti
             .agg(pl.col("end").last(), pl.col("value").mean())
             .select("start", "end", "value")
         )
-    return steps.drop_nulls().rows(named=True)
+    return [Step(*row) for row in steps.drop_nulls().rows()]
 
 
 def timeline(
     manifests: Sequence[Manifest],
     sites: Sequence[Site],
     traces: pl.DataFrame,
+    signals: Mapping[str, Signal],
     windows: pl.DataFrame,
     intervals: pl.DataFrame,
     start: datetime,
     end: datetime,
-    threshold: float | None = None,
+    threshold: float | None,
 ) -> Chart:
     """Signal, windows and what each site did, one panel per site over one time axis; segments below.
 
-    `intervals` as of `power.INTERVAL_SCHEMA`; `threshold` in gCO2/kWh, drawn dashed.
+    `intervals` as of `grams.INTERVAL_SCHEMA`; `threshold` in gCO2/kWh, drawn dashed.
     """
-    panels: list[Any] = [_timeline_legend(threshold)]
+    panels: list[Chart] = [_timeline_legend(threshold)]
     for site in sites:
-        panels.append(_signal_panel(site, traces, windows, start, end, threshold))
+        name = site.name if site.name == site.region else f"{site.name} ({site.region})"
+        if is_synthetic(traces.filter(pl.col("region") == site.region)):
+            name += " · synthetic signal"
+        own = windows.filter(pl.col("site") == site.name)
+        panels.append(_signal_panel(name, signals.get(site.region), own, start, end, threshold))
         panels.append(_state_strip(site, intervals, start, end))
     panels.append(_segment_strip(manifests, start, end))
     return alt.vconcat(*panels, spacing=6)
@@ -103,7 +119,8 @@ def _timeline_legend(threshold: float | None) -> Chart:
     entries += [(f"{name} segment", colour) for name, colour in MODE_COLOURS.items()]
     if threshold is not None:
         entries.append((f"- - {threshold:g} gCO2/kWh", "white"))
-    rows, at = [], 6.0
+    rows: list[dict[str, Cell]] = []
+    at = 6.0
     for name, colour in entries:
         rows.append({"x": at, "text": at + 10, "name": name, "colour": colour})
         at += 34 + 6.2 * len(name)
@@ -111,51 +128,49 @@ def _timeline_legend(threshold: float | None) -> Chart:
     x, text = (alt.X(f"{field}:Q", scale=scale, axis=None) for field in ("x", "text"))
     squares = base.mark_square(size=110, opacity=1).encode(x=x, color=alt.Color("colour:N", scale=None))
     names = base.mark_text(align="left", fontSize=11, color=INK).encode(x=text, text="name:N")
-    return alt.layer(squares, names).properties(width=WIDTH, height=18)
+    legend: Chart = alt.layer(squares, names).properties(width=WIDTH, height=18)
+    return legend
 
 
 def _signal_panel(
-    site: Site, traces: pl.DataFrame, windows: pl.DataFrame, start: datetime, end: datetime, threshold: float | None
+    title: str, signal: Signal | None, windows: pl.DataFrame, start: datetime, end: datetime, threshold: float | None
 ) -> Chart:
-    rows = signal_steps(traces, site.region, start, end)
-    own = windows.filter(pl.col("site") == site.name).select(
+    steps = signal_steps(signal, start, end)
+    own = windows.select(
         pl.max_horizontal("start", pl.lit(start)).alias("start"),
         pl.min_horizontal(pl.col("end").fill_null(end), pl.lit(end)).alias("end"),
     )
     own = own.filter(pl.col("start") < pl.col("end"))
     x = _time_axis(start, end, labels=False)
     bands = alt.Chart(_data(own.rows(named=True))).mark_rect(color=WINDOW_COLOUR).encode(x=x, x2="end:T")
-    top = max([row["value"] for row in rows] + [threshold or 0, 1]) * 1.05
-    bottom = min([row["value"] for row in rows] + [0])
+    top = max([step.value for step in steps] + [threshold or 0, 1]) * 1.05
+    bottom = min([step.value for step in steps] + [0])
     y = alt.Y(
         "value:Q",
         title="gCO2/kWh",
         scale=alt.Scale(domain=[bottom, top], nice=False),
         axis=alt.Axis(tickCount=3, titleColor=SOFT, grid=False),
     )
-    line = alt.Chart(_data(_step_points(rows))).mark_line(
+    line = alt.Chart(_data(_step_points(steps))).mark_line(
         interpolate="step-after", color=SIGNAL_COLOUR, strokeWidth=1.2, strokeJoin="bevel"
     )
     line = line.encode(x=x, y=y, detail="run:N")
-    layers: list[Any] = [bands, line]
+    layers = [bands, line]
     if threshold is not None:
         limit = alt.Chart(_data([{"value": threshold}])).mark_rule(color="#C0392B", strokeDash=[4, 3], strokeWidth=1)
         layers.append(limit.encode(y=y))
-    name = site.name if site.name == site.region else f"{site.name} ({site.region})"
-    if is_synthetic(traces.filter(pl.col("region") == site.region)):
-        name += " · synthetic signal"
-    title = alt.TitleParams(name, anchor="start", frame="group", fontSize=12, color=INK, offset=4)
-    return alt.layer(*layers).properties(width=WIDTH, height=92, title=title)
+    heading = alt.TitleParams(title, anchor="start", frame="group", fontSize=12, color=INK, offset=4)
+    return alt.layer(*layers).properties(width=WIDTH, height=92, title=heading)
 
 
-def _step_points(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _step_points(steps: Sequence[Step]) -> list[dict[str, Cell]]:
     """Points of a step line: a new `run` after every gap, and the end of each run as a point of its own."""
-    points: list[dict[str, Any]] = []
+    points: list[dict[str, Cell]] = []
     run = 0
     for step, following in zip_longest(steps, steps[1:]):
-        points.append({"start": step["start"], "value": step["value"], "run": run})
-        if following is None or following["start"] != step["end"]:
-            points.append({"start": step["end"], "value": step["value"], "run": run})
+        points.append({"start": step.start, "value": step.value, "run": run})
+        if following is None or following.start != step.end:
+            points.append({"start": step.end, "value": step.value, "run": run})
             run += 1
     return points
 
@@ -175,7 +190,7 @@ def _state_strip(site: Site, intervals: pl.DataFrame, start: datetime, end: date
 
 def _segment_strip(manifests: Sequence[Manifest], start: datetime, end: datetime) -> Chart:
     """One box per segment with the number of its checkpoint, where it is wide enough for it."""
-    rows = [
+    rows: list[dict[str, Cell]] = [
         {
             "start": max(m.start, start),
             "end": min(m.end, end),
@@ -236,12 +251,13 @@ def per_checkpoint(by_checkpoint: pl.DataFrame, sites: Sequence[Site]) -> Chart:
     return alt.hconcat(*panels, spacing=40)
 
 
-def against_baselines(ours_g: float, baselines: pl.DataFrame) -> Chart:
-    """Our CO2 and each baseline's as bars with their amounts. `baselines`: `power` totals by `region`, `co2_g`."""
-    places = [f"always on, {region}" for region in baselines["region"]]
-    masses = [("this run", ours_g), *zip(places, baselines["co2_g"], strict=True)]
-    known = [(name, grams) for name, grams in masses if grams is not None]
-    rows = [{"name": name, "kg": g / 1000, "label": mass(g), "ours": name == "this run"} for name, g in known]
+def against_baselines(ours_g: float, baselines: Sequence[Compared]) -> Chart:
+    """Our CO2 and that of each baseline where it is known, as bars with their amounts."""
+    known = [("this run", ours_g)]
+    known += [(f"always on, {row.region}", row.co2_g) for row in baselines if row.co2_g is not None]
+    rows: list[dict[str, Cell]] = [
+        {"name": name, "kg": g / 1000, "label": mass(g), "ours": name == "this run"} for name, g in known
+    ]
     order = [name for name, _ in known]
     y = alt.Y(
         "name:N", title=None, sort=order, axis=alt.Axis(labelLimit=260, labelFontSize=12, ticks=False, domain=False)
@@ -254,9 +270,9 @@ def against_baselines(ours_g: float, baselines: pl.DataFrame) -> Chart:
     return alt.layer(bars, text).properties(width=WIDTH - 160, height=30 * len(rows))
 
 
-def _spec(chart: Chart) -> dict[str, Any]:
+def _spec(chart: Chart) -> str:
     styled = chart.resolve_scale(color="independent") if isinstance(chart, alt.VConcatChart) else chart
-    return (
+    spec: str = (
         styled.configure(font="Helvetica, Arial, sans-serif", background="white", padding=4)
         .configure_view(stroke=None)
         .configure_axis(
@@ -270,8 +286,9 @@ def _spec(chart: Chart) -> dict[str, Any]:
             titleFontSize=11,
         )
         .configure_legend(labelColor=INK, titleColor=SOFT, titleFontWeight="normal", labelFontSize=11, titleFontSize=11)
-        .to_dict()
+        .to_json(indent=None)
     )
+    return spec
 
 
 def to_svg(chart: Chart, prefix: str) -> str:

@@ -1,26 +1,22 @@
-"""Energy and CO2: power intervals times a step-held trace, exactly.
+"""WHERE A GRAM IS COUNTED, once: power times a step-held signal, exactly.
 
-Every interval is cut at each stamp of its region's accounting trace, where a value becomes too old, and at window
-boundaries; within a piece power and intensity are constant, so that the sum of products is the integral. Energy
-without a known intensity is counted as unaccounted, never as 0 g.
+`count_grams` is the only place that turns power and intensity into CO2. The ledger, the baselines and the simulator
+call it, so that they agree on what a hole in a trace is: energy at a time without a value is unaccounted, never 0 g
+and never the last value before it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
 import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
-
-TIME = pl.Datetime("us", "UTC")
-STATES = ("training", "idle", "start_up")
-US_PER_HOUR = 3_600_000_000
-MAX_AGE_CADENCES = 2
-"""A value counts until the next one or for this many cadences, whichever comes first."""
+from curtail_pipeline.signals.held import Signal, read_signals
+from curtail_pipeline.storage.manifest import Interval
+from curtail_pipeline.times import FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
 
 INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
@@ -69,105 +65,79 @@ class PowerInterval:
 
 
 @dataclass(frozen=True)
-class AccountingSignal:
-    """The intensity that a region's energy is accounted with.
+class Counted:
+    """Energy and CO2 of intervals of power, one value each."""
 
-    `edges` [n] are microseconds since 1970, ascending; `values` [n - 1] hold on `[edges[i], edges[i + 1])`, NaN where
-    nothing is known. `stamps`, `stamp_values`: the known values themselves. `end`: one cadence after the last of them.
+    kwh: Floats
+    co2_g: Floats
+    """Of the time with a known intensity; NaN of an interval that has none."""
+    unaccounted_kwh: Floats
+    """Of the time without."""
+
+
+def count_grams(
+    start: Micros, end: Micros, kw: Floats | float, signal: Signal | None, *, interpolate: bool = False
+) -> Counted:
+    """Energy and CO2 of constant power over each `[start, end)`, microseconds.
+
+    Args:
+        kw: facility power, PUE included.
+        signal: gCO2/kWh with the age up to which a value counts; None where there is none.
+        interpolate: straight lines between the values, as the paper's analysis does, to compare with the paper only.
     """
-
-    edges: np.ndarray
-    values: np.ndarray
-    stamps: np.ndarray
-    stamp_values: np.ndarray
-    end: int
-
-    def at(self, times: np.ndarray) -> np.ndarray:
-        """Step-held value at each time, NaN where none is known."""
-        index = np.searchsorted(self.edges, times, side="right") - 1
-        known = (index >= 0) & (index < len(self.values))
-        return np.where(known, self.values[np.clip(index, 0, len(self.values) - 1)], np.nan)
-
-    def interpolated(self, times: np.ndarray) -> np.ndarray:
-        """Value on the straight line between its neighbours: what the paper's analysis uses, for comparison only."""
-        return np.interp(times, self.stamps, self.stamp_values)
+    length = end - start
+    kwh = kw * (length / HOUR)
+    if signal is None:
+        return Counted(kwh, np.where(length > 0, np.nan, 0.0), kwh)
+    integral, known = signal.integral(start, end, interpolate=interpolate)
+    grams = np.where((known > 0) | (length == 0), kw * integral, np.nan)
+    # Whole microseconds, so that nothing is unaccounted when all is known.
+    return Counted(kwh, grams, kw * ((length - known) / HOUR))
 
 
-def accounting_signals(
-    traces: pl.DataFrame, max_age: timedelta | None = None, kinds: Mapping[str, str] | None = None
-) -> dict[str, AccountingSignal]:
+def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
     """The one gCO2/kWh signal of each region: marginal intensity, or the average where there is no marginal.
 
     Args:
         traces: normalised traces; null values are missing stamps and end nothing.
-        max_age: how long a value counts without a newer one; two cadences when not given.
-        kinds: region -> kind, for regions that are to be accounted with another kind than by default.
+        max_age_s: as of `read_signals`.
     """
-    signals = {}
-    usable = traces.filter((pl.col("unit") == "g/kWh") & pl.col("value").is_not_null())
-    for (region,), rows in usable.partition_by("region", as_dict=True).items():
-        have = rows["kind"].unique().to_list()
-        wanted = (kinds or {}).get(str(region))
-        if wanted is not None and wanted not in have:
-            raise TraceError(
-                f"region {region!r} is to be accounted with {wanted!r}, but its trace has {', '.join(sorted(have))}"
-            )
-        kind = wanted or ("marginal_intensity" if "marginal_intensity" in have else "average_intensity")
-        series = rows.filter(pl.col("kind") == kind).unique("time", keep="last").sort("time")
-        stamps, values = series["time"].dt.epoch("us").to_numpy(), series["value"].to_numpy()
-        every_stamp = traces.filter((pl.col("region") == region) & (pl.col("kind") == kind))["time"].unique().sort()
-        steps = np.diff(every_stamp.dt.epoch("us").to_numpy())
-        cadence = int(np.median(steps)) if len(steps) else 300_000_000
-        age = max_age // timedelta(microseconds=1) if max_age is not None else MAX_AGE_CADENCES * cadence
-        upto = np.minimum(np.append(stamps[1:], np.iinfo(np.int64).max), stamps + age)
-        gap = np.append(upto[:-1] < stamps[1:], True)
-        edges = np.concatenate([stamps, upto[gap]])
-        order = np.argsort(edges, kind="stable")
-        held = np.concatenate([values, np.full(int(gap.sum()), np.nan)])[order]
-        signals[str(region)] = AccountingSignal(edges[order], held[:-1], stamps, values, int(stamps[-1]) + cadence)
-    return signals
+    return read_signals(traces.filter(pl.col("unit") == "g/kWh"), max_age_s)
 
 
-def intervals_table(intervals: Sequence[Mapping[str, Any]], checkpoint: str | None = None) -> pl.DataFrame:
-    """INTERVAL_SCHEMA of a manifest's `intervals` (or any rows with its keys)."""
-    rows = [{"checkpoint": checkpoint, **interval} for interval in intervals]
-    return pl.DataFrame([{name: row[name] for name in INTERVAL_SCHEMA} for row in rows], schema=INTERVAL_SCHEMA)
+def intervals_table(intervals: Sequence[Interval | PowerInterval], checkpoint: str | None = None) -> pl.DataFrame:
+    """INTERVAL_SCHEMA of power intervals, e.g. a manifest's."""
+    rows = [(checkpoint, part.site, part.state, part.start, part.end, part.kw) for part in intervals]
+    return pl.DataFrame(rows, schema=INTERVAL_SCHEMA, orient="row")
 
 
-def _region_edges(signal: AccountingSignal | None, windows: pl.DataFrame | None) -> np.ndarray:
+def _region_edges(signal: Signal | None, windows: pl.DataFrame | None) -> Micros:
     parts = [] if signal is None else [signal.edges]
     if windows is not None:
-        parts += [windows[name].drop_nulls().dt.epoch("us").to_numpy() for name in ("start", "end")]
+        parts += [micros_of(windows[name].drop_nulls()) for name in ("start", "end")]
     return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
-def _inside(windows: pl.DataFrame, times: np.ndarray) -> np.ndarray:
+def _inside(windows: pl.DataFrame, times: Micros) -> Bools:
     """Whether each time lies in one of the (disjoint) windows; an open window has no end."""
     if windows.is_empty():
         return np.zeros(len(times), bool)
     ordered = windows.sort("start")
-    starts = ordered["start"].dt.epoch("us").to_numpy()
-    ends = ordered["end"].dt.epoch("us").fill_null(np.iinfo(np.int64).max).to_numpy()
+    starts = micros_of(ordered["start"])
+    ends = ordered["end"].dt.epoch("us").fill_null(FOREVER).to_numpy()
     index = np.searchsorted(starts, times, side="right") - 1
     return (index >= 0) & (times < ends[np.clip(index, 0, None)])
 
 
 def pieces(
-    intervals: pl.DataFrame,
-    traces: pl.DataFrame,
-    sites: Sequence[Site],
-    windows: pl.DataFrame | None = None,
-    *,
-    max_age: timedelta | None = None,
-    kinds: Mapping[str, str] | None = None,
-    interpolate: bool = False,
+    intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], windows: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """Intervals cut where intensity or curtailment changes: PIECE_SCHEMA.
 
     Args:
         intervals: INTERVAL_SCHEMA.
+        signals: `accounting_signals`, by region.
         windows: the windows table; `curtailed` is null without it.
-        interpolate: straight lines between stamps, as the paper's analysis does, to compare with the paper only.
 
     Raises:
         TraceError: an interval of a site that is not among `sites`, that ends before it starts, or with negative power.
@@ -179,23 +149,16 @@ def pieces(
     wrong = intervals.filter((pl.col("end") < pl.col("start")) | (pl.col("kw") < 0) | ~pl.col("kw").is_finite())
     if not wrong.is_empty():
         raise TraceError(f"{wrong.row(0, named=True)} is not a power interval; it needs start <= end and 0 <= kw")
-    signals = accounting_signals(traces, max_age, kinds)
     parts = [pl.DataFrame(schema=PIECE_SCHEMA)]
     for (site,), rows in intervals.partition_by("site", as_dict=True).items():
         region = region_of[str(site)]
         own = None if windows is None else windows.filter(pl.col("site") == site)
-        parts.append(_cut(rows, region, signals.get(region), own, interpolate))
+        parts.append(_cut(rows, region, signals.get(region), own))
     return pl.concat(parts).sort("start", "site", maintain_order=True)
 
 
-def _cut(
-    rows: pl.DataFrame,
-    region: str,
-    signal: AccountingSignal | None,
-    windows: pl.DataFrame | None,
-    interpolate: bool,
-) -> pl.DataFrame:
-    starts, ends = (rows[name].dt.epoch("us").to_numpy() for name in ("start", "end"))
+def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.DataFrame | None) -> pl.DataFrame:
+    starts, ends = micros_of(rows["start"]), micros_of(rows["end"])
     edges = _region_edges(signal, windows)
     # Edge indices strictly inside each interval: [first, last).
     first, last = np.searchsorted(edges, starts, side="right"), np.searchsorted(edges, ends, side="left")
@@ -206,57 +169,39 @@ def _cut(
     begin = np.where(offset == 0, starts[owner], padded[np.clip(first[owner] + offset - 1, 0, len(edges))])
     is_last = offset == counts[owner] - 1
     end = np.where(is_last, ends[owner], padded[np.clip(first[owner] + offset, 0, len(edges))])
-    value = np.full(len(owner), np.nan) if signal is None else signal.at(begin)
-    if interpolate and signal is not None:
-        value = np.where(np.isnan(value), np.nan, signal.interpolated((begin + end) / 2))
+    counted = count_grams(begin, end, rows["kw"].to_numpy()[owner], signal)
+    value = np.full(len(owner), np.nan) if signal is None else signal.held_at(begin)
     cut = rows[owner].with_columns(
-        start=_stamps(begin),
-        end=_stamps(end),
+        start=times_column(begin),
+        end=times_column(end),
         region=pl.lit(region),
         g_per_kwh=pl.Series(value).fill_nan(None),
         curtailed=pl.lit(None, pl.Boolean) if windows is None else pl.Series(_inside(windows, begin)),
-        kwh=pl.col("kw") * pl.Series((end - begin) / US_PER_HOUR),
+        kwh=pl.Series(counted.kwh),
+        co2_g=pl.Series(counted.co2_g).fill_nan(None),
     )
-    return (
-        cut.with_columns(co2_g=pl.col("kwh") * pl.col("g_per_kwh"))
-        .select(list(PIECE_SCHEMA))
-        .cast(pl.Schema(PIECE_SCHEMA))
-    )
-
-
-def _stamps(us: np.ndarray) -> pl.Series:
-    return pl.Series(us.astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-
-
-def _sums() -> list[pl.Expr]:
-    energy, known = pl.col("kwh"), pl.col("co2_g").is_not_null()
-    return [
-        ((pl.col("end") - pl.col("start")).dt.total_microseconds().sum() / US_PER_HOUR).alias("hours"),
-        energy.sum().alias("kwh"),
-        pl.when(known.any() | (energy.sum() == 0)).then(pl.col("co2_g").sum()).alias("co2_g"),
-        pl.when(pl.col("curtailed").is_not_null().all()).then(energy.filter("curtailed").sum()).alias("curtailed_kwh"),
-        energy.filter(~known).sum().alias("unaccounted_kwh"),
-    ]
+    return cut.select(list(PIECE_SCHEMA)).cast(pl.Schema(PIECE_SCHEMA))
 
 
 def ledger(
-    intervals: pl.DataFrame,
-    traces: pl.DataFrame,
-    sites: Sequence[Site],
-    windows: pl.DataFrame | None = None,
-    *,
-    max_age: timedelta | None = None,
-    kinds: Mapping[str, str] | None = None,
-    interpolate: bool = False,
+    intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], windows: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """Energy and CO2 per checkpoint, site and power state: LEDGER_SCHEMA. Arguments and errors as of `pieces`."""
-    cut = pieces(intervals, traces, sites, windows, max_age=max_age, kinds=kinds, interpolate=interpolate)
+    energy, known = pl.col("kwh"), pl.col("g_per_kwh").is_not_null()
+    sums = [
+        ((pl.col("end") - pl.col("start")).dt.total_microseconds().sum() / HOUR).alias("hours"),
+        energy.sum().alias("kwh"),
+        pl.when((energy.filter(known).sum() > 0) | (energy.sum() == 0)).then(pl.col("co2_g").sum()).alias("co2_g"),
+        pl.when(pl.col("curtailed").is_not_null().all()).then(energy.filter("curtailed").sum()).alias("curtailed_kwh"),
+        energy.filter(~known).sum().alias("unaccounted_kwh"),
+    ]
     keys = ["checkpoint", "site", "state"]
-    return cut.group_by(keys).agg(_sums()).sort(keys).select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
+    cut = pieces(intervals, signals, sites, windows)
+    return cut.group_by(keys).agg(sums).sort(keys).select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
 
 
 def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
-    """Sums of a ledger per combination of `by`; one row without it.
+    """Sums of a ledger per combination of `by`, in order of first mention; one row without it.
 
     `co2_g` stays null where nothing is accounted, `curtailed_kwh` where any part is unknown.
     """
@@ -268,18 +213,42 @@ def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
         pl.when(pl.col("curtailed_kwh").is_not_null().all()).then(pl.col("curtailed_kwh").sum()).alias("curtailed_kwh"),
         pl.col("unaccounted_kwh").sum(),
     ]
-    if not by:
-        return table.select(sums)
-    return table.group_by(list(by), maintain_order=True).agg(sums)
+    return table.group_by(list(by), maintain_order=True).agg(sums) if by else table.select(sums)
 
 
-def totals(table: pl.DataFrame) -> dict[str, float | None]:
-    """A ledger's sums, with `g_per_kwh` over the accounted energy and `curtailed_share` of all energy."""
-    row = sum_ledger(table).row(0, named=True)
-    accounted = row["kwh"] - row["unaccounted_kwh"]
-    known = row["co2_g"] is not None and accounted > 0
-    share = row["curtailed_kwh"] / row["kwh"] if row["curtailed_kwh"] is not None and row["kwh"] > 0 else None
-    return {**row, "g_per_kwh": row["co2_g"] / accounted if known else None, "curtailed_share": share}
+@dataclass(frozen=True)
+class Totals:
+    """Sums of a ledger."""
+
+    hours: float
+    """Site-hours of any power state."""
+    kwh: float
+    co2_g: float | None
+    """Of `kwh - unaccounted_kwh`; None where that is nothing."""
+    curtailed_kwh: float | None
+    """None where any part is unknown."""
+    unaccounted_kwh: float
+
+    @property
+    def g_per_kwh(self) -> float | None:
+        """Over the accounted energy."""
+        accounted = self.kwh - self.unaccounted_kwh
+        return self.co2_g / accounted if self.co2_g is not None and accounted > 0 else None
+
+    @property
+    def curtailed_share(self) -> float | None:
+        """Of all energy."""
+        return self.curtailed_kwh / self.kwh if self.curtailed_kwh is not None and self.kwh > 0 else None
+
+
+def totals(table: pl.DataFrame) -> Totals:
+    """All of a ledger."""
+    return Totals(**sum_ledger(table).row(0, named=True))
+
+
+def totals_by(table: pl.DataFrame, column: str) -> dict[str, Totals]:
+    """A ledger's sums per value of a column."""
+    return {row.pop(column): Totals(**row) for row in sum_ledger(table, [column]).rows(named=True)}
 
 
 def is_synthetic(traces: pl.DataFrame) -> bool:

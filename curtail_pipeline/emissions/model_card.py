@@ -1,15 +1,15 @@
 """A model card (README.md of a Hugging Face model folder) whose `co2_eq_emissions` come from the ledger."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import polars as pl
 import yaml
 
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.grams import sum_ledger, totals
+from curtail_pipeline.emissions.grams import Totals, totals, totals_by
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.records import Json
 
 
 def model_card(
@@ -18,41 +18,34 @@ def model_card(
     sites: Sequence[Site],
     ledger: pl.DataFrame,
     *,
-    hardware: str | None = None,
     heldout_loss: float | None = None,
-    baselines: Sequence[Mapping[str, Any]] = (),
-    synthetic: bool = False,
+    synthetic: bool,
 ) -> str:
     """The card of the last checkpoint of a lineage.
 
     Args:
         name: heading of the card.
         lineage: manifests from the initialised model to the checkpoint; only their emissions count.
-        ledger: `power.LEDGER_SCHEMA`, of at least these checkpoints.
-        hardware: what the sites train on; left out when not known.
-        baselines: rows of `baselines.baselines_table`.
+        ledger: `grams.LEDGER_SCHEMA`, of at least these checkpoints.
         synthetic: the traces are made up; the front matter then has no emissions, since nothing was measured.
     """
     last = lineage[-1]
     own = ledger.filter(pl.col("checkpoint").is_in([m.key for m in lineage]))
     used = totals(own)
     trained = [site for site in sites if any(site.name in m.sites for m in lineage)]
-    front: dict[str, Any] = {
+    front: dict[str, Json] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["curtail-pipeline"],
     }
-    if used["co2_g"] is not None and not synthetic:
+    if used.co2_g is not None and not synthetic:
         # https://huggingface.co/docs/hub/model-cards-co2: emissions in grams of CO2.
-        emissions: dict[str, Any] = {
-            "emissions": round(used["co2_g"], 3),
+        front["co2_eq_emissions"] = {
+            "emissions": round(used.co2_g, 3),
             "source": "curtail_pipeline: power intervals times step-held grid intensity",
             "training_type": "pre-training",
             "geographical_location": ", ".join(dict.fromkeys(site.region for site in trained)),
         }
-        if hardware:
-            emissions["hardware_used"] = hardware
-        front["co2_eq_emissions"] = emissions
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
         f"# {name}\n",
@@ -67,9 +60,7 @@ def model_card(
             "The grid signals of this run are **synthetic**: the figures show how the accounting works and say nothing "
             "about a real grid, so that the front matter declares no emissions.\n"
         )
-    parts.append(_emissions(own, sites, used))
-    if any(row["co2_g"] is not None for row in baselines):
-        parts.append(_baselines(baselines))
+    parts.append(_emissions(totals_by(own, "site"), sites, used))
     parts.append(
         "Energy is each site's power draw times its PUE, start-up and idle time included; the intensity of the grid is "
         "held from one stamp to the next, not interpolated. Hardware manufacture, network and storage are left out.\n"
@@ -90,26 +81,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _emissions(ledger: pl.DataFrame, sites: Sequence[Site], used: Mapping[str, float | None]) -> str:
-    by_site = {row["site"]: row for row in sum_ledger(ledger, ["site"]).rows(named=True)}
-    rows = []
-    places: list[tuple[str, str, Mapping[str, Any]]] = [
-        (site.name, site.region, by_site[site.name]) for site in sites if site.name in by_site
-    ]
-    for name, region, row in [*places, ("all", "", used)]:
-        inside = row["curtailed_kwh"] / row["kwh"] if row["curtailed_kwh"] is not None and row["kwh"] else None
-        rows.append([name, region, f"{row['kwh']:.3f}", mass(row["co2_g"]), percent(inside)])
-    text = _table(["site", "grid region", "kWh", "CO2", "energy in curtailment windows"], rows)
-    if used["unaccounted_kwh"]:
-        text += f"\n{used['unaccounted_kwh']:.3g} kWh fall into gaps of the traces and are not in the CO2.\n"
-    return text
-
-
-def _baselines(baselines: Sequence[Mapping[str, Any]]) -> str:
+def _emissions(by_site: Mapping[str, Totals], sites: Sequence[Site], used: Totals) -> str:
+    places = [(site.name, site.region, by_site[site.name]) for site in sites if site.name in by_site]
     rows = [
-        [row["region"], f"{row['kwh']:.2f}", mass(row["co2_g"]), percent(row["ours_of_baseline"])]
-        for row in baselines
-        if row["co2_g"] is not None
+        [name, region, f"{row.kwh:.3f}", mass(row.co2_g), percent(row.curtailed_share)]
+        for name, region, row in [*places, ("all", "", used)]
     ]
-    head = ["the same steps, always on in", "kWh", "CO2", "this model is"]
-    return _table(head, rows)
+    text = _table(["site", "grid region", "kWh", "CO2", "energy in curtailment windows"], rows)
+    if used.unaccounted_kwh:
+        text += f"\n{used.unaccounted_kwh:.3g} kWh fall into gaps of the traces and are not in the CO2.\n"
+    return text

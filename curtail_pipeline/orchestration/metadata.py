@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import dagster as dg
 import polars as pl
 import polars.selectors as cs
 
+from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.federation.progress import StepDone
 from curtail_pipeline.signals.checks import CheckOutcome
@@ -24,6 +25,7 @@ from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
+    from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.replay import Replayed
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
@@ -132,10 +134,11 @@ def log_slices(log: dg.DagsterLogManager) -> Callable[[int, int], None]:
     return lambda done, total: log.info(f"{done} of {total} slices of the corpus read")
 
 
-def shards_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def shards_metadata(manifest: ShardManifest) -> dict[str, Any]:
     """The counts of a shard manifest, and the whole of it."""
-    plain = {key: value for key, value in manifest.items() if isinstance(value, int | float | str)}
-    return {**plain, "dagster/row_count": int(manifest["documents"]), "manifest": dg.MetadataValue.json(dict(manifest))}
+    content = manifest.model_dump(mode="json")
+    plain = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
+    return {**plain, "dagster/row_count": manifest.documents, "manifest": dg.MetadataValue.json(content)}
 
 
 # Training
@@ -188,14 +191,20 @@ def replay_metadata(project: Project, replayed: "Replayed") -> dict[str, Any]:
     }
 
 
-def report_metadata(report: Mapping[str, Any]) -> dict[str, Any]:
+def report_metadata(report: "RunSummary") -> dict[str, Any]:
     """Totals, baselines and where the page is."""
-    totals = {key: report[key] for key in ("kwh", "co2_g", "curtailed_share", "unaccounted_kwh", "tokens", "steps")}
-    baselines = pl.DataFrame(report["baselines"]) if report["baselines"] else pl.DataFrame()
+    totals = {
+        "kwh": report.kwh,
+        "co2_g": report.co2_g,
+        "curtailed_share": report.curtailed_share,
+        "unaccounted_kwh": report.unaccounted_kwh,
+        "tokens": report.tokens,
+        "steps": report.steps,
+    }
     return {
         **{key: value for key, value in totals.items() if value is not None},
-        "baselines": table(baselines),
-        "report": dg.MetadataValue.path(report["report"]),
+        "baselines": table(pl.DataFrame(report.baselines)),
+        "report": dg.MetadataValue.path(report.report),
     }
 
 

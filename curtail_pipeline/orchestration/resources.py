@@ -1,6 +1,5 @@
 """Dagster resources: the opened project and where progress is reported."""
 
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ def serve_opened(project: Project) -> None:
 
 def _stamp(file: Path) -> Stamp:
     try:
-        found = os.stat(file)
+        found = file.stat()
     except OSError:
         return (0, 0, 0)  # opening it says what is wrong
     return found.st_size, found.st_mtime_ns, found.st_ino

@@ -16,7 +16,7 @@ from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal, read_signals
-from curtail_pipeline.times import FOREVER, SECOND, Micros, from_us, iso, to_us
+from curtail_pipeline.times import FOREVER, SECOND, Micros, from_us, iso, micros_of, to_us
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ class View:
                 closed_by=pl.when(pl.col("end") <= as_of).then(pl.col("closed_by")),
                 end=pl.when(pl.col("end") <= as_of).then(pl.col("end")),
             )
-        signals = read_signals(traces, {region: _max_age_s(experiment, region) for region in experiment.regions})
+        signals = read_signals(traces, max_signal_ages(experiment))
         missing = [site.region for site in experiment.sites if site.region not in signals]
         if missing and as_of is None:
             known = ", ".join(sorted(signals)) or "none"
@@ -204,11 +204,17 @@ class View:
         return None
 
 
-def _max_age_s(experiment: Experiment, region: str) -> float | None:
-    """The rule's longest maximum age of a signal; None where it leaves that to the cadence."""
-    ages = [signal.max_signal_age_s for signal in rule_of(experiment.policy, region, experiment.rules).signals]
-    given = [age for age in ages if age is not None]
-    return max(given) if len(given) == len(ages) else None
+def max_signal_ages(experiment: Experiment) -> dict[str, float | None]:
+    """Per region: how old (s) a value may be that is decided on and accounted with; None leaves it to the cadence.
+
+    The longest of the region's rule: a window may stand on that signal alone.
+    """
+    found: dict[str, float | None] = {}
+    for region in experiment.regions:
+        ages = [signal.max_signal_age_s for signal in rule_of(experiment.policy, region, experiment.rules).signals]
+        given = [age for age in ages if age is not None]
+        found[region] = max(given) if len(given) == len(ages) else None
+    return found
 
 
 def site_windows(
@@ -230,7 +236,7 @@ def site_windows(
 
 
 def _windows_of(rows: pl.DataFrame, signal: Signal | None) -> SiteWindows:
-    start = rows["start"].dt.epoch("us").to_numpy().astype(np.int64)
+    start = micros_of(rows["start"])
     end = rows["end"].dt.epoch("us").fill_null(FOREVER).to_numpy().astype(np.int64)
     closed = [text or "" for text in rows["closed_by"]]
     if len(end) and end[-1] == FOREVER and signal is not None:

@@ -12,12 +12,30 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.times import HOUR, SECOND, Floats, Micros, duration_us
+from curtail_pipeline.times import HOUR, SECOND, Floats, Micros, duration_us, micros_of
+
+CADENCES_PER_AGE: Final = 2
+"""A value counts until the next one or for this many cadences, so that one late value opens no hole and two do."""
+DEFAULT_CADENCE_US: Final = 300 * SECOND
+"""Assumed of a feed until two stamps have been seen; the cadence of every signal the product reads live."""
+
+
+def max_age_us(cadence_us: int, given_s: float | None = None) -> int:
+    """How long a value counts without a newer one: `given_s`, else two cadences."""
+    return CADENCES_PER_AGE * cadence_us if given_s is None else duration_us(given_s)
+
+
+def cadence_of(stamps: Micros, alone: int = DEFAULT_CADENCE_US) -> int:
+    """The usual distance of ascending stamps; `alone` where there is only one."""
+    return int(np.median(np.diff(stamps))) if len(stamps) > 1 else alone
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One step-held trace: `values[i]` holds from `times[i]` to the next stamp. No nulls inside: they were dropped."""
+    """One step-held trace: `values[i]` holds from `times[i]` to the next stamp, but for `max_age_us` at most.
+
+    Not empty, ascending, and no nulls inside: they were dropped. Where no value holds, nothing is known.
+    """
 
     times: Micros
     values: Floats
@@ -35,15 +53,44 @@ class Signal:
         return int(self.times[-1]) + self.max_age_us
 
     @cached_property
+    def edges(self) -> Micros:
+        """Where the value may change: every stamp, and where a value becomes too old before the next one."""
+        return self._steps[0]
+
+    @cached_property
+    def _steps(self) -> tuple[Micros, Floats]:
+        """`edges`, and what holds from each of them on; NaN where nothing does."""
+        too_old = self.times + self.max_age_us
+        hole = np.append(too_old[:-1] < self.times[1:], True)
+        edges = np.concatenate((self.times, too_old[hole]))
+        held = np.concatenate((self.values, np.full(int(hole.sum()), np.nan)))
+        order = np.argsort(edges, kind="stable")
+        return edges[order], held[order]
+
+    @cached_property
+    def _known(self) -> Micros:
+        """Microseconds with a value before each stamp."""
+        return np.concatenate(([0], np.cumsum(self._held_us)))
+
+    @cached_property
+    def _held_us(self) -> Micros:
+        """How long each value but the last one holds."""
+        return np.minimum(np.diff(self.times), self.max_age_us)
+
+    @cached_property
     def _cumulative(self) -> Floats:
         """Integral of the value from the first stamp to each stamp, value x hours."""
-        hours = np.diff(self.times) / HOUR
-        return np.concatenate(([0.0], np.cumsum(self.values[:-1] * hours)))
+        return np.concatenate(([0.0], np.cumsum(self.values[:-1] * (self._held_us / HOUR))))
+
+    @cached_property
+    def _slopes(self) -> Floats:
+        """Of the straight line from each value to the next, per hour; 0 after the last."""
+        return np.append(np.diff(self.values) / (np.diff(self.times) / HOUR), 0.0)
 
     @cached_property
     def _cumulative_linear(self) -> Floats:
-        hours = np.diff(self.times) / HOUR
-        return np.concatenate(([0.0], np.cumsum((self.values[:-1] + self.values[1:]) / 2 * hours)))
+        hours = self._held_us / HOUR
+        return np.concatenate(([0.0], np.cumsum((self.values[:-1] + self._slopes[:-1] * hours / 2) * hours)))
 
     def at(self, us: int) -> float:
         """The value that holds at `us`; NaN before the first stamp and once it is older than the maximum age."""
@@ -52,24 +99,39 @@ class Signal:
             return float("nan")
         return float(self.values[index])
 
-    def integral(self, start: Micros, end: Micros, *, interpolate: bool = False) -> Floats:
-        """Integral of the value over each `[start, end)`, in value x hours.
+    def held_at(self, us: Micros) -> Floats:
+        """`at` of many times."""
+        edges, held = self._steps
+        index = np.searchsorted(edges, us, side="right") - 1
+        return np.where(index >= 0, held[np.maximum(index, 0)], np.nan)
 
-        A gap is accounted at the last value before it (training never happens there, since windows close); time
-        outside the record must be refused by the caller. `interpolate` joins the values by straight lines, which is
-        what the paper's notebook does; it exists only to compare with the paper.
+    def integral(self, start: Micros, end: Micros, *, interpolate: bool = False) -> tuple[Floats, Micros]:
+        """Of each `[start, end)`: the value x hours of the time with a value, and how many microseconds that is.
+
+        In time that depends on the number of values by its logarithm only. `interpolate` joins the values by straight
+        lines, which is what the paper's notebook does; it exists only to compare with the paper.
         """
-        return self._primitive(end, interpolate) - self._primitive(start, interpolate)
+        first = np.searchsorted(self.times, start, side="right") - 1
+        # Seen from the left, so that a stretch within one step is its value times its length, to the last bit.
+        last = np.maximum(np.searchsorted(self.times, end, side="left") - 1, first)
+        begun, ended = (self._age(index, us) for index, us in ((first, start), (last, end)))
+        first, last = np.maximum(first, 0), np.maximum(last, 0)
+        known = self._known[last] - self._known[first] + ended - begun
+        if interpolate:
+            whole = self._cumulative_linear[last] - self._cumulative_linear[first]
+            return whole + self._linear(last, ended) - self._linear(first, begun), known
+        whole = self._cumulative[last] - self._cumulative[first]
+        within = np.where(first == last, ended - begun, 0) / HOUR
+        parts = self.values[last] * (ended / HOUR) - self.values[first] * (begun / HOUR)
+        return np.where(first == last, self.values[last] * within, whole + parts), known
 
-    def _primitive(self, us: Micros, interpolate: bool) -> Floats:
-        index = np.clip(np.searchsorted(self.times, us, side="right") - 1, 0, len(self.times) - 1)
-        hours = (us - self.times[index]) / HOUR
-        if not interpolate:
-            return self._cumulative[index] + self.values[index] * hours
-        following = np.minimum(index + 1, len(self.times) - 1)
-        span = np.maximum(self.times[following] - self.times[index], 1) / HOUR
-        slope = (self.values[following] - self.values[index]) / span
-        return self._cumulative_linear[index] + self.values[index] * hours + slope * hours**2 / 2
+    def _age(self, index: Micros, us: Micros) -> Micros:
+        """For how long the value at `index` has counted by `us`; 0 before the first."""
+        return np.where(index < 0, 0, np.clip(us - self.times[np.maximum(index, 0)], 0, self.max_age_us))
+
+    def _linear(self, index: Micros, us: Micros) -> Floats:
+        hours = us / HOUR
+        return self.values[index] * hours + self._slopes[index] * hours**2 / 2
 
 
 ACCOUNTING_KINDS: Final[tuple[Kind, ...]] = ("marginal_intensity", "average_intensity")
@@ -85,30 +147,21 @@ def accounting_kind(kinds: Iterable[Kind]) -> Kind:
 def read_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
     """One accounting signal per region (gCO2/kWh): that of its `accounting_kind`.
 
-    Of a region without any intensity the other kind is enough to know how old its signal is. The maximum age is two
-    cadences unless given for the region.
+    Of a region without any intensity the other kind is enough to know how old its signal is.
+
+    Args:
+        traces: normalised traces; a null is a missing value, and its stamp still tells the cadence of the feed.
+        max_age_s: seconds that a value counts without a newer one; two cadences unless given for the region.
     """
-    rank = (
-        pl.col("kind")
-        .replace_strict({kind: rank for rank, kind in enumerate(ACCOUNTING_KINDS)}, default=len(ACCOUNTING_KINDS))
-        .alias("rank")
-    )
-    kept = (
-        traces.lazy()
-        .filter(pl.col("value").is_not_null())
-        .with_columns(rank)
-        .filter(pl.col("rank") == pl.col("rank").min().over("region"))
-        .filter(pl.col("kind") == pl.col("kind").min().over("region"))
-        .select("region", pl.col("time").dt.epoch("us").alias("us"), "value")
-        .unique(["region", "us"], keep="last")
-        .sort("region", "us")
-        .collect()
-    )
     signals = {}
-    for key, part in kept.partition_by("region", as_dict=True, maintain_order=True).items():
-        times = part["us"].to_numpy()
-        cadence = int(np.median(np.diff(times))) if len(times) > 1 else 300 * SECOND
-        given = (max_age_s or {}).get(str(key[0]))
-        max_age = 2 * cadence if given is None else duration_us(given)
-        signals[str(key[0])] = Signal(times, part["value"].to_numpy(), cadence, max_age)
+    parts = traces.partition_by("region", as_dict=True)
+    for region, rows in sorted((str(key[0]), part) for key, part in parts.items()):
+        kinds = rows.drop_nulls("value")["kind"].unique()
+        if kinds.is_empty():
+            continue
+        own = rows.filter(pl.col("kind") == accounting_kind(kinds))
+        known = own.drop_nulls("value").unique("time", keep="last").sort("time")
+        cadence = cadence_of(micros_of(own["time"].unique().sort()))
+        age = max_age_us(cadence, (max_age_s or {}).get(region))
+        signals[region] = Signal(micros_of(known["time"]), known["value"].to_numpy(), cadence, age)
     return signals

@@ -4,25 +4,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curtail_pipeline.emissions.baselines import always_on
 from curtail_pipeline.emissions.battery import supplied
+from curtail_pipeline.emissions.grams import count_grams
 from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.simulation.oracle import Oracle
 from curtail_pipeline.simulation.walk import Walk
-from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, outside
+from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, outside
 
 STATES: tuple[PowerState, ...] = ("training", "idle", "start_up")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Totals of a walk. CO2 is step-held unless it says otherwise."""
+    """Totals of a walk. CO2 is step-held unless it says otherwise, and that of `energy_kwh - unaccounted_kwh`."""
 
     training_h: dict[str, float]
     idle_h: float
     start_up_h: float
     energy_kwh: float
     """From the grid and from on-site generation, what batteries lose or still hold included."""
+    unaccounted_kwh: float
+    """From the grid at times without a known intensity."""
     co2_kg: float
     co2_kg_interpolated: float | None
     curtailed_kwh: float
@@ -59,7 +63,7 @@ def account(
         interpolated: also give the CO2 of interpolated values.
     """
     training_h: dict[str, float] = {}
-    idle_h = start_up_h = kwh = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
+    idle_h = start_up_h = kwh = lost = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
     for site in view.sites:
         use, signal = walk.use[site.name], view.signals[site.region]
         windows = curtailed.get(site.name, SiteWindows.none())
@@ -71,28 +75,29 @@ def account(
         kwh += own_kwh
         curtailed_kwh += own_kwh
         for part in drawn:
-            hours = (part.spans[1] - part.spans[0]) / HOUR
-            beyond = outside(part.spans, clear)
-            kw_beyond = part.kw if isinstance(part.kw, float) else _power_of(part, beyond[0])
-            beyond_h = (beyond[1] - beyond[0]) / HOUR
-            total = float((part.kw * hours).sum())
-            kwh += total
-            curtailed_kwh += total - float((kw_beyond * beyond_h).sum())
-            grams = float((part.kw * signal.integral(*part.spans, interpolate=interpolate)).sum())
+            counted = count_grams(*part.spans, part.kw, signal, interpolate=interpolate)
+            span = outside(part.spans, clear)
+            beyond_kw = part.kw if isinstance(part.kw, float) else _power_of(part, span[0])
+            beyond = count_grams(*span, beyond_kw, signal, interpolate=interpolate)
+            energy, beyond_kwh = float(counted.kwh.sum()), float(beyond.kwh.sum())
+            kwh += energy
+            lost += float(counted.unaccounted_kwh.sum())
+            curtailed_kwh += energy - beyond_kwh
+            grams = float(np.nansum(counted.co2_g))
             held += grams
             if interpolated and not interpolate:
-                linear += float((part.kw * signal.integral(*part.spans, interpolate=True)).sum())
+                linear += float(np.nansum(count_grams(*part.spans, part.kw, signal, interpolate=True).co2_g))
             if not part.training:
                 not_training += grams
             else:
-                outside_g += float((kw_beyond * signal.integral(*beyond, interpolate=interpolate)).sum())
-                share = kw_beyond / power_kw(site, "training")
-                outside_steps += float((share * beyond_h).sum()) * 3_600 * site.steps_per_s
+                outside_g += float(np.nansum(beyond.co2_g))
+                outside_steps += beyond_kwh / power_kw(site, "training") * 3_600 * site.steps_per_s
     return Account(
         training_h,
         idle_h,
         start_up_h,
         kwh,
+        lost,
         held / 1_000,
         held / 1_000 if interpolate else linear / 1_000 if interpolated else None,
         curtailed_kwh,
@@ -127,23 +132,18 @@ def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> 
     ], own
 
 
-def always_on_kg(view: View, site: Site, region: str, steps: int, start: int, *, interpolate: bool) -> float | None:
-    """CO2 of the same steps on one site in that region that never stops; None when the trace does not cover it."""
-    signal = view.signals.get(region)
-    end = start + round(steps / site.steps_per_s * HOUR / 3_600)
-    if signal is None or start < signal.times[0] or end > signal.end:
-        return None
-    span = np.array([start]), np.array([end])
-    return power_kw(site, "training") * float(signal.integral(*span, interpolate=interpolate)[0]) / 1_000
-
-
 def baselines(view: View, steps: int, start: int, *, interpolate: bool = False) -> dict[str, float | None]:
-    """`always_on_kg` per region: of each site, and of the extra regions with the first site's cluster."""
+    """kg CO2 of `always_on` per region: of each site, and of the extra regions with the first site's cluster.
+
+    None when the trace does not cover it.
+    """
     owner = {site.region: site for site in reversed(view.sites)}
-    return {
-        region: always_on_kg(view, owner.get(region, view.sites[0]), region, steps, start, interpolate=interpolate)
-        for region in view.experiment.regions
-    }
+    found = {}
+    for region in view.experiment.regions:
+        site, signal = owner.get(region, view.sites[0]), view.signals.get(region)
+        grams = always_on(steps, from_us(start), site, region, signal, interpolate=interpolate).co2_g
+        found[region] = None if grams is None else grams / 1_000
+    return found
 
 
 def regret(found: Account, oracle: Oracle | None, *, window_driven: bool, perfect_kg: float | None) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import polars as pl
 
@@ -24,11 +24,52 @@ from curtail_pipeline.simulation.walk import Walk, walk
 from curtail_pipeline.times import HOUR, from_us, iso, to_us
 from curtail_pipeline.windows.rules import derive_windows
 
+if TYPE_CHECKING:
+    from curtail_pipeline.emissions.charts import Chart
+
 _log = logging.getLogger(__name__)
 
 FRONTIER_POINTS = 25
 LONGEST_H = 876_000
 """Hours that a deadline may lie ahead: a hundred years."""
+
+
+Cell = str | float | bool | None
+"""Of the table of a comparison."""
+
+
+class Summary(TypedDict):
+    """What one simulation came to, for people and as JSON."""
+
+    policy: str
+    finished: bool
+    runtime_h: float
+    """To the last step."""
+    steps: int
+    rounds: int
+    site_hours: dict[str, float]
+    """Of training."""
+    energy_kwh: float
+    unaccounted_kwh: float
+    """Of it, drawn while the trace had no value, or no recent one; in no figure of CO2."""
+    co2_kg: float
+    co2_kg_interpolated: float | None
+    curtailed_energy_share: float | None
+    idle_h: float
+    overhead_share: float | None
+    """Of the provisioned site-hours, those that do not train."""
+    baselines_co2_kg: dict[str, float | None]
+    """Always-on, per region; None where the trace is too short."""
+    oracle_co2_kg: float | None
+    """No overheads; by the deadline, or in the same runtime when there is none."""
+    regret: dict[str, float]
+    """kg; see `accounts.regret`."""
+
+
+class _FrontierPoint(TypedDict):
+    bound: str
+    hours: float
+    kg: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +131,7 @@ def simulate(
     start: datetime | None = None,
     deadline_h: float | None = None,
     interpolate: bool = False,
-) -> dict[str, Any]:
+) -> Summary:
     """When it would run, how long, with how much energy and CO2, and how far from the best possible.
 
     The decisions, rounds and powers are those of the real run (`decide`, the policy, the timing of `plan_segment`).
@@ -104,33 +145,31 @@ def simulate(
         deadline_h: hours after the start; in place of the job's deadline. Nothing runs after it.
         interpolate: account with straight lines between the values, to compare with the paper.
 
-    Returns:
-        policy, finished, runtime_h (to the last step), steps, rounds, site_hours (training), energy_kwh, co2_kg,
-        co2_kg_interpolated, curtailed_energy_share, idle_h, overhead_share (of the provisioned site-hours, those that
-        do not train), baselines_co2_kg (always-on, per region; None where the trace is too short), oracle_co2_kg (no
-        overheads; by the deadline, or in the same runtime when there is none), regret (kg; see `accounts.regret`).
-
     Raises:
         PolicyError: unknown policy or forecast, a policy without its deadline, or an infeasible budget.
         SettingsError: a deadline that is not after the start.
         TraceError: a region without trace, or a start outside it.
     """
-    options: dict[str, Any] = {
-        "overheads": overheads,
-        "start": start,
-        "deadline_h": deadline_h,
-        "interpolate": interpolate,
-    }
-    done = simulate_run(experiment, traces, policy=policy, forecast=forecast, **options)
+    by_forecast = partial(
+        simulate_run,
+        experiment,
+        traces,
+        policy=policy,
+        overheads=overheads,
+        start=start,
+        deadline_h=deadline_h,
+        interpolate=interpolate,
+    )
+    done = by_forecast(forecast=forecast)
     perfect_kg = None
     if done.forecast not in (None, "perfect"):
-        ideal = simulate_run(experiment, traces, policy=policy, forecast="perfect", **options)
+        ideal = by_forecast(forecast="perfect")
         perfect_kg = ideal.account.co2_kg if ideal.walk.steps == done.walk.steps else None
     return summary(done, perfect_kg, interpolate=interpolate)
 
 
-def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bool = False) -> dict[str, Any]:
-    """The dictionary that `simulate` returns."""
+def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bool = False) -> Summary:
+    """What `simulate` returns."""
     view, found, totals, job = done.view, done.walk, done.account, done.experiment.job
     training = sum(totals.training_h.values())
     provisioned = training + totals.idle_h + totals.start_up_h
@@ -143,6 +182,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
         "rounds": found.rounds,
         "site_hours": totals.training_h,
         "energy_kwh": totals.energy_kwh,
+        "unaccounted_kwh": totals.unaccounted_kwh,
         "co2_kg": totals.co2_kg,
         "co2_kg_interpolated": totals.co2_kg_interpolated,
         "curtailed_energy_share": totals.curtailed_kwh / totals.energy_kwh if totals.energy_kwh else None,
@@ -242,7 +282,7 @@ def compare(
     forecast: str | None = None,
     start: datetime | None = None,
     deadline_h: float | None = None,
-) -> tuple[pl.DataFrame, Any]:
+) -> "tuple[pl.DataFrame, Chart]":
     """Every policy on the same trace: a table, and kg against hours as an altair chart.
 
     Without a deadline, policies that plan get the time of the slowest of the others, so that they compare at equal
@@ -252,24 +292,19 @@ def compare(
     unknown = [name for name in names if name not in POLICIES]
     if unknown:
         raise PolicyError(f"unknown policy {unknown[0]!r}: choose from {', '.join(sorted(POLICIES))}")
-    options: dict[str, Any] = {"overheads": overheads, "start": start}
-    rows: dict[str, dict[str, Any]] = {}
-    others = [
-        simulate_run(experiment, traces, policy=name, deadline_h=deadline_h, **options)
-        for name in names
-        if name not in PLANNING_POLICIES
-    ]
+    under = partial(simulate_run, experiment, traces, overheads=overheads, start=start)
+    rows: dict[str, dict[str, Cell]] = {}
+    others = [under(policy=name, deadline_h=deadline_h) for name in names if name not in PLANNING_POLICIES]
     for done in others:
         rows[done.experiment.policy.name] = _row(done, summary(done), "")
-    reference = others[0] if others else simulate_run(experiment, traces, policy="threshold", **options)
+    reference = others[0] if others else under(policy="threshold")
     if deadline_h is None and experiment.job.deadline is None:
         deadline_h = max((done.walk.end - done.walk.start) / HOUR for done in [*others, reference])
     for name in [name for name in names if name in PLANNING_POLICIES]:
-        options |= {"policy": name, "deadline_h": deadline_h}
+        by_forecast = partial(under, policy=name, deadline_h=deadline_h)
         try:
-            done = simulate_run(experiment, traces, forecast=forecast, **options)
-            perfect = done.forecast == "perfect"
-            ideal = None if perfect else simulate_run(experiment, traces, forecast="perfect", **options)
+            done = by_forecast(forecast=forecast)
+            ideal = None if done.forecast == "perfect" else by_forecast(forecast="perfect")
         except PolicyError as error:
             rows[name] = {"policy": name, "finished": False, "note": str(error)}
             continue
@@ -281,8 +316,10 @@ def compare(
     return table, pareto_chart(table, _frontier(reference, table))
 
 
-def _row(done: Simulated, result: dict[str, Any], note: str) -> dict[str, Any]:
-    row = {key: value for key, value in result.items() if not isinstance(value, dict)}
+def _row(done: Simulated, result: Summary, note: str) -> dict[str, Cell]:
+    row: dict[str, Cell] = {
+        key: value for key, value in result.items() if value is None or isinstance(value, str | float | int)
+    }
     row["bound_co2_kg"] = bound_with_overheads(done)
     row["site_h"] = sum(result["site_hours"].values())
     row.update({f"regret_{key}": value for key, value in result["regret"].items()})
@@ -290,10 +327,10 @@ def _row(done: Simulated, result: dict[str, Any], note: str) -> dict[str, Any]:
     return row
 
 
-def _frontier(reference: Simulated, table: pl.DataFrame) -> list[dict[str, Any]]:
+def _frontier(reference: Simulated, table: pl.DataFrame) -> list[_FrontierPoint]:
     """The least CO2 of the whole job by the hours it is given, from the fastest policy to the trace's end."""
     view, start, steps = reference.view, reference.walk.start, reference.experiment.job.steps
-    rows = []
+    rows: list[_FrontierPoint] = []
     first = 0.0
     if "runtime_h" in table.columns:
         finished = table.filter(pl.col("finished"))["runtime_h"].min()
@@ -308,7 +345,7 @@ def _frontier(reference: Simulated, table: pl.DataFrame) -> list[dict[str, Any]]
     return rows
 
 
-def pareto_chart(table: pl.DataFrame, frontier: list[dict[str, Any]]) -> Any:
+def pareto_chart(table: pl.DataFrame, frontier: Sequence[_FrontierPoint]) -> "Chart":
     """Kilograms against hours: a point per policy that finished, and the least there could be as lines.
 
     Policies that come to the same share a point.
@@ -321,13 +358,13 @@ def pareto_chart(table: pl.DataFrame, frontier: list[dict[str, Any]]) -> Any:
     dots = [{"hours": hours, "kg": kg, "policy": ", ".join(names)} for (hours, kg), names in points.items()]
     x = alt.X("hours:Q", title="hours to the last step", scale=alt.Scale(zero=False, padding=24))
     y = alt.Y("kg:Q", title="kg CO2")
-    base = alt.Chart(alt.Data(values=dots))
+    base = alt.Chart(alt.InlineData(dots))
     lines = (
-        alt.Chart(alt.Data(values=frontier))
+        alt.Chart(alt.InlineData(frontier))
         .mark_line(color="#777777")
         .encode(x=x, y=y, strokeDash=alt.StrokeDash("bound:N", title="least possible"))
     )
     marks = base.mark_point(filled=True, size=90, opacity=1).encode(
         x=x, y=y, color=alt.Color("policy:N", title="policy"), tooltip=["policy:N", "hours:Q", "kg:Q"]
     )
-    return (lines + marks).properties(width=640, height=360, title="CO2 against time, per policy")
+    return alt.layer(lines, marks).properties(width=640, height=360, title="CO2 against time, per policy")

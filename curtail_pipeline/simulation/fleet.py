@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.scheduling.view import Job, View, site_windows
+from curtail_pipeline.scheduling.view import Job, View, max_signal_ages, site_windows
 from curtail_pipeline.settings.experiment import Experiment
-from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.signals.held import Signal, max_age_us
 from curtail_pipeline.simulation.accounts import Account, account
 from curtail_pipeline.simulation.walk import Walk, walk
 from curtail_pipeline.times import duration_us, micros_of, to_us
@@ -23,15 +23,17 @@ class SignalFiles(Mapping[str, Signal]):
     Only the last one is kept, so that memory does not grow with the number of regions.
     """
 
-    def __init__(self, files: Mapping[str, Path], cadence_s: float) -> None:
+    def __init__(self, files: Mapping[str, Path], cadence_s: float, max_age_s: Mapping[str, float | None]) -> None:
         self._files = files
         self._cadence_us = duration_us(cadence_s)
+        self._max_age_s = max_age_s
         self._last: tuple[str, Signal] | None = None
 
     def __getitem__(self, region: str) -> Signal:
         if self._last is None or self._last[0] != region:
             rows = pl.read_parquet(self._files[region], columns=["time", "value"]).drop_nulls()
-            signal = Signal(micros_of(rows["time"]), values_of(rows["value"]), self._cadence_us, 2 * self._cadence_us)
+            age = max_age_us(self._cadence_us, self._max_age_s.get(region))
+            signal = Signal(micros_of(rows["time"]), values_of(rows["value"]), self._cadence_us, age)
             self._last = region, signal
         return self._last[1]
 
@@ -77,7 +79,7 @@ def simulate_files(
         threads=threads,
     )
     windows = site_windows(experiment, table)
-    signals = SignalFiles(files, cadence_s)
+    signals = SignalFiles(files, cadence_s, max_signal_ages(experiment))
     view = View(experiment, signals, windows, end=end, cadence_us=duration_us(cadence_s))
     found = walk(view, Job(0, experiment.job.steps, start), to_us(start))
     return found, account(view, found, windows, interpolated=False)

@@ -1,7 +1,8 @@
 """The least CO2 that any schedule could have: a bound to measure policies against.
 
-Training may be put on any instant of any site, split at will. Without overheads the cheapest site-hours until the
-deadline are the optimum itself: a fractional knapsack, in which taking items in order of cost per step is exact.
+Training may be put on any instant of any site whose intensity is known, split at will: nobody can tell what time in a
+hole of a trace costs. Without overheads the cheapest site-hours until the deadline are the optimum itself: a fractional
+knapsack, in which taking items in order of cost per step is exact.
 
 With overheads a bound follows from what every round costs (a relaxation: it ignores where rounds begin, that members
 share them, and each site's first start). A member trains at most `a = round - load` before `o = load + min(tail +
@@ -89,19 +90,20 @@ def _merge_us(overheads: Overheads) -> int:
 
 
 def _pieces(signal: Signal, start: int, end: int, block: int | None) -> tuple[Micros, Micros, Floats]:
-    """`[start, end)` cut at every stamp and block edge: begin, length and value of each piece."""
-    inside = signal.times[(signal.times > start) & (signal.times < end)]
+    """`[start, end)` cut where the signal changes and at block edges: begin, length and value of each piece."""
+    inside = signal.edges[(signal.edges > start) & (signal.edges < end)]
     edges = [np.array([start, end]), inside]
     if block is not None:
         edges.append(np.arange(start, end, block))
-    cuts = np.unique(np.concatenate(edges))
-    index = np.clip(np.searchsorted(signal.times, cuts[:-1], side="right") - 1, 0, len(signal.times) - 1)
-    return cuts[:-1], np.diff(cuts), signal.values[index]
+    cuts = np.unique(np.concatenate(edges)) if start < end else np.array([start])
+    return cuts[:-1], np.diff(cuts), signal.held_at(cuts[:-1])
 
 
 def _site_cells(view: View, site: Site, start: int, end: int, block: int | None = None) -> _Cells:
     signal = view.signals[site.region]
     begin, length, value = _pieces(signal, start, min(end, signal.end), block)
+    known = ~np.isnan(value)
+    begin, length, value = begin[known], length[known], value[known]
     grams = value * power_kw(site, "training") / (site.steps_per_s * 3_600)
     number = np.zeros(len(begin), dtype=np.int64) if block is None else (begin - start) // block
     return _Cells(site.name, site.steps_per_s * 3_600, length / SECOND * site.steps_per_s, grams, number)
@@ -121,11 +123,14 @@ def _limited_cells(view: View, site: Site, start: int, end: int, block: int | No
     start_up = idle_kw * connect + power_kw(site, "start_up") * duration_us(overheads.provisioning_s)
     extra_kwh = (idle_kw * load + min(idle_kw * _merge_us(overheads), start_up)) / HOUR
     steps_per_round = max(trains / SECOND * site.steps_per_s, 1e-9)
-    lowest = np.minimum.reduceat(value, np.flatnonzero(np.diff(number, prepend=-1)))
+    known = ~np.isnan(value)
+    # An overhead may fall into time that is not accounted, which the bound must not charge for.
+    lowest = np.minimum.reduceat(np.where(known, value, 0.0), np.flatnonzero(np.diff(number, prepend=-1)))
     padded = np.concatenate((lowest[:1], lowest, lowest[-1:]))
     nearby = np.minimum(np.minimum(padded[:-2], padded[1:-1]), padded[2:])
     grams = value * power_kw(site, "training") / (site.steps_per_s * 3_600)
     grams = grams + (extra_kwh / steps_per_round) * nearby[number]
+    length, grams, number = length[known], grams[known], number[known]
     order = np.lexsort((grams, number))
     length, grams, number = length[order], grams[order], number[order]
     before = np.cumsum(length) - length
@@ -154,7 +159,7 @@ def _knapsack(cells: list[_Cells], steps: int) -> Oracle | None:
 
 def _dual(limited: list[_Cells], free: list[_Cells], steps: int) -> Oracle | None:
     """Maximise over the price of a step: price x steps - what each block could earn at that price."""
-    blocks = 1 + max(int(part.block.max()) for part in free)
+    blocks = 1 + max(int(part.block.max(initial=0)) for part in free)
     if sum(part.steps.sum() for part in free) < steps:
         return None
 
@@ -164,7 +169,7 @@ def _dual(limited: list[_Cells], free: list[_Cells], steps: int) -> Oracle | Non
         best = earned.sum(axis=0) + np.maximum((alone - earned).max(axis=0), 0.0)
         return price * steps - float(best.sum())
 
-    low, high = 0.0, 4 * max(float(part.grams.max()) for part in limited) + 1.0
+    low, high = 0.0, 4 * max(float(part.grams.max(initial=0.0)) for part in limited) + 1.0
     golden = (5**0.5 - 1) / 2
     for _ in range(_DUAL_ITERATIONS):
         a, b = high - golden * (high - low), low + golden * (high - low)

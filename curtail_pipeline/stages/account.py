@@ -1,26 +1,88 @@
 """Energy, CO2 and loss of an experiment's checkpoints, put together from the store."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from curtail_pipeline.emissions.baselines import Baseline, always_on_baselines, baselines_table
-from curtail_pipeline.emissions.grams import intervals_table, ledger, totals
+from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
+from curtail_pipeline.emissions.grams import (
+    Totals,
+    accounting_signals,
+    intervals_table,
+    is_synthetic,
+    ledger,
+    totals,
+    totals_by,
+)
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
+from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.tables import read_table
 from curtail_pipeline.times import days_between, iso, midnight
 from curtail_pipeline.tokens import balance as usage
+
+if TYPE_CHECKING:
+    from curtail_pipeline.emissions.charts import Chart
+
+
+@dataclass(frozen=True)
+class CheckpointRow:
+    """A committed checkpoint, as the command line lists it."""
+
+    key: str
+    parent: str | None
+    mode: str
+    members: list[str]
+    rounds: int
+    steps: int
+    """Of the whole lineage."""
+    tokens: int
+    """Of its own segment."""
+    total_tokens: int
+    start: str
+    end: str
+    stop_reason: str
+    weights_sha256: str | None
+    heldout_loss: float | None
+    """nat per token; None while it was not evaluated."""
+    kwh: float | None
+    """None while it was not accounted."""
+    co2_g: float | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run came to, beside always-on training of the same steps, and where its results are."""
+
+    experiment: str
+    synthetic: bool
+    """Whether any value of its traces is made up."""
+    start: str
+    end: str
+    checkpoints: list[CheckpointRow]
+    steps: int
+    tokens: int
+    kwh: float | None
+    co2_g: float | None
+    curtailed_share: float | None
+    unaccounted_kwh: float | None
+    baselines: list[Compared]
+    report: str
+    checkpoint: str
+    home: str
 
 
 def ledger_key(key: str) -> str:
@@ -35,15 +97,17 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
         TraceError: the traces of its days have not been ingested.
     """
     manifest = project.checkpoints.manifest(key)
-    rows = [interval.model_dump() for interval in manifest.intervals]
-    days = _days(project, min((r["start"] for r in rows), default=manifest.start), manifest.end)
-    return ledger(intervals_table(rows, key), project.traces(days), project.experiment.sites, project.windows(days))
+    days = _days(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
+    signals = accounting_signals(project.traces(days), max_signal_ages(project.experiment))
+    return ledger(intervals_table(manifest.intervals, key), signals, project.experiment.sites, project.windows(days))
 
 
 def _days(project: Project, start: datetime, end: datetime) -> Sequence[date]:
-    """The days of a stretch of time, and the one before: a value or a window may begin there."""
-    days = days_between(start, max(end, start + timedelta(seconds=1)))
-    return [day for day in project.days if days[0].toordinal() - 1 <= day.toordinal() <= days[-1].toordinal()]
+    """The days of a stretch of time, and those before in which a value or a window that still counts may begin."""
+    longest = max(age or 0.0 for age in max_signal_ages(project.experiment).values())
+    first = days_between(start - timedelta(days=1, seconds=longest), start)[0]
+    last = days_between(start, max(end, start + timedelta(seconds=1)))[-1]
+    return [day for day in project.days if first <= day <= last]
 
 
 def stored_ledgers(project: Project) -> pl.DataFrame | None:
@@ -52,77 +116,95 @@ def stored_ledgers(project: Project) -> pl.DataFrame | None:
     return pl.concat([read_table(project.store, key) for key in keys]) if keys else None
 
 
-def checkpoint_rows(project: Project) -> list[dict[str, Any]]:
-    """A row per committed checkpoint with loss, energy and CO2."""
+def checkpoint_rows(project: Project) -> list[CheckpointRow]:
+    """A row per committed checkpoint with loss, energy and CO2, in order."""
     ledgers = stored_ledgers(project)
-    rows = []
-    for manifest in map(project.checkpoints.manifest, project.checkpoints.keys()):
-        sums = totals(ledgers.filter(pl.col("checkpoint") == manifest.key)) if ledgers is not None else {}
-        weights = manifest.files.get("model.safetensors")
-        rows.append(
-            {
-                "key": manifest.key,
-                "parent": manifest.parent,
-                "mode": manifest.mode,
-                "members": manifest.members,
-                "rounds": manifest.rounds,
-                "steps": manifest.steps.end,
-                "tokens": manifest.tokens.segment,
-                "total_tokens": manifest.tokens.total,
-                "start": iso(manifest.start),
-                "end": iso(manifest.end),
-                "stop_reason": manifest.stop_reason,
-                "weights_sha256": weights.sha256 if weights else None,
-                "heldout_loss": stored_loss(project, manifest.key),
-                "kwh": sums.get("kwh"),
-                "co2_g": sums.get("co2_g"),
-            }
-        )
-    return rows
+    used = totals_by(ledgers, "checkpoint") if ledgers is not None else {}
+    return [
+        _row(project, manifest, used.get(manifest.key))
+        for manifest in map(project.checkpoints.manifest, project.checkpoints.keys())
+    ]
 
 
-def summarise(project: Project) -> dict[str, Any]:
+def _row(project: Project, manifest: Manifest, used: Totals | None) -> CheckpointRow:
+    weights = manifest.files.get("model.safetensors")
+    return CheckpointRow(
+        key=manifest.key,
+        parent=manifest.parent,
+        mode=manifest.mode,
+        members=manifest.members,
+        rounds=manifest.rounds,
+        steps=manifest.steps.end,
+        tokens=manifest.tokens.segment,
+        total_tokens=manifest.tokens.total,
+        start=iso(manifest.start),
+        end=iso(manifest.end),
+        stop_reason=manifest.stop_reason,
+        weights_sha256=weights.sha256 if weights else None,
+        heldout_loss=stored_loss(project, manifest.key),
+        kwh=used.kwh if used else None,
+        co2_g=used.co2_g if used else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Accounts:
+    """All that a report of the whole run counts with, read and computed once."""
+
+    traces: pl.DataFrame
+    signals: dict[str, Signal]
+    ledgers: pl.DataFrame | None
+    baselines: list[Compared]
+
+
+def _accounts(project: Project) -> _Accounts:
+    experiment, traces, ledgers = project.experiment, project.traces(project.days), stored_ledgers(project)
+    signals = accounting_signals(traces, max_signal_ages(experiment))
+    steps = project.parent.steps.end
+    ours = totals(ledgers) if ledgers is not None else Totals(0.0, 0.0, None, None, 0.0)
+    found = (
+        always_on_baselines(steps, project.start, experiment.sites, signals, experiment.baseline_regions)
+        if steps
+        else []
+    )
+    return _Accounts(traces, signals, ledgers, compare_baselines(found, ours))
+
+
+def summarise(project: Project) -> RunSummary:
     """Checkpoints, totals, always-on baselines and the paths of what was made."""
-    rows = checkpoint_rows(project)
+    return _summary(project, _accounts(project))
+
+
+def _summary(project: Project, accounts: _Accounts) -> RunSummary:
     last = project.parent
-    ledgers = stored_ledgers(project)
-    ours = totals(ledgers) if ledgers is not None else {}
-    baselines = always_on_baselines(
-        last.steps.end,
-        project.start,
-        project.experiment.sites,
-        project.traces(project.days),
-        project.experiment.baseline_regions,
-    ) if last.steps.end else []  # fmt: skip
-    compared = baselines_table(baselines, ours) if baselines else None
-    return {
-        "experiment": project.experiment.name,
-        "synthetic": is_synthetic(project),
-        "start": iso(project.start),
-        "end": iso(last.end),
-        "checkpoints": rows,
-        "steps": last.steps.end,
-        "tokens": last.tokens.total,
-        "kwh": ours.get("kwh"),
-        "co2_g": ours.get("co2_g"),
-        "curtailed_share": ours.get("curtailed_share"),
-        "unaccounted_kwh": ours.get("unaccounted_kwh"),
-        "baselines": compared.to_dicts() if compared is not None else [],
-        "report": str(report_path(project)),
-        "checkpoint": str(project.checkpoints.folder(last.key)),
-        "home": str(project.home.root),
-    }
+    ours = totals(accounts.ledgers) if accounts.ledgers is not None else None
+    return RunSummary(
+        experiment=project.experiment.name,
+        synthetic=is_synthetic(accounts.traces),
+        start=iso(project.start),
+        end=iso(last.end),
+        checkpoints=checkpoint_rows(project),
+        steps=last.steps.end,
+        tokens=last.tokens.total,
+        kwh=ours.kwh if ours else None,
+        co2_g=ours.co2_g if ours else None,
+        curtailed_share=ours.curtailed_share if ours else None,
+        unaccounted_kwh=ours.unaccounted_kwh if ours else None,
+        baselines=accounts.baselines,
+        report=str(report_path(project)),
+        checkpoint=str(project.checkpoints.folder(last.key)),
+        home=str(project.home.root),
+    )
 
 
-def write_report(project: Project) -> dict[str, Any]:
+def write_report(project: Project) -> RunSummary:
     """Write the report's page; returns what `summarise` does.
 
     Raises:
         StoreError: there is no checkpoint yet.
     """
-    summary = summarise(project)
-    ledgers = stored_ledgers(project)
-    if ledgers is None:
+    accounts = _accounts(project)
+    if accounts.ledgers is None:
         raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for a checkpoint")
     manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
     experiment = project.experiment
@@ -133,21 +215,22 @@ def write_report(project: Project) -> dict[str, Any]:
             policy=experiment.policy.name,
             sites=experiment.sites,
             manifests=manifests,
-            traces=project.traces(project.days),
+            traces=accounts.traces,
+            signals=accounts.signals,
             windows=project.windows(project.days),
-            intervals=pl.concat([_intervals(manifest) for manifest in manifests]),
-            ledger=ledgers,
-            baselines=_baselines(project),
+            intervals=pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in manifests]),
+            ledger=accounts.ledgers,
+            baselines=accounts.baselines,
             losses=_training_losses(project, manifests),
             heldout=_heldout_losses(project, manifests),
             threshold=_threshold(experiment),
         )
     )
     project.store.write_bytes("report/index.html", page.encode())
-    return summary
+    return _summary(project, accounts)
 
 
-def compare_day(project: Project, day: str) -> tuple[pl.DataFrame, Any]:
+def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     """Every policy on one day's traces, from its midnight: a table, and the plot of kg against hours."""
     from curtail_pipeline.simulation.compare import compare
 
@@ -171,25 +254,8 @@ def card_of(project: Project, key: str) -> str:
         project.experiment.sites,
         ledgers,
         heldout_loss=stored_loss(project, key),
-        synthetic=is_synthetic(project),
+        synthetic=is_synthetic(project.traces(_days(project, lineage[0].start, lineage[-1].end))),
     )
-
-
-def is_synthetic(project: Project) -> bool:
-    """Whether the traces come from the model rather than from a grid."""
-    return project.experiment.traces.provider == "synthetic"
-
-
-def _intervals(manifest: Manifest) -> pl.DataFrame:
-    return intervals_table([interval.model_dump() for interval in manifest.intervals], manifest.key)
-
-
-def _baselines(project: Project) -> list[Baseline]:
-    steps = project.parent.steps.end
-    if not steps:
-        return []
-    experiment, traces = project.experiment, project.traces(project.days)
-    return always_on_baselines(steps, project.start, experiment.sites, traces, experiment.baseline_regions)
 
 
 def _threshold(experiment: Experiment) -> float | None:
@@ -225,7 +291,7 @@ def report_path(project: Project) -> Path:
     return project.store.path("report/index.html")
 
 
-def show_checkpoint(project: Project, key: str) -> dict[str, Any]:
+def show_checkpoint(project: Project, key: str) -> dict[str, Json]:
     """The manifest and what of the text has been used: sequences, tokens and share of all tokens per site and epoch."""
     used = project.checkpoints.manifest(key).token_ledger()
     return {

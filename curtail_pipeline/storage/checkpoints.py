@@ -269,9 +269,7 @@ class Checkpoints:
                 self._claims.fence(key, generation, attempt)
                 if final.exists():
                     self._set_aside(final)
-                self._claims.write(
-                    Claim(key=key, generation=generation, attempt=attempt, committed=manifest.sha256())
-                )
+                self._claims.write(Claim(key=key, generation=generation, attempt=attempt, committed=manifest.sha256()))
             sync_file(final.parent)
         return manifest
 

@@ -1,4 +1,4 @@
-"""Who may commit a checkpoint: `claims/<key>.json` holds the newest `(generation, attempt)` that was told to make it."""
+"""Who may commit a key: `claims/<key>.json` holds the newest `(generation, attempt)` that was told to make it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

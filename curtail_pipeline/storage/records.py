@@ -14,7 +14,7 @@ from typing_extensions import TypeAliasType
 
 from curtail_pipeline.errors import MessageError
 
-Json = TypeAliasType("Json", "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]")
+Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
 """A value as JSON has it, for what is passed on without being understood."""
 
 Utc = Annotated[AwareDatetime, AfterValidator(lambda stamp: stamp.astimezone(UTC))]

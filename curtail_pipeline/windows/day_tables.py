@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from curtail_pipeline.settings.sites import Site
-from curtail_pipeline.times import TIME
+from curtail_pipeline.times import TIME, iso, iso_cells
 
 if TYPE_CHECKING:
     import altair
@@ -99,7 +99,7 @@ def plot_windows(
     rows = traces.drop_nulls("value")
     low = start or rows["time"].min()
     high = end or rows["time"].max()
-    if low is None or high is None:
+    if not isinstance(low, datetime) or not isinstance(high, datetime):
         return alt.Chart(alt.InlineData([])).mark_line()
     rows = rows.filter(pl.col("time").is_between(pl.lit(low).cast(TIME), pl.lit(high).cast(TIME)))
     shaded = windows.with_columns(
@@ -112,25 +112,17 @@ def plot_windows(
         signal = rows.filter(region=region, kind=kind).sort("time")
         signal = signal.gather_every(max(1, signal.height // _POINTS)).select("time", "value")
         own = shaded.filter(region=region).unique(["start", "end"]).sort("start")
-        time = alt.X("time:T", title="UTC", scale=alt.Scale(domain=[_stamp(low), _stamp(high)], type="utc"), axis=axis)
+        own = own.select("start", "end", "site", "opened_by", "closed_by")
+        time = alt.X("time:T", title="UTC", scale=alt.Scale(domain=[iso(low), iso(high)], type="utc"), axis=axis)
         line = (
-            alt.Chart(alt.InlineData(_records(signal)))
+            alt.Chart(alt.InlineData(iso_cells(signal.rows(named=True))))
             .mark_line(interpolate="step-after", strokeWidth=1.2, color="#33475b")
             .encode(x=time, y=alt.Y("value:Q", title=f"{kind} ({_UNITS.get(kind, 'g/kWh')})"))
         )
         band = (
-            alt.Chart(alt.InlineData(_records(own.select("start", "end", "site", "opened_by", "closed_by"))))
+            alt.Chart(alt.InlineData(iso_cells(own.rows(named=True))))
             .mark_rect(color="#2e9e6b", opacity=0.25)
             .encode(x="start:T", x2="end:T", tooltip=["site:N", "start:T", "end:T", "opened_by:N", "closed_by:N"])
         )
         charts.append(alt.layer(band, line).properties(title=region, width=760, height=130))
     return alt.vconcat(*charts) if charts else alt.Chart(alt.InlineData([])).mark_line()
-
-
-def _stamp(time: object) -> str:
-    return str(pl.Series([time], dtype=TIME).dt.strftime("%Y-%m-%dT%H:%M:%SZ")[0])
-
-
-def _records(table: pl.DataFrame) -> list[dict[str, object]]:
-    times = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.Datetime)]
-    return table.with_columns(pl.col(times).dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dicts()

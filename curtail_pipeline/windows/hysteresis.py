@@ -13,12 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from curtail_pipeline.settings.rule_settings import SignalRule
+from curtail_pipeline.signals.held import CADENCES_PER_AGE, DEFAULT_CADENCE_US
 from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
 from curtail_pipeline.windows.columns import Columns
-
-DEFAULT_CADENCE_US: Final = 300 * SECOND
-"""Assumed of a feed until two stamps have been seen; the cadence of every signal the product reads live."""
-CADENCES_PER_AGE: Final = 2
 
 BY_VALUE: Final = 0
 BY_AGE: Final = 1

@@ -9,11 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curtail_pipeline.emissions.baselines import always_on, always_on_baselines, baselines_table
-from curtail_pipeline.emissions.grams import LEDGER_SCHEMA, intervals_table, ledger, pieces, sum_ledger, totals
+from curtail_pipeline.emissions.baselines import always_on, always_on_baselines, compare_baselines
+from curtail_pipeline.emissions.grams import (
+    LEDGER_SCHEMA,
+    PowerInterval,
+    Totals,
+    accounting_signals,
+    count_grams,
+    intervals_table,
+    ledger,
+    pieces,
+    sum_ledger,
+    totals,
+    totals_by,
+)
 from curtail_pipeline.emissions.meter import ConstantMeter, NvmlMeter, make_meter
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.settings.sites import PowerState, Site
+from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.times import micros_of
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 
@@ -26,7 +40,7 @@ def site(name: str = "A", region: str = "R", **more: Any) -> Site:
     return Site(**{"name": name, "region": region, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.5, **more})
 
 
-def trace(
+def rows_of(
     values: list[float | None], region: str = "R", cadence: float = 300, kind: str = "marginal_intensity"
 ) -> pl.DataFrame:
     unit = {"price": "currency/MWh", "curtailed_power": "MW"}.get(kind, "g/kWh")
@@ -41,6 +55,16 @@ def trace(
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def trace(
+    values: list[float | None],
+    region: str = "R",
+    cadence: float = 300,
+    kind: str = "marginal_intensity",
+    max_age_s: float | None = None,
+) -> dict[str, Signal]:
+    return accounting_signals(rows_of(values, region, cadence, kind), {region: max_age_s})
+
+
 def windows(spans: list[tuple[float, float | None]], name: str = "A") -> pl.DataFrame:
     rows = [(name, at(a), None if b is None else at(b)) for a, b in spans]
     schema = {"site": pl.String, "start": pl.Datetime("us", "UTC"), "end": pl.Datetime("us", "UTC")}
@@ -48,11 +72,9 @@ def windows(spans: list[tuple[float, float | None]], name: str = "A") -> pl.Data
 
 
 def power(
-    *rows: tuple[float, float, float], state: str = "training", name: str = "A", key: str = "ckpt-000001"
+    *rows: tuple[float, float, float], state: PowerState = "training", name: str = "A", key: str = "ckpt-000001"
 ) -> pl.DataFrame:
-    return intervals_table(
-        [{"site": name, "state": state, "start": at(a), "end": at(b), "kw": kw} for a, b, kw in rows], key
-    )
+    return intervals_table([PowerInterval(name, state, at(a), at(b), kw) for a, b, kw in rows], key)
 
 
 def test_by_hand() -> None:
@@ -71,104 +93,63 @@ def test_by_hand() -> None:
     assert idle["co2_g"] == 0 and idle["unaccounted_kwh"] == 0, "0 g/kWh is a value"
 
 
-SECONDS = st.integers(0, 3000)
+SPANS = st.lists(
+    st.tuples(st.integers(0, 3000), st.integers(0, 1500), st.sampled_from([0.0, 0.468, 2.024])), min_size=1, max_size=5
+)
 VALUES = st.lists(st.one_of(st.none(), st.integers(0, 900).map(float)), min_size=1, max_size=12)
-SPANS = st.lists(st.tuples(SECONDS, st.integers(0, 1500), st.sampled_from([0.0, 0.468, 2.024])), min_size=1, max_size=5)
-
-
-def value_at(values: list[float | None], second: int, cadence: int, max_age: int) -> float | None:
-    for index in range(min(second // cadence, len(values) - 1), -1, -1):
-        if second - index * cadence >= max_age:
-            return None
-        if (value := values[index]) is not None:
-            return value
-    return None
-
-
-@settings(deadline=None, max_examples=150)
-@given(VALUES, SPANS, st.sampled_from([60, 100, 300]), st.sampled_from([None, 30, 1000]), st.lists(SECONDS, max_size=6))
-def test_against_a_sum_over_seconds(
-    values: list[float | None], spans: list[tuple[int, int, float]], cadence: int, age: int | None, edges: list[int]
-) -> None:
-    """Every boundary is on a whole second, so that the sum over seconds is the integral."""
-    bounds = sorted(set(edges))
-    inside = list(zip(bounds[::2], bounds[1::2], strict=False))
-    intervals = [(a, a + length, kw) for a, length, kw in spans]
-    maximum = None if age is None else timedelta(seconds=age)
-    have = totals(ledger(power(*intervals), trace(values, cadence=cadence), [site()], windows(inside), max_age=maximum))
-    # A trace of one stamp has no cadence of its own; five minutes are assumed.
-    limit = age if age is not None else 2 * (cadence if len(values) > 1 else 300)
-    kwh = co2 = curtailed = lost = 0.0
-    for a, b, kw in intervals:
-        for second in range(a, b):
-            value = value_at(values, second, cadence, limit)
-            kwh += kw / 3600
-            co2 += 0 if value is None else value * kw / 3600
-            lost += kw / 3600 if value is None else 0
-            curtailed += kw / 3600 if any(x <= second < y for x, y in inside) else 0
-    assert have["kwh"] == pytest.approx(kwh, abs=1e-9)
-    assert have["curtailed_kwh"] == pytest.approx(curtailed, abs=1e-9)
-    assert have["unaccounted_kwh"] == pytest.approx(lost, abs=1e-9)
-    assert (have["co2_g"] or 0.0) == pytest.approx(co2, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=100)
-@given(VALUES, SPANS, st.booleans(), st.randoms(use_true_random=False))
+@given(VALUES, SPANS, st.randoms(use_true_random=False))
 def test_splitting_an_interval_changes_nothing(
-    values: list[float | None], spans: list[tuple[int, int, float]], interpolate: bool, rng: random.Random
+    values: list[float | None], spans: list[tuple[int, int, float]], rng: random.Random
 ) -> None:
     whole, parts = [], []
     for a, length, kw in spans:
         cuts = [a, *sorted(rng.uniform(a, a + length) for _ in range(3)), a + length]
         whole.append((a, a + length, kw))
         parts += [(x, y, kw) for x, y in pairwise(cuts)]
-    one, two = (
-        totals(ledger(power(*rows), trace(values), [site()], windows([(100, 900)]), interpolate=interpolate))
-        for rows in (whole, parts)
-    )
-    # Linear interpolation is integrated by midpoints: exact on straight lines, and cut at every corner.
+    one, two = (totals(ledger(power(*rows), trace(values), [site()], windows([(100, 900)]))) for rows in (whole, parts))
     for name in ("hours", "kwh", "co2_g", "curtailed_kwh", "unaccounted_kwh"):
-        if one[name] is None:
-            assert two[name] is None
+        if getattr(one, name) is None:
+            assert getattr(two, name) is None
         else:
-            assert two[name] == pytest.approx(one[name], rel=1e-9, abs=1e-9)
+            assert getattr(two, name) == pytest.approx(getattr(one, name), rel=1e-9, abs=1e-9)
 
 
 def test_a_missing_value_is_never_zero_grams() -> None:
     lost = ledger(power((0, 3600, 1.0)), trace([None, None]), [site()])
     assert lost["co2_g"].to_list() == [None] and lost["unaccounted_kwh"].to_list() == [1.0]
     assert lost["curtailed_kwh"].to_list() == [None]
-    assert totals(lost)["g_per_kwh"] is None and totals(lost)["curtailed_share"] is None
+    assert totals(lost).g_per_kwh is None and totals(lost).curtailed_share is None
     # One missing stamp is bridged, as in decisions; then the value is too old.
     partly = totals(ledger(power((0, 1200, 1.0)), trace([100, None, None, None]), [site()]))
-    assert partly["unaccounted_kwh"] == pytest.approx(600 / 3600)
-    assert partly["co2_g"] == pytest.approx(100 * 600 / 3600) and partly["g_per_kwh"] == pytest.approx(100)
+    assert partly.unaccounted_kwh == pytest.approx(600 / 3600)
+    assert partly.co2_g == pytest.approx(100 * 600 / 3600) and partly.g_per_kwh == pytest.approx(100)
     only_price = ledger(power((0, 3600, 1.0)), trace([-5.0], kind="price"), [site()])
     assert only_price["unaccounted_kwh"].to_list() == [1.0]
     elsewhere = ledger(power((0, 3600, 1.0)), trace([5.0], region="S"), [site()])
     assert elsewhere["co2_g"].to_list() == [None]
-    assert totals(ledger(power((0, 3600, 0.0)), trace([None]), [site()]))["co2_g"] == 0
+    assert totals(ledger(power((0, 3600, 0.0)), trace([None]), [site()])).co2_g == 0
 
 
 def test_which_signal_accounts() -> None:
-    both = pl.concat([trace([100.0] * 20), trace([300.0] * 20, kind="average_intensity")])
+    marginal, average = rows_of([100.0] * 20), rows_of([300.0] * 20, kind="average_intensity")
     used = power((0, 3600, 1.0))
-    assert totals(ledger(used, both, [site()]))["co2_g"] == pytest.approx(100)
-    assert totals(ledger(used, both, [site()], kinds={"R": "average_intensity"}))["co2_g"] == pytest.approx(300)
-    with pytest.raises(TraceError, match="accounted with 'price'"):
-        ledger(used, both, [site()], kinds={"R": "price"})
+    for rows, grams in ((pl.concat([average, marginal]), 100), (average, 300)):
+        assert totals(ledger(used, accounting_signals(rows), [site()])).co2_g == pytest.approx(grams)
 
 
 def test_sites_keep_apart() -> None:
     intervals = pl.concat([power((0, 3600, 1.0)), power((0, 3600, 1.0), name="B", key="ckpt-000002")])
-    traces = pl.concat([trace([100.0] * 20), trace([50.0] * 20, region="S")])
+    traces = trace([100.0] * 20) | trace([50.0] * 20, region="S")
     table = ledger(intervals, traces, [site(), site("B", "S")], windows([(0, None)], name="B"))
-    by_site = {row["site"]: row for row in sum_ledger(table, ["site"]).rows(named=True)}
-    assert by_site["A"]["co2_g"] == pytest.approx(100) and by_site["B"]["co2_g"] == pytest.approx(50)
-    assert by_site["A"]["curtailed_kwh"] == 0 and by_site["B"]["curtailed_kwh"] == pytest.approx(1)
+    by_site = totals_by(table, "site")
+    assert by_site["A"].co2_g == pytest.approx(100) and by_site["B"].co2_g == pytest.approx(50)
+    assert by_site["A"].curtailed_kwh == 0 and by_site["B"].curtailed_kwh == pytest.approx(1)
     assert sum_ledger(table, ["checkpoint"])["checkpoint"].to_list() == ["ckpt-000001", "ckpt-000002"]
     assert ledger(intervals.clear(), traces, [site()]).is_empty()
-    assert totals(ledger(intervals.clear(), traces, [site()]))["kwh"] == 0
+    assert totals(ledger(intervals.clear(), traces, [site()])).kwh == 0
     with pytest.raises(TraceError, match="unknown site 'B'"):
         ledger(intervals, traces, [site()])
     for wrong in ((100, 50, 1.0), (0, 50, -1.0), (0, 50, float("nan"))):
@@ -180,11 +161,15 @@ def test_pieces_tile_their_interval() -> None:
     cut = pieces(power((100, 1000, 2.0)), trace([1, 2, None, 4]), [site()], windows([(450, 500)]))
     assert cut["start"][0] == at(100) and cut["end"][-1] == at(1000)
     assert cut["end"].to_list()[:-1] == cut["start"].to_list()[1:]
-    assert cut["g_per_kwh"].to_list() == [1, 2, 2, 2, 2, 4] or cut["g_per_kwh"].to_list() == [1, 2, 2, 2, 4]
+    # A stamp without a value is no cut: the value before it holds on.
+    assert cut["g_per_kwh"].to_list() == [1, 2, 2, 2, 4]
+    assert [start - START for start in cut["start"]] == [timedelta(seconds=s) for s in (100, 300, 450, 500, 900)]
+    assert cut["curtailed"].to_list() == [False, False, True, False, False]
 
 
 def test_always_on() -> None:
-    hourly = trace([100, 200, 300], cadence=3600)
+    signals = trace([100, 200, 300], cadence=3600)
+    hourly = signals["R"]
     full = always_on(4500, START, site(pue=1.5), "R", hourly)
     assert full.hours == 2.5 and full.kwh == 7.5 and full.reason is None
     assert full.co2_g == pytest.approx(3 * (100 + 200 + 150))
@@ -194,17 +179,15 @@ def test_always_on() -> None:
     )
     early = always_on(10, at(-5), site(), "R", hourly)
     assert early.co2_g is None and early.reason and "starts at" in early.reason
-    holey = always_on(4500, START, site(), "R", trace([100, None, None, 300], cadence=3600))
+    holey = always_on(4500, START, site(), "R", trace([100, None, None, 300], cadence=3600)["R"])
     assert holey.co2_g == pytest.approx(400) and holey.unaccounted_kwh == 1.0 and "gaps" in str(holey.reason)
-    everywhere = always_on_baselines(
-        4500, START, [site()], pl.concat([hourly, trace([50] * 40, "DE")]), ["DE", "R", "X"]
-    )
+    everywhere = always_on_baselines(4500, START, [site()], signals | trace([50] * 40, "DE"), ["DE", "R", "X"])
     assert [b.region for b in everywhere] == ["R", "DE", "X"]
     assert everywhere[2].reason == "no gCO2/kWh trace for X"
-    table = baselines_table(everywhere, {"co2_g": 90.0, "unaccounted_kwh": 0.0})
-    assert table["ours_of_baseline"].to_list() == [pytest.approx(90 / 900), pytest.approx(90 / 250), None]
-    unsure = baselines_table(everywhere, {"co2_g": 90.0, "unaccounted_kwh": 0.1})
-    assert unsure["ours_of_baseline"].to_list() == [None, None, None]
+    ratios = [row.ours_of_baseline for row in compare_baselines(everywhere, Totals(2.5, 7.5, 90.0, None, 0.0))]
+    assert ratios == [pytest.approx(90 / 900), pytest.approx(90 / 250), None]
+    unsure = compare_baselines(everywhere, Totals(2.5, 7.5, 90.0, None, 0.1))
+    assert [row.ours_of_baseline for row in unsure] == [None, None, None]
 
 
 def test_meter_without_a_gpu_reads_the_settings() -> None:
@@ -242,21 +225,22 @@ def published_intervals(folder: Path) -> pl.DataFrame:
             down = min(stamp for stamp in gone if stamp > up)
             cursor = up
             for start, end in [*((a, b) for a, b in zip(starts, ends, strict=True) if up < a < down), (down, down)]:
-                rows.append({"site": name, "state": "idle", "start": at(cursor), "end": at(start), "kw": 0.468})
-                rows.append({"site": name, "state": "training", "start": at(start), "end": at(end), "kw": 2.024})
+                rows.append(PowerInterval(name, "idle", at(cursor), at(start), 0.468))
+                rows.append(PowerInterval(name, "training", at(start), at(end), 2.024))
                 cursor = end
     return intervals_table(rows)
 
 
-def published_trace(folder: Path) -> pl.DataFrame:
+def published_trace(folder: Path) -> dict[str, Signal]:
     wide = pl.read_csv(folder / "mci.csv", try_parse_dates=True)
-    return wide.unpivot(index="point_time", variable_name="region").select(
+    rows = wide.unpivot(index="point_time", variable_name="region").select(
         pl.col("point_time").cast(pl.Datetime("us", "UTC")).alias("time"),
         "region",
         "value",
         kind=pl.lit("marginal_intensity"),
         unit=pl.lit("g/kWh"),
     )
+    return accounting_signals(rows)
 
 
 def test_the_published_run(test_data: Path) -> None:
@@ -264,9 +248,14 @@ def test_the_published_run(test_data: Path) -> None:
     sites = [site(f"client_{i}", r) for i, r in enumerate(["CAISO_NORTH", "SPP_TX", "NEM_SA"])]
     intervals, traces = published_intervals(test_data / "paper"), published_trace(test_data / "paper")
     held = totals(ledger(intervals, traces, sites))
-    assert held["kwh"] == pytest.approx(37.72, rel=0.01)
-    assert held["co2_g"] == pytest.approx(1344, rel=0.01)
-    assert totals(ledger(intervals, traces, sites, interpolate=True))["co2_g"] == pytest.approx(1379, rel=0.01)
+    assert held.kwh == pytest.approx(37.72, rel=0.01)
+    assert held.co2_g == pytest.approx(1344, rel=0.01)
+    linear = 0.0
+    for place in sites:
+        own = intervals.filter(pl.col("site") == place.name)
+        spans = micros_of(own["start"]), micros_of(own["end"]), own["kw"].to_numpy()
+        linear += float(count_grams(*spans, traces[place.region], interpolate=True).co2_g.sum())
+    assert linear == pytest.approx(1379, rel=0.01)
     training = ledger(intervals, traces, sites).filter(pl.col("state") == "training")
     assert training["hours"].to_list() == pytest.approx([5.81, 3.52, 8.53], abs=0.01)
 
@@ -280,4 +269,4 @@ def test_the_published_baselines(test_data: Path) -> None:
     assert kg == pytest.approx([11.41, 14.55, 12.33, 27.07], rel=0.002)
     assert found[0].kwh == pytest.approx(35.99, abs=0.01)
     slower = cluster.model_copy(update={"steps_per_s": 0.36})
-    assert always_on(23_613, START, slower, "DE", traces).co2_g is None
+    assert always_on(23_613, START, slower, "DE", traces["DE"]).co2_g is None

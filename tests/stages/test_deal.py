@@ -8,17 +8,24 @@ import pytest
 from micro import CURTAILED, EXPERIMENT, START, write_experiment
 from test_checkpoints import fields
 
+from curtail_pipeline.corpus.corpus_records import DealingRecord, ShardFile, ShardManifest
 from curtail_pipeline.corpus.dealing import MANIFEST, frozen_shares
+from curtail_pipeline.corpus.documents import ReadCounts
 from curtail_pipeline.corpus.shard_set import build_tokenizer
+from curtail_pipeline.corpus.tokenizer import TokenizerInfo
 from curtail_pipeline.errors import LedgerError, TraceError
+from curtail_pipeline.federation.orders import Plan, PlannedRound
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.stages.check_tokens import check_tokens
 from curtail_pipeline.stages.deal import closing_ledger, ensure_dealt, initial_shares, opening_ledger
+from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.train import _plan
+from curtail_pipeline.stages.train import _plan, _prospect
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.tokens.ranges import Range
 
+NO_SHA256 = "0" * 64
 SEQUENCES = {"NORTH": 100, "SOUTH": 100, "EAST": 100}
 
 
@@ -96,11 +103,41 @@ def write_shards(project: Project) -> None:
         folder.mkdir(parents=True)
         tokens = np.zeros(n * length + 1, dtype="<u2")
         tokens.tofile(folder / "000.bin")
-        files = [{"name": "000.bin", "tokens": tokens.size}]
-        project.store.write_json(
-            f"shards/{site}/manifest.json", {"dtype": "uint16", "tokens": tokens.size, "files": files}
+        project.store.write_record(
+            f"shards/{site}/manifest.json",
+            ShardManifest(
+                target=site,
+                dealing_sha256=NO_SHA256,
+                tokenizer_sha256=NO_SHA256,
+                vocab_size=512,
+                separator_id=0,
+                dtype="uint16",
+                engine="tokenizers",
+                documents=1,
+                bytes=tokens.size,
+                tokens=tokens.size,
+                files=(ShardFile(name="000.bin", tokens=tokens.size, sha256=NO_SHA256),),
+                slices=(),
+                counts=ReadCounts(),
+            ),
         )
-    project.store.write_json(MANIFEST, {"shares": [["NORTH", 0.5], ["SOUTH", 0.4], ["EAST", 0.1]]})
+    project.store.write_record(MANIFEST, dealt(NORTH=0.5, SOUTH=0.4, EAST=0.1))
+
+
+def dealt(**shares: float) -> DealingRecord:
+    return DealingRecord(
+        source="text",
+        text_column="text",
+        text_separator=None,
+        document_chars=1000,
+        max_documents=None,
+        files=(),
+        slices=(),
+        tokenizer=TokenizerInfo(sha256=NO_SHA256, vocab_size=512, separator="<s>", separator_id=0),
+        heldout_fraction=0.1,
+        shares=tuple(shares.items()),
+        shard_tokens=1000,
+    )
 
 
 def commit(project: Project, key: str, parent: Manifest | None = None, **more: Any) -> Manifest:
@@ -112,20 +149,39 @@ def commit(project: Project, key: str, parent: Manifest | None = None, **more: A
 
 
 def request(key: str, parent: str, *members: str) -> SegmentRequest:
-    mode = "federated" if len(members) > 1 else "local"
-    return SegmentRequest(key, 0, parent, members, mode, 1, START, "", {})  # type: ignore[arg-type]
+    return SegmentRequest(
+        key=key,
+        attempt=1,
+        parent=parent,
+        members=members,
+        mode="federated" if len(members) > 1 else "local",
+        generation=1,
+        start=START,
+        reason="",
+        previous={},
+        before_pause={},
+    )
 
 
-def train(project: Project, plan: dict[str, Any], parent: Manifest, steps: dict[str, int]) -> Manifest:
+def planned(project: Project, key: str, parent: str, *members: str) -> Plan:
+    return _plan(project, _prospect(project, request(key, parent, *members)))
+
+
+def leases(plan: Plan) -> dict[str, tuple[Range, ...]]:
+    assert plan.open is not None
+    return plan.open.lease
+
+
+def train(project: Project, plan: Plan, parent: Manifest, steps: dict[str, int]) -> Manifest:
     """Commit what the plan gives when its members do so many steps."""
     per_step = project.experiment.sequences_per_step
     sites: dict[str, Any] = {}
     for site, count in steps.items():
         left, consumed = count * per_step, []
-        for epoch, start, stop, *owner in plan["open"]["lease"][site]:
+        for epoch, start, stop, *owner in leases(plan)[site]:
             size = min(left, stop - start)
             if size:
-                consumed.append([epoch, start, start + size, *owner])
+                consumed.append((epoch, start, start + size, *owner))
             left -= size
         state = {"begin": "fresh", "end": "sha256:" + "a" * 64}
         tokens = count * project.experiment.training.total_batch_tokens
@@ -133,10 +189,10 @@ def train(project: Project, plan: dict[str, Any], parent: Manifest, steps: dict[
     begin = parent.steps.end
     return commit(
         project,
-        plan["key"],
+        plan.key,
         parent,
-        mode=plan["mode"],
-        members=plan["members"],
+        mode=plan.mode,
+        members=plan.members,
         sites=sites,
         steps={"begin": begin, "end": begin + sum(steps.values())},
         tokens={"segment": sum(site["tokens"] for site in sites.values())},
@@ -144,31 +200,37 @@ def train(project: Project, plan: dict[str, Any], parent: Manifest, steps: dict[
     )
 
 
+def prepare(project: Project) -> None:
+    ingest(project)
+    save_derived(project, derive_day(project, START.date()))
+    write_shards(project)
+    commit(project, "ckpt-000000", start=START, end=START)
+
+
 @pytest.fixture
 def balanced(tmp_path: Path) -> Project:
     project = open_project(tmp_path, rebalance=True)
-    write_shards(project)
-    commit(project, "ckpt-000000")
+    prepare(project)
     return project
 
 
 def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) -> None:
     first = balanced.checkpoints.manifest("ckpt-000000")
-    plan = _plan(balanced, request("ckpt-000001", "ckpt-000000", "NORTH", "SOUTH"), first, None)
+    plan = planned(balanced, "ckpt-000001", "ckpt-000000", "NORTH", "SOUTH")
     # 300 sequences by shares of 0.5, 0.4 and 0.1, in whole steps of 8: EAST keeps about 30 of its 100.
-    moved = [item for entry in plan["ledger"].values() for item in entry.get("moved", [])]
+    moved = [item for entry in plan.ledger.values() for item in entry.moved]
     given = sum(stop - start for _, start, stop, _ in moved)
-    assert plan["ledger"].keys() == {"EAST"} and 56 <= given <= 70 and given % 8 == 0
-    north = [item for item in plan["open"]["lease"]["NORTH"] if item[0] == 1]
-    assert north[0] == (1, 0, 100) and all(item[3:] == ["EAST"] for item in north[1:])
+    assert plan.ledger.keys() == {"EAST"} and 56 <= given <= 70 and given % 8 == 0
+    north = [item for item in leases(plan)["NORTH"] if item[0] == 1]
+    assert north[0] == (1, 0, 100) and all(item[3:] == ("EAST",) for item in north[1:])
 
     second = train(balanced, plan, first, {"NORTH": 16, "SOUTH": 2})
     assert 0 < sum(stop - start for _, start, stop in second.ledger["EAST"].consumed) == 16 * 8 - 100
-    assert [list(item) for item in second.ledger["EAST"].moved] == plan["ledger"]["EAST"]["moved"]
+    assert second.ledger["EAST"].moved == plan.ledger["EAST"].moved
     assert balanced.checkpoints.verify_chain()[-1] == "ckpt-000001"
 
     # And the next segment goes on from there, without EAST's own lease touching what it gave away.
-    plan = _plan(balanced, request("ckpt-000002", "ckpt-000001", "EAST", "NORTH"), second, None)
+    plan = planned(balanced, "ckpt-000002", "ckpt-000001", "EAST", "NORTH")
     train(balanced, plan, second, {"EAST": 3, "NORTH": 4})
     assert balanced.checkpoints.verify_chain()[-1] == "ckpt-000002"
     for key in balanced.checkpoints.keys():
@@ -178,7 +240,7 @@ def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) 
 
 def test_only_the_beginning_of_a_lease_can_be_committed(balanced: Project) -> None:
     parent = balanced.checkpoints.manifest("ckpt-000000")
-    plan = _plan(balanced, request("ckpt-000001", "ckpt-000000", "EAST"), parent, None)
+    plan = planned(balanced, "ckpt-000001", "ckpt-000000", "EAST")
     for consumed in ([(1, 1, 9)], [(1, 0, 100)]):
         with pytest.raises(LedgerError, match="no prefix of its lease"):
             closing_ledger(plan, {"EAST": consumed}, parent)
@@ -186,17 +248,19 @@ def test_only_the_beginning_of_a_lease_can_be_committed(balanced: Project) -> No
 
 def test_nothing_moves_by_default(tmp_path: Path) -> None:
     project = open_project(tmp_path)
-    write_shards(project)
-    parent = commit(project, "ckpt-000000")
-    assert opening_ledger(project, parent).to_json() == {}
-    plan = _plan(project, request("ckpt-000001", "ckpt-000000", "NORTH"), parent, None)
-    assert plan["ledger"] == {} and plan["open"]["lease"]["NORTH"][0] == (1, 0, 100)
+    prepare(project)
+    assert opening_ledger(project, project.parent).to_json() == {}
+    plan = planned(project, "ckpt-000001", "ckpt-000000", "NORTH")
+    assert plan.ledger == {} and leases(plan)["NORTH"][0] == (1, 0, 100)
 
 
 def test_rounds_of_a_headless_plan_lease_one_after_the_other() -> None:
     parent = Manifest.model_construct(ledger={})
-    rounds = [{"lease": {"A": [(1, 0, 8)]}}, {"lease": {"A": [(1, 8, 24)], "B": [(1, 0, 8)]}}]
-    plan: dict[str, Any] = {"open": None, "rounds": rounds, "ledger": {}}
+    rounds = (
+        PlannedRound(index=0, steps={"A": 1}, lease={"A": ((1, 0, 8),)}),
+        PlannedRound(index=1, steps={"A": 2, "B": 1}, lease={"A": ((1, 8, 24),), "B": ((1, 0, 8),)}),
+    )
+    plan = Plan.model_construct(open=None, rounds=rounds, ledger={})
     # The first round was lost, so that its range was trained on in the second one.
     found = closing_ledger(plan, {"A": [(1, 0, 16)], "B": []}, parent)
     assert found == {"A": {"epoch": 1, "consumed": [(1, 0, 16)]}, "B": {"epoch": 1, "consumed": []}}

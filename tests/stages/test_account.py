@@ -1,0 +1,90 @@
+"""A checkpoint's energy from the store: what ledger, summary and report say of a hole in the trace."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from micro import START, write_experiment
+from test_checkpoints import fields
+
+from curtail_pipeline.emissions.grams import totals
+from curtail_pipeline.stages.account import card_of, checkpoint_ledger, ledger_key, summarise, write_report
+from curtail_pipeline.stages.derive_windows import derive_day, save_derived
+from curtail_pipeline.stages.ingest import ingest_day, save_ingested
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.tables import write_table
+
+HOLE = range(30, 60)
+"""Minutes of the one hour that is recorded in which the trace has no stamp."""
+
+
+def at(minute: float) -> datetime:
+    return START + timedelta(minutes=minute)
+
+
+def project_with_a_hole(folder: Path, max_signal_age_s: float | None) -> Project:
+    """One site at 1 kW and 10 g/kWh, and a first segment that trains from 0 to 60 minutes."""
+    path = write_experiment(
+        folder / "input",
+        sites=[{"name": "SPP_TX", "region": "SPP_TX", "training_kw": 1.0, "idle_kw": 0.5, "steps_per_s": 0.5}],
+        policy={"name": "threshold", "parameters": {"max_signal_age_s": max_signal_age_s}},
+    )
+    trace = folder / "input" / "trace.csv"
+    stamps = [at(minute).isoformat() for minute in range(0, 70, 5) if minute not in HOLE]
+    trace.write_text("time,SPP_TX\n" + "".join(f"{stamp},10\n" for stamp in stamps))
+    project = Project.open(path, "headless", folder / "home")
+    save_ingested(project, ingest_day(project, "SPP_TX", START.date()))
+    save_derived(project, derive_day(project, START.date()))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"weights")
+    interval = {"site": "SPP_TX", "state": "training", "start": at(0), "end": at(60), "kw": 1.0}
+    for key, content in (
+        ("ckpt-000000", fields()),
+        ("ckpt-000001", fields("ckpt-000000", intervals=[interval], steps=1_800)),
+    ):
+        content |= {"start": at(0), "end": at(0 if key == "ckpt-000000" else 60)}
+        project.checkpoints.commit(key, {"model.safetensors": weights}, content, int(key[-6:]))
+        write_table(project.store, ledger_key(key), checkpoint_ledger(project, key))
+    return project
+
+
+@pytest.mark.parametrize(("max_signal_age_s", "known_min"), [(None, 35), (15 * 60, 40), (3_600, 60)])
+def test_the_rules_age_is_that_of_the_ledger_and_of_the_baselines(
+    tmp_path: Path, max_signal_age_s: float | None, known_min: int
+) -> None:
+    project = project_with_a_hole(tmp_path, max_signal_age_s)
+    lost = 1 - known_min / 60
+    booked = totals(checkpoint_ledger(project, "ckpt-000001"))
+    assert booked.kwh == pytest.approx(1.0)
+    assert booked.co2_g == pytest.approx(10 * known_min / 60)
+    assert booked.unaccounted_kwh == pytest.approx(lost, abs=1e-12)
+    found = summarise(project)
+    assert (found.kwh, found.co2_g, found.unaccounted_kwh) == (booked.kwh, booked.co2_g, booked.unaccounted_kwh)
+    (base,) = found.baselines
+    assert (base.kwh, base.co2_g, base.unaccounted_kwh) == pytest.approx((1.0, booked.co2_g, lost))
+    assert base.ours_of_baseline == (None if lost else pytest.approx(1.0))
+    assert [(row.key, row.kwh) for row in found.checkpoints] == [("ckpt-000000", None), ("ckpt-000001", 1.0)]
+
+
+def test_the_report_says_what_the_summary_says(tmp_path: Path) -> None:
+    project = project_with_a_hole(tmp_path, None)
+    found = write_report(project)
+    assert found == summarise(project)
+    page = Path(found.report).read_text()
+    assert "0.417 kWh are not in the emissions" in page
+    assert "5.83 g CO<sub>2</sub>" in page
+    assert "0.417 kWh fall into gaps of the trace" in page, "of the baseline"
+
+
+@pytest.mark.parametrize("source", ["file", "synthetic"])
+def test_what_is_synthetic_is_told_by_the_data(tmp_path: Path, source: str) -> None:
+    """A file of recorded values that a model made is synthetic, whatever provider read it."""
+    project = project_with_a_hole(tmp_path, None)
+    key = f"traces/{START.date()}/SPP_TX.parquet"
+    write_table(project.store, key, project.traces([START.date()]).with_columns(source=pl.lit(source)))
+    made_up = source == "synthetic"
+    assert summarise(project).synthetic == made_up
+    write_report(project)
+    assert ("Synthetic traces." in project.store.path("report/index.html").read_text()) == made_up
+    assert ("**synthetic**" in card_of(project, "ckpt-000001")) == made_up
