@@ -5,7 +5,6 @@ from typing import Any
 
 from corpus_texts import build_shards
 
-from curtail_pipeline.corpus.shard_set import build_shards
 from curtail_pipeline.federation.orders import Order, Result, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.store import Store, file_sha256
