@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from curtail_pipeline.cli.windows_of_file import FoundWindow, windows_of_file
-from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
+from curtail_pipeline.errors import MessageError, PolicyError, SettingsError, TraceError
 from curtail_pipeline.settings.experiment import load_experiment, parse_experiment
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, rule_of
@@ -327,8 +327,8 @@ def test_unreadable_state_and_wrong_use_are_refused():
         derive_windows(content, [SITE], PLAIN, start=end, end=end + MINUTE, state=state)
     with pytest.raises(PolicyError, match=r"as of 2026-01-11T00:15:00Z, after the start"):
         derive_windows(content, [SITE], PAPER, start=START, end=end, state=state)
-    with pytest.raises(PolicyError, match="not a window state"):
-        RuleState.from_json({"at": "2026-01-11T00:00:00Z"})
+    with pytest.raises(MessageError, match="a state is not a RuleState"):
+        RuleState.read({"schema": 1, "at": "yesterday"}, "a state")
     with pytest.raises(PolicyError, match="is empty"):
         derive_windows(content, [SITE], PAPER, start=end, end=end)
     with pytest.raises(PolicyError, match="unknown policy 'papper'; window rules exist for boundary"):
