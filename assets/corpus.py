@@ -13,7 +13,7 @@ from curtail_pipeline.stages.deal import ensure_dealt
 def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:
     """Byte-level BPE over a bounded deterministic sample of the corpus, loadable with `AutoTokenizer`."""
     project = pipeline.project()
-    return dg.MaterializeResult(metadata=build_tokenizer(project.experiment.corpus, project.store).to_json())
+    return dg.MaterializeResult(metadata=build_tokenizer(project.experiment.corpus, project.store).model_dump())
 
 
 @dg.asset(group_name="corpus", partitions_def=SITES, deps=[tokenizer], kinds={"numpy"}, owners=["team:training-data"])

@@ -4,8 +4,9 @@ import dagster as dg
 
 from curtail_pipeline.orchestration.metadata import check_result, checkpoint_metadata, log_progress, replay_metadata
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
-from curtail_pipeline.orchestration.resources import PipelineResource, Progress
+from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.stages.check_tokens import DESCRIPTION, TOKEN_LEDGER, check_tokens
+from curtail_pipeline.stages.run_events import Progress
 
 
 @dg.asset(
@@ -31,7 +32,8 @@ def aggregated_checkpoint(
     initialised model.
     """
     from curtail_pipeline.stages.initialise import ensure_initialised
-    from curtail_pipeline.stages.train import read_request, replay_segment, train_segment
+    from curtail_pipeline.stages.replay import replay_segment
+    from curtail_pipeline.stages.train import read_request, train_segment
     from curtail_pipeline.storage.checkpoints import FIRST_KEY
 
     project, key = pipeline.project(), context.partition_key
@@ -56,4 +58,5 @@ def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineR
     """Held-out loss (nats per token), perplexity and bits per byte."""
     from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 
-    return dg.MaterializeResult(metadata=evaluate_checkpoint(pipeline.project(), context.partition_key))
+    found = evaluate_checkpoint(pipeline.project(), context.partition_key)
+    return dg.MaterializeResult(metadata=found.model_dump(exclude={"schema_"}))

@@ -18,8 +18,9 @@ from curtail_pipeline.orchestration.jobs import (
     local_training,
     reporting,
 )
-from curtail_pipeline.orchestration.resources import PipelineResource, Progress, silent
+from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
+from curtail_pipeline.stages.run_events import Progress
 from sensors.membership import membership_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
 

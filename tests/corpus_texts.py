@@ -1,12 +1,16 @@
 """Real text for corpus tests: the sources of some standard library packages."""
 
 import sysconfig
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import polars as pl
 
-from curtail_pipeline.corpus.shard_set import build_shards
+from curtail_pipeline.corpus.build import Progress, build_targets
+from curtail_pipeline.corpus.corpus_records import ShardManifest
+from curtail_pipeline.corpus.dealing import HELDOUT, freeze_dealing
+from curtail_pipeline.corpus.shard_set import build_tokenizer
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.storage.store import Store
 
@@ -35,6 +39,15 @@ def write_corpus(path: Path, documents: tuple[str, ...] | None = None) -> Path:
 def corpus_settings(source: Path, **changes: object) -> CorpusSettings:
     values = {"source": str(source), "vocab_size": 1024, "sample_mib": 0.2, "heldout_fraction": 0.05} | changes
     return CorpusSettings.model_validate(values)
+
+
+def build_shards(
+    settings: CorpusSettings, store: Store, shares: Mapping[str, float], progress: Progress | None = None
+) -> dict[str, ShardManifest]:
+    """Tokenizer, dealing, and the shards of all sites and of the held-out text. Returns manifests by target."""
+    build_tokenizer(settings, store)
+    freeze_dealing(settings, store, shares)
+    return build_targets(settings, store, [*shares, HELDOUT], progress)
 
 
 def built_store(folder: Path, **changes: object) -> tuple[CorpusSettings, Store]:

@@ -4,18 +4,20 @@ The order's seed chooses what happens: 666 makes `/train` fail, 7 makes every st
 """
 
 import argparse
-import json
 import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-from curtail_pipeline.federation.orders import agent_key
+from pydantic import BaseModel
+
+from curtail_pipeline.federation.orders import Heartbeat, Order, agent_key
 from curtail_pipeline.federation.simulated import SimulatedSite
+from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus
 from curtail_pipeline.flower.processes import exit_with
 from curtail_pipeline.storage.store import Store
+from curtail_pipeline.times import utc_now
 
 TOKEN = "stub"
 
@@ -30,39 +32,48 @@ def main() -> None:
     store = Store(options.store)
     site = SimulatedSite(options.site, store)
     stop = threading.Event()
-    state: dict[str, Any] = {"site": options.site, "busy": False, "round": None, "step": None, "loss": 2.0}
+    idle = TrainerStatus(
+        site=options.site, pid=os.getpid(), busy=False, key=None, round=None, step=None, steps=None, loss=2.0,
+        tokens_per_s=None,
+    )  # fmt: skip
+    state = [idle]
 
-    def train(order: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if order["seed"] == 666:
-            return 500, {"error": f"shards/{options.site} is corrupt"}
+    def train(order: Order) -> tuple[int, BaseModel]:
+        if order.seed == 666:
+            return 500, Refusal(error=f"shards/{options.site} is corrupt")
         stop.clear()
-        state.update(busy=True, key=order["key"], round=order["round"])
-        if order["seed"] == 7:
-            for step in range(order["max_steps"]):
-                state.update(step=order["first_step"] + step, tokens_per_s=160.0)
+        busy = {"busy": True, "key": order.key, "round": order.round}
+        state[0] = idle.model_copy(update=busy)
+        if order.seed == 7:
+            for step in range(order.max_steps):
+                at = {"step": order.first_step + step, "tokens_per_s": 160.0}
+                state[0] = idle.model_copy(update=busy | at)
                 if stop.wait(0.2):
-                    order = order | {"max_steps": step + 1}
+                    order = order.model_copy(update={"max_steps": step + 1})
                     break
         result = site(order)
-        state.update(busy=False)
+        state[0] = idle
         return 200, result
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.reply(200, state)
+            self.reply(401, Refusal(error="wrong token")) if self.stranger() else self.reply(200, state[0])
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-            if self.headers["Authorization"] != f"Bearer {TOKEN}":
-                self.reply(401, {"error": "wrong token"})
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            if self.stranger():
+                self.reply(401, Refusal(error="wrong token"))
             elif self.path == "/train":
-                self.reply(*train(body))
+                self.reply(*train(Order.read(body, "the order")))
             else:
                 stop.set()
-                self.reply(200, {"stopped": True})
+                self.reply(200, Stopped(stopped=True))
 
-        def reply(self, code: int, content: dict[str, Any]) -> None:
-            data = json.dumps(content).encode()
+        def stranger(self) -> bool:
+            return self.headers["Authorization"] != f"Bearer {TOKEN}"
+
+        def reply(self, code: int, content: BaseModel) -> None:
+            data = content.model_dump_json().encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -77,10 +88,11 @@ def main() -> None:
     endpoint = Path(options.endpoint)
     endpoint.parent.mkdir(parents=True, exist_ok=True)
     scratch = endpoint.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"port": server.server_port, "pid": os.getpid(), "token": TOKEN}))
+    scratch.write_text(Endpoint(port=server.server_port, pid=os.getpid(), token=TOKEN).model_dump_json())
     scratch.replace(endpoint)
     while True:
-        store.write_json(agent_key(options.site), {"site": options.site, "pid": os.getpid(), "at": time.time()})
+        beat = Heartbeat(site=options.site, pid=os.getpid(), at=utc_now(), busy=state[0].busy)
+        store.write_record(agent_key(options.site), beat)
         time.sleep(0.5)
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from curtail_pipeline.corpus.shard_set import build_shards
+from corpus_texts import build_shards
+
+from curtail_pipeline.federation.orders import Order, Result, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.tokens.ranges import after_prefix
 
 SITE = "NEM_SA"
 SEQUENCE = 16
@@ -63,9 +66,9 @@ def fill_store(root: Path, experiment: Experiment) -> Store:
     return store
 
 
-def make_order(store: Store, **changes: Any) -> dict[str, Any]:
+def make_order(store: Store, **changes: Any) -> Order:
     """Round 0 of `ckpt-000001`: 3 steps from the initial checkpoint."""
-    return {
+    content = {
         "key": "ckpt-000001",
         "attempt": 0,
         "round": 0,
@@ -80,26 +83,28 @@ def make_order(store: Store, **changes: Any) -> dict[str, Any]:
         "total_steps": 100,
         "max_steps": 3,
         "deadline_s": None,
-        "lease": [[1, 0, 200]],
+        "lease": [(1, 0, 200)],
         "seed": 5,
         "watch": None,
         "out": "scratch/ckpt-000001/0/round-000/NEM_SA.safetensors",
-        **changes,
     }
+    return Order.model_validate(content | changes)
 
 
-def next_order(order: dict[str, Any], result: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def changed(order: Order, **changes: Any) -> Order:
+    """The order with other values, validated."""
+    return Order.model_validate({**dict(order), **changes})
+
+
+def next_order(order: Order, result: Result, **changes: Any) -> Order:
     """The round after `order` in a segment of one member, given its result."""
-    taken = sum(stop - start for _, start, stop in result["consumed"])
-    epoch, start, stop = order["lease"][0]
-    number = order["round"] + 1
-    return {
-        **order,
+    number = order.round + 1
+    follows = {
         "round": number,
-        "parent": {"key": result["weights"]["key"], "sha256": result["weights"]["sha256"]},
-        "inner_state": result["inner_state"]["end"],
-        "first_step": order["first_step"] + result["steps"],
-        "lease": [[epoch, start + taken, stop]],
+        "parent": StoredWeights(key=result.weights.key, sha256=result.weights.sha256),
+        "inner_state": result.inner_state.end,
+        "first_step": order.first_step + result.steps,
+        "lease": after_prefix(order.lease, result.consumed),
         "out": f"scratch/ckpt-000001/0/round-{number:03d}/NEM_SA.safetensors",
-        **changes,
     }
+    return changed(order, **follows | changes)

@@ -53,7 +53,7 @@ def run(
         before = _resident_mib()
         start = time.perf_counter()
         reader = ShardReader(store, "S", sequence_length)
-        batches = reader.batches([[1, 0, reader.n_sequences]], sequences, seed=0)
+        batches = reader.batches([(1, 0, reader.n_sequences)], sequences, seed=0)
         torch.from_numpy(next(batches))
         first = time.perf_counter() - start
         print(f"first batch after {first:.3f} s", file=sys.stderr)

@@ -14,8 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from curtail_pipeline.federation.progress import RoundMerged, StepDone
 from curtail_pipeline.stages.account import CheckpointRow, RunSummary
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Event, Paused, Preparing, SegmentStarted
 
 ERR = Console(stderr=True)
 OUT = Console(width=None if sys.stdout.isatty() else 150)
@@ -28,8 +30,8 @@ class RunConsole:
     def __init__(self, project: Project) -> None:
         self.project = project
         self._lines: list[str] = []
-        self._now: dict[str, Any] = {"time": "", "mode": "", "members": "", "key": ""}
-        self._sites: dict[str, dict[str, Any]] = {}
+        self._head = ""
+        self._sites: dict[str, StepDone] = {}
         self._loss: float | None = None
         self._live = Live(console=ERR, refresh_per_second=4, transient=True) if ERR.is_terminal else None
         self._began = time.monotonic()
@@ -45,30 +47,25 @@ class RunConsole:
         if self._live:
             self._live.__exit__(kind, error, trace)
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        match event["event"]:
-            case "prepare":
-                self._say(f"preparing {event['what']}")
-            case "pause":
-                self._now = {"time": event["end"], "mode": "pause", "members": "", "key": ""}
-                self._say(f"{event['start']:%m-%d %H:%M} -> {event['end']:%m-%d %H:%M}  pause       {event['reason']}")
-            case "segment":
-                self._now = {
-                    "time": event["start"],
-                    "mode": event["mode"],
-                    "members": ", ".join(event["members"]),
-                    "key": event["key"],
-                }
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Preparing():
+                self._say(f"preparing {event.what}")
+            case Paused():
+                self._head = f"{event.end:%Y-%m-%d %H:%M}  pause"
+                self._say(f"{event.start:%m-%d %H:%M} -> {event.end:%m-%d %H:%M}  pause       {event.reason}")
+            case SegmentStarted():
+                self._head = f"{event.start:%Y-%m-%d %H:%M}  {event.mode}  {event.key}  {', '.join(event.members)}"
                 self._sites, self._loss = {}, None
-            case "round":
-                self._loss = event["loss"]
-            case "step":
-                self._sites[event["site"]] = dict(event)
-            case "failed":
-                self._say(f"{event['key']} attempt {event['attempt']} failed: {event['error']}")
-            case "committed":
-                manifest = event["manifest"]
-                rates = sum(e.get("tokens_per_s") or 0 for e in self._sites.values())
+            case RoundMerged():
+                self._loss = event.loss
+            case StepDone():
+                self._sites[event.site] = event
+            case AttemptFailed():
+                self._say(f"{event.key} attempt {event.attempt} failed: {event.error}")
+            case Committed():
+                manifest = event.manifest
+                rates = sum(done.tokens_per_s or 0 for done in self._sites.values())
                 self._say(
                     f"{manifest.start:%m-%d %H:%M} -> {manifest.end:%m-%d %H:%M}  {manifest.mode:<10}  {manifest.key}  "
                     f"{', '.join(manifest.members)}: {manifest.rounds} rounds, {manifest.tokens.segment:,} tokens"
@@ -86,20 +83,16 @@ class RunConsole:
             print(stamped, file=sys.stderr, flush=True)
 
     def _panel(self) -> Group:
-        now = self._now
-        stamp = f"{now['time']:%Y-%m-%d %H:%M}" if now["time"] else ""
-        head = Text(f"{stamp}  {now['mode']}  {now['key']}  {now['members']}", style="bold")
         table = Table.grid(padding=(0, 2))
-        for site, event in self._sites.items():
-            loss, rate = event.get("loss"), event.get("tokens_per_s")
+        for site, done in self._sites.items():
             table.add_row(
                 site,
-                f"round {event.get('round', '')}",
-                f"step {event.get('step', '')}",
-                f"loss {loss:.3f}" if loss is not None else "",
-                f"{rate:,.0f} tokens/s" if rate else "",
+                f"round {'' if done.round is None else done.round}",
+                f"step {'' if done.step is None else done.step}",
+                f"loss {done.loss:.3f}" if done.loss is not None else "",
+                f"{done.tokens_per_s:,.0f} tokens/s" if done.tokens_per_s else "",
             )
-        return Group(head, table)
+        return Group(Text(self._head, style="bold"), table)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -70,6 +70,7 @@ def run(
 ) -> None:
     """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
     from curtail_pipeline.cli.console import RunConsole, print_summary
+    from curtail_pipeline.stages.run_events import Preparing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with _opened(experiment, out, traces) as project, project.home.lock():
@@ -90,7 +91,7 @@ def run(
             except INTERRUPTS:
                 typer.echo("curtail: interrupted; what is committed stays, run it again to go on from there", err=True)
                 raise typer.Exit(130) from None
-            console({"event": "prepare", "what": "the report"})
+            console(Preparing("the report"))
             headless.report()
         summary = summarise(project)
         print_summary(summary, reason)
@@ -112,6 +113,7 @@ def ui(
     """
     from curtail_pipeline.cli.ui import serve
     from curtail_pipeline.flower.standing import connect
+    from curtail_pipeline.stages.run_events import Event, Preparing
 
     with _opened(experiment, out) as project:
         from curtail_pipeline.definitions import build
@@ -119,8 +121,9 @@ def ui(
         from curtail_pipeline.orchestration.runs import end_abandoned
         from sensors.membership import membership_sensor
 
-        def say(event: Mapping[str, Any]) -> None:
-            typer.echo(f"preparing {event['what']}", err=True)
+        def say(event: Event) -> None:
+            if isinstance(event, Preparing):
+                typer.echo(f"preparing {event.what}", err=True)
 
         with project.home.lock(), open_instance(project) as instance:
             end_abandoned(instance)
@@ -205,7 +208,7 @@ def federation_up(experiment: ExperimentOption = "laptop", out: OutOption = None
     from curtail_pipeline.flower.local import LocalFederation
 
     with _opened(experiment, out) as project:
-        _print_json(LocalFederation(project.home.root, project.experiment).up())
+        _print_json(LocalFederation(project.home.root, project.experiment).up().model_dump(mode="json"))
 
 
 @federation_app.command("down")
@@ -224,7 +227,7 @@ def federation_status(experiment: ExperimentOption = "laptop", out: OutOption = 
     from curtail_pipeline.flower.local import LocalFederation
 
     with _opened(experiment, out) as project:
-        _print_json(LocalFederation(project.home.root, project.experiment).status())
+        _print_json(LocalFederation(project.home.root, project.experiment).status().model_dump(mode="json"))
 
 
 @checkpoints_app.command("list")

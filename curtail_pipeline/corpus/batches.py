@@ -7,7 +7,6 @@ token is predicted once. Positions of a pass go through a seeded permutation (se
 import mmap
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -29,27 +28,27 @@ class TokenSet:
 
     def __init__(self, store: Store, target: str) -> None:
         self.target = target
-        self.manifest: dict[str, Any] = load_manifest(store, target)
-        self.dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        self.n_tokens = int(self.manifest["tokens"])
+        self.manifest = load_manifest(store, target)
+        self.dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        self.n_tokens = self.manifest.tokens
         self._folder = store.path(folder_of(target))
         self._maps: dict[int, np.ndarray] = {}
         self._memory: list[mmap.mmap] = []
         self._touched = 0
-        self._starts = np.concatenate(([0], np.cumsum([f["tokens"] for f in self.manifest["files"]])))
-        for entry in self.manifest["files"]:
-            path = self._folder / entry["name"]
+        self._starts = np.concatenate(([0], np.cumsum([file.tokens for file in self.manifest.files])))
+        for file in self.manifest.files:
+            path = self._folder / file.name
             found = path.stat().st_size if path.exists() else 0
-            if found != entry["tokens"] * self.dtype.itemsize:
+            if found != file.tokens * self.dtype.itemsize:
                 raise CorpusError(
-                    f"shard {folder_of(target)}/{entry['name']} has {found} bytes instead of "
-                    f"{entry['tokens'] * self.dtype.itemsize}; it is truncated: materialise {target} again"
+                    f"shard {folder_of(target)}/{file.name} has {found} bytes instead of "
+                    f"{file.tokens * self.dtype.itemsize}; it is truncated: materialise {target} again"
                 )
 
     def _map(self, index: int) -> np.ndarray:
         tokens = self._maps.get(index)
         if tokens is None:
-            path = self._folder / self.manifest["files"][index]["name"]
+            path = self._folder / self.manifest.files[index].name
             with path.open("rb") as stream:
                 memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(memory, "madvise"):
@@ -96,10 +95,6 @@ class ShardReader:
         self._store, self.site, self.sequence_length = store, site, sequence_length
         self._sets: dict[str, TokenSet] = {}
         self.n_sequences = self._count(self._set(site))
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return self._sets[self.site].manifest
 
     def _set(self, owner: str) -> TokenSet:
         if owner not in self._sets:
@@ -168,7 +163,6 @@ class HeldoutReader:
     def __init__(self, store: Store, sequence_length: int) -> None:
         self.sequence_length = sequence_length
         self._tokens = TokenSet(store, HELDOUT)
-        self.manifest = self._tokens.manifest
         self.n_sequences = (self._tokens.n_tokens - 1) // sequence_length
         if self.n_sequences < 1:
             raise CorpusError(
@@ -179,7 +173,7 @@ class HeldoutReader:
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per token, separators counted: loss / ln 2 / this = bits per byte."""
-        return float(self.manifest["bytes"] / self.manifest["tokens"])
+        return self._tokens.manifest.bytes / self._tokens.manifest.tokens
 
     def batches(self, sequences_per_batch: int, max_sequences: int | None = None) -> Iterator[np.ndarray]:
         """int64 arrays (at most sequences_per_batch, sequence_length + 1), the first `max_sequences` in all."""

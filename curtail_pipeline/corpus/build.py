@@ -5,24 +5,30 @@ length that `state.json` records, and nothing of it is trusted beyond that recor
 their keys, the manifest last.
 """
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from curtail_pipeline.corpus.corpus_records import (
+    EngineChoice,
+    Joined,
+    ShardFile,
+    ShardManifest,
+    WaitingPart,
+)
 from curtail_pipeline.corpus.dealing import HELDOUT, TOKENIZER, Dealing, load_dealing
-from curtail_pipeline.corpus.documents import Counts
 from curtail_pipeline.corpus.encoder import EncodingDiffers, Engine
 from curtail_pipeline.corpus.worker_pool import Task, make_pool
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.records import Message
 from curtail_pipeline.storage.store import Store, canonical_json, file_sha256
 
 log = logging.getLogger(__name__)
@@ -38,9 +44,19 @@ def folder_of(target: str) -> str:
     return HELDOUT if target == HELDOUT else f"shards/{target}"
 
 
+def manifest_key(target: str) -> str:
+    return f"{folder_of(target)}/manifest.json"
+
+
+def stored_manifest(store: Store, target: str) -> ShardManifest | None:
+    """The manifest of a target's shards; None where they are not built."""
+    key = manifest_key(target)
+    return store.read_record(key, ShardManifest) if store.exists(key) else None
+
+
 def build_targets(
     settings: CorpusSettings, store: Store, targets: Sequence[str], progress: Progress | None
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ShardManifest]:
     """Build shards of several targets in one pass over the text. Returns their manifests.
 
     Raises:
@@ -56,7 +72,7 @@ def build_targets(
         return _build(settings, store, dealing, targets, engine, progress)
     except EncodingDiffers as difference:
         log.warning("%s; encoding with tokenizers instead, several times slower", difference)
-        store.write_json(ENGINE, {"engine": "tokenizers", "reason": str(difference)})
+        store.write_record(ENGINE, EngineChoice(reason=str(difference)))
         shutil.rmtree(_scratch(store, dealing, engine))
         return _build(settings, store, dealing, targets, "tokenizers", progress)
 
@@ -64,16 +80,14 @@ def build_targets(
 def _engine(store: Store, targets: Sequence[str]) -> Engine:
     """What encoded the target before, else fastokens unless it was found to differ."""
     for target in targets:
-        key = f"{folder_of(target)}/manifest.json"
-        if store.exists(key):
-            engine: Engine = store.read_json(key)["engine"]
-            return engine
+        if (manifest := stored_manifest(store, target)) is not None:
+            return manifest.engine
     return "tokenizers" if store.exists(ENGINE) else "fastokens"
 
 
 def _refuse_other_dealing(store: Store, target: str, dealing: Dealing) -> None:
-    key = f"{folder_of(target)}/manifest.json"
-    if store.exists(key) and store.read_json(key)["dealing_sha256"] != dealing.sha256:
+    manifest = stored_manifest(store, target)
+    if manifest is not None and manifest.dealing_sha256 != dealing.sha256:
         raise CorpusError(
             f"{folder_of(target)} holds shards of another dealing of the corpus; mixing them is refused: restore "
             "corpus/manifest.json, or use another experiment name"
@@ -87,7 +101,7 @@ def _build(
     targets: Sequence[str],
     engine: Engine,
     progress: Progress | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ShardManifest]:
     root = _scratch(store, dealing, engine)
     units = len(dealing.source.slices)
     with ExitStack() as stack:
@@ -109,8 +123,8 @@ def _build(
 
         if any(not join.has(unit) for join in joins.values() for unit in range(units)):
             for unit, answer in make_pool(settings, dealing, store.path(TOKENIZER), engine).run(tasks()):
-                for target, part in answer["parts"].items():
-                    joins[target].accept(unit, {**part, "counts": answer["counts"]})
+                for target, part in answer.parts.items():
+                    joins[target].accept(unit, WaitingPart(part=part, counts=answer.counts))
                 if progress:
                     progress(min(join.known for join in joins.values()), units)
         for join in joins.values():
@@ -135,17 +149,19 @@ class _Join:
         self._size = np.dtype(dealing.tokenizer.dtype).itemsize
         self._shard_bytes = dealing.shard_tokens * self._size
         (folder / "parts").mkdir(exist_ok=True)
-        self.state: dict[str, Any] = {"next": 0, "documents": 0, "bytes": 0, "tokens": 0, "counts": Counts().to_json()}
-        if (folder / "state.json").exists():
-            state = json.loads((folder / "state.json").read_bytes())
-            if self._trim(state["tokens"] * self._size):
-                self.state = state
-        if self.state["next"] == 0:
+        self.joined = Joined()
+        state = folder / "state.json"
+        if state.exists():
+            joined = Joined.read(state.read_bytes(), str(state))
+            if self._trim(joined.part.tokens * self._size):
+                self.joined = joined
+        if self.joined.slices == 0:
             self._trim(0)
         self._ready = {
             int(path.stem)
             for path in (folder / "parts").glob("*.json")
-            if self._length(path.with_suffix(".bin")) == json.loads(path.read_bytes())["tokens"] * self._size
+            if self._length(path.with_suffix(".bin"))
+            == WaitingPart.read(path.read_bytes(), str(path)).part.tokens * self._size
         }
         self._out: IO[bytes] | None = None
 
@@ -175,43 +191,34 @@ class _Join:
     @property
     def known(self) -> int:
         """Slices joined or waiting to be."""
-        return int(self.state["next"]) + len(self._ready)
+        return self.joined.slices + len(self._ready)
 
     def has(self, unit: int) -> bool:
-        return unit < self.state["next"] or unit in self._ready
+        return unit < self.joined.slices or unit in self._ready
 
     def part(self, unit: int) -> Path:
         return self.folder / "parts" / f"{unit:08d}.bin"
 
-    def accept(self, unit: int, result: dict[str, Any]) -> None:
+    def accept(self, unit: int, part: WaitingPart) -> None:
         """Take note of a written part, and join what is next in order."""
-        _replace(self.part(unit).with_suffix(".json"), canonical_json(result))
+        _write_whole(self.part(unit).with_suffix(".json"), part)
         self._ready.add(unit)
         self.advance()
 
     def advance(self) -> None:
-        while self.state["next"] in self._ready:
-            unit = self.state["next"]
+        while (unit := self.joined.slices) in self._ready:
             record = self.part(unit).with_suffix(".json")
-            result = json.loads(record.read_bytes())
+            added = WaitingPart.read(record.read_bytes(), str(record))
             with self.part(unit).open("rb") as part:
                 self._append(part)
-            counts = Counts(**self.state["counts"])
-            counts.add(result["counts"])
-            self.state = {
-                "next": unit + 1,
-                "documents": self.state["documents"] + result["documents"],
-                "bytes": self.state["bytes"] + result["bytes"],
-                "tokens": self.state["tokens"] + result["tokens"],
-                "counts": counts.to_json(),
-            }
-            _replace(self.folder / "state.json", canonical_json(self.state))
+            self.joined = self.joined.with_next(added)
+            _write_whole(self.folder / "state.json", self.joined)
             self._ready.remove(unit)
             record.unlink()
             self.part(unit).unlink()
 
     def _append(self, part: IO[bytes]) -> None:
-        at = self.state["tokens"] * self._size
+        at = self.joined.part.tokens * self._size
         while data := part.read(min(COPY_BYTES, self._shard_bytes - at % self._shard_bytes)):
             if self._out is None or at % self._shard_bytes == 0:
                 self._next_file(at // self._shard_bytes)
@@ -231,40 +238,39 @@ class _Join:
             self._out.flush()
             os.fsync(self._out.fileno())
 
-    def files(self) -> list[dict[str, Any]]:
-        """Name, tokens and sha256 of the joined files; the last is on disk after this."""
-        return [
-            {"name": path.name, "tokens": path.stat().st_size // self._size, "sha256": file_sha256(path)}
+    def files(self) -> tuple[ShardFile, ...]:
+        """The joined files."""
+        return tuple(
+            ShardFile(name=path.name, tokens=path.stat().st_size // self._size, sha256=file_sha256(path))
             for path in sorted(self.folder.glob("*.bin"))
-        ]
+        )
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _write_whole(path: Path, message: Message) -> None:
     scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(data)
+    scratch.write_bytes(canonical_json(message.model_dump(mode="json")))
     scratch.replace(path)
 
 
-def _manifest(target: str, join: _Join, dealing: Dealing, engine: Engine) -> dict[str, Any]:
-    state, info = join.state, dealing.tokenizer
-    if not state["documents"]:
-        raise CorpusError(_nothing(dealing, target, state["counts"]["documents"]))
-    return {
-        "format": 1,
-        "target": target,
-        "dealing_sha256": dealing.sha256,
-        "tokenizer_sha256": info.sha256,
-        "vocab_size": info.vocab_size,
-        "separator_id": info.separator_id,
-        "dtype": info.dtype,
-        "engine": engine,
-        "documents": state["documents"],
-        "bytes": state["bytes"],
-        "tokens": state["tokens"],
-        "files": join.files(),
-        "slices": [part.to_json() for part in dealing.source.slices],
-        "read": state["counts"],
-    }
+def _manifest(target: str, join: _Join, dealing: Dealing, engine: Engine) -> ShardManifest:
+    whole, counts, info = join.joined.part, join.joined.counts, dealing.tokenizer
+    if not whole.documents:
+        raise CorpusError(_nothing(dealing, target, counts.documents))
+    return ShardManifest(
+        target=target,
+        dealing_sha256=dealing.sha256,
+        tokenizer_sha256=info.sha256,
+        vocab_size=info.vocab_size,
+        separator_id=info.separator_id,
+        dtype=info.dtype,
+        engine=engine,
+        documents=whole.documents,
+        bytes=whole.bytes,
+        tokens=whole.tokens,
+        files=join.files(),
+        slices=dealing.source.slices,
+        counts=counts,
+    )
 
 
 def _nothing(dealing: Dealing, target: str, documents: int) -> str:
@@ -282,14 +288,14 @@ def _nothing(dealing: Dealing, target: str, documents: int) -> str:
     )
 
 
-def _commit(store: Store, target: str, manifest: dict[str, Any], folder: Path) -> None:
-    key = folder_of(target)
-    if store.exists(f"{key}/manifest.json") and (before := store.read_json(f"{key}/manifest.json")) != manifest:
-        what = next(name for name in manifest if before.get(name) != manifest[name])
+def _commit(store: Store, target: str, manifest: ShardManifest, folder: Path) -> None:
+    key, before = folder_of(target), stored_manifest(store, target)
+    if before is not None and before != manifest:
+        what = next(name for name, value in manifest if value != getattr(before, name))
         raise CorpusError(
             f"building {key} again gives other {what} than its manifest has: the text has changed since it was dealt. "
             "The stored shards are kept; restore the text, or use another experiment name"
         )
-    for entry in manifest["files"]:
-        store.put_file(folder / entry["name"], f"{key}/{entry['name']}")
-    store.write_json(f"{key}/manifest.json", manifest)
+    for file in manifest.files:
+        store.put_file(folder / file.name, f"{key}/{file.name}")
+    store.write_record(manifest_key(target), manifest)

@@ -8,11 +8,11 @@ moves none, and a document that occurs twice is on one side only. Text, tokenize
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from curtail_pipeline.corpus.corpus_records import DealingRecord, DealtFile
 from curtail_pipeline.corpus.documents import Counts, Piece, SourceFile, TextFormat
 from curtail_pipeline.corpus.sources import Slice, Source, list_files, open_source, text_form
 from curtail_pipeline.corpus.tokenizer import TokenizerInfo, tokenizer_info
@@ -72,9 +72,12 @@ class Dealing:
     """Site -> share of the training documents; they sum to 1."""
     shard_tokens: int
 
+    max_documents: int | None
+    """At which the source was cut off."""
+
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+        return hashlib.sha256(canonical_json(self.record().model_dump(mode="json"))).hexdigest()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -103,32 +106,40 @@ class Dealing:
             )
         return self.sites.index(target)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": 1,
-            **self.source.to_json(),
-            "tokenizer": self.tokenizer.to_json(),
-            "dtype": self.tokenizer.dtype,
-            "heldout_fraction": self.heldout_fraction,
-            "shares": [[site, share] for site, share in self.shares.items()],
-            "shard_tokens": self.shard_tokens,
-        }
+    def record(self) -> DealingRecord:
+        source, form = self.source, self.source.form
+        return DealingRecord(
+            source=source.text,
+            text_column=form.column,
+            text_separator=form.separator,
+            document_chars=form.document_chars,
+            max_documents=self.max_documents,
+            files=tuple(DealtFile(name=file.name, bytes=file.bytes, rows=file.rows) for file in source.files),
+            slices=source.slices,
+            tokenizer=self.tokenizer,
+            heldout_fraction=self.heldout_fraction,
+            shares=tuple(self.shares.items()),
+            shard_tokens=self.shard_tokens,
+        )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], uris: Sequence[str]) -> "Dealing":
-        """What `to_json` wrote, with the present address of each of its files."""
-        source = Source(
-            content["source"],
-            TextFormat(content["text_column"], content["text_separator"], content["document_chars"]),
-            tuple(SourceFile(name, uri, n, r) for (name, n, r), uri in zip(content["files"], uris, strict=True)),
-            tuple(Slice(*part) for part in content["slices"]),
-        )
+    def of(cls, record: DealingRecord, uris: Sequence[str]) -> "Dealing":
+        """What was recorded, with the present address of each of its files."""
         return cls(
-            source,
-            TokenizerInfo(**content["tokenizer"]),
-            content["heldout_fraction"],
-            dict(content["shares"]),
-            content["shard_tokens"],
+            source=Source(
+                record.source,
+                TextFormat(record.text_column, record.text_separator, record.document_chars),
+                tuple(
+                    SourceFile(file.name, uri, file.bytes, file.rows)
+                    for file, uri in zip(record.files, uris, strict=True)
+                ),
+                record.slices,
+            ),
+            tokenizer=record.tokenizer,
+            heldout_fraction=record.heldout_fraction,
+            shares=dict(record.shares),
+            shard_tokens=record.shard_tokens,
+            max_documents=record.max_documents,
         )
 
 
@@ -148,23 +159,25 @@ def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, 
         raise CorpusError(f"no site can be called {HELDOUT!r}: its shards would be the held-out text; rename it")
     info = tokenizer_info(store.path(TOKENIZER), settings.separator)
     frozen = store.exists(MANIFEST)
+    source = load_dealing(settings, store).source if frozen else open_source(settings, store)
     wanted = Dealing(
-        source=load_dealing(settings, store).source if frozen else open_source(settings, store),
+        source=replace(source, form=text_form(settings)),
         tokenizer=info,
         heldout_fraction=settings.heldout_fraction,
         shares={site: shares[site] / whole for site in shares},
         shard_tokens=settings.shard_tokens,
+        max_documents=settings.max_documents,
     )
-    content = wanted.to_json() | {"max_documents": settings.max_documents, **text_form(settings).to_json()}
+    record = wanted.record()
     if not frozen:
-        store.write_json(MANIFEST, content)
+        store.write_record(MANIFEST, record)
         return wanted
-    before = store.read_json(MANIFEST)
-    changed = [key for key in content if before.get(key) != content[key]]
+    now, before = record.model_dump(), store.read_record(MANIFEST, DealingRecord).model_dump()
+    changed = [key for key in now if before[key] != now[key]]
     if changed:
         raise CorpusError(
-            f"the corpus is already dealt, with {changed[0]} {_short(before.get(changed[0]))} instead of "
-            f"{_short(content[changed[0]])}; shards of two dealings cannot be mixed: restore it, or use another "
+            f"the corpus is already dealt, with {changed[0]} {_short(before[changed[0]])} instead of "
+            f"{_short(now[changed[0]])}; shards of two dealings cannot be mixed: restore it, or use another "
             "experiment name"
         )
     return wanted
@@ -172,7 +185,7 @@ def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, 
 
 def frozen_shares(store: Store) -> dict[str, float] | None:
     """The shares by which the corpus was dealt; None where it was not."""
-    return dict(store.read_json(MANIFEST)["shares"]) if store.exists(MANIFEST) else None
+    return dict(store.read_record(MANIFEST, DealingRecord).shares) if store.exists(MANIFEST) else None
 
 
 def _short(value: object) -> str:
@@ -190,27 +203,27 @@ def load_dealing(settings: CorpusSettings, store: Store) -> Dealing:
         raise CorpusError(
             "the corpus has not been dealt to the sites yet; freeze the dealing first (training_shards does)"
         )
-    content = store.read_json(MANIFEST)
-    if content["source"] != settings.source:
+    dealt = store.read_record(MANIFEST, DealingRecord)
+    if dealt.source != settings.source:
         raise CorpusError(
-            f"the corpus dealt is {content['source']!r}, the settings name {settings.source!r}; restore corpus.source, "
+            f"the corpus dealt is {dealt.source!r}, the settings name {settings.source!r}; restore corpus.source, "
             "or use another experiment name"
         )
-    info = tokenizer_info(store.path(TOKENIZER), content["tokenizer"]["separator"])
-    if info.to_json() != content["tokenizer"]:
+    info = tokenizer_info(store.path(TOKENIZER), dealt.tokenizer.separator)
+    if info != dealt.tokenizer:
         raise CorpusError(
             f"the tokenizer in the store has sha256 {info.sha256[:12]}, the corpus was dealt with "
-            f"{content['tokenizer']['sha256'][:12]}; token shards of two tokenizers cannot be mixed: restore it"
+            f"{dealt.tokenizer.sha256[:12]}; token shards of two tokenizers cannot be mixed: restore it"
         )
     present = {file.name: file for file in list_files(settings, store)}
-    for name, size, _ in content["files"]:
-        if name not in present or present[name].bytes != size:
-            state = "has changed" if name in present else "is gone"
+    for file in dealt.files:
+        if file.name not in present or present[file.name].bytes != file.bytes:
+            state = "has changed" if file.name in present else "is gone"
             raise CorpusError(
-                f"{name} of {content['source']!r} {state} since the corpus was dealt; restore it, or use another "
+                f"{file.name} of {dealt.source!r} {state} since the corpus was dealt; restore it, or use another "
                 "experiment name"
             )
-    added = len(present) - len(content["files"])
+    added = len(present) - len(dealt.files)
     if added:
-        log.warning("%d files of %s are newer than the dealing and stay unused", added, content["source"])
-    return Dealing.from_json(content, [present[name].uri for name, _, _ in content["files"]])
+        log.warning("%d files of %s are newer than the dealing and stay unused", added, dealt.source)
+    return Dealing.of(dealt, [present[file.name].uri for file in dealt.files])

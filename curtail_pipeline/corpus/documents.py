@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import polars as pl
 
 from curtail_pipeline.corpus.remote import is_remote, open_remote, storage_options
 from curtail_pipeline.errors import CorpusError
+from curtail_pipeline.storage.records import Json, Record
 
 BATCH_ROWS = 512
 CHUNK_BYTES = 1 << 20
@@ -44,17 +45,9 @@ class TextFormat:
     document_chars: int
     """Longest piece of a document."""
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "text_column": self.column,
-            "text_separator": self.separator,
-            "document_chars": self.document_chars,
-        }
 
-
-@dataclass
-class Counts:
-    """What was met while reading."""
+class ReadCounts(Record):
+    """What was met in text that has been read."""
 
     documents: int = 0
     empty: int = 0
@@ -66,12 +59,28 @@ class Counts:
     cut: int = 0
     """Kept in pieces, being longer than `max_document_mib`."""
 
-    def add(self, other: dict[str, int]) -> None:
-        for name, value in other.items():
-            setattr(self, name, getattr(self, name) + value)
+    def plus(self, other: "ReadCounts") -> "ReadCounts":
+        return ReadCounts(
+            documents=self.documents + other.documents,
+            empty=self.empty + other.empty,
+            invalid=self.invalid + other.invalid,
+            replaced=self.replaced + other.replaced,
+            cut=self.cut + other.cut,
+        )
 
-    def to_json(self) -> dict[str, int]:
-        return asdict(self)
+
+@dataclass
+class Counts:
+    """`ReadCounts` in the making."""
+
+    documents: int = 0
+    empty: int = 0
+    invalid: int = 0
+    replaced: int = 0
+    cut: int = 0
+
+    def record(self) -> ReadCounts:
+        return ReadCounts(**asdict(self))
 
 
 def read_documents(
@@ -165,12 +174,13 @@ def _json_text(line: str, column: str, counts: Counts) -> list[str | None]:
     return [text]
 
 
-def _parsed(line: str, column: str) -> Any:
+def _parsed(line: str, column: str) -> Json:
     """What the text column holds; an integer where there is no such thing."""
     try:
-        return json.loads(line.removeprefix("\ufeff"))[column]
+        found: Json = json.loads(line.removeprefix("\ufeff"))[column]
     except (ValueError, KeyError, TypeError, RecursionError):
         return 0
+    return found
 
 
 def check_column(file: SourceFile, column: str) -> None:

@@ -8,6 +8,8 @@ import os
 import re
 from typing import IO, Any, cast
 
+from fsspec.utils import glob_translate
+
 from curtail_pipeline.errors import CorpusError
 
 SCHEMES = ("s3://", "hf://", "http://", "https://")
@@ -71,56 +73,31 @@ def _s3() -> Any:
 
 def _list_s3(source: str) -> list[tuple[str, str, int]]:
     bucket, _, pattern = source.removeprefix("s3://").partition("/")
-    chosen = _Pattern(pattern)
-    pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=chosen.prefix)
+    prefix = glob_prefix(pattern)
+    chosen = re.compile(glob_translate(pattern)) if prefix != pattern else None
+    folder = prefix.rpartition("/")[0] if chosen else pattern.rstrip("/")
+    pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix if chosen else folder)
     return [
-        (chosen.name(item["Key"]), f"s3://{bucket}/{item['Key']}", int(item["Size"]))
+        (_name_in(folder, item["Key"]), f"s3://{bucket}/{item['Key']}", int(item["Size"]))
         for page in pages
         for item in page.get("Contents", ())
-        if chosen.matches(item["Key"])
+        if (chosen.match(item["Key"]) if chosen else _is_in(folder, item["Key"]))
     ]
+
+
+def _is_in(folder: str, key: str) -> bool:
+    return not folder or key == folder or key.startswith(folder + "/")
+
+
+def _name_in(folder: str, key: str) -> str:
+    """A key relative to a folder; of a file that was named itself, its last part."""
+    return key.removeprefix(folder).lstrip("/") or key.rpartition("/")[2]
 
 
 def glob_prefix(pattern: str) -> str:
     """What comes before the first wild card."""
     wild = _WILD.search(pattern)
     return pattern[: wild.start()] if wild else pattern
-
-
-class _Pattern:
-    """A key, the folder of that name, or a glob."""
-
-    def __init__(self, pattern: str) -> None:
-        wild = glob_prefix(pattern) != pattern
-        self.prefix = glob_prefix(pattern) if wild else pattern.rstrip("/")
-        self.folder = self.prefix.rpartition("/")[0] if wild else self.prefix
-        self._glob = re.compile(_glob_regex(pattern)) if wild else None
-
-    def matches(self, key: str) -> bool:
-        if self._glob is not None:
-            return bool(self._glob.fullmatch(key))
-        return not self.prefix or key == self.prefix or key.startswith(self.prefix + "/")
-
-    def name(self, key: str) -> str:
-        """Relative to the folder."""
-        return key.removeprefix(self.folder).lstrip("/") or key.rpartition("/")[2]
-
-
-def _glob_regex(pattern: str) -> str:
-    """`*` and `?` within a folder, `**/` over folders, `[...]` as in fnmatch."""
-    out = ""
-    for token in re.findall(r"\*\*/|\*|\?|\[[^\]]+\]|[^*?\[]+|\[", pattern):
-        if token == "**/":
-            out += "(?:.*/)?"
-        elif token == "*":
-            out += "[^/]*"
-        elif token == "?":
-            out += "[^/]"
-        elif token.startswith("[") and token.endswith("]"):
-            out += token.replace("[!", "[^")
-        else:
-            out += re.escape(token)
-    return out
 
 
 def _endpoint() -> str:
@@ -134,21 +111,23 @@ def _hub_path(uri: str) -> str:
 
 
 def _list_hf(source: str) -> list[tuple[str, str, int]]:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfFileSystem
 
     kind, owner, repository, pattern = [*source.removeprefix("hf://").split("/", 3), "", "", ""][:4]
     if kind != "datasets" or not repository:
         raise CorpusError(f"corpus.source {source!r} is no data set; write hf://datasets/OWNER/NAME/PATH")
-    name, _, revision = repository.partition("@")
-    chosen = _Pattern(pattern)
-    entries = HfApi(endpoint=_endpoint()).list_repo_tree(
-        f"{owner}/{name}", recursive=True, revision=revision or None, repo_type="dataset"
-    )
-    return [
-        (chosen.name(entry.path), _hub_uri(f"{kind}/{owner}/{repository}", entry.path), int(entry.size))
-        for entry in entries
-        if hasattr(entry, "size") and chosen.matches(entry.path)
-    ]
+    root, prefix = f"{kind}/{owner}/{repository}", glob_prefix(pattern)
+    # An instance of its own: the shared one would answer from the listing of a dealing before.
+    hub = HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
+    if prefix == pattern:
+        folder = pattern.rstrip("/")
+        found = hub.find(f"{root}/{folder}".rstrip("/"), detail=True)
+    else:
+        folder = prefix.rpartition("/")[0]
+        found = hub.glob(f"{root}/{pattern}", detail=True, withdirs=False)
+    assert isinstance(found, dict)  # with `detail`
+    inside = {path.removeprefix(root + "/"): int(entry["size"]) for path, entry in found.items()}
+    return [(_name_in(folder, path), _hub_uri(root, path), size) for path, size in inside.items()]
 
 
 def _hub_uri(root: str, inside: str) -> str:

@@ -2,20 +2,20 @@
 
 The manifest is written last; a folder without one does not count. Bytes follow from the frozen dealing alone, so that
 building again gives the same files. These are the functions that assets and commands call, in this order:
-`build_tokenizer`, `freeze_dealing`, then `build_site_shards` and `build_heldout`; or `build_shards` for all of it.
+`build_tokenizer`, `dealing.freeze_dealing`, then `build_site_shards` and `build_heldout`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from curtail_pipeline.corpus.build import Progress, build_targets, folder_of
-from curtail_pipeline.corpus.dealing import HELDOUT, TOKENIZER, Hasher, freeze_dealing
+from curtail_pipeline.corpus.build import Progress, build_targets, manifest_key, stored_manifest
+from curtail_pipeline.corpus.corpus_records import ShardManifest
+from curtail_pipeline.corpus.dealing import HELDOUT, TOKENIZER, Hasher
 from curtail_pipeline.corpus.documents import Counts
 from curtail_pipeline.corpus.sources import open_source
 from curtail_pipeline.corpus.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info, train_tokenizer
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import Store
 
 SAMPLED_SLICES = 64
 """The tokenizer's sample is taken from the beginnings of so many slices, evenly over the corpus."""
@@ -56,7 +56,7 @@ def build_tokenizer(settings: CorpusSettings, store: Store) -> TokenizerInfo:
 
 def build_site_shards(
     settings: CorpusSettings, store: Store, site: str, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> ShardManifest:
     """Build one site's shards; the same bytes whenever it is built. Returns the manifest.
 
     Raises:
@@ -65,7 +65,7 @@ def build_site_shards(
     return build_targets(settings, store, [site], progress)[site]
 
 
-def build_heldout(settings: CorpusSettings, store: Store, progress: Progress | None = None) -> dict[str, Any]:
+def build_heldout(settings: CorpusSettings, store: Store, progress: Progress | None = None) -> ShardManifest:
     """Build the shards of the held-out documents. Returns the manifest.
 
     Raises:
@@ -74,54 +74,14 @@ def build_heldout(settings: CorpusSettings, store: Store, progress: Progress | N
     return build_targets(settings, store, [HELDOUT], progress)[HELDOUT]
 
 
-def build_shards(
-    settings: CorpusSettings, store: Store, shares: Mapping[str, float], progress: Progress | None = None
-) -> dict[str, dict[str, Any]]:
-    """Tokenizer, dealing, shards of every site and of the held-out text in one pass. Returns manifests by target."""
-    build_tokenizer(settings, store)
-    freeze_dealing(settings, store, shares)
-    return build_targets(settings, store, [*shares, HELDOUT], progress)
-
-
-def verify_shard(store: Store, target: str) -> dict[str, Any]:
-    """Read a site's (or `heldout`'s) shard files and compare them with their manifest, which is returned.
-
-    Raises:
-        CorpusError: a missing, truncated or changed file, by name.
-    """
-    folder = folder_of(target)
-    manifest: dict[str, Any] = load_manifest(store, target)
-    for entry in manifest["files"]:
-        path = store.path(f"{folder}/{entry['name']}")
-        if not path.exists() or file_sha256(path) != entry["sha256"]:
-            state = "has changed" if path.exists() else "is missing"
-            raise CorpusError(f"shard {folder}/{entry['name']} {state}; materialise {target} again to restore it")
-    return manifest
-
-
-def load_manifest(store: Store, target: str) -> dict[str, Any]:
+def load_manifest(store: Store, target: str) -> ShardManifest:
     """The shard manifest of a site or of the held-out text.
 
     Raises:
         CorpusError: not built; the message lists what is.
     """
-    key = f"{folder_of(target)}/manifest.json"
-    if not store.exists(key):
-        built = [name for name in store.list("shards") if store.exists(f"shards/{name}/manifest.json")]
+    manifest = stored_manifest(store, target)
+    if manifest is None:
+        built = [name for name in store.list("shards") if store.exists(manifest_key(name))]
         raise CorpusError(f"no token shards of {target!r}; built are {', '.join(built) or 'none'}: build it first")
-    content = store.read_json(key)
-    assert isinstance(content, dict)
-    return content
-
-
-def check_model_vocab(manifest: Mapping[str, Any], model_vocab_size: int) -> None:
-    """Refuse a model whose embedding cannot hold every token of the tokenizer (a shard manifest, or its description).
-
-    Raises:
-        CorpusError: it cannot.
-    """
-    if manifest["vocab_size"] > model_vocab_size:
-        raise CorpusError(
-            f"the tokenizer has {manifest['vocab_size']} tokens, the model {model_vocab_size}; set corpus.vocab_size "
-            "to the model's or training.model_overrides.vocab_size to the tokenizer's"
-        )
+    return manifest

@@ -8,9 +8,8 @@ import glob
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -27,6 +26,7 @@ from curtail_pipeline.corpus.remote import glob_prefix, is_remote, list_remote, 
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.records import Record
 from curtail_pipeline.storage.store import Store
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -36,8 +36,7 @@ SLICE_BYTES = 1 << 26
 SLICE_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(Record):
     """Files `first <= i < last`; of a single file possibly only a part."""
 
     first: int
@@ -47,9 +46,6 @@ class Slice:
     """Rows of .parquet, bytes of .jsonl; to the end when not given."""
     limit: int | None = None
     """Documents to stop after (`max_documents`)."""
-
-    def to_json(self) -> list[int | None]:
-        return list(asdict(self).values())
 
 
 @dataclass(frozen=True)
@@ -73,14 +69,6 @@ class Source:
             for i in range(part.first, part.last)
         )
         return batches if part.limit is None else _limited(batches, part.limit, counts)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "source": self.text,
-            **self.form.to_json(),
-            "files": [[f.name, f.bytes, f.rows] for f in self.files],
-            "slices": [part.to_json() for part in self.slices],
-        }
 
 
 def _limited(batches: Iterable[list[Piece]], limit: int, counts: Counts) -> Iterator[list[Piece]]:
@@ -123,10 +111,10 @@ def _first_documents(source: Source, limit: int) -> Source:
     kept: list[Slice] = []
     for part in source.slices:
         counts = Counts()
-        part = replace(part, limit=limit)
+        part = part.model_copy(update={"limit": limit})
         for _ in source.read(part, counts):
             pass
-        kept.append(part if counts.documents >= limit else replace(part, limit=None))
+        kept.append(part if counts.documents >= limit else part.model_copy(update={"limit": None}))
         limit -= counts.documents
         if limit <= 0:
             break
@@ -201,10 +189,10 @@ def _slices(files: tuple[SourceFile, ...]) -> Iterator[Slice]:
         if file.rows is not None:
             step = max(512, min(SLICE_ROWS, SLICE_BYTES * file.rows // max(file.bytes, 1)))
             for start in range(0, file.rows, step):
-                yield Slice(at, last, start, min(start + step, file.rows))
+                yield Slice(first=at, last=last, start=start, stop=min(start + step, file.rows))
         elif file.name.endswith(".jsonl") and not is_remote(file.uri):
             for start in range(0, file.bytes, SLICE_BYTES):
-                yield Slice(at, last, start, min(start + SLICE_BYTES, file.bytes))
+                yield Slice(first=at, last=last, start=start, stop=min(start + SLICE_BYTES, file.bytes))
         else:
             size = file.bytes
             while file.name.endswith(".txt") and last < len(files) and files[last].name.endswith(".txt"):
@@ -212,5 +200,5 @@ def _slices(files: tuple[SourceFile, ...]) -> Iterator[Slice]:
                 if size > SLICE_BYTES:
                     break
                 last += 1
-            yield Slice(at, last)
+            yield Slice(first=at, last=last)
         at = last

@@ -1,17 +1,24 @@
 """One slice of text to token parts, in this process or in a worker process.
 
 `python -m curtail_pipeline.corpus.tokenise` reads one JSON line that says what to build, then one line per slice, and
-answers each with one line. It ends when its standard input does, so it cannot outlive the build that started it.
+answers each with one line (all of them `corpus_records`). It ends when its standard input does, so it cannot outlive
+the build that started it.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from curtail_pipeline.corpus.corpus_records import (
+    Part,
+    SliceAnswer,
+    SliceFailure,
+    SliceOrder,
+    SliceTokens,
+    TokeniseOrder,
+)
 from curtail_pipeline.corpus.dealing import Dealing
 from curtail_pipeline.corpus.documents import Counts
 from curtail_pipeline.corpus.encoder import Encoder, EncodingDiffers, Engine, with_separator
@@ -30,11 +37,8 @@ class SliceBuilder:
         self._dealing = dealing
         self._encoder = Encoder(tokenizer, engine)
 
-    def build(self, unit: int, parts: Mapping[str, Path]) -> dict[str, Any]:
+    def build(self, unit: int, parts: Mapping[str, Path]) -> SliceTokens:
         """Write the tokens of slice `unit` for each target to its path.
-
-        Returns:
-            {"counts": what was read, "parts": {target: {"documents", "bytes", "tokens"}}}
 
         Raises:
             EncodingDiffers: a checked document is encoded differently.
@@ -52,10 +56,10 @@ class SliceBuilder:
                         if sample.size:
                             self._encoder.check([texts[i] for i in sample])
                         writer.add([texts[i] for i in chosen], int(keys.sizes[chosen].sum()))
-            return {
-                "counts": counts.to_json(),
-                "parts": {target: writers[self._dealing.number(target)].finish() for target in parts},
-            }
+            return SliceTokens(
+                counts=counts.record(),
+                parts={target: writers[self._dealing.number(target)].finish() for target in parts},
+            )
         finally:
             for writer in writers.values():
                 writer.close()
@@ -91,27 +95,29 @@ class _PartWriter:
     def close(self) -> None:
         self._stream.close()
 
-    def finish(self) -> dict[str, int]:
+    def finish(self) -> Part:
         self._flush()
-        return {"documents": self.documents, "bytes": self._bytes, "tokens": self._tokens}
+        return Part(documents=self.documents, bytes=self._bytes, tokens=self._tokens)
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
     answers = sys.stdout
     sys.stdout = sys.stderr
-    order = json.loads(sys.stdin.readline())
+    order = TokeniseOrder.read(sys.stdin.readline(), "the order to a tokenising worker")
     builder = None
     for line in sys.stdin:
-        request = json.loads(line)
+        request = SliceOrder.read(line, "the order of a slice")
         try:
             if builder is None:
-                dealing = Dealing.from_json(order["dealing"], order["uris"])
-                builder = SliceBuilder(dealing, Path(order["tokenizer"]), order["engine"])
-            answer = builder.build(request["unit"], {target: Path(path) for target, path in request["parts"].items()})
-        except (CurtailError, EncodingDiffers) as error:
-            answer = {"error": str(error), "kind": type(error).__name__}
-        answers.write(json.dumps(answer) + "\n")
+                builder = SliceBuilder(Dealing.of(order.dealing, order.uris), Path(order.tokenizer), order.engine)
+            parts = {target: Path(path) for target, path in request.parts.items()}
+            result: SliceTokens | SliceFailure = builder.build(request.unit, parts)
+        except CurtailError as error:
+            result = SliceFailure(error=str(error), kind="corpus")
+        except EncodingDiffers as error:
+            result = SliceFailure(error=str(error), kind="encoding differs")
+        answers.write(SliceAnswer(result=result).model_dump_json() + "\n")
         answers.flush()
 
 

@@ -8,14 +8,14 @@ training and, through the post-processor, in front of a prompt.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.records import Record, Sha256
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -28,11 +28,13 @@ CHAT_TOKENS = tuple(
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-@dataclass(frozen=True)
-class TokenizerInfo:
+TokenDtype = Literal["uint16", "uint32"]
+
+
+class TokenizerInfo(Record):
     """What everything else needs to know of a tokenizer."""
 
-    sha256: str
+    sha256: Sha256
     """Of tokenizer.json."""
     vocab_size: int
     """One more than the largest token id."""
@@ -40,17 +42,9 @@ class TokenizerInfo:
     separator_id: int
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> TokenDtype:
         """Of a token on disk: `uint16` where ids fit, else `uint32`."""
         return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "sha256": self.sha256,
-            "vocab_size": self.vocab_size,
-            "separator": self.separator,
-            "separator_id": self.separator_id,
-        }
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, separator: str) -> Tokenizer:
@@ -128,7 +122,12 @@ def tokenizer_info(folder: Path, separator: str) -> TokenizerInfo:
             f"the tokenizer in {folder} has no token {separator!r} to put in front of documents; set "
             "corpus.separator to one of its special tokens"
         )
-    return TokenizerInfo(hashlib.sha256(data).hexdigest(), max(vocab.values()) + 1, separator, vocab[separator])
+    return TokenizerInfo(
+        sha256=hashlib.sha256(data).hexdigest(),
+        vocab_size=max(vocab.values()) + 1,
+        separator=separator,
+        separator_id=vocab[separator],
+    )
 
 
 def train_tokenizer(settings: CorpusSettings, folder: Path, texts: Iterable[str]) -> TokenizerInfo:

@@ -1,6 +1,5 @@
 """Worker processes that tokenise slices, within a bound on memory."""
 
-import json
 import os
 import queue
 import subprocess
@@ -9,14 +8,22 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import curtail_pipeline
+from curtail_pipeline.corpus.corpus_records import (
+    SliceAnswer,
+    SliceFailure,
+    SliceOrder,
+    SliceTokens,
+    TokeniseOrder,
+)
 from curtail_pipeline.corpus.dealing import Dealing
 from curtail_pipeline.corpus.encoder import EncodingDiffers, Engine
 from curtail_pipeline.corpus.tokenise import SliceBuilder
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.records import Message
 
 WORKER_MIB = 450
 """What one worker takes at most: about 220 MiB of it are fastokens' cache of words (measured with 0.3.5)."""
@@ -30,7 +37,7 @@ Task = tuple[int, Mapping[str, Path]]
 
 
 class Pool(Protocol):
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, SliceTokens]]:
         """(slice number, answer of `SliceBuilder.build`) as slices are done, in any order."""
 
 
@@ -50,7 +57,7 @@ class _Inline:
     def __init__(self, builder: SliceBuilder) -> None:
         self._builder = builder
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, SliceTokens]]:
         for unit, parts in tasks:
             yield unit, self._builder.build(unit, parts)
 
@@ -58,17 +65,17 @@ class _Inline:
 class _Processes:
     def __init__(self, workers: int, threads: int, dealing: Dealing, tokenizer: Path, engine: Engine) -> None:
         self._workers, self._threads = workers, threads
-        self._order = {
-            "dealing": dealing.to_json(),
-            "uris": [file.uri for file in dealing.source.files],
-            "tokenizer": str(tokenizer),
-            "engine": engine,
-        }
+        self._order = TokeniseOrder(
+            dealing=dealing.record(),
+            uris=tuple(file.uri for file in dealing.source.files),
+            tokenizer=str(tokenizer),
+            engine=engine,
+        )
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, SliceTokens]]:
         """One thread per worker hands it the next slice; all workers end with this generator."""
         rest, lock = iter(tasks), threading.Lock()
-        answers: queue.SimpleQueue[tuple[int, dict[str, Any]] | BaseException | None] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[int, SliceTokens] | BaseException | None] = queue.SimpleQueue()
         workers = [_Worker(self._order, self._threads) for _ in range(self._workers)]
 
         def drive(worker: _Worker) -> None:
@@ -104,7 +111,7 @@ class _Processes:
 
 
 class _Worker:
-    def __init__(self, order: dict[str, Any], threads: int) -> None:
+    def __init__(self, order: TokeniseOrder, threads: int) -> None:
         count = str(threads)
         package = str(Path(curtail_pipeline.__file__).parent.parent)
         self._process = subprocess.Popen(
@@ -125,28 +132,24 @@ class _Worker:
         )
         self._send(order)
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: Message) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.write(message.model_dump_json() + "\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError) as error:
             raise self._died() from error
 
-    def build(self, unit: int, parts: Mapping[str, Path]) -> dict[str, Any]:
-        self._send({"unit": unit, "parts": {target: str(path) for target, path in parts.items()}})
+    def build(self, unit: int, parts: Mapping[str, Path]) -> SliceTokens:
+        self._send(SliceOrder(unit=unit, parts={target: str(path) for target, path in parts.items()}))
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise self._died()
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise (
-                EncodingDiffers(answer["error"])
-                if answer["kind"] == "EncodingDiffers"
-                else CorpusError(answer["error"])
-            )
-        return answer
+        result = SliceAnswer.read(line, "the answer of a tokenising worker").result
+        if isinstance(result, SliceFailure):
+            raise EncodingDiffers(result.error) if result.kind == "encoding differs" else CorpusError(result.error)
+        return result
 
     def _died(self) -> CorpusError:
         code = self._process.wait()

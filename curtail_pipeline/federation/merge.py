@@ -18,13 +18,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.orders import AcceptedUpdate, MergeReport, WrittenFile
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.storage.store import file_sha256
 
@@ -48,29 +49,6 @@ class Update:
     sha256: str
     parent_sha256: str
     round: int
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did.
-
-    `accepted` maps a site to the L2 norm of its pseudo-gradient and its weight in the mean; `refused` maps a site to
-    the reason; `empty` lists sites that took no step. `weights` and `outer` hold sha256 and size of the files written.
-    `norm_history` is the run's accepted norms, newest last, at most 20.
-    """
-
-    mode: str
-    accepted: dict[str, dict[str, float]]
-    refused: dict[str, str]
-    empty: list[str]
-    weights: dict[str, Any]
-    outer: dict[str, Any]
-    step_norm: float
-    norm_history: list[float]
-    seconds: float = field(compare=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def norm_limit(norm_bound: float, norm_history: Sequence[float]) -> float:
@@ -153,13 +131,13 @@ def merge(
     history = [*norm_history, *(norms[update.site] for update in accepted)][-NORM_WINDOW:]
     return MergeReport(
         mode=mode,
-        accepted={u.site: {"norm": norms[u.site], "share": shares[u.site]} for u in accepted},
+        accepted={u.site: AcceptedUpdate(norm=norms[u.site], share=shares[u.site]) for u in accepted},
         refused=refused,
-        empty=empty,
+        empty=tuple(empty),
         weights=weights,
         outer=outer,
         step_norm=step_norm,
-        norm_history=history,
+        norm_history=tuple(history),
         seconds=time.perf_counter() - begun,
     )
 
@@ -220,7 +198,7 @@ def _nesterov(
     momentum: float,
     out_weights: Path,
     out_outer: Path,
-) -> tuple[float, dict[str, Any], dict[str, Any]]:
+) -> tuple[float, WrittenFile, WrittenFile]:
     """Write new weights and buffer; the L2 norm of the mean pseudo-gradient, sha256 and size of the two files."""
     squares = 0.0
     with ExitStack() as stack:
@@ -262,13 +240,13 @@ def _nesterov(
                 weights.write(from_float32(origin, tensor.dtype))
     return (
         float(np.sqrt(squares)),
-        {"sha256": weights.sha256, "bytes": weights.bytes},
-        {"sha256": outer.sha256, "bytes": outer.bytes},
+        WrittenFile(sha256=weights.sha256, bytes=weights.bytes),
+        WrittenFile(sha256=outer.sha256, bytes=outer.bytes),
     )
 
 
-def _file(path: Path, sha256: str) -> dict[str, Any]:
-    return {"sha256": sha256, "bytes": path.stat().st_size}
+def _file(path: Path, sha256: str) -> WrittenFile:
+    return WrittenFile(sha256=sha256, bytes=path.stat().st_size)
 
 
 def _check_buffers(parent: TensorFile, buffers: TensorFile) -> None:

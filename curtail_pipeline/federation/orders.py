@@ -1,22 +1,18 @@
-"""The messages of a federation: what a site is asked for one round, what it answers, and how it shows life.
+"""The messages of a federation, one frozen model each, written and read through it on both sides.
 
-One frozen model per message, written and read through it on both sides.
+A segment's plan becomes an order per site and round; a result comes back; what was realised is a journal line per round
+and a segment at the end. A heartbeat shows that a site lives.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from curtail_pipeline.storage.manifest import InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
+from curtail_pipeline.tokens.ranges import Range
 
 StopReason = Literal["steps", "deadline", "membership", "exhausted"]
-
-FRESH = "fresh"
-"""The name of an inner optimiser state that has seen no step."""
-
-Range = tuple[int, int, int] | tuple[int, int, int, str]
-"""(epoch, start, stop[, owner]), as `tokens.ranges` defines them."""
-StateName = Annotated[str, Field(pattern=rf"^({FRESH}|sha256:[0-9a-f]{{64}})$")]
 Loss = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -70,13 +66,6 @@ class Order(Message):
         return (self.key, self.attempt, self.round)
 
 
-class InnerStates(Record):
-    """The inner optimiser state at the begin and at the end, by name."""
-
-    begin: StateName
-    end: StateName
-
-
 class WrittenWeights(StoredWeights):
     """Weights that a site wrote."""
 
@@ -114,3 +103,169 @@ class Heartbeat(Message):
 def agent_key(site: str) -> str:
     """Store key of the heartbeat that a site's trainer writes."""
     return f"agents/{site}.json"
+
+
+class ParentCheckpoint(Record):
+    """The checkpoint a segment starts from, by store keys."""
+
+    key: str
+    weights: str
+    sha256: Sha256
+    """Of the weights."""
+    outer: str | None = None
+    config: str
+
+
+class PlannedRound(Record):
+    """A round whose steps per site are known beforehand (headless runs and replays)."""
+
+    index: int = Field(ge=0)
+    start: Utc | None = None
+    end: Utc | None = None
+    steps: dict[str, int]
+    lease: dict[str, tuple[Range, ...]]
+    stops: dict[str, str] = Field(default_factory=dict)
+    """Members that stop before the round's time is up, and why."""
+    members: int | None = None
+    """How many took part when the round was first run; a replay leaves out those whose update was refused."""
+
+
+class OpenRounds(Record):
+    """Rounds that last a wall-clock time and go on until the membership changes (live and replay clocks)."""
+
+    round_s: float = Field(gt=0)
+    max_rounds: int = Field(ge=1)
+    lease: dict[str, tuple[Range, ...]]
+    generation: int
+
+
+class OuterSettings(Record):
+    lr: float
+    momentum: float
+
+
+class Plan(Message):
+    """A segment as asked for (`plan.json`). Exactly one of `rounds` and `open` is given."""
+
+    key: str
+    attempt: int = 1
+    generation: int = 0
+    parent: ParentCheckpoint
+    members: tuple[str, ...] = Field(min_length=1)
+    mode: Literal["local", "federated"]
+    first_step: int = Field(ge=0)
+    total_steps: int = Field(ge=0)
+    seed: int = 0
+    experiment_uri: str = "experiment.json"
+    rounds: tuple[PlannedRound, ...] | None = None
+    open: OpenRounds | None = None
+    inner_state: dict[str, StateName] = Field(default_factory=dict)
+    outer: OuterSettings
+    norm_bound: float = Field(gt=1)
+    norm_history: tuple[float, ...] = ()
+    ledger: dict[str, SiteLedger] = Field(default_factory=dict)
+    """What the lineage has consumed at the segment's start, rebalanced text included."""
+    replay: bool = False
+    stop_reason: str = "plan finished"
+    """Why the segment ends when every planned round has run."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Plan":
+        if (self.rounds is None) == (self.open is None):
+            raise ValueError("give either rounds or open")
+        if self.mode == "local" and len(self.members) != 1:
+            raise ValueError(f"mode local has one member, not {', '.join(self.members)}")
+        for planned in self.rounds or ():
+            strange = sorted(planned.steps.keys() - set(self.members))
+            if strange:
+                raise ValueError(f"round {planned.index} has steps for {strange[0]!r}, which is no member")
+        return self
+
+
+class RoundDone(Record):
+    """What was realised in a round, per site whose update counts."""
+
+    index: int
+    start: Utc
+    end: Utc
+    members: int
+    """How many took part; the learning rate depended on it."""
+    steps: dict[str, int]
+    tokens: dict[str, int]
+    consumed: dict[str, tuple[Range, ...]]
+    loss: dict[str, tuple[Loss | None, Loss | None]]
+    """Of the first and the last step."""
+    stops: dict[str, str]
+    refused: dict[str, str]
+    lost: dict[str, str]
+    weights: StoredWeights
+
+
+class AcceptedUpdate(Record):
+    norm: float
+    """L2 norm of the pseudo-gradient."""
+    share: float
+    """Weight in the mean."""
+
+
+class WrittenFile(Record):
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class MergeReport(Record):
+    """What a merge did."""
+
+    mode: Literal["local", "federated"]
+    accepted: dict[str, AcceptedUpdate]
+    refused: dict[str, str]
+    """Site -> the reason."""
+    empty: tuple[str, ...]
+    """Sites that took no step."""
+    weights: WrittenFile
+    outer: WrittenFile
+    step_norm: float
+    norm_history: tuple[float, ...]
+    """The run's accepted norms, newest last, at most 20."""
+    seconds: float
+
+
+class JournalLine(Message):
+    """A line of `rounds.jsonl`: a round with all that led to it."""
+
+    done: RoundDone
+    orders: dict[str, Order]
+    results: dict[str, Result]
+    merge: MergeReport
+
+
+class OuterState(Record):
+    """The outer optimiser's buffer by reference; its hash is known once a round was merged."""
+
+    key: str
+    sha256: Sha256 | None = None
+
+
+class Segment(Message):
+    """A segment as realised (`segment.json`), written last."""
+
+    key: str
+    attempt: int
+    rounds: tuple[RoundDone, ...]
+    sites: dict[str, SiteResult]
+    weights: StoredWeights
+    outer: OuterState | None
+    stop_reason: str
+    steps: int
+    tokens: int
+    norm_history: tuple[float, ...]
+    lost: dict[str, str]
+    refused: dict[str, str]
+
+
+class Answer(Message):
+    """What a site's agent replies: who it is, and to an order its result or why there is none."""
+
+    name: str
+    result: Result | None = None
+    error: str | None = None

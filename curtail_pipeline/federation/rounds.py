@@ -16,33 +16,53 @@ What can fail, and what follows:
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from curtail_pipeline.errors import FederationError, LedgerError, StoreError
-from curtail_pipeline.federation.merge import MergeReport, Update, merge
-from curtail_pipeline.federation.orders import agent_key
-from curtail_pipeline.federation.plan import Plan, Range, folder_of, parse_plan
-from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY
-from curtail_pipeline.storage.store import Store, canonical_json
-from curtail_pipeline.times import iso, utc_now
-from curtail_pipeline.tokens.ranges import after_prefix, compact, total
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.admission import admit
+from curtail_pipeline.federation.liveness import Liveness
+from curtail_pipeline.federation.merge import Update, merge
+from curtail_pipeline.federation.orders import (
+    JournalLine,
+    MergeReport,
+    Order,
+    OuterState,
+    Plan,
+    Result,
+    RoundDone,
+    Segment,
+    StoredWeights,
+    Watch,
+)
+from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, scratch_of, segment_key
+from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
+from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.times import utc_now
+from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
 
 POLL_S = 0.2
 LONGEST_POLL_S = 1.0
 
-Order = dict[str, Any]
-Result = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Failure:
-    """An order that will have no result, and why."""
+    """An order that will have no result, and why: the site is lost to the round."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """An answer that is no result of this version: it is refused, the site is not lost."""
+
+    reason: str
+
+
+Reply = Result | Failure | Malformed
 
 
 class Transport(Protocol):
@@ -50,70 +70,7 @@ class Transport(Protocol):
 
     def send(self, site: str, order: Order) -> None: ...
 
-    def poll(self) -> list[tuple[str, Result | Failure]]: ...
-
-
-class _Weights(BaseModel):
-    key: str
-    sha256: str
-
-
-class _InnerState(BaseModel):
-    begin: str
-    end: str
-
-
-class _Result(BaseModel):
-    """The part of a result that is relied on; the rest is passed on to `rounds.jsonl` as it is."""
-
-    model_config = ConfigDict(extra="ignore")
-    site: str
-    round: int
-    parent_sha256: str
-    steps: int
-    tokens: int
-    consumed: list[Range]
-    weights: _Weights
-    inner_state: _InnerState
-    stop: str
-
-
-class Liveness:
-    """Tells from heartbeats whether a site still works on the order it was sent.
-
-    Only changes of the heartbeat count, on this machine's monotonic clock; the clocks of sites need not agree.
-    """
-
-    def __init__(self, store: Store, liveness_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._limit, self._clock = store, liveness_s, clock
-        self._seen: dict[str, tuple[float, Any]] = {}
-        self._pid: dict[str, Any] = {}
-
-    def _read(self, site: str) -> Any:
-        try:
-            return self._store.read_json(agent_key(site))
-        except StoreError:
-            return None
-
-    def watch(self, site: str) -> None:
-        """Start watching: an order goes out now."""
-        beat = self._read(site)
-        self._seen[site] = (self._clock(), beat)
-        self._pid[site] = beat.get("pid") if isinstance(beat, dict) else None
-
-    def lost(self, site: str) -> str | None:
-        """Why the site counts as lost, or None while it is alive."""
-        beat, now = self._read(site), self._clock()
-        since, last = self._seen[site]
-        if beat is not None and beat != last:
-            self._seen[site] = (now, beat)
-            pid = beat.get("pid") if isinstance(beat, dict) else None
-            if self._pid[site] is None:
-                self._pid[site] = pid
-            elif pid != self._pid[site]:
-                return f"its agent restarted (process {self._pid[site]} became {pid})"
-            return None
-        return f"no heartbeat for {now - since:.0f} s" if now - since > self._limit else None
+    def poll(self) -> list[tuple[str, Reply]]: ...
 
 
 @dataclass
@@ -122,24 +79,24 @@ class _Site:
 
     inner_state: str
     begin: str
-    pool: list[list[Any]] = field(default_factory=list)
+    pool: list[Range] = field(default_factory=list)
     steps: int = 0
     tokens: int = 0
-    consumed: list[list[Any]] = field(default_factory=list)
+    consumed: list[Range] = field(default_factory=list)
 
 
 @dataclass
 class _Round:
     index: int
-    start: str | None
-    end: str | None
-    steps: dict[str, int]
+    start: datetime | None
+    end: datetime | None
+    steps: Mapping[str, int]
     members: int
     deadline_s: float | None
-    stops: dict[str, str]
+    stops: Mapping[str, str]
 
 
-class Segment:
+class _Running:
     """One segment while it runs. `run` is the whole of it; use `run_segment`."""
 
     def __init__(
@@ -157,22 +114,22 @@ class Segment:
         self.transport, self.plan, self.folder, self.store = transport, plan, folder, store
         self.liveness = Liveness(store, liveness_s, clock)
         self.wait, self.log = wait, log
-        fresh = {site: plan.inner_state.get(site, "fresh") for site in plan.members}
+        fresh = {site: plan.inner_state.get(site, FRESH) for site in plan.members}
         self.sites = {site: _Site(state, state) for site, state in fresh.items()}
         if plan.open:
             for site, site_lease in plan.open.lease.items():
                 self.sites[site].pool = compact(site_lease)
         self.step = plan.first_step
-        self.weights = {"key": plan.parent.weights, "sha256": plan.parent.sha256}
-        self.outer: dict[str, Any] = {"key": plan.parent.outer, "sha256": None}
-        self.norm_history = list(plan.norm_history)
+        self.weights = StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)
+        self.outer = OuterState(key=plan.parent.outer) if plan.parent.outer else None
+        self.norm_history = plan.norm_history
         self.generation = plan.open.generation if plan.open else plan.generation
         self.lost: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[RoundDone] = []
         self._journal = b""
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Segment:
         stop_reason = ""
         for number in range(len(self.plan.rounds) if self.plan.rounds is not None else self._cap()):
             stop_reason = self._boundary()
@@ -199,7 +156,7 @@ class Segment:
 
     def _boundary(self) -> str:
         """Why no further round may start; empty when one may."""
-        if not self.plan.replay and self.store.exists(f"scratch/{self.plan.key}/{self.plan.attempt + 1}/plan.json"):
+        if not self.plan.replay and self.store.exists(plan_key(scratch_of(self.plan.key, self.plan.attempt + 1))):
             raise FederationError(
                 f"{self.plan.key}: attempt {self.plan.attempt} was superseded by attempt {self.plan.attempt + 1}"
             )
@@ -215,16 +172,16 @@ class Segment:
         """Compare the desired membership with this segment's; adopt a newer generation that wants the same members."""
         if not self.store.exists(MEMBERSHIP_KEY):
             return ""
-        desired = self.store.read_json(MEMBERSHIP_KEY)
-        if desired["generation"] <= self.generation:
+        desired = self.store.read_record(MEMBERSHIP_KEY, Desired)
+        if desired.generation <= self.generation:
             return ""
-        trains = [site for site, state in desired["states"].items() if _state(state) == "train"]
-        joins = sorted(set(trains) - set(self.plan.members))
-        leaves = sorted(set(self.plan.members) - set(trains))
+        joins = sorted(set(desired.members) - set(self.plan.members))
+        leaves = sorted(set(self.plan.members) - set(desired.members))
         if not joins and not leaves:
-            self.generation = desired["generation"]
+            self.generation = desired.generation
             return ""
-        parts = [f"{site} leaves" + _because(desired["states"].get(site)) for site in leaves]
+        why = {site: desired.reasons.get(site) for site in leaves}
+        parts = [f"{site} leaves: {reason}" if reason else f"{site} leaves" for site, reason in why.items()]
         return "; ".join([*parts, *(f"{site} joins" for site in joins)])
 
     def _next(self, number: int) -> _Round:
@@ -237,10 +194,10 @@ class Segment:
                 planned.index,
                 planned.start,
                 planned.end,
-                dict(planned.steps),
+                planned.steps,
                 planned.members or len(planned.steps),
                 None,
-                dict(planned.stops),
+                planned.stops,
             )
         assert self.plan.open is not None
         members = [site for site in self.plan.members if self.sites[site].pool]
@@ -253,39 +210,40 @@ class Segment:
 
     def _order(self, upcoming: _Round, site: str) -> Order:
         plan = self.plan
-        watch = {"key": MEMBERSHIP_KEY, "generation": self.generation} if plan.open else None
-        return {
-            "schema": 1,
-            "key": plan.key,
-            "attempt": plan.attempt,
-            "round": upcoming.index,
-            "site": site,
-            "experiment_uri": plan.experiment_uri,
-            "store": str(self.store.root),
-            "parent": dict(self.weights),
-            "config": plan.parent.config,
-            "inner_state": self.sites[site].inner_state,
-            "first_step": self.step,
-            "members": upcoming.members,
-            "total_steps": plan.total_steps,
-            "max_steps": upcoming.steps[site],
-            "deadline_s": upcoming.deadline_s,
-            "lease": [list(part) for part in self.sites[site].pool],
-            "seed": plan.seed,
-            "watch": watch,
-            "out": f"{self.folder}/round-{upcoming.index:04d}/{site}.safetensors",
-        }
+        return Order(
+            key=plan.key,
+            attempt=plan.attempt,
+            round=upcoming.index,
+            site=site,
+            experiment_uri=plan.experiment_uri,
+            store=str(self.store.root),
+            parent=self.weights,
+            config=plan.parent.config,
+            inner_state=self.sites[site].inner_state,
+            first_step=self.step,
+            members=upcoming.members,
+            total_steps=plan.total_steps,
+            max_steps=upcoming.steps[site],
+            deadline_s=upcoming.deadline_s,
+            lease=tuple(self.sites[site].pool),
+            seed=plan.seed,
+            watch=Watch(key=MEMBERSHIP_KEY, generation=self.generation) if plan.open else None,
+            out=f"{self._round_folder(upcoming.index)}/{site}.safetensors",
+        )
+
+    def _round_folder(self, index: int) -> str:
+        return f"{self.folder}/round-{index:04d}"
 
     def _round(self, upcoming: _Round) -> None:
-        begun, before = iso(utc_now()), self.step
+        begun, before = utc_now(), self.step
         orders = {site: self._order(upcoming, site) for site in self.plan.members if site in upcoming.steps}
         for site, order in orders.items():
             self.liveness.watch(site)
             self.transport.send(site, order)
-        results, lost = self._collect(upcoming.index, set(orders))
-        fitting, refused = self._check(orders, results)
+        results, lost, malformed = self._collect(upcoming.index, set(orders))
+        fitting, refused = admit(orders, results)
         report = self._merge(upcoming.index, fitting)
-        refused |= report.refused
+        refused |= malformed | report.refused
         for site in sorted(fitting.keys() - report.refused.keys()):
             self._accept(site, orders[site], fitting[site])
         self.step += sum(fitting[site].steps for site in report.accepted)
@@ -293,22 +251,22 @@ class Segment:
         self.refusals |= refused
         self.norm_history = report.norm_history
         counted = {site: results[site] for site in sorted(report.accepted)}
-        done = {
-            "index": upcoming.index,
-            "start": upcoming.start or begun,
-            "end": upcoming.end or iso(utc_now()),
-            "members": upcoming.members,
-            "steps": {site: int(result["steps"]) for site, result in counted.items()},
-            "tokens": {site: result["tokens"] for site, result in counted.items()},
-            "consumed": {site: compact(result["consumed"]) for site, result in counted.items()},
-            "loss": {site: [result.get("loss_first"), result.get("loss_last")] for site, result in counted.items()},
-            "stops": upcoming.stops | {s: r["stop"] for s, r in counted.items() if r["stop"] != "steps"},
-            "refused": refused,
-            "lost": lost,
-            "weights": dict(self.weights),
-        }
+        done = RoundDone(
+            index=upcoming.index,
+            start=upcoming.start or begun,
+            end=upcoming.end or utc_now(),
+            members=upcoming.members,
+            steps={site: result.steps for site, result in counted.items()},
+            tokens={site: result.tokens for site, result in counted.items()},
+            consumed={site: tuple(compact(result.consumed)) for site, result in counted.items()},
+            loss={site: (result.loss_first, result.loss_last) for site, result in counted.items()},
+            stops={**upcoming.stops, **{s: r.stop for s, r in counted.items() if r.stop != "steps"}},
+            refused=refused,
+            lost=lost,
+            weights=self.weights,
+        )
         self.rounds.append(done)
-        self._write_journal(done | {"orders": orders, "results": results, "merge": report.as_dict()})
+        self._write_journal(JournalLine(done=done, orders=orders, results=results, merge=report))
         self._tidy(upcoming.index, list(orders))
         self.log(
             f"round {upcoming.index}: {self.step - before} steps by {', '.join(counted) or 'no site'}"
@@ -316,9 +274,11 @@ class Segment:
             + "".join(f"; {site} lost: {why}" for site, why in lost.items())
         )
 
-    def _collect(self, index: int, pending: set[str]) -> tuple[dict[str, Result], dict[str, str]]:
+    def _collect(self, index: int, pending: set[str]) -> tuple[dict[str, Result], dict[str, str], dict[str, str]]:
+        """Results, sites that are lost with the reason, and sites whose answer is no result with what it is."""
         results: dict[str, Result] = {}
         lost: dict[str, str] = {}
+        malformed: dict[str, str] = {}
         pause = POLL_S
         while True:
             for site, answer in self.transport.poll():
@@ -326,7 +286,9 @@ class Segment:
                     continue
                 if isinstance(answer, Failure):
                     lost[site] = answer.reason
-                elif answer.get("round") == index:
+                elif isinstance(answer, Malformed):
+                    malformed[site] = answer.reason
+                elif answer.round == index:
                     results[site] = answer
                 else:
                     continue
@@ -337,49 +299,20 @@ class Segment:
                     lost[site] = reason
                     pending.discard(site)
             if not pending:
-                return results, lost
+                return results, lost, malformed
             self.wait(pause)
             pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
 
-    def _check(self, orders: dict[str, Order], results: dict[str, Result]) -> tuple[dict[str, _Result], dict[str, str]]:
-        """Split results into those that fit their orders and those refused, with the reason."""
-        fitting: dict[str, _Result] = {}
-        refused: dict[str, str] = {}
-        for site, raw in sorted(results.items()):
-            order = orders[site]
-            try:
-                result = _Result.model_validate(raw)
-                after_prefix(order["lease"], result.consumed)
-            except ValidationError as error:
-                refused[site] = f"its result is malformed: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
-                continue
-            except LedgerError as error:
-                refused[site] = str(error)
-                continue
-            if result.site != site:
-                refused[site] = f"its result is signed by {result.site!r}"
-            elif result.weights.key != order["out"]:
-                refused[site] = f"its weights lie at {result.weights.key!r}, not at {order['out']!r}"
-            elif result.inner_state.begin != order["inner_state"]:
-                refused[site] = f"it began with state {result.inner_state.begin}, not {order['inner_state']}"
-            elif not 0 <= result.steps <= order["max_steps"]:
-                refused[site] = f"it took {result.steps} steps, {order['max_steps']} were asked for"
-            elif (result.tokens > 0) != (result.steps > 0) or (result.steps > 0) != (total(result.consumed) > 0):
-                refused[site] = f"{result.steps} steps, {result.tokens} tokens and {result.consumed} do not agree"
-            else:
-                fitting[site] = result
-        return fitting, refused
-
-    def _merge(self, index: int, fitting: dict[str, _Result]) -> MergeReport:
+    def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
         plan, store = self.plan, self.store
-        folder = f"{self.folder}/round-{index:04d}"
+        folder = self._round_folder(index)
         updates = [
             Update(site, store.path(r.weights.key), r.tokens, r.weights.sha256, r.parent_sha256, r.round)
             for site, r in fitting.items()
         ]
         report = merge(
-            store.path(self.weights["key"]),
-            store.path(self.outer["key"]) if self.outer["key"] else None,
+            store.path(self.weights.key),
+            store.path(self.outer.key) if self.outer else None,
             updates,
             plan.mode,
             plan.outer.lr,
@@ -388,70 +321,60 @@ class Segment:
             store.path(f"{folder}/outer.safetensors"),
             plan.norm_bound,
             self.norm_history,
-            parent_sha256=self.weights["sha256"],
+            parent_sha256=self.weights.sha256,
             round_index=index,
         )
-        self.weights = {"key": f"{folder}/model.safetensors", "sha256": report.weights["sha256"]}
-        self.outer = {"key": f"{folder}/outer.safetensors", "sha256": report.outer["sha256"]}
+        self.weights = StoredWeights(key=f"{folder}/model.safetensors", sha256=report.weights.sha256)
+        self.outer = OuterState(key=f"{folder}/outer.safetensors", sha256=report.outer.sha256)
         return report
 
-    def _accept(self, site: str, order: Order, result: _Result) -> None:
+    def _accept(self, site: str, order: Order, result: Result) -> None:
         mine = self.sites[site]
-        mine.pool = after_prefix(order["lease"], result.consumed)
+        mine.pool = after_prefix(order.lease, result.consumed)
         mine.inner_state = result.inner_state.end
         mine.steps += result.steps
         mine.tokens += result.tokens
         mine.consumed = compact([*mine.consumed, *result.consumed])
 
-    def _write_journal(self, entry: dict[str, Any]) -> None:
-        line = canonical_json(entry).replace(b"\n", b"")
-        self._journal += line + b"\n"
-        self.store.write_bytes(f"{self.folder}/rounds.jsonl", self._journal)
+    def _write_journal(self, line: JournalLine) -> None:
+        self._journal += line.model_dump_json().encode() + b"\n"
+        self.store.write_bytes(journal_key(self.folder), self._journal)
 
     def _tidy(self, index: int, sites: list[str]) -> None:
         """Remove what the merged weights of this round have superseded."""
         for site in sites:
-            self.store.delete(f"{self.folder}/round-{index:04d}/{site}.safetensors")
+            self.store.delete(f"{self._round_folder(index)}/{site}.safetensors")
         for earlier in self.rounds[:-1]:
-            self.store.delete(f"{self.folder}/round-{earlier['index']:04d}")
+            self.store.delete(self._round_folder(earlier.index))
 
-    def _result(self, stop_reason: str) -> dict[str, Any]:
-        return {
-            "key": self.plan.key,
-            "attempt": self.plan.attempt,
-            "rounds": self.rounds,
-            "sites": {
-                site: {
-                    "steps": mine.steps,
-                    "tokens": mine.tokens,
-                    "consumed": mine.consumed,
-                    "inner_state": {"begin": mine.begin, "end": mine.inner_state},
-                }
+    def _result(self, stop_reason: str) -> Segment:
+        return Segment(
+            key=self.plan.key,
+            attempt=self.plan.attempt,
+            rounds=tuple(self.rounds),
+            sites={
+                site: SiteResult(
+                    steps=mine.steps,
+                    tokens=mine.tokens,
+                    consumed=mine.consumed,
+                    inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
+                )
                 for site, mine in self.sites.items()
             },
-            "weights": self.weights,
-            "outer": self.outer,
-            "stop_reason": stop_reason,
-            "steps": sum(mine.steps for mine in self.sites.values()),
-            "tokens": sum(mine.tokens for mine in self.sites.values()),
-            "norm_history": self.norm_history,
-            "lost": self.lost,
-            "refused": self.refusals,
-        }
-
-
-def _state(entry: Any) -> str:
-    return entry["state"] if isinstance(entry, dict) else entry
-
-
-def _because(entry: Any) -> str:
-    reason = entry.get("reason") if isinstance(entry, dict) else None
-    return f": {reason}" if reason else ""
+            weights=self.weights,
+            outer=self.outer,
+            stop_reason=stop_reason,
+            steps=sum(mine.steps for mine in self.sites.values()),
+            tokens=sum(mine.tokens for mine in self.sites.values()),
+            norm_history=self.norm_history,
+            lost=self.lost,
+            refused=self.refusals,
+        )
 
 
 def run_segment(
     transport: Transport,
-    plan: dict[str, Any],
+    plan: Plan,
     store: Store,
     *,
     folder: str | None = None,
@@ -459,27 +382,28 @@ def run_segment(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
     log: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Segment:
     """Run a segment to its end; write `rounds.jsonl` per round and `segment.json` last, and return the latter.
 
     Args:
         transport: how orders reach the members.
-        plan: the content of `plan.json`.
         folder: scratch folder (a store key); `scratch/<key>/<attempt>` when not given.
         liveness_s: a site whose heartbeat stands still for longer (wall seconds) is lost.
         clock, wait: monotonic seconds and sleep; a test passes its own.
 
     Raises:
-        FederationError: the plan is invalid, no site delivered, or another attempt took over.
+        FederationError: no site delivered, or another attempt took over.
     """
-    parsed = parse_plan(plan, f"the plan of {plan.get('key', '?')}")
-    place = folder or f"scratch/{parsed.key}/{parsed.attempt}"
-    segment = Segment(transport, parsed, place, store, liveness_s=liveness_s, clock=clock, wait=wait, log=log)
-    outcome = segment.run()
-    store.write_json(f"{place}/segment.json", outcome)
+    place = folder or scratch_of(plan.key, plan.attempt)
+    running = _Running(transport, plan, place, store, liveness_s=liveness_s, clock=clock, wait=wait, log=log)
+    outcome = running.run()
+    store.write_record(segment_key(place), outcome)
     return outcome
 
 
-def run_plan(transport: Transport, plan_key: str, store: Store, **options: Any) -> dict[str, Any]:
+def run_plan(
+    transport: Transport, key: str, store: Store, *, liveness_s: float, log: Callable[[str], None] = print
+) -> Segment:
     """`run_segment` for a plan in the store; the segment is written beside it."""
-    return run_segment(transport, store.read_json(plan_key), store, folder=folder_of(plan_key), **options)
+    plan = store.read_record(key, Plan)
+    return run_segment(transport, plan, store, folder=folder_of(key), liveness_s=liveness_s, log=log)

@@ -6,18 +6,19 @@ token counted twice or a wrong parent changes the result.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from curtail_pipeline.federation.orders import agent_key
-from curtail_pipeline.federation.rounds import Failure, Order, Result
+from curtail_pipeline.federation.orders import Heartbeat, Order, Result, WrittenWeights, agent_key
+from curtail_pipeline.federation.rounds import Failure, Reply
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.storage.manifest import InnerStates
 from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.times import EPOCH, seconds
 from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
 FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute"]
@@ -58,39 +59,39 @@ class SimulatedSite:
         self.steps_per_round = steps_per_round
 
     def __call__(self, order: Order, kind: FaultKind | None = None) -> Result:
-        held = total(order["lease"]) // self.sequences_per_step
-        steps = min(order["max_steps"], held, self.steps_per_round or order["max_steps"])
-        consumed = compact(take_prefix(order["lease"], steps * self.sequences_per_step))
+        held = total(order.lease) // self.sequences_per_step
+        steps = min(order.max_steps, held, self.steps_per_round or order.max_steps)
+        consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step))
         if kind == "greedy":
-            consumed = [[part[0], part[1] + 1, part[2] + 1, *part[3:]] for part in consumed]
+            consumed = [(part[0], part[1] + 1, part[2] + 1) for part in consumed]
         seed = hashlib.sha256(
-            repr((self.name, order["inner_state"], order["parent"]["sha256"], consumed, order["first_step"])).encode()
+            repr((self.name, order.inner_state, order.parent.sha256, consumed, order.first_step)).encode()
         )
-        out = self.store.path(order["out"])
+        out = self.store.path(order.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._write(self.store.path(order["parent"]["key"]), out, int(seed.hexdigest()[:12], 16), steps, kind)
+        self._write(self.store.path(order.parent.key), out, int(seed.hexdigest()[:12], 16), steps, kind)
         digest = file_sha256(out)
         if kind == "corrupt":
             data = bytearray(out.read_bytes())
             data[-1] ^= 1
             out.write_bytes(data)
-        end = f"sha256:{seed.hexdigest()}" if steps else order["inner_state"]
-        return {
-            "site": self.name,
-            "round": order["round"],
-            "parent_sha256": "0" * 64 if kind == "stale" else order["parent"]["sha256"],
-            "steps": steps,
-            "tokens": steps * self.sequences_per_step * self.sequence_length,
-            "consumed": consumed,
-            "loss_first": 3.0,
-            "loss_last": 2.0,
-            "loss_mean": 2.5,
-            "seconds": 0.01,
-            "tokens_per_s": 1000.0,
-            "weights": {"key": order["out"], "sha256": digest, "bytes": out.stat().st_size},
-            "inner_state": {"begin": order["inner_state"], "end": end},
-            "stop": "steps" if steps == order["max_steps"] else "exhausted" if steps == held else "deadline",
-        }
+        end = f"sha256:{seed.hexdigest()}" if steps else order.inner_state
+        return Result(
+            site=self.name,
+            round=order.round,
+            parent_sha256="0" * 64 if kind == "stale" else order.parent.sha256,
+            steps=steps,
+            tokens=steps * self.sequences_per_step * self.sequence_length,
+            consumed=tuple(consumed),
+            loss_first=3.0,
+            loss_last=2.0,
+            loss_mean=2.5,
+            seconds=0.01,
+            tokens_per_s=1000.0,
+            weights=WrittenWeights(key=order.out, sha256=digest, bytes=out.stat().st_size),
+            inner_state=InnerStates(begin=order.inner_state, end=end),
+            stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
+        )
 
     def _write(self, parent: Path, out: Path, seed: int, steps: int, kind: FaultKind | None) -> None:
         scale = {"nan": np.nan, "huge": 1e6}.get(kind or "", 1.0) * 1e-2 * steps
@@ -132,13 +133,13 @@ class MemoryTransport:
         self.sent.append((site, order))
         self._pending.append((site, order))
 
-    def poll(self) -> list[tuple[str, Result | Failure]]:
+    def poll(self) -> list[tuple[str, Reply]]:
         if self.on_poll:
             self.on_poll()
-        answers: list[tuple[str, Result | Failure]] = []
+        answers: list[tuple[str, Reply]] = []
         pending, self._pending = self._pending, []
         for site, order in pending:
-            kind = self.faults.get((site, order["round"]))
+            kind = self.faults.get((site, order.round))
             if kind == "kill":
                 self._dead.add(site)
             elif kind == "restart":
@@ -154,7 +155,7 @@ class MemoryTransport:
         self._beat += 1
         for site in self.sites:
             if site not in self._dead:
-                beat: dict[str, Any] = {"site": site, "pid": self._pid[site], "at": self._beat, "busy": False}
+                beat = Heartbeat(site=site, pid=self._pid[site], at=EPOCH + seconds(self._beat), busy=False)
                 path = self.store.path(agent_key(site))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(beat), encoding="utf-8")  # nobody reads at the same time
+                path.write_text(beat.model_dump_json(), encoding="utf-8")  # nobody reads at the same time

@@ -4,14 +4,13 @@ Imports neither torch nor transformers: Flower starts a process for every messag
 site is (`name`) and where its trainer writes its endpoint (`endpoint`, a JSON file with port, process id and token).
 """
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from curtail_pipeline.errors import FederationError
+from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.federation.orders import Answer, Order
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.trainer_client import Trainer
 
@@ -22,14 +21,15 @@ def answer(message: Message, context: Context) -> Message:
     if supervisor:
         exit_with(int(supervisor))
     name = str(context.node_config.get("name", ""))
-    reply: dict[str, Any] = {"name": name}
     record = message.content.config_records.get("order")
+    answer = Answer(name=name)
     if record is not None:
-        order = json.loads(str(record["order"]))
         try:
-            if order["site"] != name:
-                raise FederationError(f"an order for {order['site']!r} reached {name!r}; the node map is out of date")
-            reply["result"] = Trainer(Path(str(context.node_config["endpoint"]))).train(order)
-        except FederationError as error:
-            reply["error"] = str(error)
-    return Message(RecordDict({"answer": ConfigRecord({"answer": json.dumps(reply)})}), reply_to=message)
+            order = Order.read(str(record["order"]), "the order")
+            if order.site != name:
+                raise FederationError(f"an order for {order.site!r} reached {name!r}; the node map is out of date")
+            answer = Answer(name=name, result=Trainer(Path(str(context.node_config["endpoint"]))).train(order))
+        except (FederationError, MessageError) as error:
+            answer = Answer(name=name, error=str(error))
+    content = ConfigRecord({"answer": answer.model_dump_json()})
+    return Message(RecordDict({"answer": content}), reply_to=message)

@@ -15,17 +15,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from curtail_pipeline.errors import FederationError
+from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.federation_state import DOWN, STATE_FILE, FederationState
 from curtail_pipeline.settings.experiment import Experiment
 
-STATE_FILE = "federation.json"
 _POLL_S = 0.05
 _STOP_S = 15.0
+
+
+@dataclass(frozen=True)
+class Contact:
+    """How a segment reaches a federation that is ready."""
+
+    superlink: str
+    """host:port of its Control API."""
+    nodes: dict[str, int]
+    """Site -> Flower node id; 0 where the ServerApp has to ask."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +45,20 @@ class Federation:
     start_timeout_s: float = 120.0
     liveness_s: float = 10.0
 
-    def state(self) -> dict[str, Any]:
-        """What the supervisor last wrote, with `state` = `down` when it does not run."""
+    def state(self) -> FederationState:
+        """What the supervisor last wrote, `down` when it does not run."""
+        path = self.folder / STATE_FILE
         try:
-            content: dict[str, Any] = json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {"state": "down", "sites": {}}
-        if content["state"] != "failed" and not processes.is_alive(content["pid"], content["created"]):
-            return {"state": "down", "sites": {}}
+            content = FederationState.read(path.read_bytes(), str(path))
+        except (OSError, MessageError):
+            return DOWN
+        if content.state != "failed" and not processes.is_alive(content.pid, content.created):
+            return DOWN
         return content
 
-    def wait_ready(self, sites: Sequence[str]) -> dict[str, Any]:
-        """The state once SuperLink, and SuperNode and trainer of these sites are ready.
+    def wait_ready(self, sites: Sequence[str]) -> Contact:
+        """The SuperLink's address and the sites' nodes once SuperLink, and SuperNode and trainer of these sites are
+        ready.
 
         Raises:
             FederationError: one is not, within the start timeout; the message ends with its log.
@@ -55,24 +66,23 @@ class Federation:
         deadline = time.monotonic() + self.start_timeout_s
         while True:
             state = self.state()
-            if state["state"] in ("down", "failed", "stopping"):
-                reason = state.get("error") or processes.tail(self.folder / "logs" / "supervisor.log")
-                raise FederationError(f"the federation in {self.folder} is {state['state']}: {reason}")
-            strange = [site for site in sites if site not in state["sites"]]
+            if state.state in ("down", "failed", "stopping"):
+                reason = state.error or processes.tail(self.folder / "logs" / "supervisor.log")
+                raise FederationError(f"the federation in {self.folder} is {state.state}: {reason}")
+            strange = [site for site in sites if site not in state.sites]
             if strange:
                 raise FederationError(
                     f"the federation in {self.folder} has no site {strange[0]!r}, it was started with "
-                    f"{', '.join(state['sites'])}; run `curtail federation down` and start it again"
+                    f"{', '.join(state.sites)}; run `curtail federation down` and start it again"
                 )
-            late = [] if state["superlink"]["ready"] else ["superlink"]
-            late += [
-                f"{part}-{s}"
-                for s in sites
-                for part in ("trainer", "supernode")
-                if not state["sites"][s][part]["ready"]
-            ]
+            late = [] if state.superlink.ready else ["superlink"]
+            for site in sites:
+                late += [] if state.sites[site].trainer.ready else [f"trainer-{site}"]
+                late += [] if state.sites[site].supernode.ready else [f"supernode-{site}"]
             if not late:
-                return state
+                return Contact(
+                    state.superlink.address, {site: state.sites[site].supernode.node_id or 0 for site in sites}
+                )
             if time.monotonic() > deadline:
                 log = self.folder / "logs" / f"{late[0]}.log"
                 raise FederationError(
@@ -101,11 +111,11 @@ class LocalFederation:
         settings = experiment.federation
         self._federation = Federation(self.folder, settings.start_timeout_s, settings.liveness_s)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> FederationState:
         """What runs: `state` (`down`, `starting`, `ready`, `failed`, `stopping`), addresses, processes, logs."""
         return self._federation.state()
 
-    def up(self) -> dict[str, Any]:
+    def up(self) -> FederationState:
         """Start it, unless it runs, to stay until `down`; its state once it is ready.
 
         Raises:
@@ -117,9 +127,9 @@ class LocalFederation:
     def down(self) -> bool:
         """Stop it with everything it started; whether there was something to stop."""
         state = self.status()
-        if state["state"] in ("down", "failed"):
+        if state.state in ("down", "failed"):
             return False
-        self._stop(int(state["pid"]), float(state["created"]))
+        self._stop(state.pid, state.created)
         return True
 
     @contextmanager
@@ -159,9 +169,9 @@ class LocalFederation:
     def _running(self) -> bool:
         """Whether there is one to use. Waits for the end of one that is stopping."""
         deadline = time.monotonic() + _STOP_S
-        while self.status()["state"] == "stopping" and time.monotonic() < deadline:
+        while self.status().state == "stopping" and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        return self.status()["state"] in ("starting", "ready")
+        return self.status().state in ("starting", "ready")
 
     def _start(self, owner: int | None) -> tuple[int, float]:
         (self.folder / STATE_FILE).unlink(missing_ok=True)
@@ -178,7 +188,7 @@ class LocalFederation:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         deadline = time.monotonic() + self._federation.start_timeout_s
-        while self.status()["state"] == "down":
+        while self.status().state == "down":
             code = process.poll()
             if code is not None or time.monotonic() > deadline:
                 if code is None:
@@ -191,7 +201,7 @@ class LocalFederation:
         # it is not this object's to wait for: it may outlive this process, and `_stop` watches its id
         process.returncode = 0
         state = self.status()
-        return process.pid, float(state.get("created") or 0.0)
+        return process.pid, state.created
 
     def _stop(self, pid: int, created: float) -> None:
         """End a supervisor; what it started ends with it, at the latest when it is killed."""

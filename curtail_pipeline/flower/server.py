@@ -3,18 +3,18 @@
 Weights never travel in messages: an order and a result are small JSON texts that refer to files in the store.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.rounds import POLL_S, Failure, Order, Result, run_plan
+from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.federation.orders import Answer, Order, Plan
+from curtail_pipeline.federation.rounds import POLL_S, Failure, Malformed, Reply, run_plan
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
+from curtail_pipeline.flower.run_config import RunConfig
 from curtail_pipeline.storage.store import Store
 
 TTL_S = 7 * 24 * 3600.0
@@ -30,19 +30,19 @@ class FlowerTransport:
         self._waiting: dict[str, str] = {}
 
     def send(self, site: str, order: Order) -> None:
-        content = RecordDict({"order": ConfigRecord({"order": json.dumps(order)})})
+        content = RecordDict({"order": ConfigRecord({"order": order.model_dump_json()})})
         message = Message(
-            content, self._nodes[site], MessageType.TRAIN, ttl=TTL_S, group_id=f"{order['key']}/{order['round']}"
+            content, self._nodes[site], MessageType.TRAIN, ttl=TTL_S, group_id=f"{order.key}/{order.round}"
         )
         (message_id,) = self._grid.push_messages([message])
         if not message_id:
             raise FederationError(f"the SuperLink did not take the order for {site}; see its log")
         self._waiting[message_id] = site
 
-    def poll(self) -> list[tuple[str, Result | Failure]]:
+    def poll(self) -> list[tuple[str, Reply]]:
         if not self._waiting:
             return []
-        answers: list[tuple[str, Result | Failure]] = []
+        answers: list[tuple[str, Reply]] = []
         for reply in self._grid.pull_messages(list(self._waiting)):
             site = self._waiting.pop(reply.metadata.reply_to_message_id, None)
             if site is not None:
@@ -50,14 +50,20 @@ class FlowerTransport:
         return answers
 
 
-def _read(reply: Message) -> Result | Failure:
+def _answer(reply: Message) -> Answer:
+    return Answer.read(str(reply.content.config_records["answer"]["answer"]), "the agent's answer")
+
+
+def _read(reply: Message) -> Reply:
     if reply.has_error():
         return Failure(f"Flower error {reply.error.code}: {reply.error.reason}")
-    content = json.loads(str(reply.content.config_records["answer"]["answer"]))
-    if "error" in content:
-        return Failure(content["error"])
-    result: Result = content["result"]
-    return result
+    try:
+        answer = _answer(reply)
+    except MessageError as error:
+        return Malformed(str(error))
+    if answer.result is None:
+        return Failure(answer.error or "its agent answered without a result")
+    return answer.result
 
 
 def resolve_nodes(
@@ -88,7 +94,7 @@ def resolve_nodes(
                 pending.discard(reply.metadata.reply_to_message_id)
                 if reply.has_error():
                     continue
-                name = json.loads(str(reply.content.config_records["answer"]["answer"]))["name"]
+                name = _answer(reply).name
                 if name in members:
                     found.setdefault(name, reply.metadata.src_node_id)
             if set(found) == set(members):
@@ -107,14 +113,13 @@ def serve(grid: Grid, context: Context) -> None:
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     if supervisor:
         exit_with(int(supervisor))
-    config: dict[str, Any] = dict(context.run_config)
-    store = Store(str(config["store"]))
-    plan = store.read_json(str(config["plan"]))
-    nodes = resolve_nodes(grid, plan["members"], json.loads(str(config["nodes"])))
+    config = RunConfig.from_flower(context.run_config)
+    store = Store(config.store)
+    nodes = resolve_nodes(grid, store.read_record(config.plan, Plan).members, config.nodes)
     run_plan(
         FlowerTransport(grid, nodes),
-        str(config["plan"]),
+        config.plan,
         store,
-        liveness_s=float(config["liveness-s"]),
+        liveness_s=config.liveness_s,
         log=lambda line: print(line, flush=True),
     )

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
-from curtail_pipeline.flower.local import Federation, LocalFederation
+from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
 from curtail_pipeline.settings.experiment import Experiment
 
 SUPERLINK_ENV = "CURTAIL_SUPERLINK"
@@ -32,10 +32,9 @@ class StandingFederation(Federation):
 
     address: str = ""
 
-    def wait_ready(self, sites: Sequence[str]) -> dict[str, Any]:
+    def wait_ready(self, sites: Sequence[str]) -> Contact:
         """The SuperLink's address; the ServerApp finds the sites' nodes, and fails when one is not online."""
-        unknown = {"node_id": 0}
-        return {"superlink": {"address": self.address}, "sites": {site: {"supernode": unknown} for site in sites}}
+        return Contact(self.address, dict.fromkeys(sites, 0))
 
 
 @contextmanager

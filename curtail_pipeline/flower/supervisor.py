@@ -21,25 +21,33 @@ import json
 import os
 import re
 import selectors
-import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from curtail_pipeline.errors import FederationError, StoreError
-from curtail_pipeline.federation.orders import agent_key
+from curtail_pipeline.errors import FederationError, MessageError, StoreError
+from curtail_pipeline.federation.orders import Heartbeat, agent_key
+from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.federation_state import (
+    STATE_FILE,
+    FederationPhase,
+    FederationState,
+    SiteProcesses,
+    SuperLinkState,
+    SuperNodeState,
+    TrainerProcess,
+)
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
+from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.storage.store import Store
 
-STATE_FILE = "federation.json"
 LOCK_FILE = "supervisor.lock"
 SOCKET = "spawn.sock"
 TRAINER = (sys.executable, "-m", "curtail_pipeline.training.serve")
@@ -51,22 +59,6 @@ STEADY_S = 60.0
 STOP_GRACE_S = 4.0
 LOG_LIMIT = 32 << 20
 """Bytes of a log after which it is set aside as `.1`."""
-
-_SPAWN = """\
-import json, os, socket, sys
-os.chdir(os.path.dirname(os.path.abspath(__file__)) + "/..")
-try:
-    with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(10)
-        line.connect({socket!r})
-        socket.send_fds(line, [json.dumps(sys.argv[1:]).encode()], [1, 2])
-        if line.recv(2) == b"ok":
-            os._exit(0)
-except OSError as error:
-    print("spawning", sys.argv[1], "without the supervisor:", error, file=sys.stderr)
-code = "import sys; sys.argv = sys.argv[1:]; import {control} as control; control.entry_point(sys.argv[0])()"
-os.execv({python!r}, [{python!r}, "-c", code, *sys.argv[1:]])
-"""
 
 
 @dataclass
@@ -81,8 +73,13 @@ class Child:
     offset: int = 0
     ends: int = 0
     due: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What is found out about the running process; forgotten when it ends."""
+    ready: bool = False
+    node_id: int | None = None
+    """Of a SuperNode, once it is ready."""
+
+    def forget(self) -> None:
+        """What was found out about a process that has ended."""
+        self.ready, self.node_id = False, None
 
     def output(self) -> str:
         """What the running process has logged."""
@@ -127,7 +124,7 @@ class Supervisor:
         processes.become_subreaper()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: setattr(self, "stopping", self.stopping or signal.Signals(n).name))
-        self._write_shims()
+        write_shims(self.folder / "bin", SOCKET)
         self._set_environment()
         line = socket.socket(socket.AF_UNIX)
         Path(SOCKET).unlink(missing_ok=True)
@@ -157,19 +154,6 @@ class Supervisor:
             print(self.failed, file=sys.stderr)
         return 1 if self.failed else 0
 
-    def _write_shims(self) -> None:
-        folder = self.folder / "bin"
-        folder.mkdir(exist_ok=True)
-        script = folder / "spawn.py"
-        script.write_text(
-            _SPAWN.format(socket=SOCKET, python=sys.executable, control=control.__name__), encoding="utf-8"
-        )
-        for name in control.SPAWNED:
-            shim = folder / name
-            command = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(script))} {name}"
-            shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
-            shim.chmod(0o700)
-
     def _set_environment(self) -> None:
         """For this process, before it imports Flower, and so for all that it forks."""
         os.environ |= control.ENVIRONMENT
@@ -190,7 +174,7 @@ class Supervisor:
 
     def _launch(self, child: Child) -> None:
         child.offset = child.log.stat().st_size if child.log.exists() else 0
-        child.facts = {}
+        child.forget()
         child.began = time.monotonic()
         child.pid = child.start(child)
 
@@ -266,7 +250,7 @@ class Supervisor:
             if child.pid is None and now >= child.due:
                 self._launch(child)
         self._learn()
-        if not self.ready and all(child.facts.get("ready") for child in self.children.values()):
+        if not self.ready and all(child.ready for child in self.children.values()):
             self.ready = len(self.children) == 1 + 2 * len(self.sites)
         self._publish()
         if now - self._looked_at_logs > 30:
@@ -275,7 +259,8 @@ class Supervisor:
 
     def _ended(self, child: Child, code: int, now: float) -> None:
         child.ends = 1 if now - child.began > STEADY_S else child.ends + 1
-        child.pid, child.facts = None, {}
+        child.pid = None
+        child.forget()
         if child.name == "superlink":
             # its state was in memory: a database on disk costs a second per round, and its runs end with it anyway
             for site in self.sites:
@@ -292,19 +277,19 @@ class Supervisor:
     def _learn(self) -> None:
         """Find out what has become ready since the last turn."""
         link = self.children.get("superlink")
-        if link and link.pid and not link.facts and self._healthy():
-            link.facts["ready"] = True
+        if link and link.pid and not link.ready and self._healthy():
+            link.ready = True
             for site in self.sites:
                 if f"supernode-{site}" not in self.children:
                     self._add(f"supernode-{site}", partial(self._start_supernode, site))
         for site in self.sites:
             trainer, node = self.children[f"trainer-{site}"], self.children.get(f"supernode-{site}")
-            if trainer.pid and not trainer.facts and self._serves(site, trainer.pid):
-                trainer.facts["ready"] = True
-            if node and node.pid and not node.facts:
+            if trainer.pid and not trainer.ready and self._serves(site, trainer.pid):
+                trainer.ready = True
+            if node and node.pid and not node.ready:
                 found = re.search(r"SuperNode ID: (\d+)", node.output())
                 if found:
-                    node.facts = {"ready": True, "node_id": int(found[1])}
+                    node.ready, node.node_id = True, int(found[1])
 
     def _healthy(self) -> bool:
         host, port = self.address.split(":")
@@ -319,49 +304,48 @@ class Supervisor:
 
     def _serves(self, site: str, pid: int) -> bool:
         """Whether the trainer has written its endpoint and its first heartbeat."""
+        path = self._endpoint(site)
         try:
-            endpoint = json.loads(self._endpoint(site).read_text(encoding="utf-8"))
-            return bool(endpoint["pid"] == pid and self.store.read_json(agent_key(site))["pid"] == pid)
-        except (OSError, ValueError, KeyError, StoreError):
+            endpoint = Endpoint.read(path.read_bytes(), str(path))
+            return endpoint.pid == pid and self.store.read_record(agent_key(site), Heartbeat).pid == pid
+        except (OSError, StoreError, MessageError):
             return False
 
-    def _state(self) -> Mapping[str, Any]:
-        def part(name: str) -> dict[str, Any]:
-            child = self.children.get(name)
-            return {"pid": child.pid if child else None, "ready": bool(child and child.facts.get("ready"))}
+    def _state(self) -> FederationState:
+        phase: FederationPhase = (
+            "failed" if self.failed else "stopping" if self.stopping else "ready" if self.ready else "starting"
+        )
+        link = self.children.get("superlink")
+        return FederationState(
+            state=phase,
+            error=self.failed,
+            pid=os.getpid(),
+            created=self.created or 0.0,
+            owner=self.owner,
+            store=str(self.store.root),
+            superlink=SuperLinkState(
+                pid=link.pid if link else None, ready=bool(link and link.ready), address=self.address
+            ),
+            sites={site: self._site_state(site) for site in self.sites},
+            logs=str(self.folder / "logs"),
+        )
 
-        return {
-            "state": "failed"
-            if self.failed
-            else "stopping"
-            if self.stopping
-            else "ready"
-            if self.ready
-            else "starting",
-            "error": self.failed,
-            "pid": os.getpid(),
-            "created": self.created,
-            "owner": self.owner,
-            "store": str(self.store.root),
-            "superlink": part("superlink") | {"address": self.address},
-            "sites": {
-                site: {
-                    "trainer": part(f"trainer-{site}") | {"endpoint": str(self._endpoint(site))},
-                    "supernode": part(f"supernode-{site}")
-                    | {
-                        "node_id": (
-                            node.facts.get("node_id") if (node := self.children.get(f"supernode-{site}")) else None
-                        )
-                    },
-                }
-                for site in self.sites
-            },
-            "logs": str(self.folder / "logs"),
-        }
+    def _site_state(self, site: str) -> SiteProcesses:
+        trainer, node = self.children.get(f"trainer-{site}"), self.children.get(f"supernode-{site}")
+        return SiteProcesses(
+            trainer=TrainerProcess(
+                pid=trainer.pid if trainer else None,
+                ready=bool(trainer and trainer.ready),
+                endpoint=str(self._endpoint(site)),
+            ),
+            supernode=SuperNodeState(pid=node.pid, ready=node.ready, node_id=node.node_id)
+            if node
+            else SuperNodeState(),
+        )
 
     def _publish(self) -> None:
         """Write `federation.json` when something in it has changed."""
-        content = json.dumps(self._state(), indent=1).encode() + b"\n"
+        content = self._state().model_dump_json(indent=1).encode() + b"\n"
         if content != self._written:
             scratch = self.folder / f".{STATE_FILE}.tmp"
             scratch.write_bytes(content)

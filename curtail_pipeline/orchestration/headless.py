@@ -13,10 +13,10 @@ import dagster as dg
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
-from curtail_pipeline.orchestration.resources import Progress
 from curtail_pipeline.orchestration.runs import end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Paused, Preparing, Progress, SegmentStarted
 from curtail_pipeline.stages.tick import remember, remembered
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.clock import HeadlessClock
@@ -110,17 +110,17 @@ class Headless:
         project = self.project
         for day in (day.isoformat() for day in project.days):
             if not project.store.exists(windows_key(day)):
-                self.observe({"event": "prepare", "what": f"traces and windows of {day}"})
+                self.observe(Preparing(f"traces and windows of {day}"))
                 self.execute("daily_pipeline", day)
         if project.checkpoints.exists(FIRST_KEY):
             return
         for asset in ("tokenizer", "heldout_shard"):
-            self.observe({"event": "prepare", "what": asset.replace("_", " ")})
+            self.observe(Preparing(asset.replace("_", " ")))
             self.execute("corpus_preparation", assets=[asset])
         for site in project.experiment.sites:
-            self.observe({"event": "prepare", "what": f"training shards of {site.name}"})
+            self.observe(Preparing(f"training shards of {site.name}"))
             self.execute("corpus_preparation", site.name, assets=["training_shards"])
-        self.observe({"event": "prepare", "what": "the initialised model"})
+        self.observe(Preparing("the initialised model"))
         self.instance.add_dynamic_partitions("checkpoints", [FIRST_KEY])
         self.execute("local_training", FIRST_KEY)
 
@@ -167,8 +167,8 @@ class Headless:
                     self._segment(step)
 
     def _pause(self, pause: Pause) -> None:
-        self.observe({"event": "pause", "start": pause.start, "end": pause.end, "reason": pause.reason})
-        remember(self.project, pause.sites)
+        self.observe(Paused(pause.start, pause.end, pause.reason))
+        remember(self.project, pause.sites, self.project.parent.key)
         clock = self.project.clock
         assert isinstance(clock, HeadlessClock)
         clock.advance_to(pause.end)
@@ -178,18 +178,15 @@ class Headless:
             request = self.tick()
             if request is None or request.partition_key is None or request.job_name is None:
                 raise FederationError(f"the membership sensor requested nothing at {plan.start}, but a segment is due")
-            self.observe(
-                {"event": "segment", "key": request.partition_key, "start": plan.start, "members": plan.members,
-                 "mode": plan.mode, "rounds": len(plan.rounds)}
-            )  # fmt: skip
+            self.observe(SegmentStarted(request.partition_key, plan.start, plan.members, plan.mode, len(plan.rounds)))
             try:
                 self.execute(request.job_name, request.partition_key, tags=dict(request.tags))
             except CurtailError as error:
-                self.observe({"event": "failed", "key": request.partition_key, "attempt": attempt, "error": str(error)})
+                self.observe(AttemptFailed(request.partition_key, attempt, str(error)))
                 if attempt == MAX_ATTEMPTS:
                     raise
                 continue
             manifest: Manifest = self.project.checkpoints.manifest(request.partition_key)
-            remember(self.project, plan.sites)
-            self.observe({"event": "committed", "manifest": manifest})
+            remember(self.project, plan.sites, manifest.key, ended=True)
+            self.observe(Committed(manifest))
             return

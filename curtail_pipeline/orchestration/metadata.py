@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,14 @@ import dagster as dg
 import polars as pl
 import polars.selectors as cs
 
-from curtail_pipeline.orchestration.resources import Progress
+from curtail_pipeline.corpus.corpus_records import ShardManifest
+from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.federation.progress import StepDone
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.stages.derive_windows import DerivedDay
 from curtail_pipeline.stages.ingest import IngestedDay
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_events import Event, Progress
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import trace_key, windows_key
 from curtail_pipeline.times import midnight
@@ -23,7 +26,7 @@ from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_
 
 if TYPE_CHECKING:
     from curtail_pipeline.stages.account import RunSummary
-    from curtail_pipeline.stages.train import Replayed
+    from curtail_pipeline.stages.replay import Replayed
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
 
@@ -31,9 +34,9 @@ SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN
 def log_progress(log: logging.Logger | dg.DagsterLogManager, observe: Progress) -> Progress:
     """Report to the Dagster log what is worth a line there, and everything to `observe`."""
 
-    def both(event: Mapping[str, Any]) -> None:
-        if event.get("event") in ("round", "submitted", "lost", "refused"):
-            log.info(", ".join(f"{key} {value}" for key, value in event.items()))
+    def both(event: Event) -> None:
+        if not isinstance(event, StepDone):
+            log.info("%s: %s", type(event).__name__, ", ".join(f"{key} {value}" for key, value in vars(event).items()))
         observe(event)
 
     return both
@@ -131,22 +134,21 @@ def log_slices(log: dg.DagsterLogManager) -> Callable[[int, int], None]:
     return lambda done, total: log.info(f"{done} of {total} slices of the corpus read")
 
 
-def shards_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def shards_metadata(manifest: ShardManifest) -> dict[str, Any]:
     """The counts of a shard manifest, and the whole of it."""
-    plain = {key: value for key, value in manifest.items() if isinstance(value, int | float | str)}
-    return {**plain, "dagster/row_count": int(manifest["documents"]), "manifest": dg.MetadataValue.json(dict(manifest))}
+    content = manifest.model_dump(mode="json")
+    plain = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
+    return {**plain, "dagster/row_count": manifest.documents, "manifest": dg.MetadataValue.json(content)}
 
 
 # Training
 
 
 def checkpoint_metadata(project: Project, manifest: Manifest) -> dict[str, Any]:
-    rounds = project.checkpoints.folder(manifest.key) / "rounds.jsonl"
-    losses = {}
-    if rounds.exists():
-        for line in rounds.read_text().splitlines():
-            for site, result in json.loads(line).get("results", {}).items():
-                losses[site] = float(result.get("loss_last", "nan"))
+    losses: dict[str, float] = {}
+    for line in read_journal(project.store, f"checkpoints/{manifest.key}"):
+        for site, result in line.results.items():
+            losses[site] = float("nan") if result.loss_last is None else result.loss_last
     return {
         "mode": manifest.mode,
         "members": ", ".join(manifest.members),

@@ -1,11 +1,9 @@
 """Dagster resources: the opened project and where progress is reported."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import dagster as dg
 
 from curtail_pipeline.stages.project import Project, check_clock
+from curtail_pipeline.stages.run_events import Event
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -19,9 +17,5 @@ class PipelineResource(dg.ConfigurableResource):
         return Project.open(self.experiment, check_clock(self.clock))
 
 
-Progress = Callable[[Mapping[str, Any]], None]
-"""Takes `{"event": ..., ...}` while a segment runs."""
-
-
-def silent(_: Mapping[str, Any]) -> None:
+def silent(_: Event) -> None:
     """The default: progress goes to the Dagster log only."""

@@ -7,11 +7,13 @@ is active and on the failures so far, so a missed tick, a restart or a cancelled
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+
+from pydantic import Field
 
 from curtail_pipeline.scheduling.decide import Decision, Mode
-from curtail_pipeline.scheduling.view import SiteDecision
-from curtail_pipeline.times import iso, parse_utc
+from curtail_pipeline.scheduling.view import SiteDecision, State
+from curtail_pipeline.storage.records import Message, Utc
+from curtail_pipeline.times import iso
 
 MEMBERSHIP_KEY = "membership.json"
 """The desired membership, which running segments and sites watch."""
@@ -20,71 +22,47 @@ BACKOFF_S = (15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 """Wait after the n-th failed attempt at a segment; the last one repeats."""
 
 
-def site_to_json(site: SiteDecision) -> dict[str, Any]:
-    """A site's decision as stored."""
-    ready = iso(site.ready) if site.ready else None
-    return {"state": site.state, "reason": site.reason, "since": iso(site.since), "ready": ready}
-
-
-def site_from_json(content: Mapping[str, Any]) -> SiteDecision:
-    ready = parse_utc(content["ready"]) if content["ready"] else None
-    return SiteDecision(content["state"], content["reason"], parse_utc(content["since"]), ready)
-
-
-@dataclass(frozen=True)
-class Desired:
-    """The membership that running segments watch (`membership.json`)."""
+class Desired(Message):
+    """The membership that running segments and sites watch (`membership.json`)."""
 
     generation: int
-    states: Mapping[str, str]
+    states: dict[str, State]
+    reasons: dict[str, str]
+    """Why each site is in its state."""
     reason: str
-    at: datetime
+    at: Utc
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "generation": self.generation,
-            "states": dict(self.states),
-            "reason": self.reason,
-            "at": iso(self.at),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Desired":
-        return cls(content["generation"], content["states"], content["reason"], parse_utc(content["at"]))
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The sites that should train."""
+        return tuple(site for site, state in self.states.items() if state == "train")
 
 
-@dataclass(frozen=True)
-class SegmentRequest:
+class SegmentRequest(Message):
     """One attempt at one checkpoint (`segments/<key>.json`)."""
 
     key: str
-    attempt: int
+    attempt: int = Field(ge=1)
     parent: str
     members: tuple[str, ...]
     mode: Mode
     generation: int
-    start: datetime
+    start: Utc
     reason: str
-    previous: Mapping[str, SiteDecision]
+    previous: dict[str, SiteDecision]
     """The decision in force before this one; with it the decision can be taken again."""
+    before_pause: dict[str, SiteDecision]
+    """The decision in force at the parent's end: sites that it holds idle draw power in the pause since."""
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "members": list(self.members),
-            "start": iso(self.start),
-            "previous": {name: site_to_json(site) for name, site in self.previous.items()},
-        }
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "SegmentRequest":
-        previous = {name: site_from_json(site) for name, site in content["previous"].items()}
-        typed = {
-            "members": tuple(content["members"]),
-            "start": parse_utc(content["start"]),
-            "previous": previous,
-        }
-        return cls(**{**content, **typed})
+class InForce(Message):
+    """The decision in force, which policies that plan ahead start from (`decision.json`)."""
+
+    sites: dict[str, SiteDecision]
+    parent: str
+    """The last committed checkpoint."""
+    at_parent: dict[str, SiteDecision]
+    """What was in force at the end of that checkpoint's segment."""
 
 
 def request_key(key: str) -> str:
@@ -120,6 +98,7 @@ def reconcile(
     attempts: Attempts,
     wall: datetime,
     previous: Mapping[str, SiteDecision],
+    before_pause: Mapping[str, SiteDecision],
 ) -> Action:
     """What the controller should do now.
 
@@ -132,14 +111,21 @@ def reconcile(
         attempts: earlier attempts at `key`.
         wall: wall-clock now, for the backoff after failures.
         previous: the decision in force until now, handed on with the request.
+        before_pause: the one in force at the parent's end, likewise.
     """
     states = {name: site.state for name, site in decision.sites.items()}
-    changed = desired is None or dict(desired.states) != states
+    changed = desired is None or desired.states != states
     generation = (desired.generation if desired else 0) + (1 if changed else 0)
     if changed or desired is None:
-        desired = Desired(generation, states, decision.reason, decision.at)
+        desired = Desired(
+            generation=generation,
+            states=states,
+            reasons={name: site.reason for name, site in decision.sites.items()},
+            reason=decision.reason,
+            at=decision.at,
+        )
     if active is not None:
-        same = tuple(decision.members) == tuple(active)
+        same = decision.members == active
         verb = "runs" if same else "is ending, since membership changed:"
         return Action(desired, changed, None, f"segment of {', '.join(active)} {verb} {decision.reason}")
     if decision.finished:
@@ -154,14 +140,15 @@ def reconcile(
                 desired, changed, None, f"attempt {attempts.number} at {key} failed; the next is due at {iso(due)}"
             )
     request = SegmentRequest(
-        key,
-        attempts.number + 1,
-        parent,
-        tuple(decision.members),
-        decision.mode,
-        generation,
-        decision.at,
-        decision.reason,
-        previous,
+        key=key,
+        attempt=attempts.number + 1,
+        parent=parent,
+        members=decision.members,
+        mode=decision.mode,
+        generation=generation,
+        start=decision.at,
+        reason=decision.reason,
+        previous=dict(previous),
+        before_pause=dict(before_pause),
     )
     return Action(desired, changed, request, f"start {key} with {', '.join(request.members)}: {decision.reason}")

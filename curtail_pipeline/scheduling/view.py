@@ -7,6 +7,7 @@ from typing import Literal, TypeVar, cast
 
 import numpy as np
 import polars as pl
+from pydantic import ConfigDict
 
 from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
@@ -26,6 +27,8 @@ State = Literal["train", "warm", "off"]
 class SiteDecision:
     """What one site should do, why, and since when."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    """Where it is part of a message."""
     state: State
     reason: str
     since: datetime

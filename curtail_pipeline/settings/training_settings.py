@@ -1,15 +1,19 @@
 """Settings of model and optimisers (the `training` section of an experiment)."""
 
-from typing import Any, Literal
+import re
+from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue, field_validator
 
 from curtail_pipeline.settings.section import Section
 
+DEPTH: Final = re.compile(r"d(\d+)")
+
 
 class TrainingSettings(Section):
-    preset: Literal["tiny", "d12", "d20"] = "tiny"
-    model_overrides: dict[str, Any] = Field(default_factory=dict)
+    preset: str = "tiny"
+    """`tiny`, or a depth: `d4`, `d8`, `d12`, `d20` or any even one. All else follows from it as in nanochat."""
+    model_overrides: dict[str, JsonValue] = Field(default_factory=dict)
     """Keys of the model's config that replace the preset's."""
     sequence_length: int = Field(default=2048, ge=8)
     device_batch_sequences: int = Field(default=16, ge=1)
@@ -33,3 +37,11 @@ class TrainingSettings(Section):
     """Snapshots of a site's optimiser state to keep; all when not given."""
     evaluation_sequences: int | None = Field(default=None, ge=1)
     """Held-out sequences a checkpoint is evaluated on, the first so many; all when not given."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        depth = DEPTH.fullmatch(preset)
+        if preset != "tiny" and (depth is None or int(depth[1]) < 2 or int(depth[1]) % 2):
+            raise ValueError("use tiny, or an even depth such as d4, d8, d12, d20")
+        return preset

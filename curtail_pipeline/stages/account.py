@@ -1,6 +1,5 @@
 """Energy, CO2 and loss of an experiment's checkpoints, put together from the store."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -22,6 +21,7 @@ from curtail_pipeline.emissions.grams import (
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
@@ -268,14 +268,12 @@ def _threshold(experiment: Experiment) -> float | None:
 def _training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
     rows = []
     for manifest in manifests:
-        journal = project.checkpoints.folder(manifest.key) / "rounds.jsonl"
         tokens = manifest.tokens.total - manifest.tokens.segment
-        for line in journal.read_text().splitlines() if journal.exists() else []:
-            done = json.loads(line)
-            tokens += sum(done["tokens"].values())
+        for line in read_journal(project.store, f"checkpoints/{manifest.key}"):
+            tokens += sum(line.done.tokens.values())
             rows += [
-                {"checkpoint": manifest.key, "site": site, "tokens": tokens, "loss": done["results"][site]["loss_mean"]}
-                for site in done["steps"]
+                {"checkpoint": manifest.key, "site": site, "tokens": tokens, "loss": line.results[site].loss_mean}
+                for site in line.done.steps
             ]
     return pl.DataFrame(rows, schema=LOSS_SCHEMA)
 

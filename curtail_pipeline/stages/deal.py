@@ -1,16 +1,17 @@
 """Which part of the text is whose: dealt once to the sites, and moved between them where an experiment rebalances."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from filelock import FileLock
 
 from curtail_pipeline.corpus.batches import ShardReader
 from curtail_pipeline.corpus.dealing import Dealing, freeze_dealing, frozen_shares
+from curtail_pipeline.federation.orders import Plan
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.tokens.balance import balance
-from curtail_pipeline.tokens.ledger import Ledger
+from curtail_pipeline.tokens.ledger import Ledger, Report, SiteRanges
+from curtail_pipeline.tokens.ranges import Ranges
 
 LEAST_SHARE = 0.01
 """Of the expected hours of all sites: what a site that is never curtailed in the trace counts."""
@@ -71,20 +72,29 @@ def opening_ledger(project: Project, parent: Manifest) -> Ledger:
     shares = frozen_shares(project.store)
     if not experiment.corpus.rebalance or shares is None:
         return ledger
-    length = experiment.training.sequence_length
-    totals = {site: ShardReader(project.store, site, length).n_sequences for site in shares}
-    return balance(ledger, totals, shares, experiment.sequences_per_step)
+    return balance(ledger, shard_sizes(project, shares), shares, experiment.sequences_per_step)
 
 
-def closing_ledger(
-    plan: Mapping[str, Any], consumed: Mapping[str, Sequence[Sequence[Any]]], parent: Manifest
-) -> dict[str, Any]:
+def shard_sizes(project: Project, sites: Iterable[str]) -> dict[str, int]:
+    """Sequences in each site's shard set.
+
+    Raises:
+        CorpusError: a site's shards are not built.
+    """
+    length = project.experiment.training.sequence_length
+    return {site: ShardReader(project.store, site, length).n_sequences for site in sites}
+
+
+def closing_ledger(plan: Plan, consumed: Mapping[str, Ranges], parent: Manifest) -> dict[str, SiteRanges]:
     """The ledger to commit: that of the segment's plan and what of its leases the sites consumed.
 
     Raises:
         LedgerError: a site consumed something else than the beginning of its lease.
     """
-    parts = [plan["open"]["lease"]] if plan["open"] else [planned["lease"] for planned in plan["rounds"]]
-    leases = {site: [item for part in parts for item in part.get(site, ())] for site in consumed}
-    reports = {site: {"lease": leases[site], "consumed": consumed[site]} for site in consumed}
-    return Ledger.from_json(plan["ledger"]).commit(reports).to_json([*parent.ledger, *consumed])
+    parts = [plan.open.lease] if plan.open else [planned.lease for planned in plan.rounds or ()]
+    reports: dict[str, Report] = {
+        site: {"lease": [item for part in parts for item in part.get(site, ())], "consumed": consumed[site]}
+        for site in consumed
+    }
+    opening = Ledger.from_json({site: part.as_ranges() for site, part in plan.ledger.items()})
+    return opening.commit(reports).to_json([*parent.ledger, *consumed])

@@ -1,21 +1,16 @@
 """Held-out loss of a committed checkpoint, kept in the store beside the checkpoints."""
 
-from typing import Any
-
 from curtail_pipeline.corpus.batches import HeldoutReader
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.training.heldout_loss import evaluate
+from curtail_pipeline.training.heldout_loss import Evaluation, evaluate
 
 
 def evaluation_key(key: str) -> str:
     return f"evaluations/{key}.json"
 
 
-def evaluate_checkpoint(project: Project, key: str) -> dict[str, Any]:
+def evaluate_checkpoint(project: Project, key: str) -> Evaluation:
     """Evaluate a checkpoint on the held-out shard and store the result.
-
-    Returns:
-        loss (nats per token), perplexity, bits_per_byte, tokens.
 
     Raises:
         StoreError: there is no such checkpoint, or it is corrupt.
@@ -39,12 +34,12 @@ def evaluate_checkpoint(project: Project, key: str) -> dict[str, Any]:
         )
     finally:
         torch.set_num_threads(threads)
-    project.store.write_json(evaluation_key(key), dict(found))
-    return dict(found)
+    project.store.write_record(evaluation_key(key), found)
+    return found
 
 
 def stored_loss(project: Project, key: str) -> float | None:
     """The held-out loss that was stored for a checkpoint."""
     if not project.store.exists(evaluation_key(key)):
         return None
-    return float(project.store.read_json(evaluation_key(key))["loss"])
+    return project.store.read_record(evaluation_key(key), Evaluation).loss

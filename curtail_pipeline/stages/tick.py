@@ -9,28 +9,52 @@ from curtail_pipeline.scheduling.reconcile import (
     MEMBERSHIP_KEY,
     Attempts,
     Desired,
+    InForce,
     SegmentRequest,
     reconcile,
     request_key,
-    site_from_json,
-    site_to_json,
 )
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.stages.project import Project
 
-_PREVIOUS_KEY = "decision.json"
+IN_FORCE_KEY = "decision.json"
 
 
-def remember(project: Project, sites: Mapping[str, SiteDecision]) -> None:
-    """Keep the decision in force, which policies that plan ahead start from."""
-    project.store.write_json(_PREVIOUS_KEY, {name: site_to_json(site) for name, site in sites.items()})
+def _in_force(project: Project) -> InForce | None:
+    store = project.store
+    return store.read_record(IN_FORCE_KEY, InForce) if store.exists(IN_FORCE_KEY) else None
+
+
+def remember(project: Project, sites: Mapping[str, SiteDecision], parent: str, *, ended: bool = False) -> None:
+    """Keep the decision in force, which policies that plan ahead start from.
+
+    Args:
+        parent: the last committed checkpoint.
+        ended: this is the decision at the very end of that checkpoint's segment, where the pause after it begins.
+            Without it the decision that was in force when the checkpoint was first seen is taken for that.
+    """
+    before = _in_force(project)
+    if ended:
+        at_parent = dict(sites)
+    elif before is not None and before.parent == parent:
+        at_parent = before.at_parent
+    else:
+        at_parent = before.sites if before is not None else {}
+    project.store.write_record(IN_FORCE_KEY, InForce(sites=dict(sites), parent=parent, at_parent=at_parent))
 
 
 def remembered(project: Project) -> dict[str, SiteDecision]:
     """The decision in force, empty before the first one."""
-    if not project.store.exists(_PREVIOUS_KEY):
+    before = _in_force(project)
+    return before.sites if before is not None else {}
+
+
+def _before_pause(project: Project, parent: str) -> dict[str, SiteDecision]:
+    """The decision in force at the end of the last checkpoint's segment."""
+    before = _in_force(project)
+    if before is None:
         return {}
-    return {name: site_from_json(site) for name, site in project.store.read_json(_PREVIOUS_KEY).items()}
+    return before.at_parent if before.parent == parent else before.sites
 
 
 @dataclass(frozen=True)
@@ -54,9 +78,9 @@ def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: date
     parent, store = project.parent, project.store
     previous = remembered(project)
     decision = decide(project.view(now), now, project.job(parent, previous))
-    desired = Desired.from_json(store.read_json(MEMBERSHIP_KEY)) if store.exists(MEMBERSHIP_KEY) else None
+    desired = store.read_record(MEMBERSHIP_KEY, Desired) if store.exists(MEMBERSHIP_KEY) else None
     key = project.checkpoints.next_key()
-    earlier = store.read_json(request_key(key))["attempt"] if store.exists(request_key(key)) else 0
+    earlier = store.read_record(request_key(key), SegmentRequest).attempt if store.exists(request_key(key)) else 0
     action = reconcile(
         decision,
         desired,
@@ -66,11 +90,12 @@ def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: date
         attempts=Attempts(earlier, None if project.clock_mode == "headless" else last_failure),
         wall=wall,
         previous=previous,
+        before_pause=_before_pause(project, parent.key),
     )
     if project.clock_mode != "headless":
-        remember(project, decision.sites)
+        remember(project, decision.sites, parent.key)
     if action.changed:
-        store.write_json(MEMBERSHIP_KEY, action.desired.to_json())
+        store.write_record(MEMBERSHIP_KEY, action.desired)
     if action.request is not None:
-        store.write_json(request_key(key), action.request.to_json())
+        store.write_record(request_key(key), action.request)
     return Tick(action.request, action.reason, action.desired.generation, decision)

@@ -21,6 +21,7 @@ from filelock import FileLock
 from curtail_pipeline.errors import SPACE, StoreError
 from curtail_pipeline.storage.manifest import (
     KEY_PATTERN,
+    Fields,
     Manifest,
     SiteResult,
     check_link,
@@ -31,6 +32,9 @@ from curtail_pipeline.storage.manifest import (
 from curtail_pipeline.storage.store import Store, file_sha256
 
 FIRST_KEY = "ckpt-000000"
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "segment.json", "outer.safetensors")
 """Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
 _PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
@@ -227,7 +231,7 @@ class Checkpoints:
             self._fence(key, generation, attempt)
             self.store.write_json(f"claims/{key}.json", {"key": key, "generation": generation, "attempt": attempt})
 
-    def commit(self, key: str, files: Mapping[str, Path], fields: Mapping[str, Any], generation: int) -> Manifest:
+    def commit(self, key: str, files: Mapping[str, Path], fields: Fields, generation: int) -> Manifest:
         """Make a checkpoint of these files; nothing of it is visible before all of it is on disk.
 
         `files` maps the name in the folder to where the file is now. `fields` are the manifest's; `files`, `generation`
@@ -251,7 +255,7 @@ class Checkpoints:
             self._clean()
             self._refuse_if_committed(key)
             self._fence(key, generation, attempt)
-            parent = self.manifest(fields["parent"]) if fields.get("parent") else None
+            parent = self.manifest(named) if (named := fields["parent"]) else None
             scratch = final.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
             try:
                 scratch.mkdir()

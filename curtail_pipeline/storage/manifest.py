@@ -6,82 +6,74 @@ content carries its own hash, so that a flipped bit anywhere in the file shows w
 
 import hashlib
 import json
-from collections.abc import Mapping
-from datetime import UTC
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Literal, NotRequired, TypedDict
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from curtail_pipeline.errors import LedgerError, StoreError
+from curtail_pipeline.storage.records import Json, Record, Sha256, Utc
 from curtail_pipeline.storage.store import canonical_json
-from curtail_pipeline.tokens.ledger import Ledger
+from curtail_pipeline.tokens.ledger import Ledger, Moved, Report, SiteRanges
+from curtail_pipeline.tokens.ranges import Range
 
 KEY_PATTERN = r"^ckpt-\d{6}$"
+FRESH = "fresh"
+"""The name of an inner optimiser state that has seen no step."""
 
-Utc = Annotated[AwareDatetime, AfterValidator(lambda stamp: stamp.astimezone(UTC))]
 Key = Annotated[str, Field(pattern=KEY_PATTERN)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-StateHash = Annotated[str, Field(pattern=r"^(fresh|sha256:[0-9a-f]{64})$")]
+StateName = Annotated[str, Field(pattern=rf"^({FRESH}|sha256:[0-9a-f]{{64}})$")]
 
 
-Range = tuple[int, int, int] | tuple[int, int, int, str]
-"""[epoch, start, stop] or [epoch, start, stop, owner], as `corpus.ranges` has them."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Steps(_Part):
+class Steps(Record):
     begin: int = Field(ge=0)
     end: int = Field(ge=0)
 
 
-class Tokens(_Part):
+class Tokens(Record):
     segment: int = Field(ge=0)
     total: int = Field(ge=0)
 
 
-class SiteLedger(_Part):
+class SiteLedger(Record):
     """All that was consumed of a site's shard set in the lineage up to and including this checkpoint."""
 
     epoch: int = Field(ge=1)
-    consumed: list[tuple[int, int, int]]
-    moved: list[tuple[int, int, int, str]] = Field(default_factory=list)
+    consumed: list[Range]
+    moved: list[Moved] = Field(default_factory=list)
     """[epoch, start, stop, site]: ranges that rebalancing gave to another site. Not written when there is none."""
 
     @model_serializer(mode="wrap")
-    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = write(self)
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        content: dict[str, Json] = write(self)
         if not self.moved:
             content.pop("moved", None)
         return content
 
+    def as_ranges(self) -> SiteRanges:
+        """As `tokens.ledger` reads it."""
+        ranges: SiteRanges = {"epoch": self.epoch, "consumed": self.consumed}
+        return {**ranges, "moved": self.moved} if self.moved else ranges
 
-class InnerState(_Part):
-    begin: StateHash
-    end: StateHash
+
+class InnerStates(Record):
+    """The inner optimiser state at the begin and at the end, by name."""
+
+    begin: StateName
+    end: StateName
 
 
-class SiteResult(_Part):
+class SiteResult(Record):
     """What one site did in this segment."""
 
     steps: int = Field(ge=0)
     tokens: int = Field(ge=0)
     consumed: list[Range]
-    inner_state: InnerState
+    inner_state: InnerStates
 
 
-class Interval(_Part):
+class Interval(Record):
     """A site's power draw, PUE included, over `[start, end)` of the experiment's clock."""
 
     site: str
@@ -91,19 +83,47 @@ class Interval(_Part):
     kw: float = Field(ge=0, allow_inf_nan=False)
 
 
-class StoredFile(_Part):
+class StoredFile(Record):
     sha256: Sha256
     bytes: int = Field(ge=0)
 
 
-class Manifest(_Part):
+Mode = Literal["init", "local", "federated"]
+
+
+class Fields(TypedDict):
+    """What a commit says of a checkpoint; the rest of its manifest follows from files and parent."""
+
+    parent: str | None
+    mode: Mode
+    members: Sequence[str]
+    stop_reason: str
+    attempt: NotRequired[int]
+    experiment_sha256: str
+    seed: int
+    start: datetime
+    end: datetime
+    steps: Mapping[str, int]
+    """`begin` and `end`."""
+    tokens: Mapping[str, int]
+    """`segment`; `total` follows from the parent's."""
+    rounds: int
+    sites: Mapping[str, SiteResult]
+    ledger: NotRequired[Mapping[str, SiteRanges]]
+    """The parent's and what the sites consumed, when not given."""
+    intervals: Sequence[Interval]
+    norm_history: NotRequired[Sequence[float]]
+    versions: NotRequired[Mapping[str, str]]
+
+
+class Manifest(Record):
     """`manifest.json` of a checkpoint, written last."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     key: Key
     parent: Key | None
     parent_manifest_sha256: Sha256 | None
-    mode: Literal["init", "local", "federated"]
+    mode: Mode
     members: list[str]
     stop_reason: str
     generation: int = Field(ge=0)
@@ -118,7 +138,6 @@ class Manifest(_Part):
     ledger: dict[str, SiteLedger]
     sites: dict[str, SiteResult]
     intervals: list[Interval]
-    heldout: dict[str, Any] | None = None
     norm_history: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=list)
     """Norms of the last accepted updates of the run, newest last: the next segment's bound is derived from them."""
     files: dict[str, StoredFile]
@@ -132,7 +151,7 @@ class Manifest(_Part):
         Raises:
             LedgerError: malformed or overlapping ranges.
         """
-        return Ledger.from_json({name: part.model_dump() for name, part in self.ledger.items()})
+        return Ledger.from_json({name: part.as_ranges() for name, part in self.ledger.items()})
 
     def to_bytes(self) -> bytes:
         return canonical_json(self.model_dump(mode="json"))
@@ -142,7 +161,7 @@ class Manifest(_Part):
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
-def _content_sha256(content: Mapping[str, Any]) -> str:
+def _content_sha256(content: Mapping[str, Json]) -> str:
     return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "content_sha256"})).hexdigest()
 
 
@@ -150,7 +169,7 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()[:3])
 
 
-def make_manifest(content: Mapping[str, Any]) -> Manifest:
+def make_manifest(content: Mapping[str, Json | Fields | StoredFile]) -> Manifest:
     """Validate the content of a manifest and seal it with its own hash.
 
     Raises:
@@ -187,14 +206,16 @@ def parse_manifest(data: bytes, key: str) -> Manifest:
     return manifest
 
 
-def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dict[str, Any]:
+def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dict[str, SiteRanges]:
     """The parent's ledger plus what this segment consumed, as the manifest writes it.
 
     Raises:
         LedgerError: a range would be counted twice, or belongs to another site.
     """
     before = parent.token_ledger() if parent else Ledger()
-    reports = {name: {"lease": site.consumed, "consumed": site.consumed} for name, site in sites.items()}
+    reports: dict[str, Report] = {
+        name: {"lease": site.consumed, "consumed": site.consumed} for name, site in sites.items()
+    }
     return before.commit(reports).to_json([*(parent.ledger if parent else ()), *sites])
 
 
@@ -230,11 +251,11 @@ def check_link(parent: Manifest | None, child: Manifest) -> None:
     try:
         ledger.verify_against(
             parent.token_ledger() if parent else Ledger(),
-            {site: result.model_dump() for site, result in child.sites.items()},
+            {site: result.consumed for site, result in child.sites.items()},
         )
     except LedgerError as error:
         raise LedgerError(f"{name}: {error}") from error
-    written = {site: part.model_dump(mode="json") for site, part in child.ledger.items()}
+    written = {site: part.as_ranges() for site, part in child.ledger.items()}
     for site, part in ledger.to_json(child.ledger).items():
         if written.get(site) != part:
             raise LedgerError(

@@ -10,10 +10,11 @@ from datetime import UTC
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypeAliasType
 
 from curtail_pipeline.errors import MessageError
 
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
 """A value as JSON has it, for what is passed on without being understood."""
 
 Utc = Annotated[AwareDatetime, AfterValidator(lambda stamp: stamp.astimezone(UTC))]

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.storage.records import Message, R, read_record
 
 
 def file_sha256(path: Path) -> str:
@@ -57,11 +60,24 @@ class Store:
 
     def read_json(self, key: str) -> Any:
         try:
-            return json.loads(self.read_bytes(key))
+            value: Any = json.loads(self.read_bytes(key))
         except ValueError as error:
             raise StoreError(
                 f"{key} in the store {self.root} is not valid JSON ({error}); restore or remove it"
             ) from error
+        return value
+
+    def read_record(self, key: str, kind: type[R]) -> R:
+        """What was written with `write_record`.
+
+        Raises:
+            StoreError: there is none.
+            MessageError: it is no such record, or one of another version.
+        """
+        source = f"{key} in the store {self.root}"
+        if issubclass(kind, Message):
+            return kind.read(self.read_bytes(key), source)
+        return read_record(kind, self.read_json(key), source)
 
     def write_bytes(self, key: str, data: bytes) -> None:
         path = self.path(key)
@@ -74,6 +90,9 @@ class Store:
 
     def write_json(self, key: str, value: Any) -> None:
         self.write_bytes(key, canonical_json(value))
+
+    def write_record(self, key: str, record: BaseModel) -> None:
+        self.write_json(key, record.model_dump(mode="json"))
 
     def put_file(self, source: Path, key: str) -> None:
         """Copy a file to the key (a hard link where the file system allows; stored objects are never edited)."""

@@ -1,20 +1,30 @@
 """What of the text has been used, and moving what is left to where it will be."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from curtail_pipeline.errors import LedgerError
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Span
 
 
-def summarise(ledger: Ledger, sequence_length: int, totals: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-    """A row per shard set and pass: site, epoch, sequences, tokens, share of all tokens consumed, and, with `totals`
-    (sequences per shard set), the fraction of that pass that is consumed."""
+class Usage(TypedDict):
+    """What has been used of one shard set in one pass."""
+
+    site: str
+    epoch: int
+    sequences: int
+    tokens: int
+    share: float
+    """Of all tokens consumed."""
+
+
+def summarise(ledger: Ledger, sequence_length: int) -> list[Usage]:
+    """A row per shard set and pass."""
     rows: dict[tuple[str, int], int] = {}
     for site in ledger.to_json():
-        for epoch, start, stop in ledger.consumed(site):
-            rows[site, epoch] = rows.get((site, epoch), 0) + stop - start
+        for item in ledger.consumed(site):
+            rows[site, item[0]] = rows.get((site, item[0]), 0) + item[2] - item[1]
     whole = max(1, ledger.sequences())
     return [
         {
@@ -23,7 +33,6 @@ def summarise(ledger: Ledger, sequence_length: int, totals: Mapping[str, int] | 
             "sequences": sequences,
             "tokens": sequences * sequence_length,
             "share": sequences / whole,
-            **({"consumed_fraction": sequences / totals[site]} if totals and site in totals else {}),
         }
         for (site, epoch), sequences in sorted(rows.items())
     ]
@@ -73,7 +82,7 @@ def balance(
             surplus[giver] -= n
             surplus[to] += n
             for span in _take_last(left[giver], n):
-                ledger = ledger.rebalance([[span.epoch, span.start, span.stop]], span.owner, to)
+                ledger = ledger.rebalance([(span.epoch, span.start, span.stop)], span.owner, to)
     return ledger
 
 

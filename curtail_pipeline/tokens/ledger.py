@@ -9,16 +9,41 @@ A position belongs to the site whose shard set it is in, unless `rebalance` move
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from curtail_pipeline.errors import LedgerError
 from curtail_pipeline.settings.corpus_settings import Exhausted
-from curtail_pipeline.tokens.ranges import Ranges, Span, drop_prefix, is_prefix, parse_ranges, take_prefix, total
-from curtail_pipeline.tokens.ranges import write_ranges as _write
-
-__all__ = ["Ledger", "Ranges", "drop_prefix", "take_prefix", "total", "verify_manifest"]
+from curtail_pipeline.tokens.ranges import (
+    Range,
+    Ranges,
+    Span,
+    is_prefix,
+    parse_ranges,
+    take_prefix,
+    total,
+    write_ranges,
+)
 
 Intervals = tuple[tuple[int, int], ...]
+
+Moved = tuple[int, int, int, str]
+"""(epoch, start, stop, site): a range that rebalancing gave to that site."""
+
+
+class SiteRanges(TypedDict):
+    """What a manifest writes of one site's shard set."""
+
+    epoch: int
+    consumed: list[Range]
+    moved: NotRequired[list[Moved]]
+    """Only where there is any."""
+
+
+class Report(TypedDict):
+    """What a site was given and what of it it trained on."""
+
+    lease: Ranges
+    consumed: Ranges
 
 
 def _union(intervals: Iterable[tuple[int, int]]) -> Intervals:
@@ -78,7 +103,7 @@ class Ledger:
     # ---- JSON ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Ledger":
+    def from_json(cls, content: Mapping[str, SiteRanges]) -> "Ledger":
         """Read the `ledger` of a checkpoint manifest.
 
         Raises:
@@ -94,25 +119,25 @@ class Ledger:
             for item in entry.get("moved", ()):
                 if len(item) != 4 or not isinstance(item[3], str):
                     raise LedgerError(f"moved range {list(item)!r} of {site} names no site; restore the manifest")
-                moved.append((parse_ranges([item[:3]], site)[0], item[3]))
+                moved.append((parse_ranges([(item[0], item[1], item[2])], site)[0], item[3]))
         return cls(consumed, moved)
 
-    def to_json(self, sites: Iterable[str] = ()) -> dict[str, Any]:
+    def to_json(self, sites: Iterable[str] = ()) -> dict[str, SiteRanges]:
         """{site: {"epoch", "consumed", "moved" (only where there is any)}}; `sites` are listed even when untouched."""
         names = {*sites, *(owner for owner, _ in self._consumed), *(span.owner for span, _ in self._moved)}
-        out: dict[str, Any] = {}
+        out: dict[str, SiteRanges] = {}
         for site in sorted(names):
             out[site] = {"epoch": self.epoch(site), "consumed": self.consumed(site)}
-            moved = [[s.epoch, s.start, s.stop, to] for s, to in self._moved if s.owner == site]
+            moved = [(s.epoch, s.start, s.stop, to) for s, to in self._moved if s.owner == site]
             if moved:
                 out[site]["moved"] = moved
         return out
 
     # ---- what has been consumed ------------------------------------------------------------------------------------
 
-    def consumed(self, site: str) -> list[list[int]]:
+    def consumed(self, site: str) -> list[Range]:
         """Compacted ranges of the site's shard set, by whichever site they were trained on."""
-        return [[e, a, b] for (owner, e), ranges in self._consumed.items() if owner == site for a, b in ranges]
+        return [(e, a, b) for (owner, e), ranges in self._consumed.items() if owner == site for a, b in ranges]
 
     def epoch(self, site: str) -> int:
         """The latest pass over the site's shard set that has begun; 1 at the start."""
@@ -135,7 +160,7 @@ class Ledger:
         total_sequences: int,
         exhausted: Exhausted = "next_epoch",
         multiple: int = 1,
-    ) -> list[list[Any]]:
+    ) -> list[Range]:
         """The first `n_sequences` that the site has not trained on, as ranges in reading order.
 
         Within a pass the site's own positions come first, then those moved to it. Once everything is consumed,
@@ -154,7 +179,7 @@ class Ledger:
                 break
             taken.append(span._replace(stop=span.start + min(need, span.size)))
             need -= taken[-1].size
-        ranges = _write(taken, site)
+        ranges = write_ranges(taken, site)
         return take_prefix(ranges, total(ranges) // multiple * multiple) if need else ranges
 
     def is_done(self, site: str, total_sequences: int, multiple: int = 1) -> bool:
@@ -196,7 +221,7 @@ class Ledger:
 
     # ---- changes ---------------------------------------------------------------------------------------------------
 
-    def commit(self, reports: Mapping[str, Mapping[str, Ranges]], totals: Mapping[str, int] | None = None) -> "Ledger":
+    def commit(self, reports: Mapping[str, Report], totals: Mapping[str, int] | None = None) -> "Ledger":
         """Count what the sites of a segment or round trained on: {site: {"lease": [...], "consumed": [...]}}.
 
         The lease is the plan's, not the report's, so that a late or invented report cannot count. Either all reports
@@ -209,7 +234,7 @@ class Ledger:
         added: dict[tuple[str, int], list[tuple[int, int]]] = {}
         for site, report in reports.items():
             leased, consumed = parse_ranges(report["lease"], site), parse_ranges(report["consumed"], site)
-            if not is_prefix(_write(consumed, site), _write(leased, site)):
+            if not is_prefix(write_ranges(consumed, site), write_ranges(leased, site)):
                 raise LedgerError(
                     f"{site} reports {list(map(list, report['consumed']))} as trained, which is no prefix of its lease "
                     f"{list(map(list, report['lease']))}; discard the report, the lease stays unconsumed"
@@ -265,10 +290,10 @@ class Ledger:
                 moved.append((span, to))
         return Ledger(self._consumed, moved)
 
-    def verify_against(self, parent: "Ledger", segment_sites: Mapping[str, Mapping[str, Any]]) -> None:
+    def verify_against(self, parent: "Ledger", consumed: Mapping[str, Ranges]) -> None:
         """Check that this ledger is the parent's plus what the segment's sites consumed, each sequence once.
 
-        `segment_sites` is the manifest's `sites`: {site: {"consumed": [...], ...}}.
+        `consumed`: per site what it trained on in the segment.
 
         Raises:
             LedgerError: a range counted twice, missing or invented, or moved after it was trained on.
@@ -286,9 +311,9 @@ class Ledger:
                 )
                 if low < span.stop and span.start < high and not old:
                     raise LedgerError(f"range {[*span]} moved to {to} after it was trained on; the ledger is damaged")
-        for site, entry in segment_sites.items():
+        for site, ranges in consumed.items():
             added: dict[tuple[str, int], list[tuple[int, int]]] = {}
-            for span in parse_ranges(entry["consumed"], site):
+            for span in parse_ranges(ranges, site):
                 if expected._holder(span) != {site}:
                     raise LedgerError(f"{site} consumed {[*span]}, which belongs to another site")
                 added.setdefault((span.owner, span.epoch), []).append((span.start, span.stop))
@@ -300,25 +325,3 @@ class Ledger:
                 f"ledger of {site}, epoch {epoch}, is {list(self._done(site, epoch))}, but its parent and the segment "
                 f"make {list(expected._done(site, epoch))}; the checkpoint must not be used"
             )
-
-
-def verify_manifest(manifest: Mapping[str, Any], parent: Mapping[str, Any], sequence_length: int) -> int:
-    """Re-verify a checkpoint manifest's ledger and token counters against its parent's manifest.
-
-    Returns:
-        Tokens counted along the lineage.
-
-    Raises:
-        LedgerError: the invariant does not hold; the message says where.
-    """
-    ledger, before = Ledger.from_json(manifest["ledger"]), Ledger.from_json(parent["ledger"])
-    ledger.verify_against(before, manifest["sites"])
-    tokens = ledger.tokens(sequence_length)
-    counted = {
-        "tokens.total": (manifest["tokens"]["total"], tokens),
-        "tokens.segment": (manifest["tokens"]["segment"], tokens - before.tokens(sequence_length)),
-    }
-    for name, (stated, real) in counted.items():
-        if stated != real:
-            raise LedgerError(f"{manifest.get('key')}: {name} is {stated}, its ranges hold {real}; do not use it")
-    return tokens

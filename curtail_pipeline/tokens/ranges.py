@@ -5,11 +5,13 @@
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from curtail_pipeline.errors import LedgerError
 
-Ranges = Sequence[Sequence[Any]]
+Range = tuple[int, int, int] | tuple[int, int, int, str]
+"""(epoch, start, stop[, owner])."""
+Ranges = Sequence[Range]
 
 
 class Span(NamedTuple):
@@ -23,6 +25,10 @@ class Span(NamedTuple):
     @property
     def size(self) -> int:
         return self.stop - self.start
+
+
+def _with_bounds(item: Range, start: int, stop: int) -> Range:
+    return (item[0], start, stop, item[3]) if len(item) == 4 else (item[0], start, stop)
 
 
 def parse_ranges(ranges: Ranges, site: str) -> list[Span]:
@@ -45,27 +51,30 @@ def parse_ranges(ranges: Ranges, site: str) -> list[Span]:
     return spans
 
 
-def write_ranges(spans: Iterable[Span], site: str) -> list[list[Any]]:
+def write_ranges(spans: Iterable[Span], site: str) -> list[Range]:
     """The ranges as `site` writes them; neighbours are joined."""
-    return compact((s.epoch, s.start, s.stop, *([] if s.owner == site else [s.owner])) for s in spans)
+    return compact(
+        (s.epoch, s.start, s.stop) if s.owner == site else (s.epoch, s.start, s.stop, s.owner) for s in spans
+    )
 
 
-def compact(ranges: Iterable[Sequence[Any]]) -> list[list[Any]]:
+def compact(ranges: Iterable[Range]) -> list[Range]:
     """The same sequences in the same order, neighbours joined and empty ranges dropped.
 
     Raises:
         LedgerError: a range ends before it begins.
     """
-    out: list[list[Any]] = []
-    for epoch, start, stop, *owner in ranges:
+    out: list[Range] = []
+    for item in ranges:
+        epoch, start, stop = item[:3]
         if stop < start:
-            raise LedgerError(f"range {[epoch, start, stop, *owner]} ends before it begins; write [epoch, start, stop]")
+            raise LedgerError(f"range {list(item)} ends before it begins; write [epoch, start, stop]")
         if stop == start:
             continue
-        if out and out[-1][0] == epoch and out[-1][2] == start and out[-1][3:] == owner:
-            out[-1][2] = stop
+        if out and out[-1][0] == epoch and out[-1][2] == start and out[-1][3:] == item[3:]:
+            out[-1] = _with_bounds(item, out[-1][1], stop)
         else:
-            out.append([epoch, start, stop, *owner])
+            out.append(_with_bounds(item, start, stop))
     return out
 
 
@@ -74,7 +83,7 @@ def total(ranges: Ranges) -> int:
     return sum(item[2] - item[1] for item in ranges)
 
 
-def take_prefix(ranges: Ranges, n: int) -> list[list[Any]]:
+def take_prefix(ranges: Ranges, n: int) -> list[Range]:
     """The first `n` sequences of a lease, in its order.
 
     Raises:
@@ -82,24 +91,24 @@ def take_prefix(ranges: Ranges, n: int) -> list[list[Any]]:
     """
     if not 0 <= n <= total(ranges):
         raise LedgerError(f"{n} sequences are not a prefix of a lease of {total(ranges)}; take between 0 and that")
-    taken: list[list[Any]] = []
+    taken: list[Range] = []
     for item in ranges:
         if n == 0:
             break
         size = min(n, item[2] - item[1])
-        taken.append([item[0], item[1], item[1] + size, *item[3:]])
+        taken.append(_with_bounds(item, item[1], item[1] + size))
         n -= size
     return taken
 
 
-def drop_prefix(ranges: Ranges, n: int) -> list[list[Any]]:
+def drop_prefix(ranges: Ranges, n: int) -> list[Range]:
     """What `take_prefix(ranges, n)` leaves."""
-    rest: list[list[Any]] = []
+    rest: list[Range] = []
     for item in ranges:
         size = min(n, item[2] - item[1])
         n -= size
         if item[1] + size < item[2]:
-            rest.append([item[0], item[1] + size, item[2], *item[3:]])
+            rest.append(_with_bounds(item, item[1] + size, item[2]))
     return rest
 
 
@@ -109,7 +118,7 @@ def is_prefix(part: Ranges, whole: Ranges) -> bool:
     return 0 <= n <= total(whole) and compact(take_prefix(whole, n)) == compact(part)
 
 
-def after_prefix(lease: Ranges, consumed: Ranges) -> list[list[Any]]:
+def after_prefix(lease: Ranges, consumed: Ranges) -> list[Range]:
     """What remains of a lease once its beginning was consumed, neighbours joined.
 
     Raises:

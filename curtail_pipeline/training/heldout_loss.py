@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.storage.records import Message
 
 
 class Heldout(Protocol):
@@ -17,17 +19,21 @@ class Heldout(Protocol):
     def bytes_per_token(self) -> float:
         """Mean UTF-8 bytes of a held-out token."""
 
-    def batches(
-        self, sequences_per_batch: int, max_sequences: int | None = None
-    ) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def batches(self, sequences_per_batch: int, max_sequences: int | None = None) -> Iterator[npt.NDArray[np.int64]]:
         """Arrays of token ids, (sequences, sequence_length + 1), always in the same order."""
 
 
-class Evaluation(TypedDict):
+class Evaluation(Message):
+    """Held-out loss of a checkpoint."""
+
     loss: float
+    """Nats per token."""
     perplexity: float
+    """Its exponential."""
     bits_per_byte: float
+    """loss / ln 2 / bytes per token of the whole held-out text."""
     tokens: int
+    """That were predicted."""
 
 
 def evaluate(
@@ -47,14 +53,11 @@ def evaluate(
         batch_sequences: sequences per forward pass.
         device: of the model.
 
-    Returns:
-        `loss` in nats per token, `perplexity` its exponential, `bits_per_byte` = loss / ln 2 / bytes per token
-        (of the whole held-out text), and the number of predicted `tokens`.
-
     Raises:
         TrainingError: the folder holds no model, or there are no held-out sequences.
     """
     import torch
+    from torch import nn
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -62,7 +65,9 @@ def evaluate(
 
     disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint_folder, dtype=torch.float32, local_files_only=True)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            checkpoint_folder, dtype=torch.float32, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         raise TrainingError(
             f"{checkpoint_folder} is not a checkpoint that transformers can load ({' '.join(str(error).split())}); "
@@ -79,9 +84,9 @@ def evaluate(
             "there are no held-out sequences to evaluate on; raise corpus.heldout_fraction or give a larger corpus"
         )
     loss = total / count
-    return {
-        "loss": loss,
-        "perplexity": math.exp(loss),
-        "bits_per_byte": loss / math.log(2) / heldout.bytes_per_token,
-        "tokens": count,
-    }
+    return Evaluation(
+        loss=loss,
+        perplexity=math.exp(loss),
+        bits_per_byte=loss / math.log(2) / heldout.bytes_per_token,
+        tokens=count,
+    )

@@ -4,11 +4,14 @@ Logits of a whole batch (tokens x vocabulary) are by far the largest tensor of a
 chunks keeps a chunk's logits in cache on a CPU and within 1 GiB on a GPU, and its gradient is made while it is there.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedConfig
+
+from curtail_pipeline.training.presets import real_vocabulary
 
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB on a GPU."""
@@ -68,11 +71,11 @@ class _HeadLoss(torch.autograd.Function):
         return grad_hidden * grads[0], grad_weight * grads[0], None, None
 
 
-def softcap(model: nn.Module) -> float | None:
-    """The bound of a NanoChat model's logits."""
-    config: Any = model.config
+def head_of(model: nn.Module) -> tuple[torch.Tensor, float | None]:
+    """The rows of a NanoChat model's head that stand for real ids, and the bound of its logits."""
+    config = cast(PreTrainedConfig, model.config)
     cap: float | None = config.final_logit_softcapping
-    return cap
+    return model.get_parameter("lm_head.weight")[: real_vocabulary(config)], cap
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -91,11 +94,11 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
 @torch.no_grad()
 def token_losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Cross-entropy in nats of each predicted token, for (B, T + 1) token ids: (B, T), float32."""
-    decoder: Any = model.model
+    decoder = cast(nn.Module, model.model)
     hidden = decoder(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
     targets = tokens[:, 1:].flatten()
-    weight = model.get_parameter("lm_head.weight").to(hidden.dtype)
-    cap = softcap(model)
+    rows, cap = head_of(model)
+    weight = rows.to(hidden.dtype)
     size = _chunk(hidden.device, weight.shape[0])
     losses = []
     for h, t in zip(hidden.split(size), targets.split(size), strict=True):

@@ -1,27 +1,45 @@
 """Model presets and the initial checkpoint.
 
 All presets are NanoChat (nanochat's transformer as Hugging Face's `NanoChatForCausalLM`): rotary positions, RMS norms
-without parameters, squared ReLU, untied head, logits capped by 15 tanh(x / 15). One width per preset; the MLP is four
-times as wide. `d20` with a vocabulary of 65,536 has 560,988,160 parameters.
+without parameters, squared ReLU, untied head, logits capped by 15 tanh(x / 15). One dial as
+in nanochat, the depth: the width is 64 per layer, heads are 128 wide, the MLP is four times as wide as the model. `d20`
+with a vocabulary of 65,536 has 560,988,160 parameters.
+
+The rows of embedding and head are padded to a multiple of 64, which matrix units like. The rows beyond the real ids
+(`real_vocabulary` of the config) are never trained and never counted: loss and evaluation leave them out.
 """
 
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.settings.training_settings import TrainingSettings
+from curtail_pipeline.settings.training_settings import DEPTH, TrainingSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import NanoChatConfig, PreTrainedModel
+    from transformers import NanoChatConfig, PreTrainedConfig, PreTrainedModel
 
-PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1},
-    "d12": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 6},
-    "d20": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 20, "num_attention_heads": 10},
-}
+VOCABULARY_MULTIPLE = 64
+WIDTH_PER_LAYER, HEAD_WIDTH = 64, 128
+"""nanochat's aspect ratio and head width (scripts/base_train.py)."""
+
+
+def preset_shape(preset: str) -> dict[str, int]:
+    """The config values that a preset stands for; `TrainingSettings` has checked its name."""
+    depth = DEPTH.fullmatch(preset)
+    layers = int(depth[1]) if depth else 2
+    width = WIDTH_PER_LAYER * layers if depth else 64
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": -(-width // HEAD_WIDTH),
+    }
+
 
 OVERRIDABLE = (
     "final_logit_softcapping",
@@ -59,8 +77,8 @@ def model_config(settings: TrainingSettings, vocab_size: int, **token_ids: int |
         raise TrainingError(
             f"training.model_overrides: {unknown[0]!r} cannot be overridden; choose from {', '.join(OVERRIDABLE)}"
         )
-    values: dict[str, Any] = {
-        **PRESETS[settings.preset],
+    values: dict[str, JsonValue] = {
+        **preset_shape(settings.preset),
         "max_position_embeddings": settings.sequence_length,
         "vocab_size": vocab_size,
         **settings.model_overrides,
@@ -71,16 +89,23 @@ def model_config(settings: TrainingSettings, vocab_size: int, **token_ids: int |
             f"training.model_overrides: hidden_size {hidden!r} over num_attention_heads {heads!r} gives no even head "
             f"width (rotary positions need one); choose a hidden_size that is a multiple of twice the heads"
         )
-    if not isinstance(values["vocab_size"], int) or values["vocab_size"] < vocab_size:
+    real = values["vocab_size"]
+    if not isinstance(real, int) or real < vocab_size:
         raise TrainingError(
-            f"training.model_overrides: vocab_size {values['vocab_size']!r} cannot hold the {vocab_size} ids of the "
+            f"training.model_overrides: vocab_size {real!r} cannot hold the {vocab_size} ids of the "
             "tokenizer; give a larger one or none"
         )
-    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **token_ids}
+    values["vocab_size"] = -(-real // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    ids: dict[str, JsonValue] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **token_ids}
     try:
-        return NanoChatConfig(dtype="float32", **ids, **values)
+        return NanoChatConfig.from_dict({"dtype": "float32", "real_vocabulary": real, **ids, **values})
     except Exception as error:  # the config class raises its own validation errors
         raise TrainingError(f"training.model_overrides: {' '.join(str(error).split())}; correct the value") from error
+
+
+def real_vocabulary(config: "PreTrainedConfig") -> int:
+    """Ids that a model can predict; rows beyond them are padding."""
+    return int(getattr(config, "real_vocabulary", config.vocab_size))
 
 
 def parameter_count(config: "NanoChatConfig") -> int:
@@ -163,7 +188,10 @@ def init_checkpoint(settings: TrainingSettings, tokenizer_folder: Path, out_fold
     out_folder.mkdir(parents=True, exist_ok=True)
     config.architectures = [type(model).__name__]
     config.save_pretrained(out_folder)
-    GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos).save_pretrained(out_folder)
+    padding = list(range(real_vocabulary(config), config.vocab_size))
+    GenerationConfig(
+        bos_token_id=bos, eos_token_id=eos, pad_token_id=eos, suppress_tokens=padding or None
+    ).save_pretrained(out_folder)
     write_tensors(out_folder / "model.safetensors", model.state_dict())
     for source in sorted(Path(tokenizer_folder).iterdir()):
         if source.is_file() and source.name not in {"config.json", "generation_config.json", "model.safetensors"}:

@@ -2,25 +2,14 @@
 
     python -m curtail_pipeline.training.serve --site S --store ROOT --endpoint FILE [--parent-pid N]
 
-HTTP on a free loopback port; when it can take orders it writes FILE, `{"port", "pid", "token"}`, readable by its owner
-only. Every request carries `Authorization: Bearer TOKEN`.
-
-| request | answer |
-|---|---|
-| `POST /train` (an order) | the result, when the round is done; the same order again gets the same answer |
-| `GET /status` | `site, pid, busy, key, round, step, loss, tokens_per_s` |
-| `POST /stop` | ends the running round after its step; `{"stopped": bool}` |
-| `POST /shutdown` | stops, answers, and ends the process |
-
-Failures are `{"error": text}`: 400 for what the sender can mend, 401 without the token, 409 while another order
-runs or for an order that differs from an earlier one of the same name, 500 for a bug.
+HTTP on a free loopback port; when it can take orders it writes FILE (`trainer_api.Endpoint`), readable by its owner
+only.
 
 It shows life in `agents/<site>.json` in the store every 2 s, and ends when its parent ends, however that happens.
 """
 
 import argparse
 import ctypes
-import json
 import logging
 import os
 import signal
@@ -29,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+
+from curtail_pipeline.federation.trainer_api import Endpoint
 
 log = logging.getLogger("curtail.trainer")
 
@@ -84,12 +75,12 @@ def _bound_ending(ended: threading.Event) -> None:
     threading.Thread(target=wait, name="ending", daemon=True).start()
 
 
-def _write_endpoint(path: Path, content: dict[str, object]) -> None:
+def _write_endpoint(path: Path, endpoint: Endpoint) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(content, stream)
+        stream.write(endpoint.model_dump_json())
     scratch.replace(path)
 
 
@@ -135,23 +126,28 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(site.threads)
         torch.set_num_interop_threads(1)
 
-        from curtail_pipeline.training.order_server import TrainerAgent
+        from curtail_pipeline.training.heartbeat import HeartbeatWriter
+        from curtail_pipeline.training.order_queue import OrderQueue
+        from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
 
         trainer = SiteTrainer(store, site, experiment)
         trainer.prepare()
-        agent = TrainerAgent(trainer, ended)
+        orders = OrderQueue(trainer, ended)
+        server, heartbeat = OrderServer(orders), HeartbeatWriter(store, site.name, lambda: orders.busy)
     except CurtailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        agent.start()
-        _write_endpoint(arguments.endpoint, {"port": agent.port, "pid": os.getpid(), "token": agent.token})
-        log.info("ready on port %d", agent.port)
-        agent.work()
+        server.start()
+        heartbeat.start()
+        _write_endpoint(arguments.endpoint, Endpoint(port=server.port, pid=os.getpid(), token=server.token))
+        log.info("ready on port %d", server.port)
+        orders.work()
     finally:
         arguments.endpoint.unlink(missing_ok=True)
-        agent.close()
+        server.close()
+        heartbeat.close()
         lock.release()
     log.info("ended")
     return 0

@@ -11,9 +11,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
 # cuBLAS reads this when it starts; without it deterministic algorithms are refused on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -22,16 +24,18 @@ import torch
 from torch import nn
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.federation.orders import FRESH, InnerStates, Order, Result, StopReason, WrittenWeights
+from curtail_pipeline.federation.orders import Order, Result, StopReason, WrittenWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
-from curtail_pipeline.training.loss import head_loss, softcap
+from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
+from curtail_pipeline.training.retention import prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
-from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot
+from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
@@ -42,11 +46,23 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Reader(Protocol):
     """Where a site's token sequences come from (`corpus.reader.ShardReader`)."""
 
-    def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
         """Arrays of token ids, (sequences, sequence_length + 1), in the order of the ranges."""
 
 
-Progress = Callable[[dict[str, Any]], None]
+@dataclass(frozen=True)
+class StepProgress:
+    """Where a round is after a step."""
+
+    step: int
+    """Global number of the step."""
+    steps: int
+    """Done in this round."""
+    loss: float
+    tokens_per_s: float
+
+
+Progress = Callable[[StepProgress], None]
 
 
 class SiteTrainer:
@@ -80,7 +96,7 @@ class SiteTrainer:
         self._reader = reader
         self._clock = clock
         self._model: nn.Module | None = None
-        self._decoder: Callable[..., Any] | None = None
+        self._decoder: nn.Module | None = None
         self._optimisers: Optimisers | None = None
         self._config: str | None = None
         self._weights: str | None = None
@@ -106,8 +122,7 @@ class SiteTrainer:
 
         Args:
             order: see `orders.Order`.
-            progress: called after every step with `step` (global), `steps` (done in this round), `loss` and
-                `tokens_per_s`.
+            progress: called after every step.
             should_stop: asked before every step; true ends the round with `stop: membership`.
 
         Returns:
@@ -142,7 +157,7 @@ class SiteTrainer:
             parent_sha256=order.parent.sha256,
             steps=steps,
             tokens=tokens,
-            consumed=tuple(tuple(part) for part in take_prefix(order.lease, steps * per_step)),
+            consumed=tuple(take_prefix(order.lease, steps * per_step)),
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
             loss_mean=sum(losses) / steps if losses else None,
@@ -191,8 +206,8 @@ class SiteTrainer:
         model.to(self._device).train()
         self._model = model
         self._optimisers = Optimisers(model, self.settings)
-        decoder: Any = model.model
-        self._decoder = torch.compile(decoder) if self.settings.compile else decoder
+        decoder = cast(nn.Module, model.model)
+        self._decoder = cast(nn.Module, torch.compile(decoder)) if self.settings.compile else decoder
 
     def _built(self) -> tuple[nn.Module, Optimisers]:
         if self._model is None or self._optimisers is None:
@@ -229,22 +244,22 @@ class SiteTrainer:
             elapsed, last = now, now - elapsed
             if progress is not None:
                 rate = len(losses) * self.settings.total_batch_tokens / elapsed
-                progress({"step": step, "steps": len(losses), "loss": losses[-1], "tokens_per_s": rate})
+                progress(StepProgress(step, len(losses), losses[-1], rate))
         return losses, elapsed, stop
 
-    def _batches(self, order: Order) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    def _batches(self, order: Order) -> Iterator[npt.NDArray[np.int64]]:
         if self._reader is None:
             from curtail_pipeline.corpus.batches import ShardReader
 
             self._reader = ShardReader(self.store, self.site.name, self.settings.sequence_length)
         return iter(self._reader.batches(order.lease, self.experiment.sequences_per_step, order.seed))
 
-    def _step(self, batch: np.ndarray[Any, np.dtype[Any]], step: int, total_steps: int) -> float:
+    def _step(self, batch: npt.NDArray[np.int64], step: int, total_steps: int) -> float:
         """One optimiser step over (sequences, T + 1) token ids; its mean loss in nats per token."""
         model, optimisers = self._built()
         settings = self.settings
         tokens = torch.from_numpy(np.asarray(batch, dtype=np.int64))
-        vocabulary = model.get_parameter("lm_head.weight").shape[0]
+        vocabulary = head_of(model)[0].shape[0]
         highest = int(tokens.max())
         if highest >= vocabulary:
             raise TrainingError(
@@ -284,12 +299,8 @@ class SiteTrainer:
         assert self._decoder is not None
         with autocast:
             hidden = self._decoder(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-            return head_loss(
-                hidden.flatten(0, 1).to(dtype),
-                model.get_parameter("lm_head.weight"),
-                tokens[:, 1:].flatten(),
-                softcap(model),
-            )
+            weight, cap = head_of(model)
+            return head_loss(hidden.flatten(0, 1).to(dtype), weight, tokens[:, 1:].flatten(), cap)
 
     def _prune(self, order: Order, inner: str) -> None:
         """Apply the retention setting; states of the running segment always stay."""

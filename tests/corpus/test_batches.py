@@ -66,21 +66,21 @@ def test_batches_depend_on_ranges_and_seed_alone(store: Store) -> None:
     def rows(ranges: list, seed: int = 5, size: int = 4) -> np.ndarray:
         return np.concatenate(list(ShardReader(store, "B", LENGTH).batches(ranges, size, seed)))
 
-    whole = rows([[1, 10, 50], [2, 0, 6]])
-    assert np.array_equal(whole, rows([[1, 10, 50], [2, 0, 6]]))
-    assert np.array_equal(whole, np.concatenate([rows([[1, 10, 13]]), rows([[1, 13, 50]], size=9), rows([[2, 0, 6]])]))
-    assert not np.array_equal(whole, rows([[1, 10, 50], [2, 0, 6]], seed=6))
-    assert not np.array_equal(rows([[1, 0, 6]]), rows([[2, 0, 6]]))
+    whole = rows([(1, 10, 50), (2, 0, 6)])
+    assert np.array_equal(whole, rows([(1, 10, 50), (2, 0, 6)]))
+    assert np.array_equal(whole, np.concatenate([rows([(1, 10, 13)]), rows([(1, 13, 50)], size=9), rows([(2, 0, 6)])]))
+    assert not np.array_equal(whole, rows([(1, 10, 50), (2, 0, 6)], seed=6))
+    assert not np.array_equal(rows([(1, 0, 6)]), rows([(2, 0, 6)]))
 
 
 def test_moved_ranges_are_read_from_their_owner(store: Store) -> None:
-    own = list(ShardReader(store, "A", LENGTH).batches([[1, 4, 10]], 3, seed=1))
-    moved = list(ShardReader(store, "B", LENGTH).batches([[1, 4, 10, "A"]], 3, seed=1))
+    own = list(ShardReader(store, "A", LENGTH).batches([(1, 4, 10)], 3, seed=1))
+    moved = list(ShardReader(store, "B", LENGTH).batches([(1, 4, 10, "A")], 3, seed=1))
     assert all(np.array_equal(a, b) for a, b in zip(own, moved, strict=True))
 
 
 def test_torch_shares_the_memory_of_a_batch(store: Store) -> None:
-    first, second = list(ShardReader(store, "A", LENGTH).batches([[1, 0, 8]], 4, seed=0))
+    first, second = list(ShardReader(store, "A", LENGTH).batches([(1, 0, 8)], 4, seed=0))
     kept = first.copy()
     assert torch.from_numpy(first).data_ptr() == first.ctypes.data
     second[:] = 0
@@ -88,7 +88,7 @@ def test_torch_shares_the_memory_of_a_batch(store: Store) -> None:
 
 
 def test_the_last_batch_may_be_shorter(store: Store) -> None:
-    sizes = [len(b) for b in ShardReader(store, "A", LENGTH).batches([[1, 0, 4], [2, 5, 8]], 5, seed=0)]
+    sizes = [len(b) for b in ShardReader(store, "A", LENGTH).batches([(1, 0, 4), (2, 5, 8)], 5, seed=0)]
     assert sizes == [5, 2]
 
 
@@ -106,7 +106,7 @@ def test_ranges_of_other_shards_are_refused(store: Store) -> None:
     with pytest.raises(CorpusError, match=f"beyond the {reader.n_sequences} sequences of A"):
         next(reader.batches([[1, 0, reader.n_sequences + 1]], 4, seed=0))
     with pytest.raises(LedgerError, match="epochs count from 1"):
-        next(reader.batches([[0, 0, 4]], 4, seed=0))
+        next(reader.batches([(0, 0, 4)], 4, seed=0))
     with pytest.raises(CorpusError, match="no token shards of 'X'; built are A, B, C"):
         ShardReader(store, "X", LENGTH)
     with pytest.raises(CorpusError, match="less than one sequence"):

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
-from corpus_texts import SHARES, built_store, corpus_settings, texts, write_corpus
+from corpus_texts import SHARES, build_shards, built_store, corpus_settings, texts, write_corpus
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,18 +20,17 @@ from tokenizers import Tokenizer
 from curtail_pipeline.corpus import sources
 from curtail_pipeline.corpus.batches import TokenSet
 from curtail_pipeline.corpus.build import build_targets
+from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.corpus.dealing import HELDOUT, MANIFEST, TOKENIZER, Hasher, freeze_dealing, load_dealing
 from curtail_pipeline.corpus.shard_set import (
     build_heldout,
-    build_shards,
     build_site_shards,
     build_tokenizer,
     load_manifest,
-    verify_shard,
 )
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, file_sha256
 
 TARGETS = (*SHARES, HELDOUT)
 
@@ -48,13 +47,19 @@ def shard_bytes(store: Store) -> dict[str, bytes]:
     }
 
 
+def stored_as_recorded(store: Store, manifest: ShardManifest) -> bool:
+    """Whether every shard file has the sha256 that the manifest says."""
+    root = store.path(folder(manifest.target))
+    return all(file_sha256(root / file.name) == file.sha256 for file in manifest.files)
+
+
 def decoded(store: Store, target: str) -> list[str]:
     """The documents in a target's shards."""
     tokens = TokenSet(store, target)
     ids = np.empty((1, tokens.n_tokens), dtype=np.int64)
     tokens.fill(ids, np.array([0]))
     tokenizer = Tokenizer.from_file(str(store.path(TOKENIZER) / "tokenizer.json"))
-    parts = np.split(ids[0], np.flatnonzero(ids[0] == tokens.manifest["separator_id"]))
+    parts = np.split(ids[0], np.flatnonzero(ids[0] == tokens.manifest.separator_id))
     assert parts[0].size == 0
     return tokenizer.decode_batch([part[1:].tolist() for part in parts[1:]])
 
@@ -70,16 +75,16 @@ def test_every_document_is_in_one_place(built: tuple[CorpusSettings, Store]) -> 
     assert sorted(text for part in found.values() for text in part) == sorted(texts())
     for target, part in found.items():
         manifest = load_manifest(store, target)
-        assert manifest["documents"] == len(part)
-        assert manifest["bytes"] == sum(len(text.encode()) for text in part)
-        assert all(entry["tokens"] == 20_000 for entry in manifest["files"][:-1])
-        assert manifest["tokens"] == sum(entry["tokens"] for entry in manifest["files"])
-        assert verify_shard(store, target) == manifest
-    assert len(load_manifest(store, "A")["files"]) > 2
+        assert manifest.documents == len(part)
+        assert manifest.bytes == sum(len(text.encode()) for text in part)
+        assert all(file.tokens == 20_000 for file in manifest.files[:-1])
+        assert manifest.tokens == sum(file.tokens for file in manifest.files)
+        assert stored_as_recorded(store, manifest)
+    assert len(load_manifest(store, "A").files) > 2
 
 
 def test_sites_are_dealt_their_shares(built: tuple[CorpusSettings, Store]) -> None:
-    dealt = {site: load_manifest(built[1], site)["documents"] for site in SHARES}
+    dealt = {site: load_manifest(built[1], site).documents for site in SHARES}
     whole = sum(dealt.values())
     assert {site: n / whole for site, n in dealt.items()} == pytest.approx({"A": 0.5, "B": 0.25, "C": 0.25}, abs=0.08)
 
@@ -147,8 +152,7 @@ def test_building_one_site_again_touches_only_that_site(tmp_path: Path) -> None:
     data = bytearray(damaged.read_bytes())
     data[1000] ^= 1
     damaged.write_bytes(data)
-    with pytest.raises(CorpusError, match=r"shard shards/B/00000.bin has changed; materialise B again"):
-        verify_shard(store, "B")
+    assert not stored_as_recorded(store, load_manifest(store, "B"))
     build_site_shards(config, store, "B")
     assert shard_bytes(store) == before
     assert {t for t in TARGETS if store.path(f"{folder(t)}/00000.bin").stat().st_ino != inodes[t]} == {"B"}
@@ -198,7 +202,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     build_tokenizer(other, whole)
     freeze_dealing(other, whole, SHARES)
     assert build_site_shards(other, whole, "A") == manifest
-    assert verify_shard(store, "A") == manifest
+    assert load_manifest(store, "A") == manifest and stored_as_recorded(store, manifest)
 
 
 def test_scratch_that_was_damaged_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +242,7 @@ def test_a_worker_that_dies_is_reported_and_the_build_goes_on_later(
 
     with pytest.raises(CorpusError, match=r"a tokenising worker ended with status -9.* goes on where it stopped"):
         build_site_shards(config, store, "A", kill)
-    assert build_site_shards(config, store, "A")["documents"] > 0
+    assert build_site_shards(config, store, "A").documents > 0
 
 
 def unchanged(store: Store) -> bytes:
@@ -288,7 +292,7 @@ def test_text_that_changed_since_it_was_dealt_is_refused(tmp_path: Path) -> None
         build_site_shards(config, store, "A")
     pl.DataFrame({"text": [text.replace("return", "RETURN") for text in texts()]}).write_parquet(path)
     manifest = store.read_json(MANIFEST)
-    manifest["files"][0][1] = path.stat().st_size  # of the same size, by chance
+    manifest["files"][0]["bytes"] = path.stat().st_size  # of the same size, by chance
     store.write_json(MANIFEST, manifest)
     with pytest.raises(CorpusError, match="shards of another dealing"):
         build_site_shards(config, store, "A")
@@ -370,8 +374,10 @@ def test_two_builds_of_one_target_exclude_each_other(tmp_path: Path) -> None:
 def test_a_missing_shard_file_is_named(tmp_path: Path) -> None:
     _, store = built_store(tmp_path)
     store.path("heldout/00000.bin").unlink()
-    with pytest.raises(CorpusError, match=r"shard heldout/00000.bin is missing; materialise heldout again"):
-        verify_shard(store, HELDOUT)
+    with pytest.raises(
+        CorpusError, match=r"shard heldout/00000.bin has 0 bytes instead of \d+; .* materialise heldout"
+    ):
+        TokenSet(store, HELDOUT)
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
@@ -382,5 +388,5 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
     content["model"]["vocab"] |= {f"unused {i}": 1024 + i for i in range(70_000)}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     _, store = built_store(tmp_path / "large", tokenizer=str(folder))
-    assert load_manifest(store, "A")["dtype"] == "uint32"
+    assert load_manifest(store, "A").dtype == "uint32"
     assert decoded(store, "A") == decoded(small, "A")

@@ -8,7 +8,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
 import polars as pl
@@ -227,7 +227,7 @@ class Objects(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         paths = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()).get("paths", [])
         self.reply(
-            json.dumps([entry for entry in self.tree("") if entry["path"] in paths]).encode(), "application/json"
+            json.dumps([entry for entry in self.tree("", True) if entry["path"] in paths]).encode(), "application/json"
         )
 
     def do_GET(self, body: bool = True) -> None:
@@ -245,7 +245,11 @@ class Objects(BaseHTTPRequestHandler):
             )
         elif "/api/" in path and "/tree/" in path:
             folder = path.partition("/tree/main")[2].strip("/")
-            self.reply(json.dumps(self.tree(folder)).encode(), "application/json")
+            entries = self.tree(folder, query.get("recursive", [""])[0].lower() == "true")
+            if entries or not folder:
+                self.reply(json.dumps(entries).encode(), "application/json")
+            else:
+                self.reply(b"{}", "application/json", 404, {"X-Error-Code": "EntryNotFound"})
         elif path.startswith("/api/"):
             info = {"id": "owner/name", "sha": "0" * 40, "siblings": []}
             self.reply(json.dumps(info).encode(), "application/json")
@@ -256,12 +260,18 @@ class Objects(BaseHTTPRequestHandler):
             else:
                 self.reply(b"<Error><Code>NoSuchKey</Code></Error>", "text/xml", 404)
 
-    def tree(self, folder: str) -> list[dict[str, object]]:
-        return [
-            {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-            for name, data in sorted(self.files.items())
-            if name.startswith(folder)
+    def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
+        """Files and folders below a folder, or only its own."""
+        root = folder + "/" if folder else ""
+        inside = [name for name in sorted(self.files) if name.startswith(root)]
+        folders = {parent.as_posix() for name in inside for parent in PurePosixPath(name).parents}
+        entries: list[dict[str, object]] = [
+            {"type": "directory", "path": name, "oid": "0" * 40}
+            for name in sorted(folders)
+            if name != "." and name.startswith(root)
         ]
+        entries += [{"type": "file", "path": name, "size": len(self.files[name]), "oid": "0" * 40} for name in inside]
+        return [entry for entry in entries if recursive or "/" not in str(entry["path"]).removeprefix(root)]
 
     def object(self, data: bytes, body: bool) -> None:
         wanted = self.headers.get("Range", "")
@@ -282,8 +292,10 @@ class Objects(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data[low:high])
 
-    def reply(self, data: bytes, kind: str, status: int = 200) -> None:
+    def reply(self, data: bytes, kind: str, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -292,10 +304,10 @@ class Objects(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def files() -> dict[str, bytes]:
     frame = io.BytesIO()
     pl.DataFrame({"text": DOCUMENTS}).write_parquet(frame)
-    files = {
+    return {
         "text/a.parquet": frame.getvalue(),
         "text/b/c.jsonl.gz": gzip.compress(lines(DOCUMENTS)),
         "text/b/d.jsonl": lines(DOCUMENTS),
@@ -303,6 +315,10 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "text/README.md": b"no text of the corpus",
         "textual.txt": b"another prefix",
     }
+
+
+@pytest.fixture
+def objects(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Objects,), {"files": files}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -336,6 +352,12 @@ def test_objects_are_listed_and_read_in_place(tmp_path: Path, objects: str, root
         ("text/**/*.jsonl*", ["c.jsonl.gz", "d.jsonl"]),
         ("text/[ab].parquet", ["a.parquet"]),
         ("text/e.txt", ["e.txt"]),
+        ("text/?.txt", ["e.txt"]),
+        ("text/[!e]*", ["a.parquet"]),
+        ("**/*.txt", ["e.txt", "textual.txt"]),
+        ("text/b/**", ["c.jsonl.gz", "d.jsonl"]),
+        ("text/", ["a.parquet", "c.jsonl.gz", "d.jsonl", "e.txt"]),
+        ("", ["a.parquet", "c.jsonl.gz", "d.jsonl", "e.txt", "textual.txt"]),
     ],
 )
 @pytest.mark.parametrize("root", ["s3://bucket", "hf://datasets/owner/name"])
@@ -344,9 +366,18 @@ def test_objects_are_chosen_by_pattern(tmp_path: Path, objects: str, root: str, 
     assert [file.name.rpartition("/")[2] for file in source.files] == names
 
 
+@pytest.mark.parametrize("root", ["s3://bucket", "hf://datasets/owner/name"])
+def test_each_listing_sees_what_is_there_then(tmp_path: Path, objects: str, files: dict[str, bytes], root: str) -> None:
+    before = [file.name for file in opened(tmp_path, f"{root}/text").files]
+    files["text/b/new.txt"] = b"added"
+    assert [file.name for file in opened(tmp_path, f"{root}/text").files] == sorted([*before, "b/new.txt"])
+
+
 def test_unreachable_objects_are_named(tmp_path: Path, objects: str) -> None:
-    with pytest.raises(CorpusError, match=r"s3://bucket/none' names no .txt"):
-        opened(tmp_path, "s3://bucket/none")
+    for root in ("s3://bucket", "hf://datasets/owner/name"):
+        for name in ("none", "none/*.txt", "text/none.txt"):
+            with pytest.raises(CorpusError, match=r"names no \.txt"):
+                opened(tmp_path, f"{root}/{name}")
     with pytest.raises(CorpusError, match=r"write hf://datasets/OWNER/NAME/PATH"):
         opened(tmp_path, "hf://owner")
     with pytest.raises(CorpusError, match=r"cannot list corpus.source 's3://no bucket/x'"):

@@ -147,8 +147,8 @@ def test_local_takes_the_weights_and_keeps_the_momentum(round_: Round) -> None:
     buffer = round_.folder / "buffer.safetensors"
     save_file(weights(5), buffer)
     report = round_.merge([round_.update("A", 7, weights(1))], mode="local", outer_path=buffer)
-    assert report.weights["sha256"] == file_sha256(round_.folder / "A.safetensors")
-    assert report.outer["sha256"] == file_sha256(buffer)
+    assert report.weights.sha256 == file_sha256(round_.folder / "A.safetensors")
+    assert report.outer.sha256 == file_sha256(buffer)
     round_.merge([round_.update("A", 7, weights(1))], mode="local", name="first")
     assert load_file(round_.folder / "first-outer.safetensors") == {}
     # a federated round takes that as momentum zero
@@ -166,8 +166,8 @@ def test_zero_valid_updates_keep_weights_and_momentum(round_: Round) -> None:
     save_file(weights(5), buffer)
     for mode in ("local", "federated"):
         report = round_.merge([round_.update("A", 0, weights(1))], mode=mode, outer_path=buffer)
-        assert (report.empty, report.accepted, report.refused) == (["A"], {}, {})
-        assert report.weights["sha256"] == file_sha256(round_.parent) and report.outer["sha256"] == file_sha256(buffer)
+        assert (report.empty, report.accepted, report.refused) == (("A",), {}, {})
+        assert report.weights.sha256 == file_sha256(round_.parent) and report.outer.sha256 == file_sha256(buffer)
 
 
 def _spoilt(round_: Round) -> dict[str, tuple[Update, str]]:
@@ -201,7 +201,7 @@ def test_an_invalid_update_is_refused_by_name_and_the_rest_counts(round_: Round,
     good = round_.update("good", 4, weights(2))
     report = round_.merge([bad, good])
     assert re.search(reason, report.refused[bad.site]), report.refused
-    assert list(report.accepted) == ["good"] and report.accepted["good"]["share"] == 1.0
+    assert list(report.accepted) == ["good"] and report.accepted["good"].share == 1.0
     alone = round_.merge([good], name="alone")
     assert report.weights == alone.weights
 

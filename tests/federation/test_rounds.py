@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from curtail_pipeline.errors import FederationError, LedgerError
-from curtail_pipeline.federation.plan import replay_rounds
+from curtail_pipeline.errors import FederationError, LedgerError, MessageError
+from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
+from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.store import Store, file_sha256
-from curtail_pipeline.tokens.ranges import after_prefix, compact, total
+from curtail_pipeline.times import EPOCH
+from curtail_pipeline.tokens.ranges import Range, after_prefix, compact, total
 
 SITES = ("CA", "TX", "SA")
 PER_STEP = 4
@@ -49,7 +52,7 @@ class Bench:
                 cursor[site] += PER_STEP * count
             planned.append({"index": index, "start": None, "end": None, "steps": steps, "lease": lease, "stops": {}})
         return {
-            "key": "ckpt-000001", "attempt": 1, "generation": 1, "members": list(members),
+            "schema": 1, "key": "ckpt-000001", "attempt": 1, "generation": 1, "members": list(members),
             "parent": {"key": "ckpt-000000", "weights": self.store.key(path), "sha256": file_sha256(path),
                        "outer": None, "config": "checkpoints/ckpt-000000/config.json"},
             "mode": "federated" if len(members) > 1 else "local", "first_step": 100, "total_steps": 1000, "seed": 1,
@@ -74,17 +77,28 @@ class Bench:
         steps_per_round: int | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        sites = {n: SimulatedSite(n, self.store, PER_STEP, steps_per_round=steps_per_round) for n in plan["members"]}
+        """The segment as it is written."""
+        asked = Plan.read(plan, "the plan")
+        sites = {n: SimulatedSite(n, self.store, PER_STEP, steps_per_round=steps_per_round) for n in asked.members}
         self.transport = MemoryTransport(sites, self.store, faults, on_poll)
-        return run_segment(
-            self.transport, plan, self.store, clock=lambda: self.now, wait=self.wait, log=self.lines.append, **options
+        segment = run_segment(
+            self.transport, asked, self.store, clock=lambda: self.now, wait=self.wait, log=self.lines.append, **options
         )
+        return json.loads(segment.model_dump_json())
 
     def orders(self, site: str) -> list[dict[str, Any]]:
-        return [order for name, order in self.transport.sent if name == site]
+        return [json.loads(order.model_dump_json()) for name, order in self.transport.sent if name == site]
 
-    def membership(self, generation: int, **states: Any) -> None:
-        self.store.write_json("membership.json", {"generation": generation, "states": states})
+    def membership(self, generation: int, reasons: dict[str, str] | None = None, **states: Any) -> None:
+        desired = Desired(generation=generation, states=states, reasons=reasons or {}, reason="", at=EPOCH)
+        self.store.write_record("membership.json", desired)
+
+
+def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
+    """The plan that repeats a segment."""
+    states = {site: done["inner_state"]["begin"] for site, done in segment["sites"].items()}
+    again = replay_of(Plan.read(plan, "the plan"), Segment.read(segment, "the segment"), states)
+    return json.loads(again.model_dump_json())
 
 
 @pytest.fixture
@@ -109,7 +123,7 @@ def test_a_planned_segment(bench: Bench) -> None:
     for name in ("weights", "outer"):
         assert file_sha256(bench.store.path(segment[name]["key"])) == segment[name]["sha256"]
     journal = [json.loads(line) for line in bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()]
-    assert [entry["index"] for entry in journal] == [0, 1]
+    assert [entry["done"]["index"] for entry in journal] == [0, 1]
     assert journal[1]["orders"]["TX"]["first_step"] == 107 and journal[0]["merge"]["accepted"]["TX"]["norm"] > 0
 
 
@@ -151,7 +165,7 @@ def test_a_silent_but_living_site_is_waited_for(bench: Bench) -> None:
     def late() -> None:
         if bench.now > 500:
             bench.transport.faults.clear()
-            bench.transport._pending = [("TX", bench.orders("TX")[0])]
+            bench.transport._pending = [sent for sent in bench.transport.sent if sent[0] == "TX"]
 
     segment = bench.run(bench.plan([{"CA": 2, "TX": 2}], ("CA", "TX")), (Fault("TX", 0, "mute"),), late)
     assert segment["rounds"][0]["steps"] == {"CA": 2, "TX": 2} and bench.now > 500
@@ -179,12 +193,12 @@ def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> No
     plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4)
     segment = bench.run(plan, (Fault("TX", 1, "nan"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill")))
     assert "SA lost" in segment["stop_reason"] and segment["rounds"][2]["refused"].keys() == {"CA"}
-    again = plan | {"rounds": replay_rounds(segment), "replay": True, "attempt": 2}
+    again = replay(plan, segment) | {"attempt": 2}
     replayed = bench.run(again, folder="scratch/ckpt-000001/replay")
     assert replayed["weights"]["sha256"] == segment["weights"]["sha256"]
     assert replayed["outer"]["sha256"] == segment["outer"]["sha256"]
     assert replayed["sites"] == segment["sites"] and not replayed["lost"] and not replayed["refused"]
-    assert "TX" not in {site for site, order in bench.transport.sent if order["round"] == 1}
+    assert "TX" not in {site for site, order in bench.transport.sent if order.round == 1}
 
 
 def test_live_rounds_have_deadlines_and_a_cap(bench: Bench) -> None:
@@ -201,7 +215,7 @@ def test_live_rounds_have_deadlines_and_a_cap(bench: Bench) -> None:
     ("states", "reason"),
     [
         ({"CA": "train", "TX": "train", "SA": "train"}, "SA joins"),
-        ({"CA": "train", "TX": {"state": "off", "reason": "window closed"}}, "TX leaves: window closed"),
+        ({"CA": "train", "TX": "off", "reasons": {"TX": "window closed"}}, "TX leaves: window closed"),
         ({"CA": "warm", "TX": "off"}, "CA leaves; TX leaves"),
     ],
 )
@@ -228,37 +242,37 @@ def test_a_newer_generation_with_the_same_members_goes_on(bench: Bench) -> None:
 
 
 def test_bad_plans_are_named(bench: Bench) -> None:
-    with pytest.raises(FederationError, match="mode local has one member"):
+    with pytest.raises(MessageError, match="mode local has one member"):
         bench.run(bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), mode="local"))
-    with pytest.raises(FederationError, match="round 0 has steps for 'TX', which is no member"):
+    with pytest.raises(MessageError, match="round 0 has steps for 'TX', which is no member"):
         bench.run(bench.plan([{"CA": 1}], ("CA",)) | {"rounds": [{"index": 0, "steps": {"TX": 1}, "lease": {}}]})
-    with pytest.raises(FederationError, match="give either rounds or open"):
+    with pytest.raises(MessageError, match="give either rounds or open"):
         bench.run(bench.plan(None))
 
 
-def ranges() -> st.SearchStrategy[list[list[int]]]:
+def ranges() -> st.SearchStrategy[list[Range]]:
     return st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 12)).map(lambda t: [t[0], t[1], t[1] + t[2]]),
+        st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 12)).map(lambda t: (t[0], t[1], t[1] + t[2])),
         max_size=5,
     )
 
 
 @given(ranges(), st.data())
-def test_ranges_after_a_prefix(lease: list[list[int]], data: st.DataObject) -> None:
+def test_ranges_after_a_prefix(lease: list[Range], data: st.DataObject) -> None:
     flat = [(epoch, i) for epoch, first, end in lease for i in range(first, end)]
     cut = data.draw(st.integers(0, len(flat)))
-    consumed = compact([epoch, i, i + 1] for epoch, i in flat[:cut])
+    consumed = compact((epoch, i, i + 1) for epoch, i in flat[:cut])
     rest = after_prefix(lease, consumed)
     assert [(epoch, i) for epoch, first, end in rest for i in range(first, end)] == flat[cut:]
     assert total(consumed) + total(rest) == total(lease)
 
 
 def test_ranges_out_of_the_lease_are_refused() -> None:
-    for consumed in ([[0, 1, 3]], [[0, 0, 11]], [[1, 0, 2]], [[0, 0, 4], [0, 5, 6]]):
+    for consumed in ([(0, 1, 3)], [(0, 0, 11)], [(1, 0, 2)], [(0, 0, 4), (0, 5, 6)]):
         with pytest.raises(LedgerError, match="not the beginning of the lease"):
-            after_prefix([[0, 0, 10]], consumed)
+            after_prefix([(0, 0, 10)], consumed)
     with pytest.raises(LedgerError, match="ends before it begins"):
-        compact([[0, 4, 2]])
+        compact([(0, 4, 2)])
 
 
 @settings(max_examples=30, deadline=None)
@@ -281,10 +295,10 @@ def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults:
         assert "no site delivered" in str(error)
         return
     for site, mine in segment["sites"].items():
-        per_round = [part for r in segment["rounds"] for part in r["consumed"].get(site, [])]
-        assert compact(per_round) == mine["consumed"]
+        per_round = [tuple(part) for r in segment["rounds"] for part in r["consumed"].get(site, [])]
+        assert compact(per_round) == [tuple(part) for part in mine["consumed"]]
         # from the beginning, without a gap, no more than was leased
         assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
-    again = plan | {"rounds": replay_rounds(segment), "replay": True}
+    again = replay(plan, segment)
     replayed = bench.run(again, folder="scratch/replay")
     assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]

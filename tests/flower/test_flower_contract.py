@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import json
 import socket
 import subprocess
 import sys
@@ -16,10 +15,14 @@ from typing import Any
 import pytest
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.orders import Answer, Order, Result, StoredWeights, WrittenWeights
+from curtail_pipeline.federation.rounds import Failure, Malformed
+from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import trainer_client
-from curtail_pipeline.flower.supervisor import Supervisor
+from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.trainer_client import Trainer
+from curtail_pipeline.storage.manifest import InnerStates
 
 with control.quiet():
     import flwr.app
@@ -78,11 +81,16 @@ def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(module, "time", module.time)  # put back afterwards
     monkeypatch.setattr(module.time, "sleep", slept.append)
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
     control._poll_faster()
     for seconds in (3, 0.5, 0.1, 3):
         module.time.sleep(seconds)
     assert slept == [control.NODE_IDLE_POLL_S, control.NODE_REPLY_POLL_S, 0.1, control.NODE_BUSY_POLL_S]
-    assert module.time.monotonic() > 0
+    now += control.NODE_BUSY_S + 1
+    module.time.sleep(3)
+    assert slept[-1] == control.NODE_IDLE_POLL_S, "long after the last message it asks seldom again"
+    assert module.time.monotonic() == now, "everything else is the real module's"
 
 
 def test_the_bundle_is_thin() -> None:
@@ -96,8 +104,8 @@ def test_the_bundle_is_thin() -> None:
 
 def test_a_message_imports_no_torch() -> None:
     code = (
-        "import sys; from curtail_pipeline.federation import control; control.preload();"
-        "print([m for m in ('torch', 'transformers', 'dagster', 'polars') if m in sys.modules])"
+        "import sys; from curtail_pipeline.flower import control_api; control_api.preload();"
+        "print([m for m in ('torch', 'transformers', 'dagster') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -174,29 +182,64 @@ def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
         resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, clock=lambda: next(now), wait=lambda _: None)
 
 
+def order_for(site: str, key: str = "ckpt-000001", round_: int = 4) -> Order:
+    parent = StoredWeights(key="checkpoints/ckpt-000000/model.safetensors", sha256="0" * 64)
+    return Order(
+        key=key, attempt=1, round=round_, site=site, experiment_uri="experiment.json", store="/nowhere", parent=parent,
+        config="c.json", inner_state="fresh", first_step=0, members=1, total_steps=10, max_steps=1, deadline_s=None,
+        lease=((1, 0, 4),), seed=0, out=f"scratch/{key}/1/{site}.safetensors",
+    )  # fmt: skip
+
+
+def result_of(order: Order) -> Result:
+    """What a site answers that took no step."""
+    return Result(
+        site=order.site, round=order.round, parent_sha256=order.parent.sha256, steps=0, tokens=0, consumed=(),
+        loss_first=None, loss_last=None, loss_mean=None, seconds=0.0, tokens_per_s=0.0, stop="membership",
+        weights=WrittenWeights(key=order.out, sha256="1" * 64, bytes=8),
+        inner_state=InnerStates(begin=order.inner_state, end=order.inner_state),
+    )  # fmt: skip
+
+
+def replies(message: Message, content: str) -> Message:
+    return Message(RecordDict({"answer": ConfigRecord({"answer": content})}), reply_to=message)
+
+
 def test_orders_and_results_over_a_grid() -> None:
     def fails(message: Message) -> Message:
         return Message(Error(8, "ClientApp stopped responding."), reply_to=message)
 
     def result(message: Message) -> Message:
-        order = json.loads(message.content.config_records["order"]["order"])
-        content = json.dumps({"name": "CA", "result": {"round": order["round"]}})
-        return Message(RecordDict({"answer": ConfigRecord({"answer": content})}), reply_to=message)
+        order = Order.read(message.content.config_records["order"]["order"], "the order")
+        return replies(message, Answer(name="CA", result=result_of(order)).model_dump_json())
 
-    grid = FakeGrid({10: "", 11: "", 12: ""}, {10: result, 11: fails, 12: says("SA")})
-    transport = FlowerTransport(grid, {"CA": 10, "TX": 11, "SA": 12})
+    def other_version(message: Message) -> Message:
+        return replies(message, '{"schema": 2, "name": "OR"}')
+
+    grid = FakeGrid({10: "", 11: "", 12: "", 13: ""}, {10: result, 11: fails, 12: says("SA"), 13: other_version})
+    transport = FlowerTransport(grid, {"CA": 10, "TX": 11, "SA": 12, "OR": 13})
     assert transport.poll() == []
-    for site in ("CA", "TX", "SA"):
-        transport.send(site, {"site": "ELSEWHERE" if site == "SA" else site, "key": "ckpt-000001", "round": 4})
+    for site in ("CA", "TX", "SA", "OR"):
+        transport.send(site, order_for("ELSEWHERE" if site == "SA" else site))
     answers = dict(transport.poll())
-    assert answers["CA"] == {"round": 4}
-    assert answers["TX"].reason == "Flower error 8: ClientApp stopped responding."
+    assert answers["CA"] == result_of(order_for("CA"))
+    assert answers["TX"] == Failure("Flower error 8: ClientApp stopped responding.")
     assert "an order for 'ELSEWHERE' reached 'SA'" in answers["SA"].reason
+    assert isinstance(answers["OR"], Malformed) and "has schema 2" in answers["OR"].reason
     assert transport.poll() == []
     assert grid.pushed[0].metadata.ttl == 7 * 24 * 3600 and grid.pushed[0].metadata.group_id == "ckpt-000001/4"
 
 
 Scripted = tuple[Path, list[Any], list[str]]
+
+
+def doing(order: Order | None) -> TrainerStatus:
+    """The status of a trainer that works on this order."""
+    key, round_ = (order.key, order.round) if order else (None, None)
+    return TrainerStatus(
+        site="CA", pid=1, busy=order is not None, key=key, round=round_, step=None, steps=None, loss=None,
+        tokens_per_s=None,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -208,18 +251,19 @@ def trainer(tmp_path: Path) -> Iterator[Scripted]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.reply(script.pop(0) if script and "busy" in (script[0] or [0, ()])[1] else (200, {"busy": False}))
+            waiting = bool(script) and isinstance(script[0], tuple) and isinstance(script[0][1], TrainerStatus)
+            self.reply(script.pop(0) if waiting else (200, doing(None)))
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
             seen.append(self.path)
             self.reply(script.pop(0))
 
         def reply(self, step: Any) -> None:
             if self.headers["Authorization"] != "Bearer secret":
-                step = (401, {"error": "token"})
+                step = (401, Refusal(error="token"))
             if step is not None:
-                data = json.dumps(step[1]).encode()
+                data = step[1].model_dump_json().encode()
                 self.send_response(step[0])
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -231,7 +275,7 @@ def trainer(tmp_path: Path) -> Iterator[Scripted]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     endpoint = tmp_path / "endpoint.json"
-    endpoint.write_text(json.dumps({"port": server.server_port, "pid": 1, "token": "secret"}))
+    endpoint.write_text(Endpoint(port=server.server_port, pid=1, token="secret").model_dump_json())
     yield endpoint, script, seen
     server.shutdown()
     thread.join()
@@ -240,30 +284,32 @@ def trainer(tmp_path: Path) -> Iterator[Scripted]:
 
 def test_an_order_reaches_the_trainer(trainer: Scripted) -> None:
     endpoint, script, seen = trainer
-    content = json.dumps({"site": "CA", "key": "ckpt-000002", "round": 1})
-    order = Message(RecordDict({"order": ConfigRecord({"order": content})}), 7, MessageType.TRAIN)
+    asked, earlier = order_for("CA", "ckpt-000002", 1), order_for("CA", "ckpt-000001", 1)
+    order = Message(RecordDict({"order": ConfigRecord({"order": asked.model_dump_json()})}), 7, MessageType.TRAIN)
+    done, idle = (200, result_of(asked)), (200, doing(None))
 
-    def reply() -> Any:
-        return json.loads(answer(order, context("CA", endpoint)).content.config_records["answer"]["answer"])
+    def reply() -> Answer:
+        text = answer(order, context("CA", endpoint)).content.config_records["answer"]["answer"]
+        return Answer.read(text, "the answer")
 
-    script.append((200, {"round": 1}))
-    assert reply() == {"name": "CA", "result": {"round": 1}}
-    script.append((409, {"error": "busy with another order"}))
-    assert reply() == {"name": "CA", "error": "the trainer answered 409: busy with another order"}
+    script.append(done)
+    assert reply() == Answer(name="CA", result=result_of(asked))
+    script.append((409, Refusal(error="busy with another order")))
+    assert reply() == Answer(name="CA", error="the trainer answered 409: busy with another order")
     # a round of a segment that was given up ends first; this very order, sent again, does not
-    earlier = (200, {"busy": True, "key": "ckpt-000001", "round": 1})
-    script += [earlier, (200, {"stopped": True}), earlier, (200, {"busy": False}), (200, {"round": 1})]
+    busy = (200, doing(earlier))
+    script += [busy, (200, Stopped(stopped=True)), busy, idle, done]
     seen.clear()
-    assert "result" in reply() and seen == ["/stop", "/train"] and not script
-    script += [(200, {"busy": True, "key": "ckpt-000002", "round": 1}), (200, {"round": 1})]
+    assert reply().result is not None and seen == ["/stop", "/train"] and not script
+    script += [(200, doing(asked)), done]
     seen.clear()
-    assert "result" in reply() and seen == ["/train"]
+    assert reply().result is not None and seen == ["/train"]
     script.append(None)
-    assert "did not answer /train: RemoteProtocolError" in reply()["error"]
+    assert "did not answer /train: RemoteProtocolError" in (reply().error or "")
     endpoint.write_text(endpoint.read_text().replace("secret", "guess"))
-    assert reply()["error"] == "the trainer answered 401: token"
+    assert reply().error == "the trainer answered 401: token"
     endpoint.unlink()
-    assert "no trainer at" in reply()["error"]
+    assert "no trainer at" in (reply().error or "")
 
 
 def test_an_order_is_given_up_when_the_trainer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,14 +318,14 @@ def test_an_order_is_given_up_when_the_trainer_is_mute(tmp_path: Path, monkeypat
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         endpoint = tmp_path / "endpoint.json"
-        endpoint.write_text(json.dumps({"port": mute.getsockname()[1], "pid": 1, "token": "t"}))
+        endpoint.write_text(Endpoint(port=mute.getsockname()[1], pid=1, token="t").model_dump_json())
         monkeypatch.setattr(Trainer, "_make_room", lambda self, order: None)
         with pytest.raises(FederationError, match=r"the order was given up: .*ReadTimeout"):
-            Trainer(endpoint).train({"site": "CA"}, patience=2)
+            Trainer(endpoint).train(order_for("CA"), patience=2)
 
 
 def test_without_the_supervisor_a_command_starts_the_usual_way(tmp_path: Path) -> None:
-    Supervisor(tmp_path, tmp_path, ["CA"], None, [])._write_shims()
+    write_shims(tmp_path / "bin", "spawn.sock")
     run = subprocess.run([tmp_path / "bin" / "flwr-clientapp", "--help"], capture_output=True, text=True, check=True)
     assert "usage: flwr-clientapp" in run.stdout
     assert "spawning flwr-clientapp without the supervisor" in run.stderr

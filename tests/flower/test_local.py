@@ -9,25 +9,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 from safetensors.numpy import save_file
+from waiting import wait_until
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.progress import RoundMerged, SegmentEvent, StepDone, Submitted
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
 from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.control_api import Control
+from curtail_pipeline.flower.federation_state import DOWN
 from curtail_pipeline.flower.local import Federation, LocalFederation
+from curtail_pipeline.flower.run_config import FlowerRun, FlowerValue, RunConfig
 from curtail_pipeline.flower.submit import SegmentCancelled, submit_and_follow
+from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.manifest import InnerStates, SiteResult
 from curtail_pipeline.storage.store import Store, file_sha256
 
 STUB = [sys.executable, str(Path(__file__).parents[1] / "federation_stub_trainer.py")]
@@ -51,15 +57,9 @@ def experiment(sites: Sequence[str] = SITES) -> Experiment:
     )
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first true value of a condition; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+def asking(store: Store, key: str) -> dict[str, FlowerValue]:
+    """The run config of a segment whose nodes are not known."""
+    return RunConfig(store=str(store.root), plan=key, nodes={}, liveness_s=8.0).to_flower()
 
 
 def new_store(home: Path) -> Store:
@@ -85,6 +85,7 @@ def plan(store: Store, key: str, rounds: list[dict[str, int]], seed: int = 0, at
     store.write_json(
         plan_key,
         {
+            "schema": 1,
             "key": key,
             "attempt": attempt,
             "members": members,
@@ -93,7 +94,7 @@ def plan(store: Store, key: str, rounds: list[dict[str, int]], seed: int = 0, at
                 "key": "ckpt-000000",
                 "weights": weights,
                 "sha256": file_sha256(store.path(weights)),
-                "config": "",
+                "config": "checkpoints/ckpt-000000/config.json",
             },
             "first_step": 0,
             "total_steps": 1000,
@@ -107,7 +108,7 @@ def plan(store: Store, key: str, rounds: list[dict[str, int]], seed: int = 0, at
 
 
 def processes_of(federation: LocalFederation) -> list[psutil.Process]:
-    supervisor = psutil.Process(federation.status()["pid"])
+    supervisor = psutil.Process(federation.status().pid)
     return [supervisor, *supervisor.children(recursive=True)]
 
 
@@ -144,9 +145,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def federation(home: Path) -> Iterator[LocalFederation]:
     """One federation for the tests that do not end it, started by two commands at once."""
     local = LocalFederation(home, experiment(), trainer=STUB)
-    assert local.status()["state"] == "down" and local.down() is False
+    assert local.status().state == "down" and local.down() is False
     found: list[int] = []
-    starters = [threading.Thread(target=lambda: found.append(local.up()["pid"])) for _ in range(2)]
+    starters = [threading.Thread(target=lambda: found.append(local.up().pid)) for _ in range(2)]
     for starter in starters:
         starter.start()
     for starter in starters:
@@ -168,20 +169,19 @@ def store(home: Path) -> Store:
 
 def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, store: Store) -> None:
     rounds = [{"CA": 2, "TX": 1}, {"CA": 1, "TX": 2}]
-    events: list[dict[str, Any]] = []
-    over_flower = submit_and_follow(handle, plan(store, "ckpt-000001", rounds), store, lambda e: events.append(dict(e)))
+    events: list[SegmentEvent] = []
+    over_flower = submit_and_follow(handle, plan(store, "ckpt-000001", rounds), store, events.append)
     sites = {site: SimulatedSite(site, store) for site in SITES}
     in_memory = run_segment(
         MemoryTransport(sites, store),
-        store.read_json("scratch/ckpt-000001/1/plan.json"),
+        store.read_record("scratch/ckpt-000001/1/plan.json", Plan),
         store,
         folder="scratch/memory",
     )
-    assert over_flower["weights"]["sha256"] == in_memory["weights"]["sha256"]
-    assert over_flower["sites"] == in_memory["sites"]
-    assert [e["event"] for e in events if e["event"] != "step"] == ["submitted", "round", "round"]
-    run_id = store.read_json("scratch/ckpt-000001/1/flower.json")["run_id"]
-    assert events[0]["run_id"] == run_id
+    assert over_flower.weights.sha256 == in_memory.weights.sha256
+    assert over_flower.sites == in_memory.sites
+    assert [type(e) for e in events if not isinstance(e, StepDone)] == [Submitted, RoundMerged, RoundMerged]
+    assert events[0] == Submitted(store.read_record("scratch/ckpt-000001/1/flower.json", FlowerRun).run_id)
     # asked again for the same plan: the same outcome, no further run
     again: list[Any] = []
     assert submit_and_follow(handle, "scratch/ckpt-000001/1/plan.json", store, again.append) == over_flower
@@ -193,28 +193,28 @@ def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store
     flower = store.path("scratch/ckpt-000002/1/flower.json")
     caller = multiprocessing.get_context("spawn").Process(target=submit_and_follow, args=(handle, key, store))
     caller.start()
-    until(flower.exists, 60)
+    wait_until(flower.exists, 60)
     run_id = json.loads(flower.read_text())["run_id"]
     caller.kill()
     caller.join()
     flower.unlink()  # as if killed before it was written
-    events: list[dict[str, Any]] = []
-    segment = submit_and_follow(handle, key, store, lambda event: events.append(dict(event)))
-    assert events[0] == {"event": "submitted", "run_id": run_id} and segment["steps"] == 24
+    events: list[SegmentEvent] = []
+    segment = submit_and_follow(handle, key, store, events.append)
+    assert events[0] == Submitted(run_id) and segment.steps == 24
 
 
 def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: Store) -> None:
     key = plan(store, "ckpt-000009", [{"CA": 500}], seed=7)
     submitted: list[int] = []
 
-    def interrupt(event: Any) -> None:
-        submitted.extend([event["run_id"]] if event["event"] == "submitted" else [])
-        if event["event"] == "step":
+    def interrupt(event: SegmentEvent) -> None:
+        submitted.extend([event.run_id] if isinstance(event, Submitted) else [])
+        if isinstance(event, StepDone):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         submit_and_follow(handle, key, store, interrupt)
-    with Control(handle.state()["superlink"]["address"]) as control:
+    with Control(handle.state().superlink.address) as control:
         status = control.status(submitted[0])
         assert status is not None and status.finished and status.sub_status == "stopped"
 
@@ -230,10 +230,10 @@ def test_cancelling_stops_the_sites(handle: Federation, store: Store) -> None:
     key = plan(store, "ckpt-000004", [{"CA": 500}], seed=7)
     begun = threading.Event()
     with pytest.raises(SegmentCancelled):
-        submit_and_follow(handle, key, store, lambda e: e["event"] == "step" and begun.set(), begun.is_set)
+        submit_and_follow(handle, key, store, lambda e: begun.set() if isinstance(e, StepDone) else None, begun.is_set)
     # the site is free again at once: 500 steps would last 100 s
     segment = submit_and_follow(handle, plan(store, "ckpt-000005", [{"CA": 1}]), store)
-    assert segment["steps"] == 1
+    assert segment.steps == 1
 
 
 def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
@@ -242,31 +242,28 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     key = plan(store, "ckpt-000006", [{"CA": 5, "TX": 100}] * 2, seed=7)
     killed: list[float] = []
 
-    def kill(event: Any) -> None:
-        if event["event"] == "step" and event["site"] == "TX" and not killed:
-            os.kill(federation.status()["sites"]["TX"]["trainer"]["pid"], signal.SIGKILL)
+    def kill(event: SegmentEvent) -> None:
+        if isinstance(event, StepDone) and event.site == "TX" and not killed:
+            os.kill(federation.status().sites["TX"].trainer.pid, signal.SIGKILL)
             killed.append(time.monotonic())
 
     segment = submit_and_follow(handle, key, store, kill)
-    assert segment["stop_reason"].startswith("TX lost") and segment["sites"]["CA"]["steps"] == 5
-    assert segment["sites"]["TX"] == {
-        "steps": 0,
-        "tokens": 0,
-        "consumed": [],
-        "inner_state": {"begin": "fresh", "end": "fresh"},
-    }
+    assert segment.stop_reason.startswith("TX lost") and segment.sites["CA"].steps == 5
+    assert segment.sites["TX"] == SiteResult(
+        steps=0, tokens=0, consumed=[], inner_state=InnerStates(begin="fresh", end="fresh")
+    )
     assert time.monotonic() - killed[0] < 20
     handle.wait_ready(SITES)
-    assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store)["steps"] == 2
+    assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
 def test_a_killed_supernode_comes_back_as_another_node(
     federation: LocalFederation, handle: Federation, store: Store
 ) -> None:
-    before = federation.status()["sites"]["CA"]["supernode"]
-    os.kill(before["pid"], signal.SIGKILL)
-    until(lambda: federation.status()["sites"]["CA"]["supernode"]["node_id"] not in (None, before["node_id"]))
-    assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store)["steps"] == 2
+    before = federation.status().sites["CA"].supernode
+    os.kill(before.pid, signal.SIGKILL)
+    wait_until(lambda: federation.status().sites["CA"].supernode.node_id not in (None, before.node_id))
+    assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
 def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
@@ -274,36 +271,36 @@ def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
 ) -> None:
     key = plan(store, "ckpt-000010", [{"CA": 300, "TX": 300}], seed=7)
 
-    def kill(event: Any) -> None:
-        if event["event"] == "step":
-            os.kill(federation.status()["superlink"]["pid"], signal.SIGKILL)
+    def kill(event: SegmentEvent) -> None:
+        if isinstance(event, StepDone):
+            os.kill(federation.status().superlink.pid, signal.SIGKILL)
 
     with pytest.raises(FederationError, match=r"SuperLink|failed"):
         submit_and_follow(handle, key, store, kill)
     handle.wait_ready(SITES)
-    with Control(federation.status()["superlink"]["address"]) as control:
-        until(lambda: {node.status for node in control.nodes()} == {"online"})
+    with Control(federation.status().superlink.address) as control:
+        wait_until(lambda: {node.status for node in control.nodes()} == {"online"})
     again = plan(store, "ckpt-000010", [{"CA": 1, "TX": 1}], attempt=2)
-    assert submit_and_follow(handle, again, store)["steps"] == 2
+    assert submit_and_follow(handle, again, store).steps == 2
 
 
 def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: Store) -> None:
     key = plan(store, "ckpt-000009", [{"CA": 1, "TX": 1}])
-    with Control(federation.status()["superlink"]["address"]) as control:
-        run_id = control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 8.0})
-        until(lambda: (run := control.status(run_id)) is not None and run.finished)
+    with Control(federation.status().superlink.address) as control:
+        run_id = control.start_run(asking(store, key))
+        wait_until(lambda: (run := control.status(run_id)) is not None and run.finished)
         status = control.status(run_id)
         assert status is not None and status.completed, control.logs(run_id)
-        assert store.read_json("scratch/ckpt-000009/1/segment.json")["steps"] == 2
+        assert store.read_record("scratch/ckpt-000009/1/segment.json", Segment).steps == 2
         assert "round 0: 2 steps by CA, TX" in control.logs(run_id)
         assert control.status(12345) is None
 
 
 def test_a_second_command_finds_the_first(federation: LocalFederation, home: Path) -> None:
-    pid = federation.status()["pid"]
+    pid = federation.status().pid
     with LocalFederation(home, experiment(), trainer=STUB).ensure() as found:
-        assert found.state()["pid"] == pid
-    assert federation.status()["pid"] == pid  # not this block's to stop
+        assert found.state().pid == pid
+    assert federation.status().pid == pid  # not this block's to stop
     with pytest.raises(
         FederationError, match=r"has no site 'NEW', it was started with CA, TX; run `curtail federation down"
     ):
@@ -323,7 +320,7 @@ def test_it_is_private_and_silent(federation: LocalFederation) -> None:
 START = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_local import LocalFederation, STUB, experiment
 local = LocalFederation(Path({home!r}), experiment(["CA"]), trainer=STUB)
 with local.ensure():
@@ -333,7 +330,7 @@ with local.ensure():
 
 
 def _owner(home: Path) -> "subprocess.Popen[str]":
-    code = START.format(tests=str(Path(__file__).parents[1]), home=str(home))
+    code = START.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])], home=str(home))
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -348,22 +345,20 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
         stack.callback(owner.stdout.close)
         local = LocalFederation(tmp_path, experiment(["CA"]), trainer=STUB)
         # in the middle of a segment, with every kind of process there
-        with Control(local.status()["superlink"]["address"]) as control:
+        with Control(local.status().superlink.address) as control:
             key = plan(store, "ckpt-000001", [{"CA": 500}], seed=7)
-            control.start_run({"store": str(store.root), "plan": key, "nodes": "{}", "liveness-s": 8.0})
-        until(lambda: _busy(local, "CA"))
+            control.start_run(asking(store, key))
+        wait_until(lambda: _busy(local, "CA"))
         family = processes_of(local)
         ports = ports_of(family)
         assert len(family) >= 8 and len(ports) == 3 and listening(ports) == ports
-        os.kill(owner.pid if victim == "owner" else local.status()["pid"], signal.SIGKILL)
-        until(lambda: gone(family) and not listening(ports), 8.0)
-        assert local.status()["state"] == "down"
+        os.kill(owner.pid if victim == "owner" else local.status().pid, signal.SIGKILL)
+        wait_until(lambda: gone(family) and not listening(ports), 8.0)
+        assert local.status().state == "down"
 
 
 def _busy(local: LocalFederation, site: str) -> bool:
-    endpoint = json.loads((local.folder / "trainers" / f"{site}.json").read_text())
-    with httpx.Client(trust_env=False) as client:
-        return bool(client.get(f"http://127.0.0.1:{endpoint['port']}/status").json()["busy"])
+    return Trainer(Federation(local.folder).endpoint(site)).status().busy
 
 
 def test_a_trainer_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) -> None:
@@ -372,7 +367,7 @@ def test_a_trainer_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) ->
     local = LocalFederation(tmp_path, experiment(), trainer=broken)
     with pytest.raises(FederationError, match=r"(?s)trainer-(CA|TX) ended with 1 .*no shards for this site"):
         local.up()
-    assert local.status()["state"] == "failed"
+    assert local.status().state == "failed"
     assert local.down() is False
 
 
@@ -380,5 +375,5 @@ def test_down_stops_everything(federation: LocalFederation) -> None:
     family = processes_of(federation)
     ports = ports_of(family)
     assert federation.down() is True and federation.down() is False
-    until(lambda: gone(family) and not listening(ports), 5.0)
-    assert federation.status() == {"state": "down", "sites": {}}
+    wait_until(lambda: gone(family) and not listening(ports), 5.0)
+    assert federation.status() == DOWN

@@ -63,8 +63,8 @@ def test_a_good_lineage_passes(lineage: Project) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"ledger": ledger([[1, 0, 9]])}, "ledger of SPP_TX, epoch 1"),
-        ({"ledger": ledger([[1, 0, 5], [1, 6, 11]])}, "ledger of SPP_TX, epoch 1"),
+        ({"ledger": ledger([(1, 0, 9)])}, "ledger of SPP_TX, epoch 1"),
+        ({"ledger": ledger([(1, 0, 5), (1, 6, 11)])}, "ledger of SPP_TX, epoch 1"),
         ({"tokens": {"segment": 320, "total": 641}}, "tokens.total is 641, its ranges hold 640"),
         ({"tokens": {"segment": 319, "total": 640}}, "tokens.segment is 319"),
     ],
@@ -76,7 +76,7 @@ def test_a_ledger_that_does_not_add_up_fails(lineage: Project, changes: dict[str
 
 
 def test_a_segment_that_trains_on_its_parents_text_fails(lineage: Project) -> None:
-    forge(lineage, "ckpt-000001", ledger=ledger([[1, 0, 7]]))
+    forge(lineage, "ckpt-000001", ledger=ledger([(1, 0, 7)]))
     outcome = check_tokens(lineage, "ckpt-000002")
     assert not outcome.passed and "counted twice" in outcome.description
 
@@ -102,7 +102,7 @@ def test_a_failed_check_keeps_what_follows_from_running(project: Project, good: 
     """The real asset on the initialised model, with an asset behind it."""
     commit(project, "ckpt-000000")
     if not good:
-        forge(project, "ckpt-000000", ledger=ledger([[1, 0, 4]]))
+        forge(project, "ckpt-000000", ledger=ledger([(1, 0, 4)]))
     ran = []
 
     @dg.asset(partitions_def=CHECKPOINTS, deps=[aggregated_checkpoint])

@@ -160,7 +160,7 @@ def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) 
     given = sum(stop - start for _, start, stop, _ in moved)
     assert plan["ledger"].keys() == {"EAST"} and 56 <= given <= 70 and given % 8 == 0
     north = [item for item in plan["open"]["lease"]["NORTH"] if item[0] == 1]
-    assert north[0] == [1, 0, 100] and all(item[3:] == ["EAST"] for item in north[1:])
+    assert north[0] == (1, 0, 100) and all(item[3:] == ["EAST"] for item in north[1:])
 
     second = train(balanced, plan, first, {"NORTH": 16, "SOUTH": 2})
     assert 0 < sum(stop - start for _, start, stop in second.ledger["EAST"].consumed) == 16 * 8 - 100
@@ -179,7 +179,7 @@ def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) 
 def test_only_the_beginning_of_a_lease_can_be_committed(balanced: Project) -> None:
     parent = balanced.checkpoints.manifest("ckpt-000000")
     plan = _plan(balanced, request("ckpt-000001", "ckpt-000000", "EAST"), parent, None)
-    for consumed in ([[1, 1, 9]], [[1, 0, 100]]):
+    for consumed in ([(1, 1, 9)], [(1, 0, 100)]):
         with pytest.raises(LedgerError, match="no prefix of its lease"):
             closing_ledger(plan, {"EAST": consumed}, parent)
 
@@ -190,13 +190,13 @@ def test_nothing_moves_by_default(tmp_path: Path) -> None:
     parent = commit(project, "ckpt-000000")
     assert opening_ledger(project, parent).to_json() == {}
     plan = _plan(project, request("ckpt-000001", "ckpt-000000", "NORTH"), parent, None)
-    assert plan["ledger"] == {} and plan["open"]["lease"]["NORTH"][0] == [1, 0, 100]
+    assert plan["ledger"] == {} and plan["open"]["lease"]["NORTH"][0] == (1, 0, 100)
 
 
 def test_rounds_of_a_headless_plan_lease_one_after_the_other() -> None:
     parent = Manifest.model_construct(ledger={})
-    rounds = [{"lease": {"A": [[1, 0, 8]]}}, {"lease": {"A": [[1, 8, 24]], "B": [[1, 0, 8]]}}]
+    rounds = [{"lease": {"A": [(1, 0, 8)]}}, {"lease": {"A": [(1, 8, 24)], "B": [(1, 0, 8)]}}]
     plan: dict[str, Any] = {"open": None, "rounds": rounds, "ledger": {}}
     # The first round was lost, so that its range was trained on in the second one.
-    found = closing_ledger(plan, {"A": [[1, 0, 16]], "B": []}, parent)
-    assert found == {"A": {"epoch": 1, "consumed": [[1, 0, 16]]}, "B": {"epoch": 1, "consumed": []}}
+    found = closing_ledger(plan, {"A": [(1, 0, 16)], "B": []}, parent)
+    assert found == {"A": {"epoch": 1, "consumed": [(1, 0, 16)]}, "B": {"epoch": 1, "consumed": []}}

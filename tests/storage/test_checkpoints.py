@@ -253,7 +253,7 @@ c.Checkpoints(c.Store({root!r})).commit(
 def test_a_writer_killed_half_way_leaves_nothing_that_counts(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
     checkpoints.commit("ckpt-000000", files, fields(), 0)
     code = _SLOW_COMMIT.format(
-        tests=str(Path(__file__).parents[1]), files=str(files["plan.json"].parent), root=str(checkpoints.store.root)
+        tests=str(Path(__file__).parent), files=str(files["plan.json"].parent), root=str(checkpoints.store.root)
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert writer.stdout and writer.stdin
@@ -315,7 +315,7 @@ def test_read_only_store(files: dict[str, Path]) -> None:
             for path in root.rglob("*"):
                 if path.is_file():
                     path.chmod(0o444)
-            code = _AS_NOBODY.format(tests=str(Path(__file__).parents[1]), root=str(root))
+            code = _AS_NOBODY.format(tests=str(Path(__file__).parent), root=str(root))
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         finally:
             for folder in folders:
@@ -352,18 +352,18 @@ def test_a_checkpoint_has_to_follow_from_its_parent(checkpoints: Checkpoints, fi
     refused(StoreError, "no checkpoint", parent="ckpt-000009")
     refused(StoreError, "steps", steps={"begin": 9, "end": 15})
     refused(StoreError, "tokens", tokens={"segment": 41})
-    refused(LedgerError, "ckpt-000003: ledger of SPP_TX, epoch 1", ledger=ledger([[1, 0, 14]]))
-    refused(LedgerError, "ledger of SPP_TX is written as", ledger=ledger([[1, 0, 9], [1, 9, 15]]))
-    refused(LedgerError, "ledger of SPP_TX is written as", ledger={"SPP_TX": {"epoch": 2, "consumed": [[1, 0, 15]]}})
-    refused(LedgerError, "belongs to another site", ledger=ledger([[1, 0, 15]], moved=[[1, 12, 20, "NEM_SA"]]))
+    refused(LedgerError, "ckpt-000003: ledger of SPP_TX, epoch 1", ledger=ledger([(1, 0, 14)]))
+    refused(LedgerError, "ledger of SPP_TX is written as", ledger=ledger([(1, 0, 9), (1, 9, 15)]))
+    refused(LedgerError, "ledger of SPP_TX is written as", ledger={"SPP_TX": {"epoch": 2, "consumed": [(1, 0, 15)]}})
+    refused(LedgerError, "belongs to another site", ledger=ledger([(1, 0, 15)], moved=[(1, 12, 20, "NEM_SA")]))
     refused(
-        LedgerError, "moved to NEM_SA after it was trained", ledger=ledger([[1, 0, 15]], moved=[[1, 4, 6, "NEM_SA"]])
+        LedgerError, "moved to NEM_SA after it was trained", ledger=ledger([(1, 0, 15)], moved=[(1, 4, 6, "NEM_SA")])
     )
-    refused(StoreError, "greater than or equal to 1", ledger={"SPP_TX": {"epoch": 0, "consumed": [[1, 0, 15]]}})
+    refused(StoreError, "greater than or equal to 1", ledger={"SPP_TX": {"epoch": 0, "consumed": [(1, 0, 15)]}})
     with pytest.raises(LedgerError, match=r"SPP_TX, epoch 1: sequences \[8, 10\) are counted twice"):
         checkpoints.commit("ckpt-000003", files, fields("ckpt-000002", begin=10, first=8), 3)
     assert checkpoints.last() == "ckpt-000002"
-    checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([[1, 0, 15]])}, 3)
+    checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([(1, 0, 15)])}, 3)
 
 
 def test_text_moved_to_another_site_is_counted_in_its_owners_ledger(
@@ -372,14 +372,14 @@ def test_text_moved_to_another_site_is_counted_in_its_owners_ledger(
     commit_three(checkpoints, files)
     assert b"moved" not in checkpoints.manifest("ckpt-000002").to_bytes()
     third = fields("ckpt-000002", begin=10)
-    third["sites"] = {"NEM_SA": {**third["sites"]["SPP_TX"], "consumed": [[1, 20, 25, "SPP_TX"]]}}
+    third["sites"] = {"NEM_SA": {**third["sites"]["SPP_TX"], "consumed": [(1, 20, 25, "SPP_TX")]}}
     with pytest.raises(LedgerError, match="belongs to another site"):
-        checkpoints.commit("ckpt-000003", files, {**third, "ledger": ledger([[1, 0, 10], [1, 20, 25]])}, 3)
-    moved = ledger([[1, 0, 10], [1, 20, 25]], moved=[[1, 20, 30, "NEM_SA"]])
+        checkpoints.commit("ckpt-000003", files, {**third, "ledger": ledger([(1, 0, 10), (1, 20, 25)])}, 3)
+    moved = ledger([(1, 0, 10), (1, 20, 25)], moved=[(1, 20, 30, "NEM_SA")])
     checkpoints.commit("ckpt-000003", files, {**third, "ledger": moved}, 3)
     # The next one inherits the move.
     fourth = fields("ckpt-000003", begin=15)
-    fourth["sites"] = {"NEM_SA": {**fourth["sites"]["SPP_TX"], "consumed": [[1, 25, 30, "SPP_TX"]]}}
+    fourth["sites"] = {"NEM_SA": {**fourth["sites"]["SPP_TX"], "consumed": [(1, 25, 30, "SPP_TX")]}}
     manifest = checkpoints.commit("ckpt-000004", files, fourth, 4)
     assert manifest.ledger["SPP_TX"].consumed == [(1, 0, 10), (1, 20, 30)]
     assert manifest.ledger["SPP_TX"].moved == [(1, 20, 30, "NEM_SA")]
@@ -389,7 +389,7 @@ def test_text_moved_to_another_site_is_counted_in_its_owners_ledger(
 def test_an_empty_list_of_moves_is_none(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
     commit_three(checkpoints, files)
     good = fields("ckpt-000002", begin=10, first=10)
-    manifest = checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([[1, 0, 15]], moved=[])}, 3)
+    manifest = checkpoints.commit("ckpt-000003", files, {**good, "ledger": ledger([(1, 0, 15)], moved=[])}, 3)
     assert manifest == checkpoints.manifest("ckpt-000003") and b"moved" not in manifest.to_bytes()
 
 

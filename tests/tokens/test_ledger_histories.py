@@ -75,9 +75,9 @@ class Job:
         sites: dict = {}
         for reports in rounds:
             for site, report in reports.items():
-                sites.setdefault(site, {"consumed": []})["consumed"] += report["consumed"]
-        count = sum(total(entry["consumed"]) for entry in sites.values())
-        new = [p for site, entry in sites.items() for p in positions(entry["consumed"], site)]
+                sites.setdefault(site, []).extend(report["consumed"])
+        count = sum(total(consumed) for consumed in sites.values())
+        new = [p for site, consumed in sites.items() for p in positions(consumed, site)]
         assert len(new) == len(set(new)) and not parent.trained & set(new)
         ledger = Ledger.from_json(ledger.to_json())
         child = Checkpoint(ledger, parent.tokens + count * LENGTH, parent.trained | set(new), parent, sites, rounds)

@@ -12,7 +12,8 @@ from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training import loss
 from curtail_pipeline.training.optimisers import Muon, Optimisers
 from curtail_pipeline.training.presets import build_model, initialise, model_config
-from curtail_pipeline.training.snapshots import load_snapshot, prune_snapshots, save_snapshot, snapshot_key
+from curtail_pipeline.training.retention import snapshot_key
+from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
 
 
 def small_model(seed=0):
@@ -115,20 +116,6 @@ def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(TrainingError, match=r"pruned under training\.keep_inner_states"):
         load_snapshot(store, SITE, name)
-
-
-def test_pruning_keeps_the_newest_the_protected_and_the_committed(tmp_path):
-    store = Store(tmp_path)
-    names = [save_snapshot(store, SITE, {"a": torch.full((3,), float(i))}) for i in range(6)]
-    store.write_json("checkpoints/ckpt-000001/manifest.json", {"sites": {SITE: {"inner_state": {"end": names[0]}}}})
-    store.write_json("checkpoints/ckpt-000002/manifest.json", {"sites": {}})
-    store.write_json("checkpoints/ckpt-000003/plan.json", {})
-    removed = prune_snapshots(store, SITE, keep=2, protected=[names[1]])
-    assert removed == names[2:4]
-    assert {f"sha256:{n.removesuffix('.safetensors')}" for n in store.list(f"inner_state/{SITE}")} == {
-        names[0], names[1], names[4], names[5]
-    }  # fmt: skip
-    assert prune_snapshots(store, "SPP_TX", keep=1, protected=[]) == []
 
 
 @settings(max_examples=25, deadline=None)

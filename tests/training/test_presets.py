@@ -1,18 +1,28 @@
 """Presets: their size, their initial weights, and that Hugging Face alone loads them."""
 
+import json
 import math
 import subprocess
 import sys
 
 import pytest
 import torch
+from pydantic import ValidationError
 from training_case import make_experiment
 
 from curtail_pipeline.corpus.tokenizer import save_tokenizer, train_bpe
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.training.presets import build_model, init_checkpoint, initialise, model_config, parameter_count
+from curtail_pipeline.training.loss import head_loss, head_of, token_losses
+from curtail_pipeline.training.presets import (
+    build_model,
+    init_checkpoint,
+    initialise,
+    model_config,
+    parameter_count,
+    real_vocabulary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +102,60 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 
 def test_what_a_code_location_imports_is_light():
     modules = [
-        f"curtail_pipeline.training.{m}" for m in ("config", "evaluate", "orders", "presets", "schedule", "serve")
+        *(f"curtail_pipeline.training.{m}" for m in ("heldout_loss", "presets", "retention", "schedule", "serve")),
+        "curtail_pipeline.federation.orders",
+        "curtail_pipeline.settings.experiment",
     ]
     code = (
         f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'transformers', 'flwr') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "heads"), [("d4", 256, 2), ("d8", 512, 4), ("d12", 768, 6), ("d20", 1280, 10)]
+)
+def test_one_dial(preset, width, heads):
+    config = model_config(TrainingSettings(preset=preset), 65_536)
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (width, heads, 4 * width)
+    assert config.num_hidden_layers == int(preset[1:])
+
+
+@pytest.mark.parametrize("preset", ["d0", "d5", "d", "huge", "12"])
+def test_a_preset_that_is_none(preset):
+    with pytest.raises(ValidationError, match="use tiny, or an even depth"):
+        TrainingSettings(preset=preset)
+
+
+def test_rows_beyond_the_real_ids_never_count(tmp_path, tokenizer_folder):
+    """A vocabulary of 500 ids in 512 rows gives the loss of one of 500 rows, to the bit, and trains no padding."""
+    settings = make_experiment().training
+    config = model_config(settings.model_copy(update={"model_overrides": {**settings.model_overrides}}), 500)
+    assert (config.vocab_size, real_vocabulary(config)) == (512, 500)
+    model = build_model(config)
+    initialise(model, 0)
+    tokens = torch.randint(500, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert token_losses(model, tokens).mean().item() == pytest.approx(math.log(500), abs=1e-5)
+    with torch.no_grad():
+        model.lm_head.weight[500:] = 7.0
+        model.lm_head.weight[:500] = torch.randn(500, config.hidden_size, generator=torch.Generator().manual_seed(1))
+    weight, cap = head_of(model)
+    assert weight.shape[0] == 500
+    hidden = model.model(input_ids=tokens[:, :-1]).last_hidden_state.flatten(0, 1)
+    loss = head_loss(hidden, weight, tokens[:, 1:].flatten(), cap)
+    loss.backward()
+    assert loss.item() == pytest.approx(token_losses(model, tokens).sum().item(), rel=1e-5)
+    assert not model.lm_head.weight.grad[500:].any() and model.lm_head.weight.grad[:500].any()
+
+
+def test_padding_is_never_generated(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "tokenizer"
+    save_tokenizer(train_bpe(["wind and sun and wind"] * 3, 600, "<|bos|>"), folder, "<|bos|>")
+    real = max(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"].values()) + 1
+    init_checkpoint(make_experiment().training, folder, tmp_path / "model", 1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.config.vocab_size % 64 == 0 and real_vocabulary(model.config) >= real
+    suppressed = model.generation_config.suppress_tokens or []
+    assert suppressed == list(range(real_vocabulary(model.config), model.config.vocab_size))

@@ -8,28 +8,21 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from training_case import SITE, fill_store, make_experiment, make_order, next_order
+from training_case import SITE, changed, fill_store, make_experiment, make_order, next_order
+from waiting import wait_until
 
+from curtail_pipeline.federation.orders import Order, Result
+from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import parse_utc, utc_now
 
-LONG = {"max_steps": 100_000, "total_steps": 100_000, "lease": [[epoch, 0, 100] for epoch in range(1, 2001)]}
+LONG = {"max_steps": 100_000, "total_steps": 100_000, "lease": [(epoch, 0, 100) for epoch in range(1, 2001)]}
 """An order that ends only when something ends it."""
-
-
-def until(what, timeout_s=60.0):
-    """Wait for a condition; its value."""
-    end = time.monotonic() + timeout_s
-    while not (value := what()):
-        assert time.monotonic() < end, f"nothing within {timeout_s} s"
-        time.sleep(0.02)
-    return value
 
 
 def command(store, endpoint, *more):
@@ -49,7 +42,7 @@ class Trainer:
             self.process = subprocess.Popen(
                 command(store, self.endpoint, "--parent-pid", str(os.getpid())), stdout=log, stderr=log
             )
-        self.address = until(lambda: read(self.endpoint) or self.process.poll() is not None)
+        self.address = wait_until(lambda: read(self.endpoint) or self.process.poll() is not None)
         assert isinstance(self.address, dict), self.log.read_text()
 
     def client(self, token=None):
@@ -65,8 +58,13 @@ class Trainer:
             return client.get("/status").json()
 
     def post(self, path, content=None):
+        """The answer to an order, or to whatever else is sent as JSON."""
+        text = content.model_dump_json() if isinstance(content, Order) else json.dumps(content)
         with self.client() as client:
-            return client.post(path, json=content)
+            return client.post(path, content=text)
+
+    def train(self, order):
+        return Result.read(self.post("/train", order).content, "the result")
 
     def post_in_background(self, path, content):
         """The list to which the answer is added."""
@@ -101,23 +99,23 @@ def test_an_order_is_done_once(trainer, filled):
     assert first.status_code == 200
     result = first.json()
     assert result["steps"] == 3
-    filled.delete(order["out"])  # were it trained again, it would be written again
+    filled.delete(order.out)  # were it trained again, it would be written again
     assert trainer.post("/train", order).json() == result
-    assert not filled.exists(order["out"])
-    changed = trainer.post("/train", {**order, "max_steps": 2})
-    assert changed.status_code == 409
-    assert "ckpt-000010 attempt 0 round 0 was ordered before with other content" in changed.json()["error"]
+    assert not filled.exists(order.out)
+    other = trainer.post("/train", changed(order, max_steps=2))
+    assert other.status_code == 409
+    assert "ckpt-000010 attempt 0 round 0 was ordered before with other content" in other.json()["error"]
 
 
 def test_rounds_in_the_process_are_the_rounds_of_the_library(trainer, filled):
     from curtail_pipeline.training.trainer import SiteTrainer
 
     order = make_order(filled, key="ckpt-000011")
-    first = trainer.post("/train", order).json()
-    second = trainer.post("/train", next_order(order, first)).json()
+    first = trainer.train(order)
+    second = trainer.train(next_order(order, first))
     library = SiteTrainer(filled, SITE, make_experiment())
-    assert library.train(order)["weights"] == first["weights"]
-    assert library.train(next_order(order, first))["weights"] == second["weights"]
+    assert library.train(order).weights == first.weights
+    assert library.train(next_order(order, first)).weights == second.weights
 
 
 def test_status_and_stop(trainer, filled):
@@ -128,7 +126,7 @@ def test_status_and_stop(trainer, filled):
 
     order = make_order(filled, key="ckpt-000012", round=4, first_step=1000, members=2, **LONG)
     answers, thread = trainer.post_in_background("/train", order)
-    until(lambda: (trainer.step() or 0) >= 2)
+    wait_until(lambda: (trainer.step() or 0) >= 2)
     busy = trainer.status()
     assert (busy["busy"], busy["key"], busy["round"]) == (True, "ckpt-000012", 4)
     assert busy["step"] == 1000 + 2 * (busy["steps"] - 1)
@@ -150,26 +148,24 @@ def test_status_and_stop(trainer, filled):
 
 def test_an_order_nobody_waits_for_gives_way(trainer, filled):
     with trainer.client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post("/train", json=make_order(filled, key="ckpt-000014", **LONG), timeout=1.5)
+        client.post("/train", content=make_order(filled, key="ckpt-000014", **LONG).model_dump_json(), timeout=1.5)
     assert trainer.status()["key"] == "ckpt-000014"
-    until(lambda: trainer.post("/train", make_order(filled, key="ckpt-000015")).status_code == 200)
+    wait_until(lambda: trainer.post("/train", make_order(filled, key="ckpt-000015")).status_code == 200)
     assert trainer.status()["busy"] is False
 
 
 def test_a_newer_membership_ends_the_round(trainer, filled):
     def desire(generation, state):
-        filled.write_json(
-            "membership.json",
-            {"generation": generation, "states": {SITE: state}, "reason": "test", "at": "2026-03-21T00:00:00Z"},
-        )
+        desired = Desired(generation=generation, states={SITE: state}, reasons={}, reason="test", at=utc_now())
+        filled.write_record("membership.json", desired)
 
     desire(4, "off")  # an older wish than the order's
     watch = {"key": "membership.json", "generation": 4}
     answers, thread = trainer.post_in_background("/train", make_order(filled, key="ckpt-000016", watch=watch, **LONG))
-    until(lambda: (trainer.step() or 0) >= 2)
+    wait_until(lambda: (trainer.step() or 0) >= 2)
     desire(5, "train")
     before = trainer.step()
-    until(lambda: trainer.step() > before + 5)
+    wait_until(lambda: trainer.step() > before + 5)
     desire(6, "warm")
     thread.join(20)
     assert answers[0].json()["stop"] == "membership"
@@ -184,7 +180,8 @@ def test_bad_requests(trainer, filled):
     with trainer.client() as client:
         assert client.post("/train", content=b"{not json").status_code == 400
         assert client.get("/train").status_code == 404
-    missing = trainer.post("/train", {"key": "ckpt-000017"})
+    assert "has schema None" in trainer.post("/train", {"key": "ckpt-000017"}).json()["error"]
+    missing = trainer.post("/train", {"schema": 1, "key": "ckpt-000017"})
     assert missing.status_code == 400 and "attempt: Field required" in missing.json()["error"]
     other = trainer.post("/train", make_order(filled, site="SPP_TX"))
     assert other.status_code == 400 and "for site 'SPP_TX'" in other.json()["error"]
@@ -192,7 +189,7 @@ def test_bad_requests(trainer, filled):
     order = make_order(filled, key="ckpt-000018", parent={"key": "none.safetensors", "sha256": "0" * 64})
     failed = trainer.post("/train", order)
     assert failed.status_code == 400 and "none.safetensors is not in the store" in failed.json()["error"]
-    mended = trainer.post("/train", {**order, "parent": make_order(filled)["parent"]})
+    mended = trainer.post("/train", changed(order, parent=make_order(filled).parent))
     assert mended.status_code == 200
 
 
@@ -200,7 +197,7 @@ def test_sign_of_life(trainer, filled):
     first = filled.read_json(f"agents/{SITE}.json")
     assert first["site"] == SITE and first["pid"] == trainer.process.pid
     assert abs((utc_now() - parse_utc(first["at"])).total_seconds()) < 15
-    until(lambda: filled.read_json(f"agents/{SITE}.json")["at"] != first["at"])
+    wait_until(lambda: filled.read_json(f"agents/{SITE}.json")["at"] != first["at"])
 
 
 def test_endpoint_is_for_its_owner_only(trainer):
@@ -238,17 +235,18 @@ def test_killing_the_parent_leaves_nothing(filled, tmp_path):
         parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, *command(store, endpoint)], stdout=stream, stderr=stream
         )
-    address = until(lambda: read(endpoint))
+    address = wait_until(lambda: read(endpoint))
     trainer = psutil.Process(address["pid"])
     headers = {"Authorization": f"Bearer {address['token']}"}
     url = f"http://127.0.0.1:{address['port']}"
 
     def order():
         with pytest.raises(httpx.HTTPError):
-            httpx.post(f"{url}/train", json=make_order(store, **LONG), headers=headers, timeout=0.2, trust_env=False)
+            content = make_order(store, **LONG).model_dump_json()
+            httpx.post(f"{url}/train", content=content, headers=headers, timeout=0.2, trust_env=False)
 
     order()
-    until(lambda: (httpx.get(f"{url}/status", headers=headers, trust_env=False).json()["steps"] or 0) > 1)
+    wait_until(lambda: (httpx.get(f"{url}/status", headers=headers, trust_env=False).json()["steps"] or 0) > 1)
     parent.kill()
     parent.wait()
     trainer.wait(20)
@@ -260,7 +258,7 @@ def test_killing_the_parent_leaves_nothing(filled, tmp_path):
 
     # The lock went with it: the site can have a trainer again, which ends when asked to.
     again = subprocess.Popen(command(store, endpoint), stderr=subprocess.DEVNULL)
-    address = until(lambda: read(endpoint))
+    address = wait_until(lambda: read(endpoint))
     stopped = httpx.post(
         f"http://127.0.0.1:{address['port']}/shutdown",
         headers={"Authorization": f"Bearer {address['token']}"},

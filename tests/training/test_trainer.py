@@ -1,6 +1,5 @@
 """Rounds of one site: what they compute, that a replay computes the same bits, and why they end."""
 
-import json
 import shutil
 
 import numpy as np
@@ -14,6 +13,7 @@ from training_case import (
     SEQUENCES_PER_STEP,
     SITE,
     WEIGHTS,
+    changed,
     fill_store,
     make_experiment,
     make_order,
@@ -21,10 +21,11 @@ from training_case import (
 )
 
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
-from curtail_pipeline.errors import CorpusError, SettingsError, StoreError, TrainingError
+from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
+from curtail_pipeline.federation.orders import Order, Result, WrittenWeights
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.training.heldout_loss import evaluate
-from curtail_pipeline.training.snapshots import snapshot_key
+from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
@@ -45,7 +46,7 @@ def shared(filled, tmp_path_factory):
 
 @pytest.fixture
 def vocabulary(store):
-    return store.read_json(CONFIG)["vocab_size"]
+    return store.read_json(CONFIG)["real_vocabulary"]
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def run_rounds(store, trainer, rounds, **changes):
 
 def comparable(result):
     """What of a result does not depend on how fast the machine was."""
-    return {key: value for key, value in result.items() if key not in {"seconds", "tokens_per_s"}}
+    return result.model_dump(exclude={"seconds", "tokens_per_s"})
 
 
 def everything_stored(store):
@@ -77,28 +78,28 @@ def everything_stored(store):
 def test_a_round(store, vocabulary):
     order, steps = make_order(store), []
     result = SiteTrainer(store, SITE, EXPERIMENT).train(order, steps.append)
-    assert result["steps"] == 3 and result["stop"] == "steps"
-    assert result["tokens"] == 3 * SEQUENCES_PER_STEP * SEQUENCE
-    assert result["consumed"] == [[1, 0, 3 * SEQUENCES_PER_STEP]]
-    assert result["parent_sha256"] == order["parent"]["sha256"]
-    assert result["loss_first"] == pytest.approx(np.log(vocabulary), abs=1e-5)
-    assert result["loss_last"] < result["loss_first"]
-    assert [s["step"] for s in steps] == [0, 1, 2] and steps[-1]["loss"] == result["loss_last"]
-    assert result["loss_mean"] == pytest.approx(np.mean([s["loss"] for s in steps]))
-    weights = store.path(order["out"])
-    assert result["weights"] == {"key": order["out"], "sha256": file_sha256(weights), "bytes": weights.stat().st_size}
-    begin, end = result["inner_state"]["begin"], result["inner_state"]["end"]
+    assert result.steps == 3 and result.stop == "steps"
+    assert result.tokens == 3 * SEQUENCES_PER_STEP * SEQUENCE
+    assert result.consumed == ((1, 0, 3 * SEQUENCES_PER_STEP),)
+    assert result.parent_sha256 == order.parent.sha256
+    assert result.loss_first == pytest.approx(np.log(vocabulary), abs=1e-5)
+    assert result.loss_last < result.loss_first
+    assert [s.step for s in steps] == [0, 1, 2] and steps[-1].loss == result.loss_last
+    assert result.loss_mean == pytest.approx(np.mean([s.loss for s in steps]))
+    weights = store.path(order.out)
+    assert result.weights == WrittenWeights(key=order.out, sha256=file_sha256(weights), bytes=weights.stat().st_size)
+    begin, end = result.inner_state.begin, result.inner_state.end
     assert begin == "fresh" and f"sha256:{file_sha256(store.path(snapshot_key(SITE, end)))}" == end
-    json.dumps(result)
+    assert Result.read(result.model_dump_json(), "the result") == result
 
 
 def test_replay_gives_the_same_bits_in_another_trainer(store):
     (_, _), (second, result), (third, last) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 3)
-    assert result["inner_state"]["begin"].startswith("sha256:")
+    assert result.inner_state.begin.startswith("sha256:")
     for order, was in ((second, result), (third, last)):
-        again = SiteTrainer(store, SITE, EXPERIMENT).train({**order, "attempt": 1, "out": "scratch/replay.safetensors"})
-        assert again["weights"]["sha256"] == was["weights"]["sha256"]
-        assert comparable({**again, "weights": was["weights"]}) == comparable(was)
+        again = SiteTrainer(store, SITE, EXPERIMENT).train(changed(order, attempt=1, out="scratch/replay.safetensors"))
+        assert again.weights.sha256 == was.weights.sha256
+        assert comparable(again.model_copy(update={"weights": was.weights})) == comparable(was)
 
 
 def test_a_trainer_that_did_other_work_in_between_gives_the_same_bits(store):
@@ -111,24 +112,24 @@ def test_a_trainer_that_did_other_work_in_between_gives_the_same_bits(store):
 
 def test_inner_state_matters(store):
     _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
-    fresh = SiteTrainer(store, SITE, EXPERIMENT).train({**second, "inner_state": "fresh"})
-    assert fresh["weights"]["sha256"] != result["weights"]["sha256"]
+    fresh = SiteTrainer(store, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
+    assert fresh.weights.sha256 != result.weights.sha256
 
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"members": 2}, {"first_step": 90}, {"total_steps": 2}])
 def test_what_the_order_says_matters(store, change):
     trainer = SiteTrainer(store, SITE, make_experiment(warmup_steps=20))
     store.write_json("experiment.json", trainer.experiment.model_dump(mode="json"))
-    plain, changed = trainer.train(make_order(store)), trainer.train(make_order(store, **change))
-    assert plain["weights"]["sha256"] != changed["weights"]["sha256"]
+    plain, other = trainer.train(make_order(store)), trainer.train(make_order(store, **change))
+    assert plain.weights.sha256 != other.weights.sha256
 
 
 def test_rounds_do_not_depend_on_how_steps_are_divided(store):
     """3 + 3 steps are 6 steps when nothing is merged in between."""
     _, (_, halves) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
     whole = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=6, out="scratch/whole.safetensors"))
-    assert whole["weights"]["sha256"] == halves["weights"]["sha256"]
-    assert whole["inner_state"]["end"] == halves["inner_state"]["end"]
+    assert whole.weights.sha256 == halves.weights.sha256
+    assert whole.inner_state.end == halves.inner_state.end
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(store):
@@ -138,7 +139,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(store):
         store.write_json("experiment.json", experiment.model_dump(mode="json"))
         steps = []
         SiteTrainer(store, SITE, experiment).train(make_order(store, max_steps=4), steps.append)
-        losses.append([s["loss"] for s in steps])
+        losses.append([s.loss for s in steps])
     assert losses[0] == pytest.approx(losses[2], rel=1e-4)
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
 
@@ -146,23 +147,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(store):
 def test_a_lease_in_pieces_is_the_same_lease(store):
     trainer = SiteTrainer(store, SITE, EXPERIMENT)
     whole = trainer.train(make_order(store))
-    parts = trainer.train(make_order(store, attempt=1, lease=[[1, 0, 5], [1, 5, 6], [1, 6, 200]]))
-    assert parts["weights"]["sha256"] == whole["weights"]["sha256"]
-    assert parts["consumed"] == [[1, 0, 5], [1, 5, 6], [1, 6, 12]]
+    parts = trainer.train(make_order(store, attempt=1, lease=[(1, 0, 5), (1, 5, 6), (1, 6, 200)]))
+    assert parts.weights.sha256 == whole.weights.sha256
+    assert parts.consumed == ((1, 0, 5), (1, 5, 6), (1, 6, 12))
 
 
 def test_the_lease_may_pass_into_the_next_epoch(store):
     n = ShardReader(store, SITE, SEQUENCE).n_sequences
-    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, lease=[[1, n - 6, n], [2, 0, n]]))
-    assert result["consumed"] == [[1, n - 6, n], [2, 0, 6]]
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, lease=[(1, n - 6, n), (2, 0, n)]))
+    assert result.consumed == ((1, n - 6, n), (2, 0, 6))
 
 
 # Why a round ends
 
 
 def test_exhausted_lease_leaves_the_partial_batch(store):
-    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, lease=[[1, 0, 11]], max_steps=9))
-    assert (result["steps"], result["stop"], result["consumed"]) == (2, "exhausted", [[1, 0, 8]])
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, lease=[(1, 0, 11)], max_steps=9))
+    assert (result.steps, result.stop, result.consumed) == (2, "exhausted", ((1, 0, 8),))
 
 
 def test_stop_ends_the_round_after_the_step(store):
@@ -170,9 +171,9 @@ def test_stop_ends_the_round_after_the_step(store):
     result = SiteTrainer(store, SITE, EXPERIMENT).train(
         make_order(store, max_steps=50), done.append, lambda: len(done) == 2
     )
-    assert (result["steps"], result["stop"]) == (2, "membership")
+    assert (result.steps, result.stop) == (2, "membership")
     straight = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=2, out="scratch/two.safetensors"))
-    assert straight["weights"]["sha256"] == result["weights"]["sha256"]
+    assert straight.weights.sha256 == result.weights.sha256
 
 
 def test_no_step_at_all_gives_the_parent_back(store):
@@ -182,16 +183,16 @@ def test_no_step_at_all_gives_the_parent_back(store):
         ({"max_steps": 0}, "steps"),
         ({"lease": []}, "exhausted"),
         ({"deadline_s": 0.0}, "deadline"),
-        ({"lease": [[1, 40, 42]]}, "exhausted"),
+        ({"lease": [(1, 40, 42)]}, "exhausted"),
     ):
         result = trainer.train(next_order(order, first, **change))
-        assert (result["steps"], result["tokens"], result["consumed"], result["stop"]) == (0, 0, [], stop)
-        assert result["weights"]["sha256"] == first["weights"]["sha256"]
-        assert result["inner_state"]["end"] == first["inner_state"]["end"]
-        assert result["loss_mean"] is None
+        assert (result.steps, result.tokens, result.consumed, result.stop) == (0, 0, (), stop)
+        assert result.weights.sha256 == first.weights.sha256
+        assert result.inner_state.end == first.inner_state.end
+        assert result.loss_mean is None
     fresh = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=0))
-    assert fresh["weights"]["sha256"] == file_sha256(store.path(WEIGHTS))
-    assert fresh["inner_state"] == {"begin": "fresh", "end": "fresh"}
+    assert fresh.weights.sha256 == file_sha256(store.path(WEIGHTS))
+    assert (fresh.inner_state.begin, fresh.inner_state.end) == ("fresh", "fresh")
 
 
 @pytest.mark.parametrize(("deadline", "steps"), [(0.5, 1), (1.0, 1), (5.5, 5), (6.0, 6)])
@@ -199,8 +200,8 @@ def test_no_step_runs_over_the_deadline_if_it_takes_as_long_as_the_one_before(st
     ticks = iter(range(100))
     trainer = SiteTrainer(store, SITE, EXPERIMENT, clock=lambda: float(next(ticks)))  # a step takes 1 s
     result = trainer.train(make_order(store, deadline_s=deadline, max_steps=20))
-    assert (result["steps"], result["stop"], result["seconds"]) == (steps, "deadline", steps)
-    assert result["tokens_per_s"] == SEQUENCES_PER_STEP * SEQUENCE
+    assert (result.steps, result.stop, result.seconds) == (steps, "deadline", steps)
+    assert result.tokens_per_s == SEQUENCES_PER_STEP * SEQUENCE
 
 
 class CountingReader:
@@ -223,16 +224,16 @@ class CountingReader:
     stop_after=st.integers(0, 6),
 )
 def test_consumed_is_the_prefix_that_was_trained_on(shared, lease, max_steps, stop_after):
-    ranges = [[epoch, start, start + size] for epoch, start, size in lease]
+    ranges = [(epoch, start, start + size) for epoch, start, size in lease]
     total = sum(size for _, _, size in lease)
     reader, done = CountingReader(), []
     trainer = SiteTrainer(shared, SITE, EXPERIMENT, reader)
     order = make_order(shared, lease=ranges, max_steps=max_steps, out="scratch/prefix.safetensors")
     result = trainer.train(order, done.append, lambda: len(done) >= stop_after)
     steps = min(max_steps, stop_after, total // SEQUENCES_PER_STEP)
-    assert result["steps"] == len(done) == steps
+    assert result.steps == len(done) == steps
     flat = [(e, i) for e, start, stop in ranges for i in range(start, stop)]
-    taken = [(e, i) for e, start, stop in result["consumed"] for i in range(start, stop)]
+    taken = [(e, i) for e, start, stop in result.consumed for i in range(start, stop)]
     assert taken == flat[: steps * SEQUENCES_PER_STEP]
     assert [i for _, i in taken] == [i for rows in reader.read[:steps] for i in rows]
 
@@ -257,24 +258,21 @@ def test_corrupt_or_missing_weights_are_refused_and_nothing_is_stored(store):
     assert everything_stored(store) == before
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert trainer.train(order)["steps"] == 3
+    assert trainer.train(order).steps == 3
 
 
 def test_a_pruned_inner_state_is_named_with_the_fix(store):
     _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
-    store.delete(snapshot_key(SITE, second["inner_state"]))
-    with pytest.raises(TrainingError, match=f"{second['inner_state']} of site {SITE} .* 'fresh'"):
+    store.delete(snapshot_key(SITE, second.inner_state))
+    with pytest.raises(TrainingError, match=f"{second.inner_state} of site {SITE} .* 'fresh'"):
         SiteTrainer(store, SITE, EXPERIMENT).train(second)
-    assert result["steps"] == 3
+    assert result.steps == 3
 
 
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
         ({"site": "SPP_TX"}, TrainingError, "for site 'SPP_TX', this trainer is 'NEM_SA'"),
-        ({"max_steps": -1}, TrainingError, "max_steps"),
-        ({"inner_state": "stale"}, TrainingError, "inner_state"),
-        ({"parent": {"key": WEIGHTS}}, TrainingError, "parent.sha256: Field required"),
         ({"config": "checkpoints/none/config.json"}, StoreError, "checkpoints/none/config.json"),
         ({"config": "experiment.json"}, TrainingError, "experiment.json describes a None model"),
         ({"out": "../outside.safetensors"}, StoreError, "leaves the store"),
@@ -285,9 +283,20 @@ def test_orders_that_cannot_be(store, change, error, text):
         SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, **change))
 
 
-def test_an_order_is_a_mapping(store):
-    with pytest.raises(TrainingError, match="not a training order"):
-        SiteTrainer(store, SITE, EXPERIMENT).train(["train"])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"max_steps": -1}, "max_steps: Input should be greater than or equal to 0"),
+        ({"inner_state": "stale"}, "inner_state"),
+        ({"parent": {"key": WEIGHTS}}, "parent.sha256: Field required"),
+        ({"haste": True}, "haste: Extra inputs are not permitted"),
+        ({"schema": 2}, "has schema 2"),
+    ],
+)
+def test_what_is_no_order(store, change, text):
+    content = make_order(store).model_dump(mode="json") | change
+    with pytest.raises(MessageError, match=text):
+        Order.read(content, "the order")
 
 
 def test_another_experiment_is_refused(store):
@@ -342,12 +351,12 @@ def test_a_round_that_failed_half_way_leaves_no_trace(store):
     first = trainer.train(order)
     second = trainer.train(next_order(order, first))
     for again, was in ((next_order(order, first), second), (order, first)):
-        trainer.train({**again, "attempt": 1})  # weights and inner state of the order's start are in memory
+        trainer.train(changed(again, attempt=1))  # weights and inner state of the order's start are in memory
         reader.fails = True
         with pytest.raises(CorpusError, match="the disk went away"):
-            trainer.train({**again, "attempt": 2})
+            trainer.train(changed(again, attempt=2))
         reader.fails = False
-        assert comparable(trainer.train({**again, "attempt": 3})) == comparable(was)
+        assert comparable(trainer.train(changed(again, attempt=3))) == comparable(was)
 
 
 def test_weights_of_another_shape(store):
@@ -378,23 +387,23 @@ def test_retention_spares_the_running_segment(store):
     rounds = run_rounds(store, trainer, 4, max_steps=1)
     assert len(store.list(f"inner_state/{SITE}")) == 4
     order = next_order(*rounds[-1], key="ckpt-000002", round=0)
-    trainer.train(order)
-    # Of the earlier segment one more than what the running one needs.
+    end = trainer.train(order).inner_state.end
+    # Nothing of the earlier segment is committed: only what the running one needs is left.
     left = {f"sha256:{name.removesuffix('.safetensors')}" for name in store.list(f"inner_state/{SITE}")}
-    assert order["inner_state"] in left and len(left) == 3
+    assert left == {order.inner_state, end}
 
 
 def test_evaluation_of_a_folder(store, tmp_path, vocabulary):
     heldout = HeldoutReader(store, SEQUENCE)
     folder = store.path("checkpoints/ckpt-000000")
     found = evaluate(folder, heldout, max_sequences=9, batch_sequences=4)
-    assert found["loss"] == pytest.approx(np.log(vocabulary), abs=1e-5)
-    assert found["perplexity"] == pytest.approx(vocabulary, rel=1e-4)
-    assert found["bits_per_byte"] == pytest.approx(np.log2(vocabulary) / heldout.bytes_per_token, rel=1e-5)
-    assert found["tokens"] == 9 * SEQUENCE
+    assert found.loss == pytest.approx(np.log(vocabulary), abs=1e-5)
+    assert found.perplexity == pytest.approx(vocabulary, rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(np.log2(vocabulary) / heldout.bytes_per_token, rel=1e-5)
+    assert found.tokens == 9 * SEQUENCE
     result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=40))
-    shutil.copyfile(store.path(result["weights"]["key"]), folder / "model.safetensors")
-    assert evaluate(folder, heldout)["loss"] < found["loss"] - 1
+    shutil.copyfile(store.path(result.weights.key), folder / "model.safetensors")
+    assert evaluate(folder, heldout).loss < found.loss - 1
     with pytest.raises(TrainingError, match="not a checkpoint that transformers can load"):
         evaluate(tmp_path / "none", heldout)
     with pytest.raises(TrainingError, match="no held-out sequences"):

@@ -1,0 +1,54 @@
+"""What the supervisor of a local federation makes known (`federation.json`)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from curtail_pipeline.storage.records import Message, Record
+
+STATE_FILE = "federation.json"
+
+FederationPhase = Literal["down", "starting", "ready", "stopping", "failed"]
+
+
+class ProcessState(Record):
+    pid: int | None = None
+    ready: bool = False
+
+
+class SuperLinkState(ProcessState):
+    address: str = ""
+
+
+class TrainerProcess(ProcessState):
+    endpoint: str
+    """File with port and token."""
+
+
+class SuperNodeState(ProcessState):
+    node_id: int | None = None
+
+
+class SiteProcesses(Record):
+    trainer: TrainerProcess
+    supernode: SuperNodeState
+
+
+class FederationState(Message):
+    """Of a federation that is `down` nothing but that is known."""
+
+    state: FederationPhase
+    error: str = ""
+    pid: int = 0
+    """Of the supervisor."""
+    created: float = 0.0
+    """When that process was created (seconds since the epoch)."""
+    owner: int | None = None
+    """The process with which it ends."""
+    store: str = ""
+    superlink: SuperLinkState = SuperLinkState()
+    sites: dict[str, SiteProcesses] = Field(default_factory=dict)
+    logs: str = ""
+
+
+DOWN = FederationState(state="down")

@@ -1,0 +1,45 @@
+"""Which snapshots of inner optimiser states there are, and which go. Needs no torch."""
+
+from collections.abc import Collection
+
+from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.storage.store import Store
+
+
+def snapshot_key(site: str, state: str) -> str:
+    """The store key of a state called `sha256:<hex>`."""
+    return f"inner_state/{site}/{state.removeprefix('sha256:')}.safetensors"
+
+
+def has_snapshot(store: Store, site: str, state: str) -> bool:
+    """Whether a state can be begun with."""
+    return state == FRESH or store.exists(snapshot_key(site, state))
+
+
+def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[str] = ()) -> list[str]:
+    """Remove a site's snapshots but the newest `keep` that committed checkpoints name and the protected ones.
+
+    Args:
+        protected: states of a segment that goes on and is not committed yet.
+
+    Returns:
+        The names of those removed.
+    """
+    checkpoints = Checkpoints(store)
+    named: list[str] = []
+    for key in reversed(checkpoints.keys()):
+        result = checkpoints.manifest(key).sites.get(site)
+        for state in (result.inner_state.end, result.inner_state.begin) if result else ():
+            if state != FRESH and state not in named:
+                named.append(state)
+        if len(named) >= keep:
+            break
+    spared = {snapshot_key(site, state) for state in [*named[:keep], *protected]}
+    removed = []
+    for name in store.list(f"inner_state/{site}"):
+        key = f"inner_state/{site}/{name}"
+        if not name.startswith(".") and key not in spared:
+            store.delete(key)
+            removed.append(f"sha256:{name.removesuffix('.safetensors')}")
+    return removed

@@ -1,0 +1,40 @@
+"""Which snapshots stay: those that committed checkpoints name, as many as asked for, and those in use."""
+
+from pathlib import Path
+
+from test_checkpoints import fields
+
+from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training.retention import has_snapshot, prune_snapshots, snapshot_key
+
+SITE = "SPP_TX"
+
+
+def state(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
+def committed(store: Store, tmp_path: Path, segments: int) -> None:
+    """A chain in which segment n begins with state n - 1 and ends with state n."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    checkpoints = Checkpoints(store)
+    checkpoints.commit("ckpt-000000", {weights.name: weights}, fields(), 0)
+    for n in range(1, segments + 1):
+        content = fields(f"ckpt-{n - 1:06d}", begin=5 * (n - 1), first=5 * (n - 1))
+        content["sites"][SITE]["inner_state"] = {"begin": state(n - 1) if n > 1 else "fresh", "end": state(n)}
+        checkpoints.commit(f"ckpt-{n:06d}", {weights.name: weights}, content, n)
+
+
+def test_the_newest_that_are_named_and_those_in_use_stay(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    committed(store, tmp_path, 4)
+    for n in range(1, 7):  # 5 and 6 belong to a segment that goes on; the first to one that was given up
+        store.write_bytes(snapshot_key(SITE, state(n)), b"state")
+    removed = prune_snapshots(store, SITE, 2, protected=[state(5), state(6)])
+    assert removed == [state(1), state(2)]
+    assert all(has_snapshot(store, SITE, state(n)) for n in (3, 4, 5, 6))
+    assert prune_snapshots(store, SITE, 2) == [state(5), state(6)]
+    assert has_snapshot(store, SITE, "fresh") and not has_snapshot(store, SITE, state(5))
+    assert prune_snapshots(store, "NEM_SA", 1) == []
