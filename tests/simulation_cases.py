@@ -7,10 +7,12 @@ from typing import Any
 
 import polars as pl
 
+from curtail_pipeline.scheduling.policies import policy_of
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.simulation.walk import Walk
+from curtail_pipeline.times import from_us, to_us
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 CADENCE = timedelta(minutes=5)
@@ -88,6 +90,12 @@ def view_of(values: Mapping[str, Sequence[float]], run: Experiment | None = None
     run = run or experiment(tuple(values))
     rows = traces(values)
     return View.build(run, rows, windows(rows, run, delay_s))
+
+
+def next_event(view: View, now: datetime) -> datetime | None:
+    """The next instant after `now` at which a decision could differ; None when there is none in the record."""
+    found = policy_of(view).next_event(view, to_us(now))
+    return None if found >= view.end_us else from_us(found)
 
 
 def use_of(found: Walk) -> dict[str, dict[str, list[tuple[int, int]]]]:
