@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 from micro import CURTAILED, EXPERIMENT, HOURS, START, signal, write_trace
 from signals_fake_api import Answer, FakeApi, Request, serve
-from simulation_cases import next_event
 from test_watttime import NOW, SECRETS, Backend, Clock
 
 from curtail_pipeline.scheduling.decide import Decision, decide
@@ -94,7 +93,7 @@ def test_a_live_decision_sees_what_the_whole_record_shows_up_to_now(tmp_path: Pa
             assert plain(found[0]) == plain(found[1])
         previous = dict(found[0].sites)
         states |= {site.state for site in previous.values()}
-        now = next_event(view, now)
+        now = view.next_event(now)
     assert {"train", "off"} <= states
 
 
