@@ -92,6 +92,12 @@ def view_of(values: Mapping[str, Sequence[float]], run: Experiment | None = None
     return View.build(run, rows, windows(rows, run, delay_s))
 
 
+def next_event(view: View, now: datetime) -> datetime | None:
+    """The next instant after `now` at which a decision could differ; None when there is none in the record."""
+    found = policy_of(view).next_event(view, to_us(now))
+    return None if found >= view.end_us else from_us(found)
+
+
 def use_of(found: Walk) -> dict[str, dict[str, list[tuple[int, int]]]]:
     """Power intervals per site and state, joined where they touch, for comparison."""
     table: dict[str, dict[str, list[tuple[int, int]]]] = {}
