@@ -7,10 +7,12 @@ from typing import Any
 
 import polars as pl
 
+from curtail_pipeline.scheduling.policies import policy_of
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.simulation.walk import Walk
+from curtail_pipeline.times import from_us, to_us
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 CADENCE = timedelta(minutes=5)
@@ -90,6 +92,12 @@ def view_of(values: Mapping[str, Sequence[float]], run: Experiment | None = None
     return View.build(run, rows, windows(rows, run, delay_s))
 
 
+def next_event(view: View, now: datetime) -> datetime | None:
+    """The next instant after `now` at which a decision could differ; None when there is none in the record."""
+    found = policy_of(view).next_event(view, to_us(now))
+    return None if found >= view.end_us else from_us(found)
+
+
 def use_of(found: Walk) -> dict[str, dict[str, list[tuple[int, int]]]]:
     """Power intervals per site and state, joined where they touch, for comparison."""
     table: dict[str, dict[str, list[tuple[int, int]]]] = {}
@@ -120,3 +128,9 @@ def walk(view: View, job: Job | None = None, now: datetime = START) -> list[Segm
         now = part.end
         steps = part.steps if isinstance(part, SegmentPlan) else 0
         job = replace(job, steps_done=job.steps_done + steps, previous=part.sites)
+
+
+def next_event(view: View, now: datetime) -> datetime | None:
+    """The next instant after `now` at which a decision could differ, over everything the view knows."""
+    found = policy_of(view).next_event(view, to_us(now))
+    return None if found >= view.end_us else from_us(found)

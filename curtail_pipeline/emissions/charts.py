@@ -180,12 +180,13 @@ def _state_strip(site: Site, intervals: pl.DataFrame, start: datetime, end: date
     rows = own.select("start", "end", pl.col("state").replace_strict(STATE_NAMES).alias("state")).rows(named=True)
     scale = alt.Scale(domain=[*STATE_NAMES.values()], range=[STATE_COLOURS[name] for name in STATE_NAMES])
     colour = alt.Color("state:N", scale=scale, legend=None)
-    return (
+    strip: alt.Chart = (
         alt.Chart(_data(rows))
         .mark_rect()
         .encode(x=_time_axis(start, end, labels=False), x2="end:T", color=colour)
         .properties(width=WIDTH, height=10, view=alt.ViewConfig(stroke="#E3E8EE", fill="#F6F8FA"))
     )
+    return strip
 
 
 def _segment_strip(manifests: Sequence[Manifest], start: datetime, end: datetime) -> Chart:

@@ -75,6 +75,11 @@ class Counted:
     """Of the time without."""
 
 
+def energy_kwh(start: Micros, end: Micros, kw: Floats | float) -> Floats:
+    """Energy of constant power over each `[start, end)`, microseconds."""
+    return kw * ((end - start) / HOUR)
+
+
 def count_grams(
     start: Micros, end: Micros, kw: Floats | float, signal: Signal | None, *, interpolate: bool = False
 ) -> Counted:
@@ -85,8 +90,7 @@ def count_grams(
         signal: gCO2/kWh with the age up to which a value counts; None where there is none.
         interpolate: straight lines between the values, as the paper's analysis does, to compare with the paper only.
     """
-    length = end - start
-    kwh = kw * (length / HOUR)
+    length, kwh = end - start, energy_kwh(start, end, kw)
     if signal is None:
         return Counted(kwh, np.where(length > 0, np.nan, 0.0), kwh)
     integral, known = signal.integral(start, end, interpolate=interpolate)

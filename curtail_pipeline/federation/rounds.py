@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.admission import admit
@@ -38,6 +37,7 @@ from curtail_pipeline.federation.orders import (
     Watch,
 )
 from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, scratch_of, segment_key
+from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
 from curtail_pipeline.storage.store import Store
@@ -46,31 +46,6 @@ from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
 
 POLL_S = 0.2
 LONGEST_POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An order that will have no result, and why: the site is lost to the round."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """An answer that is no result of this version: it is refused, the site is not lost."""
-
-    reason: str
-
-
-Reply = Result | Failure | Malformed
-
-
-class Transport(Protocol):
-    """How orders reach sites. `poll` returns at once with whatever has arrived since the last call."""
-
-    def send(self, site: str, order: Order) -> None: ...
-
-    def poll(self) -> list[tuple[str, Reply]]: ...
 
 
 @dataclass

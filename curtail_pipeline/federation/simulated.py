@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from curtail_pipeline.federation.orders import Heartbeat, Order, Result, WrittenWeights, agent_key
-from curtail_pipeline.federation.rounds import Failure, Reply
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.federation.transport import Failure, Reply
 from curtail_pipeline.storage.manifest import InnerStates
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import EPOCH, seconds

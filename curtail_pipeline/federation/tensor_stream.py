@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ _SIZE = {
     **dict.fromkeys(("I8", "U8", "BOOL"), 1),
 }
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+class _Entry(TypedDict):
+    """A tensor in a safetensors header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,8 @@ class TensorFile:
             raise FederationError(f"{path} is not a readable safetensors file ({error}); write it again") from error
         self._fd = os.open(path, os.O_RDONLY)
         size = int.from_bytes(os.pread(self._fd, 8, 0), "little")
-        header: dict[str, Any] = json.loads(os.pread(self._fd, size, 8))
-        self.metadata: dict[str, str] = dict(header.pop("__metadata__", None) or {})
+        header: dict[str, _Entry] = json.loads(os.pread(self._fd, size, 8))
+        header.pop("__metadata__", None)
         self.tensors: dict[str, TensorInfo] = {}
         for name, entry in sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
             if entry["dtype"] not in _SIZE:
@@ -124,7 +132,7 @@ def to_float32(raw: bytearray, dtype: str) -> Floats:
 def from_float32(values: Floats, dtype: str) -> memoryview:
     """The bytes of the values in a floating type, rounded to nearest, ties to even."""
     if dtype == "F32":
-        out: npt.NDArray[Any] = np.ascontiguousarray(values, "<f4")
+        out: npt.NDArray[np.generic] = np.ascontiguousarray(values, "<f4")
     elif dtype == "BF16":
         bits = np.ascontiguousarray(values).view(np.uint32)
         out = ((bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16).astype("<u2")
@@ -148,7 +156,7 @@ class TensorWriter:
     """
 
     def __init__(self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, _Entry | dict[str, str]] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, dtype, shape in tensors:
             size = _SIZE[dtype] * int(np.prod(shape, dtype=np.int64))

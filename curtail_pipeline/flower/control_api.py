@@ -6,7 +6,7 @@ the release is pinned and a contract test names everything used here: an upgrade
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.flower.run_config import FlowerValue
 
 PINNED = "1.41"
 APP = Path(__file__).parent / "app"
@@ -52,7 +53,7 @@ class RunStatus:
     status: str
     sub_status: str
     details: str
-    config: dict[str, Any]
+    config: dict[str, FlowerValue]
 
     @property
     def finished(self) -> bool:
@@ -119,7 +120,7 @@ class Control:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start_run(self, config: Mapping[str, str | int | float | bool]) -> int:
+    def start_run(self, config: Mapping[str, FlowerValue]) -> int:
         """Start a run of the app with these run-config values; its id."""
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
@@ -193,7 +194,7 @@ def _status(run: Any) -> RunStatus:
     return RunStatus(int(run.run_id), status.status, status.sub_status, status.details, config)
 
 
-def entry_point(name: str) -> Any:
+def entry_point(name: str) -> Callable[[], object]:
     """The function behind one of Flower's commands."""
     import flwr.supercore.cli
     import flwr.superlink.cli

@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 
 from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.federation.orders import Answer, Order, Plan
-from curtail_pipeline.federation.rounds import POLL_S, Failure, Malformed, Reply, run_plan
+from curtail_pipeline.federation.rounds import POLL_S, run_plan
+from curtail_pipeline.federation.transport import Failure, Malformed, Reply
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
 from curtail_pipeline.storage.store import Store

@@ -194,7 +194,8 @@ def _too_dear(slots: Slots, price: float) -> npt.NDArray[np.bool_]:
     way = np.bincount(run, weights=np.where(cheap, 0.0, np.minimum(slots.hold, excess)))[run]
     bridge = (way <= _greatest_later(start)) & (excess <= slots.hold + np.append(resume[1:], 0.0))
     beginning = np.maximum(np.append(start[1:], 0.0), _greatest_later(start - resume)) - slots.start_cost
-    return ~cheap & ((slots.steps <= 0) | ~(bridge | (excess <= beginning)))
+    lost: npt.NDArray[np.bool_] = ~cheap & ((slots.steps <= 0) | ~(bridge | (excess <= beginning)))
+    return lost
 
 
 def _greatest_later(values: Floats) -> Floats:

@@ -4,11 +4,11 @@ A policy is one small class. Those that depend on windows alone compute a `Timel
 looks it up and the simulator walks it. Those that depend on the job decide anew at each event.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -236,9 +236,8 @@ def make_policy(view: View) -> Policy:
     if name not in POLICIES:
         raise PolicyError(f"unknown policy {name!r}: choose one of {', '.join(sorted(POLICIES))}")
     module, attribute = POLICIES[name].split(":")
-    factory: Any = getattr(import_module(module), attribute)
-    policy: Policy = factory(view)
-    return policy
+    factory: Callable[[View], Policy] = getattr(import_module(module), attribute)
+    return factory(view)
 
 
 def policy_of(view: View) -> Policy:

@@ -92,7 +92,8 @@ def step_counts(first: Micros, step: Micros, stop: Micros, leave: Micros) -> Mic
     """Steps completed from `first`: whole ones before `stop`; a member that leaves finishes the step it is in."""
     whole = np.maximum(stop - first, 0) // step
     until_leave = -(-np.maximum(leave - first, 0) // step)
-    return np.minimum(whole, until_leave)
+    counts: Micros = np.minimum(whole, until_leave)
+    return counts
 
 
 def split_last_steps(first: Micros, step: Micros, counts: Micros, wanted: int) -> tuple[Micros, int]:

@@ -120,10 +120,10 @@ class Signal:
         if interpolate:
             whole = self._cumulative_linear[last] - self._cumulative_linear[first]
             return whole + self._linear(last, ended) - self._linear(first, begun), known
+        value = self.values[last]
         whole = self._cumulative[last] - self._cumulative[first]
-        within = np.where(first == last, ended - begun, 0) / HOUR
-        parts = self.values[last] * (ended / HOUR) - self.values[first] * (begun / HOUR)
-        return np.where(first == last, self.values[last] * within, whole + parts), known
+        across = whole + value * (ended / HOUR) - self.values[first] * (begun / HOUR)
+        return np.where(first == last, value * ((ended - begun) / HOUR), across), known
 
     def _age(self, index: Micros, us: Micros) -> Micros:
         """For how long the value at `index` has counted by `us`; 0 before the first."""

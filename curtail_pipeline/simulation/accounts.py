@@ -6,7 +6,7 @@ import numpy as np
 
 from curtail_pipeline.emissions.baselines import always_on
 from curtail_pipeline.emissions.battery import supplied
-from curtail_pipeline.emissions.grams import count_grams
+from curtail_pipeline.emissions.grams import count_grams, energy_kwh
 from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.simulation.oracle import Oracle
@@ -78,8 +78,7 @@ def account(
             counted = count_grams(*part.spans, part.kw, signal, interpolate=interpolate)
             span = outside(part.spans, clear)
             beyond_kw = part.kw if isinstance(part.kw, float) else _power_of(part, span[0])
-            beyond = count_grams(*span, beyond_kw, signal, interpolate=interpolate)
-            energy, beyond_kwh = float(counted.kwh.sum()), float(beyond.kwh.sum())
+            energy, beyond_kwh = float(counted.kwh.sum()), float(energy_kwh(*span, beyond_kw).sum())
             kwh += energy
             lost += float(counted.unaccounted_kwh.sum())
             curtailed_kwh += energy - beyond_kwh
@@ -90,6 +89,7 @@ def account(
             if not part.training:
                 not_training += grams
             else:
+                beyond = count_grams(*span, beyond_kw, signal, interpolate=interpolate)
                 outside_g += float(np.nansum(beyond.co2_g))
                 outside_steps += beyond_kwh / power_kw(site, "training") * 3_600 * site.steps_per_s
     return Account(

@@ -21,7 +21,7 @@ from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.accounts import Account, account, baselines, regret
 from curtail_pipeline.simulation.oracle import least_co2, least_co2_with_overheads
 from curtail_pipeline.simulation.walk import Walk, walk
-from curtail_pipeline.times import HOUR, from_us, iso, to_us
+from curtail_pipeline.times import HOUR, Cell, from_us, iso, to_us
 from curtail_pipeline.windows.rules import derive_windows
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ _log = logging.getLogger(__name__)
 FRONTIER_POINTS = 25
 LONGEST_H = 876_000
 """Hours that a deadline may lie ahead: a hundred years."""
-
-
-Cell = str | float | bool | None
-"""Of the table of a comparison."""
 
 
 class Summary(TypedDict):

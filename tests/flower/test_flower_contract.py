@@ -16,8 +16,8 @@ import pytest
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Answer, Order, Result, StoredWeights, WrittenWeights
-from curtail_pipeline.federation.rounds import Failure, Malformed
 from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus
+from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import trainer_client
 from curtail_pipeline.flower.spawn_shims import write_shims

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation_cases import START, experiment, minutes, traces, view_of, windows
+from simulation_cases import START, experiment, minutes, next_event, traces, view_of, windows
 
 from curtail_pipeline.errors import CurtailError, PolicyError, TraceError
 from curtail_pipeline.scheduling.decide import decide
@@ -67,7 +67,7 @@ def test_a_live_view_hides_what_comes_later() -> None:
     rows = traces({"A": [50, 500, 500]})
     view = View.build(run, rows, windows(rows, run, exit_delay_s=300), as_of=minutes(7))
     assert decide(view, minutes(7), JOB).mode == "local"
-    assert view.next_event(minutes(7)) == minutes(15), "only the age of the last value it knows"
+    assert next_event(view, minutes(7)) == minutes(15), "only the age of the last value it knows"
 
 
 def test_a_finished_job_needs_no_site() -> None:
@@ -139,7 +139,7 @@ def test_a_decision_depends_on_the_past_alone(
 def test_between_two_events_the_decision_stands(a: list[float], b: list[float], start_up: int) -> None:
     view = view_of({"A": a, "B": b}, experiment("AB", overheads={"provisioning_s": start_up}), delay_s=600)
     now = START
-    while (following := view.next_event(now)) is not None:
+    while (following := next_event(view, now)) is not None:
         before = decide(view, now, JOB)
         assert decide(view, following - timedelta(microseconds=1), JOB).sites == before.sites
         assert decide(view, following, JOB).sites != before.sites

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from simulation_cases import START, experiment, minutes, traces, windows
+from simulation_cases import START, experiment, minutes, next_event, traces, windows
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.decide import decide
@@ -188,7 +188,7 @@ def test_deciding_again_decides_the_same() -> None:
         assert {n: (s.state, s.since, s.ready) for n, s in again.sites.items()} == {
             n: (s.state, s.since, s.ready) for n, s in first.sites.items()
         }
-        found = view.next_event(now)
+        found = next_event(view, now)
         assert found is not None
         now, job = found, following
 

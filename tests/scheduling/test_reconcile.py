@@ -1,11 +1,13 @@
 """From a decision to an action: no segment twice, none forgotten, failures wait."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curtail_pipeline.errors import MessageError
 from curtail_pipeline.scheduling.decide import Decision
 from curtail_pipeline.scheduling.reconcile import (
     BACKOFF_S,
@@ -14,8 +16,6 @@ from curtail_pipeline.scheduling.reconcile import (
     Desired,
     SegmentRequest,
     reconcile,
-    site_from_json,
-    site_to_json,
 )
 from curtail_pipeline.scheduling.view import SiteDecision
 
@@ -30,7 +30,11 @@ def decision(states: dict[str, str], finished: bool = False) -> Decision:
     return Decision(NOW, sites, mode, "because", None, finished)
 
 
-def act(found: Decision, desired: Desired | None = None, **changes: object) -> Action:
+def desired(generation: int, states: dict[str, str]) -> Desired:
+    return Desired(generation=generation, states=states, reasons={}, reason="", at=NOW)  # type: ignore[arg-type]
+
+
+def act(found: Decision, known: Desired | None = None, **changes: object) -> Action:
     given = {
         "active": None,
         "parent": "ckpt-000004",
@@ -38,8 +42,9 @@ def act(found: Decision, desired: Desired | None = None, **changes: object) -> A
         "attempts": Attempts(),
         "wall": NOW,
         "previous": {},
+        "before_pause": {},
     }
-    return reconcile(found, desired, **{**given, **changes})  # type: ignore[arg-type]
+    return reconcile(found, known, **{**given, **changes})  # type: ignore[arg-type]
 
 
 def test_two_sites_that_should_train_start_a_federated_segment() -> None:
@@ -52,7 +57,7 @@ def test_two_sites_that_should_train_start_a_federated_segment() -> None:
 
 
 def test_an_active_segment_is_never_started_again_but_sees_the_new_membership() -> None:
-    before = Desired(7, {"A": "train", "B": "off", "C": "off"}, "", NOW)
+    before = desired(7, {"A": "train", "B": "off", "C": "off"})
     action = act(decision({"A": "train", "B": "train", "C": "off"}), before, active=("A",))
     assert action.request is None
     assert action.changed and action.desired.generation == 8
@@ -61,7 +66,7 @@ def test_an_active_segment_is_never_started_again_but_sees_the_new_membership() 
 
 
 def test_an_unchanged_membership_keeps_its_generation() -> None:
-    before = Desired(7, {"A": "train", "B": "off", "C": "off"}, "", NOW)
+    before = desired(7, {"A": "train", "B": "off", "C": "off"})
     action = act(decision({"A": "train", "B": "off", "C": "off"}), before, active=("A",))
     assert not action.changed and action.desired.generation == 7
 
@@ -88,11 +93,11 @@ states = st.fixed_dictionaries({name: st.sampled_from(["train", "warm", "off"]) 
 
 @given(st.lists(states, min_size=1, max_size=12))
 def test_generations_count_changes_of_the_membership(history: list[dict[str, str]]) -> None:
-    desired, changes, last = None, 0, None
+    known, changes, last = None, 0, None
     for wanted in history:
-        action = act(decision(wanted), desired)
+        action = act(decision(wanted), known)
         changes += wanted != last
-        desired, last = action.desired, wanted
+        known, last = action.desired, wanted
         assert action.desired.generation == changes
         assert dict(action.desired.states) == wanted
         assert (action.request is not None) == ("train" in wanted.values())
@@ -100,9 +105,20 @@ def test_generations_count_changes_of_the_membership(history: list[dict[str, str
 
 @given(states)
 def test_what_is_stored_reads_back(wanted: dict[str, str]) -> None:
-    action = act(decision(wanted), previous={"A": SiteDecision("warm", "x", NOW, NOW)})
-    assert Desired.from_json(action.desired.to_json()) == action.desired
+    held = {"A": SiteDecision("warm", "x", NOW, NOW), "B": SiteDecision("off", "y", NOW, None)}
+    action = act(decision(wanted), previous=held, before_pause=held)
+    assert Desired.read(action.desired.model_dump_json(), "it") == action.desired
     if action.request:
-        assert SegmentRequest.from_json(action.request.to_json()) == action.request
-    site = SiteDecision("train", "why", NOW, None)
-    assert site_from_json(site_to_json(site)) == site
+        again = SegmentRequest.read(action.request.model_dump_json(), "it")
+        assert again == action.request and again.before_pause == held
+
+
+def test_what_is_not_understood_is_refused() -> None:
+    content = json.loads(desired(3, {"A": "train"}).model_dump_json())
+    for change, text in (
+        ({"states": {"A": "run"}}, "states.A"),
+        ({"extra": 1}, "extra"),
+        ({"schema": 0}, "has schema 0"),
+    ):
+        with pytest.raises(MessageError, match=text):
+            Desired.read(content | change, "membership.json")

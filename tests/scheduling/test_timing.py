@@ -9,6 +9,7 @@ from simulation_cases import START, experiment, minutes, view_of, walk
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.decide import decide
+from curtail_pipeline.scheduling.policies import policy_of
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import Job, View
 
@@ -174,7 +175,7 @@ def test_time_power_and_steps_add_up(
         for interval in found:
             if interval.state == "training":
                 trained += (interval.end - interval.start).total_seconds()
-                train = view.policy.timelines["ABC".index(site)]  # type: ignore[attr-defined]
+                train = policy_of(view).timelines["ABC".index(site)]  # type: ignore[attr-defined]
                 first, last = ((t - START).total_seconds() for t in (interval.start, interval.end))
                 stretches = [
                     ((s / 1e6) - START.timestamp(), (e / 1e6) - START.timestamp())

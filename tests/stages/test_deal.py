@@ -1,7 +1,7 @@
 """Shares by expected hours, frozen; and text that moves to where it will be trained on."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ from curtail_pipeline.corpus.tokenizer import TokenizerInfo
 from curtail_pipeline.errors import LedgerError, TraceError
 from curtail_pipeline.federation.orders import Plan, PlannedRound
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
+from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.stages.check_tokens import check_tokens
 from curtail_pipeline.stages.deal import closing_ledger, ensure_dealt, initial_shares, opening_ledger
-from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.train import _plan, _prospect
-from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.tokens.ranges import Range
+from curtail_pipeline.stages.train import Prospect
+from curtail_pipeline.stages.train import _plan as make_plan
+from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
+from curtail_pipeline.tokens.ranges import take_prefix
 
-NO_SHA256 = "0" * 64
 SEQUENCES = {"NORTH": 100, "SOUTH": 100, "EAST": 100}
 
 
@@ -95,6 +95,9 @@ def test_shares_are_computed_once(tmp_path: Path) -> None:
 # Rebalancing
 
 
+NO_HASH = "0" * 64
+
+
 def write_shards(project: Project) -> None:
     """Token files of SEQUENCES, and the shares they were dealt by."""
     length = project.experiment.training.sequence_length
@@ -103,41 +106,18 @@ def write_shards(project: Project) -> None:
         folder.mkdir(parents=True)
         tokens = np.zeros(n * length + 1, dtype="<u2")
         tokens.tofile(folder / "000.bin")
-        project.store.write_record(
-            f"shards/{site}/manifest.json",
-            ShardManifest(
-                target=site,
-                dealing_sha256=NO_SHA256,
-                tokenizer_sha256=NO_SHA256,
-                vocab_size=512,
-                separator_id=0,
-                dtype="uint16",
-                engine="tokenizers",
-                documents=1,
-                bytes=tokens.size,
-                tokens=tokens.size,
-                files=(ShardFile(name="000.bin", tokens=tokens.size, sha256=NO_SHA256),),
-                slices=(),
-                counts=ReadCounts(),
-            ),
-        )
-    project.store.write_record(MANIFEST, dealt(NORTH=0.5, SOUTH=0.4, EAST=0.1))
-
-
-def dealt(**shares: float) -> DealingRecord:
-    return DealingRecord(
-        source="text",
-        text_column="text",
-        text_separator=None,
-        document_chars=1000,
-        max_documents=None,
-        files=(),
-        slices=(),
-        tokenizer=TokenizerInfo(sha256=NO_SHA256, vocab_size=512, separator="<s>", separator_id=0),
-        heldout_fraction=0.1,
-        shares=tuple(shares.items()),
-        shard_tokens=1000,
-    )
+        manifest = ShardManifest(
+            target=site, dealing_sha256=NO_HASH, tokenizer_sha256=NO_HASH, vocab_size=512, separator_id=0,
+            dtype="uint16", engine="tokenizers", documents=1, bytes=1, tokens=tokens.size, slices=(),
+            files=(ShardFile(name="000.bin", tokens=tokens.size, sha256=NO_HASH),), counts=ReadCounts(),
+        )  # fmt: skip
+        project.store.write_record(f"shards/{site}/manifest.json", manifest)
+    dealt = DealingRecord(
+        source="text", text_column="text", text_separator=None, document_chars=1, max_documents=None, files=(),
+        slices=(), heldout_fraction=0.1, shares=(("NORTH", 0.5), ("SOUTH", 0.4), ("EAST", 0.1)), shard_tokens=1024,
+        tokenizer=TokenizerInfo(sha256=NO_HASH, vocab_size=512, separator="<|bos|>", separator_id=0),
+    )  # fmt: skip
+    project.store.write_record(MANIFEST, dealt)
 
 
 def commit(project: Project, key: str, parent: Manifest | None = None, **more: Any) -> Manifest:
@@ -148,44 +128,26 @@ def commit(project: Project, key: str, parent: Manifest | None = None, **more: A
     return project.checkpoints.commit(key, {"model.safetensors": file}, content, int(key[-6:]))
 
 
-def request(key: str, parent: str, *members: str) -> SegmentRequest:
-    return SegmentRequest(
-        key=key,
-        attempt=1,
-        parent=parent,
-        members=members,
-        mode="federated" if len(members) > 1 else "local",
-        generation=1,
-        start=START,
-        reason="",
-        previous={},
-        before_pause={},
-    )
-
-
-def planned(project: Project, key: str, parent: str, *members: str) -> Plan:
-    return _plan(project, _prospect(project, request(key, parent, *members)))
-
-
-def leases(plan: Plan) -> dict[str, tuple[Range, ...]]:
-    assert plan.open is not None
-    return plan.open.lease
+def plan_of(project: Project, key: str, parent: Manifest, *members: str) -> Plan:
+    """What is planned for the members with a live clock."""
+    request = SegmentRequest(
+        key=key, attempt=1, parent=parent.key, members=members, mode="federated" if len(members) > 1 else "local",
+        generation=1, start=START, reason="", previous={}, before_pause={},
+    )  # fmt: skip
+    return make_plan(project, Prospect(request, parent, cast(View, None), None))
 
 
 def train(project: Project, plan: Plan, parent: Manifest, steps: dict[str, int]) -> Manifest:
     """Commit what the plan gives when its members do so many steps."""
-    per_step = project.experiment.sequences_per_step
-    sites: dict[str, Any] = {}
+    assert plan.open is not None
+    sites = {}
     for site, count in steps.items():
-        left, consumed = count * per_step, []
-        for epoch, start, stop, *owner in leases(plan)[site]:
-            size = min(left, stop - start)
-            if size:
-                consumed.append((epoch, start, start + size, *owner))
-            left -= size
-        state = {"begin": "fresh", "end": "sha256:" + "a" * 64}
-        tokens = count * project.experiment.training.total_batch_tokens
-        sites[site] = {"steps": count, "tokens": tokens, "consumed": consumed, "inner_state": state}
+        sites[site] = SiteResult(
+            steps=count,
+            tokens=count * project.experiment.training.total_batch_tokens,
+            consumed=take_prefix(plan.open.lease[site], count * project.experiment.sequences_per_step),
+            inner_state=InnerStates(begin="fresh", end="sha256:" + "a" * 64),
+        )
     begin = parent.steps.end
     return commit(
         project,
@@ -195,33 +157,28 @@ def train(project: Project, plan: Plan, parent: Manifest, steps: dict[str, int])
         members=plan.members,
         sites=sites,
         steps={"begin": begin, "end": begin + sum(steps.values())},
-        tokens={"segment": sum(site["tokens"] for site in sites.values())},
-        ledger=closing_ledger(plan, {site: done["consumed"] for site, done in sites.items()}, parent),
+        tokens={"segment": sum(site.tokens for site in sites.values())},
+        ledger=closing_ledger(plan, {site: done.consumed for site, done in sites.items()}, parent),
     )
-
-
-def prepare(project: Project) -> None:
-    ingest(project)
-    save_derived(project, derive_day(project, START.date()))
-    write_shards(project)
-    commit(project, "ckpt-000000", start=START, end=START)
 
 
 @pytest.fixture
 def balanced(tmp_path: Path) -> Project:
     project = open_project(tmp_path, rebalance=True)
-    prepare(project)
+    write_shards(project)
+    commit(project, "ckpt-000000")
     return project
 
 
 def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) -> None:
     first = balanced.checkpoints.manifest("ckpt-000000")
-    plan = planned(balanced, "ckpt-000001", "ckpt-000000", "NORTH", "SOUTH")
+    plan = plan_of(balanced, "ckpt-000001", first, "NORTH", "SOUTH")
     # 300 sequences by shares of 0.5, 0.4 and 0.1, in whole steps of 8: EAST keeps about 30 of its 100.
+    assert plan.open is not None
     moved = [item for entry in plan.ledger.values() for item in entry.moved]
     given = sum(stop - start for _, start, stop, _ in moved)
     assert plan.ledger.keys() == {"EAST"} and 56 <= given <= 70 and given % 8 == 0
-    north = [item for item in leases(plan)["NORTH"] if item[0] == 1]
+    north = [item for item in plan.open.lease["NORTH"] if item[0] == 1]
     assert north[0] == (1, 0, 100) and all(item[3:] == ("EAST",) for item in north[1:])
 
     second = train(balanced, plan, first, {"NORTH": 16, "SOUTH": 2})
@@ -230,7 +187,7 @@ def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) 
     assert balanced.checkpoints.verify_chain()[-1] == "ckpt-000001"
 
     # And the next segment goes on from there, without EAST's own lease touching what it gave away.
-    plan = planned(balanced, "ckpt-000002", "ckpt-000001", "EAST", "NORTH")
+    plan = plan_of(balanced, "ckpt-000002", second, "EAST", "NORTH")
     train(balanced, plan, second, {"EAST": 3, "NORTH": 4})
     assert balanced.checkpoints.verify_chain()[-1] == "ckpt-000002"
     for key in balanced.checkpoints.keys():
@@ -240,7 +197,7 @@ def test_untouched_text_moves_to_where_it_will_be_trained_on(balanced: Project) 
 
 def test_only_the_beginning_of_a_lease_can_be_committed(balanced: Project) -> None:
     parent = balanced.checkpoints.manifest("ckpt-000000")
-    plan = planned(balanced, "ckpt-000001", "ckpt-000000", "EAST")
+    plan = plan_of(balanced, "ckpt-000001", parent, "EAST")
     for consumed in ([(1, 1, 9)], [(1, 0, 100)]):
         with pytest.raises(LedgerError, match="no prefix of its lease"):
             closing_ledger(plan, {"EAST": consumed}, parent)
@@ -248,10 +205,11 @@ def test_only_the_beginning_of_a_lease_can_be_committed(balanced: Project) -> No
 
 def test_nothing_moves_by_default(tmp_path: Path) -> None:
     project = open_project(tmp_path)
-    prepare(project)
-    assert opening_ledger(project, project.parent).to_json() == {}
-    plan = planned(project, "ckpt-000001", "ckpt-000000", "NORTH")
-    assert plan.ledger == {} and leases(plan)["NORTH"][0] == (1, 0, 100)
+    write_shards(project)
+    parent = commit(project, "ckpt-000000")
+    assert opening_ledger(project, parent).to_json() == {}
+    plan = plan_of(project, "ckpt-000001", parent, "NORTH")
+    assert plan.ledger == {} and plan.open is not None and plan.open.lease["NORTH"][0] == (1, 0, 100)
 
 
 def test_rounds_of_a_headless_plan_lease_one_after_the_other() -> None:

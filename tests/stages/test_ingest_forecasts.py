@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from micro import CURTAILED, EXPERIMENT, HOURS, START, signal, write_trace
 from signals_fake_api import Answer, FakeApi, Request, serve
+from simulation_cases import next_event
 from test_watttime import NOW, SECRETS, Backend, Clock
 
-from curtail_pipeline.scheduling.decide import Decision, decide, policy_of
+from curtail_pipeline.scheduling.decide import Decision, decide
 from curtail_pipeline.scheduling.view import Job, SiteDecision
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.settings.trace_settings import WattTimeTraces
@@ -22,7 +23,7 @@ from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.tables import forecast_key, read_table
-from curtail_pipeline.times import FOREVER, from_us, to_us
+from curtail_pipeline.times import to_us
 
 STEPS = 6
 FORECAST_SITES = EXPERIMENT["sites"][:2]
@@ -93,8 +94,7 @@ def test_a_live_decision_sees_what_the_whole_record_shows_up_to_now(tmp_path: Pa
             assert plain(found[0]) == plain(found[1])
         previous = dict(found[0].sites)
         states |= {site.state for site in previous.values()}
-        event = policy_of(view).next_event(view, to_us(now))
-        now = from_us(event) if event < FOREVER else None
+        now = next_event(view, now)
     assert {"train", "off"} <= states
 
 
