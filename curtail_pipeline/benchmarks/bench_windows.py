@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from curtail_pipeline.storage.atomic import replacing
+
 START = datetime(2025, 1, 1, tzinfo=UTC)
 CADENCE_S = 300
 PER_DAY = 86_400 // CADENCE_S
@@ -56,9 +58,8 @@ def generate(folder: Path, regions: int, days: int, seed: int = 0) -> None:
         noise = rng.normal(size=n)
         pounds = np.where(surplus > 0, 120 * np.abs(noise), 900 + 60 * wind + 40 * noise)
         values = np.maximum(pounds, 0).round(1) * 0.45359237
-        scratch = path.with_suffix(".tmp")
-        pl.DataFrame({"time": time_column, "value": values}).write_parquet(scratch, compression="zstd")
-        scratch.replace(path)
+        with replacing(path) as scratch:
+            pl.DataFrame({"time": time_column, "value": values}).write_parquet(scratch, compression="zstd")
 
 
 def _files(folder: Path, regions: int) -> dict[str, Path]:

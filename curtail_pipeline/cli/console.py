@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import polars as pl
 from rich.console import Console, Group
@@ -14,10 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from curtail_pipeline.cli.windows_of_file import FileWindows
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
+from curtail_pipeline.simulation.compare import Summary
 from curtail_pipeline.stages.account import CheckpointRow, RunSummary
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Event, Paused, Preparing, SegmentStarted
+from curtail_pipeline.times import parse_utc
 
 ERR = Console(stderr=True)
 OUT = Console(width=None if sys.stdout.isatty() else 150)
@@ -29,7 +32,6 @@ class RunConsole:
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        self._lines: list[str] = []
         self._head = ""
         self._sites: dict[str, StepDone] = {}
         self._loss: float | None = None
@@ -139,7 +141,7 @@ def print_summary(summary: RunSummary, reason: str) -> None:
         table = Table(title="Totals against always-on training of the same steps", title_justify="left")
         for name in ("", "hours", "kWh", "gCO2", "ours / baseline"):
             table.add_column(name, justify="left" if not name else "right")
-        hours = (_stamp(summary.end) - _stamp(summary.start)).total_seconds() / 3600
+        hours = (parse_utc(summary.end) - parse_utc(summary.start)).total_seconds() / 3600
         table.add_row("this run", _number(hours, 1), _number(summary.kwh, 2), _number(summary.co2_g, 0), "")
         for base in summary.baselines:
             share = base.ours_of_baseline
@@ -151,8 +153,8 @@ def print_summary(summary: RunSummary, reason: str) -> None:
                 "-" if share is None else f"{100 * share:.1f} %",
             )
         OUT.print(table)
-        for reason in dict.fromkeys(base.reason for base in summary.baselines if base.reason):
-            OUT.print(f"no gCO2 of a baseline: {reason}")
+        for missing in dict.fromkeys(base.reason for base in summary.baselines if base.reason):
+            OUT.print(f"no gCO2 of a baseline: {missing}")
     share = summary.curtailed_share
     traces = "synthetic traces (a model, not a grid)" if summary.synthetic else "recorded traces"
     OUT.print(
@@ -163,27 +165,27 @@ def print_summary(summary: RunSummary, reason: str) -> None:
     OUT.print(f"checkpoint: {summary.checkpoint}")
 
 
-def print_windows(found: Mapping[str, Any]) -> None:
-    table = Table(title=f"Windows, policy {found['policy']}", title_justify="left")
+def print_windows(found: FileWindows) -> None:
+    table = Table(title=f"Windows, policy {found.policy}", title_justify="left")
     for name in ("site", "region", "start", "end", "hours", "opened by", "closed by"):
         table.add_column(name)
-    for window in found["windows"]:
+    for window in found.windows:
         table.add_row(
-            escape(window["site"]),
-            escape(window["region"]),
-            window["start"],
-            window["end"] or "open",
-            f"{window['hours']:.2f}",
-            escape(window["opened_by"]),
-            escape(window["closed_by"] or ""),
+            escape(window.site),
+            escape(window.region),
+            window.start,
+            window.end or "open",
+            f"{window.hours:.2f}",
+            escape(window.opened_by),
+            escape(window.closed_by or ""),
         )
     OUT.print(table)
-    for site, hours in found["hours"].items():
+    for site, hours in found.hours.items():
         OUT.print(f"{escape(site)}: {hours:.2f} h")
-    OUT.print(f"{found['nulls']} missing values, {found['duplicates']} duplicates")
+    OUT.print(f"{found.nulls} missing values, {found.duplicates} duplicates")
 
 
-def print_simulation(result: Mapping[str, Any]) -> None:
+def print_simulation(result: Summary) -> None:
     table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
     for key, value in result.items():
         if isinstance(value, Mapping):
@@ -222,9 +224,3 @@ def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
     OUT.print(table)
     if plot is not None:
         OUT.print(f"plot: {plot}")
-
-
-def _stamp(text: str) -> Any:
-    from curtail_pipeline.times import parse_utc
-
-    return parse_utc(text)

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 RESEND_S = 0.05
 """Long enough to be out of the finaliser."""
@@ -21,7 +20,7 @@ def resending(*interrupts: type[BaseException]) -> Iterator[None]:
     """
     before = sys.unraisablehook
 
-    def hook(lost: Any) -> None:
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
         if not issubclass(lost.exc_type, interrupts):
             before(lost)
             return

@@ -158,7 +158,7 @@ def windows(
         interval=interval,
     )
     if json_:
-        _print_json(found)
+        _print_json(asdict(found))
     else:
         print_windows(found)
 
@@ -181,21 +181,18 @@ def simulate(
 ) -> None:
     """What-if: hours, energy, CO2, and how far from the best possible, without training."""
     from curtail_pipeline.cli.console import print_comparison, print_simulation
-    from curtail_pipeline.cli.simulate_file import compare_file, simulate_file
+    from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
 
-    if plot is not None and not compare:
-        raise typer.BadParameter("--plot needs --compare, whose plot it writes")
-    if compare and (policy is not None or interpolate):
-        raise typer.BadParameter("--compare runs every policy, step-held: it takes neither --policy nor --interpolate")
-    options: dict[str, Any] = {"overheads": overheads, "forecast": forecast, "start": start, "deadline_h": deadline}
+    check_usage(compare, plot, policy, interpolate)
+    options = what_if(overheads, forecast, start, deadline)
     if compare:
-        table = compare_file(traces, experiment, plot, **options)
+        table = compare_file(traces, experiment, plot, options)
         if json_:
             _print_json({"policies": table.to_dicts()})
         else:
             print_comparison(table, plot)
         return
-    result = simulate_file(traces, experiment, policy=policy, interpolate=interpolate, **options)
+    result = simulate_file(traces, experiment, policy, interpolate, options)
     if json_:
         _print_json(result)
     else:

@@ -1,53 +1,90 @@
 """`curtail simulate`: the what-if simulator on a trace file."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import polars as pl
+import typer
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.settings.overheads import OverheadsName
 from curtail_pipeline.signals.whole_file import read_all
 from curtail_pipeline.simulation.compare import Summary, compare, simulate
 from curtail_pipeline.times import parse_utc
 
+PLOTS = (".svg", ".png", ".html")
 
-def _options(
-    overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None
-) -> dict[str, Any]:
-    if overheads not in (None, "paper", "product"):
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What one simulation and a comparison take alike; None is the experiment's own."""
+
+    overheads: OverheadsName | None
+    forecast: str | None
+    start: datetime | None
+    deadline_h: float | None
+
+
+def what_if(overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None) -> WhatIf:
+    """The options as they were typed.
+
+    Raises:
+        SettingsError: no such overheads, or a start that is no time.
+    """
+    known: dict[str | None, OverheadsName | None] = {None: None, **{name: name for name in get_args(OverheadsName)}}
+    if overheads not in known:
         raise SettingsError(f"unknown overheads {overheads!r}; use paper or product, or leave it out")
     try:
-        begin = parse_utc(start) if start else None
+        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h)
     except ValueError as error:
         raise SettingsError(f"--start: {error}") from error
-    return {"overheads": overheads, "forecast": forecast, "start": begin, "deadline_h": deadline_h}
 
 
-def simulate_file(
-    traces: Path,
-    experiment: str,
-    *,
-    policy: str | None,
-    interpolate: bool,
-    overheads: str | None,
-    forecast: str | None,
-    start: str | None,
-    deadline_h: float | None,
-) -> Summary:
+def check_usage(compare: bool, plot: Path | None, policy: str | None, interpolate: bool) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        typer.BadParameter: --plot without --compare, or what only one simulation takes with it.
+        SettingsError: a plot in a format that cannot be written.
+    """
+    if plot is not None and not compare:
+        raise typer.BadParameter("--plot needs --compare, whose plot it writes")
+    if compare and (policy is not None or interpolate):
+        raise typer.BadParameter("--compare runs every policy, step-held: it takes neither --policy nor --interpolate")
+    if plot is not None and plot.suffix not in PLOTS:
+        raise SettingsError(f"--plot {plot}: a plot is written as .svg, .png or .html")
+
+
+def simulate_file(traces: Path, experiment: str, policy: str | None, interpolate: bool, options: WhatIf) -> Summary:
     """One policy."""
     loaded = load_experiment(experiment)
-    options = _options(overheads, forecast, start, deadline_h)
-    return simulate(loaded, read_all(traces, loaded), policy=policy, interpolate=interpolate, **options)
+    return simulate(
+        loaded,
+        read_all(traces, loaded),
+        policy=policy,
+        interpolate=interpolate,
+        overheads=options.overheads,
+        forecast=options.forecast,
+        start=options.start,
+        deadline_h=options.deadline_h,
+    )
 
 
-def compare_file(traces: Path, experiment: str, plot: Path | None, **options: Any) -> pl.DataFrame:
+def compare_file(traces: Path, experiment: str, plot: Path | None, options: WhatIf) -> pl.DataFrame:
     """Every policy; the plot is written where a path is given, in the format of its suffix."""
     loaded = load_experiment(experiment)
-    table, chart = compare(loaded, read_all(traces, loaded), **_options(**options))
+    table, chart = compare(
+        loaded,
+        read_all(traces, loaded),
+        overheads=options.overheads,
+        forecast=options.forecast,
+        start=options.start,
+        deadline_h=options.deadline_h,
+    )
     if plot is not None:
-        if plot.suffix not in (".svg", ".png", ".html"):
-            raise SettingsError(f"--plot {plot}: a plot is written as .svg, .png or .html")
         plot.parent.mkdir(parents=True, exist_ok=True)
         chart.save(str(plot))
     return table

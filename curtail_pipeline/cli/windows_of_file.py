@@ -1,5 +1,7 @@
 """What `curtail windows` prints: the windows of a trace file, without any training."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +16,42 @@ from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.settings.trace_settings import FileTraces, Kind
 from curtail_pipeline.signals.checks import require_plausible
 from curtail_pipeline.signals.provider import Provider, make_provider
+from curtail_pipeline.signals.trace import Ingested
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.day_tables import window_hours
 from curtail_pipeline.windows.rules import derive_windows
 
 _NOMINAL_KW: Final = 1.0
+Span = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class FoundWindow:
+    """A window of a site, times in ISO 8601."""
+
+    site: str
+    region: str
+    start: str
+    end: str | None
+    """None while it is open at the end of the file."""
+    hours: float
+    """Of an open one, to the instant at which the last value's own interval is over."""
+    opened_by: str
+    closed_by: str | None
+
+
+@dataclass(frozen=True)
+class FileWindows:
+    """The windows of a trace file; `--json` prints these keys."""
+
+    policy: str
+    windows: list[FoundWindow]
+    hours: dict[str, float]
+    """Per site."""
+    nulls: int
+    """Missing values, over the signals of all sites."""
+    duplicates: int
+    """Values dropped because another one of the same stamp was kept."""
 
 
 def windows_of_file(
@@ -30,7 +63,7 @@ def windows_of_file(
     kind: str | None = None,
     timezone: str | None = None,
     interval: str | None = None,
-) -> dict[str, Any]:
+) -> FileWindows:
     """The windows of a trace file over all the time it covers.
 
     Args:
@@ -39,12 +72,6 @@ def windows_of_file(
             of the file is a site.
         policy: in place of the experiment's (`paper` without one). A region's own rule in the experiment stands.
         unit, kind, timezone, interval: of the file, as in the `traces` section of an experiment.
-
-    Returns:
-        `{"policy", "windows": [{"site", "region", "start", "end", "hours", "opened_by", "closed_by"}],
-        "hours": {site: h}, "nulls": n, "duplicates": n}`. A window still open at the end of the file has no `end`; its
-        hours count to the instant at which the last value's own interval is over. `nulls` counts missing values and
-        `duplicates` values dropped because another one of the same stamp was kept, over the signals of all sites.
 
     Raises:
         TraceError, SettingsError, PolicyError: what cannot be read, understood or used.
@@ -60,61 +87,62 @@ def windows_of_file(
     rules = experiment.rules if experiment else {}
     by_region = {site.region: rule_of(chosen, site.region, rules) for site in sites}
     span = provider.span()
-    if span is None:
-        windows: list[dict[str, Any]] = []
-        return {
-            "policy": chosen.name,
-            "windows": windows,
-            "hours": {s.name: 0.0 for s in sites},
-            "nulls": 0,
-            "duplicates": 0,
-        }
-    start, end = span
-    tables: list[pl.DataFrame] = []
-    cadences: dict[str, set[int]] = {}
-    nulls = duplicates = 0
-    for region, rule in by_region.items():
-        for signal in rule.signals:
-            ingested = provider.ingest(region, start, end, signal.kind)
-            require_plausible(ingested.trace)
-            tables.append(ingested.trace)
-            cadences.setdefault(region, set()).add(ingested.report.cadence_s)
-            nulls += ingested.report.nulls
-            duplicates += ingested.report.duplicates + ingested.report.conflicts
+    assert span is not None  # a file without values is refused
+    read = _read(provider, by_region, span)
     table, _ = derive_windows(
-        pl.concat(tables),
+        pl.concat(part.trace for _, part in read),
         sites,
         chosen,
-        start=start,
-        end=end,
+        start=span[0],
+        end=span[1],
         rules=rules,
         forecasts=_forecasts(provider, by_region, span),
-        # Signals of one region that differ in cadence leave it to be learned per signal.
-        cadence_s={region: float(known.pop()) for region, known in cadences.items() if len(known) == 1},
+        cadence_s=_cadences(read),
     )
-    timed = window_hours(table, start, end)
+    timed = window_hours(table, *span)
     hours = dict(timed.group_by("site").agg(pl.col("hours").sum()).iter_rows())
-    return {
-        "policy": chosen.name,
-        "windows": [
-            {
-                "site": row["site"],
-                "region": row["region"],
-                "start": iso(row["start"]),
-                "end": None if row["end"] is None else iso(row["end"]),
-                "hours": round(row["hours"], 6),
-                "opened_by": row["opened_by"],
-                "closed_by": row["closed_by"],
-            }
-            for row in timed.sort("start", "site").iter_rows(named=True)
-        ],
-        "hours": {site.name: round(hours.get(site.name, 0.0), 6) for site in sites},
-        "nulls": nulls,
-        "duplicates": duplicates,
-    }
+    return FileWindows(
+        policy=chosen.name,
+        windows=[_found(row) for row in timed.sort("start", "site").iter_rows(named=True)],
+        hours={site.name: round(hours.get(site.name, 0.0), 6) for site in sites},
+        nulls=sum(part.report.nulls for _, part in read),
+        duplicates=sum(part.report.duplicates + part.report.conflicts for _, part in read),
+    )
 
 
-def _file_settings(traces: str | Path, experiment: Experiment | None, given: dict[str, Any]) -> FileTraces:
+def _read(provider: Provider, rules: dict[str, RuleSettings], span: Span) -> list[tuple[str, Ingested]]:
+    """Every signal that a rule reads, with its region."""
+    read = [
+        (region, provider.ingest(region, *span, signal.kind))
+        for region, rule in rules.items()
+        for signal in rule.signals
+    ]
+    for _, part in read:
+        require_plausible(part.trace)
+    return read
+
+
+def _cadences(read: list[tuple[str, Ingested]]) -> dict[str, float]:
+    """Seconds between values, per region; signals of one region that differ leave it to be learned per signal."""
+    found: dict[str, set[int]] = {}
+    for region, part in read:
+        found.setdefault(region, set()).add(part.report.cadence_s)
+    return {region: float(known.pop()) for region, known in found.items() if len(known) == 1}
+
+
+def _found(row: dict[str, Any]) -> FoundWindow:
+    return FoundWindow(
+        site=row["site"],
+        region=row["region"],
+        start=iso(row["start"]),
+        end=None if row["end"] is None else iso(row["end"]),
+        hours=round(row["hours"], 6),
+        opened_by=row["opened_by"],
+        closed_by=row["closed_by"],
+    )
+
+
+def _file_settings(traces: str | Path, experiment: Experiment | None, given: dict[str, str]) -> FileTraces:
     declared = experiment.traces if experiment is not None else None
     base = declared.model_dump(exclude_unset=True) if isinstance(declared, FileTraces) else {}
     if "kind" in given and "unit" not in given:
@@ -147,7 +175,7 @@ def _policy(experiment: Experiment | None, name: str | None, kind: Kind | None) 
     return policy.model_copy(update={"parameters": {**policy.parameters, "kind": kind}})
 
 
-def _forecasts(provider: Provider, rules: dict[str, RuleSettings], span: tuple[Any, Any]) -> pl.DataFrame | None:
+def _forecasts(provider: Provider, rules: dict[str, RuleSettings], span: Span) -> pl.DataFrame | None:
     """Recorded forecasts of the signals whose rule has a minimum duration."""
     tables = [
         provider.forecasts(region, *span, signal.kind).with_columns(kind=pl.lit(signal.kind))

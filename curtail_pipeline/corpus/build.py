@@ -28,6 +28,7 @@ from curtail_pipeline.corpus.encoder import EncodingDiffers, Engine
 from curtail_pipeline.corpus.worker_pool import Task, make_pool
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.records import Message
 from curtail_pipeline.storage.store import Store, canonical_json, file_sha256
 
@@ -201,7 +202,7 @@ class _Join:
 
     def accept(self, unit: int, part: WaitingPart) -> None:
         """Take note of a written part, and join what is next in order."""
-        _write_whole(self.part(unit).with_suffix(".json"), part)
+        _write(self.part(unit).with_suffix(".json"), part)
         self._ready.add(unit)
         self.advance()
 
@@ -212,7 +213,7 @@ class _Join:
             with self.part(unit).open("rb") as part:
                 self._append(part)
             self.joined = self.joined.with_next(added)
-            _write_whole(self.folder / "state.json", self.joined)
+            _write(self.folder / "state.json", self.joined)
             self._ready.remove(unit)
             record.unlink()
             self.part(unit).unlink()
@@ -246,10 +247,8 @@ class _Join:
         )
 
 
-def _write_whole(path: Path, message: Message) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(canonical_json(message.model_dump(mode="json")))
-    scratch.replace(path)
+def _write(path: Path, message: Message) -> None:
+    write_whole(path, canonical_json(message.model_dump(mode="json")))
 
 
 def _manifest(target: str, join: _Join, dealing: Dealing, engine: Engine) -> ShardManifest:

@@ -26,6 +26,7 @@ from curtail_pipeline.corpus.remote import glob_prefix, is_remote, list_remote, 
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Record
 from curtail_pipeline.storage.store import Store
 
@@ -145,11 +146,8 @@ def list_files(settings: CorpusSettings, store: Store) -> list[SourceFile]:
 def write_snapshot(store: Store) -> None:
     """Write the embedded text as `corpus/embedded.parquet` (columns name, text)."""
     names, texts = zip(*stdlib_documents(), strict=True)
-    path = store.path(SNAPSHOT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    pl.DataFrame({"name": names, "text": texts}).write_parquet(scratch)
-    scratch.replace(path)
+    with replacing(store.path(SNAPSHOT)) as scratch:
+        pl.DataFrame({"name": names, "text": texts}).write_parquet(scratch)
 
 
 def _list_local(source: str) -> Iterator[tuple[str, str, int]]:

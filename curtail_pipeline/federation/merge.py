@@ -14,10 +14,9 @@ import os
 import shutil
 import statistics
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +26,7 @@ import numpy as np
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import AcceptedUpdate, MergeReport, WrittenFile
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import file_sha256
 
 NORM_WINDOW = 20
@@ -123,7 +123,7 @@ def merge(
             _copy(accepted[0].path if accepted else parent_path, out_weights)
             weights = _file(out_weights, accepted[0].sha256 if accepted else parent_sha256)
             if outer_path is None:
-                with _atomic(out_outer) as scratch, TensorWriter(scratch, []):
+                with replacing(out_outer) as scratch, TensorWriter(scratch, []):
                     pass
             else:
                 _copy(outer_path, out_outer)
@@ -207,8 +207,8 @@ def _nesterov(
             _check_buffers(parent, buffers)
         sites = [(stack.enter_context(TensorFile(u.path)), np.float32(shares[u.site])) for u in updates]
         trained = [t for t in parent.tensors.values() if t.floating]
-        scratch_weights = stack.enter_context(_atomic(out_weights))
-        scratch_outer = stack.enter_context(_atomic(out_outer))
+        scratch_weights = stack.enter_context(replacing(out_weights))
+        scratch_outer = stack.enter_context(replacing(out_outer))
         weights = stack.enter_context(
             TensorWriter(scratch_weights, [(t.name, t.dtype, t.shape) for t in parent.tensors.values()])
         )
@@ -259,20 +259,8 @@ def _check_buffers(parent: TensorFile, buffers: TensorFile) -> None:
             )
 
 
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A sibling to write to, renamed to `path` when the block ends well and removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def _copy(source: Path, target: Path) -> None:
-    with _atomic(target) as scratch:
+    with replacing(target) as scratch:
         try:
             os.link(source, scratch)
         except OSError:

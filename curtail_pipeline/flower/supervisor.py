@@ -46,6 +46,7 @@ from curtail_pipeline.flower.federation_state import (
 )
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
+from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.store import Store
 
 LOCK_FILE = "supervisor.lock"
@@ -347,9 +348,7 @@ class Supervisor:
         """Write `federation.json` when something in it has changed."""
         content = self._state().model_dump_json(indent=1).encode() + b"\n"
         if content != self._written:
-            scratch = self.folder / f".{STATE_FILE}.tmp"
-            scratch.write_bytes(content)
-            scratch.replace(self.folder / STATE_FILE)
+            write_whole(self.folder / STATE_FILE, content)
             self._written = content
 
     def _set_logs_aside(self) -> None:

@@ -13,6 +13,7 @@ import dagster as dg
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
+from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.orchestration.runs import end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.stages.project import Project
@@ -87,6 +88,7 @@ class Headless:
         self.project, self.instance, self.observe = project, instance, observe
         self.defs, self.sensor, self.log_level = definitions, sensor, log_level
         self._cursor: str | None = None
+        serve_opened(project)
 
     def execute(
         self,

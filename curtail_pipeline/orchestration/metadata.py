@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
@@ -25,8 +25,12 @@ from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
+    from curtail_pipeline.emissions.charts import Chart
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.replay import Replayed
+
+Facts = dict[str, dg.MetadataValue | str | int | float | bool]
+"""What the UI shows of a materialisation, by name."""
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
 
@@ -92,12 +96,12 @@ def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization
     )
 
 
-def window_metadata(derived: DerivedDay, plot: bool = True) -> dict[str, Any]:
+def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
     """Hours per site, the windows, what changed and, if wanted, a plot of signal and windows (about 0.5 s of CPU)."""
     start = midnight(derived.day)
     end = start + timedelta(days=1)
     hours = day_summary(derived.table, derived.sites, start, end)
-    metadata: dict[str, Any] = {
+    metadata: Facts = {
         "hours": table(hours),
         "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
         "total_hours": float(hours["hours"].sum()),
@@ -134,7 +138,7 @@ def log_slices(log: dg.DagsterLogManager) -> Callable[[int, int], None]:
     return lambda done, total: log.info(f"{done} of {total} slices of the corpus read")
 
 
-def shards_metadata(manifest: ShardManifest) -> dict[str, Any]:
+def shards_metadata(manifest: ShardManifest) -> Facts:
     """The counts of a shard manifest, and the whole of it."""
     content = manifest.model_dump(mode="json")
     plain = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
@@ -144,7 +148,7 @@ def shards_metadata(manifest: ShardManifest) -> dict[str, Any]:
 # Training
 
 
-def checkpoint_metadata(project: Project, manifest: Manifest) -> dict[str, Any]:
+def checkpoint_metadata(project: Project, manifest: Manifest) -> Facts:
     losses: dict[str, float] = {}
     for line in read_journal(project.store, f"checkpoints/{manifest.key}"):
         for site, result in line.results.items():
@@ -170,7 +174,7 @@ def checkpoint_metadata(project: Project, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def ledger_metadata(ledger: pl.DataFrame) -> dict[str, Any]:
+def ledger_metadata(ledger: pl.DataFrame) -> Facts:
     return {
         "kwh": float(ledger["kwh"].sum()),
         "co2_g": float(ledger["co2_g"].sum()),
@@ -180,7 +184,7 @@ def ledger_metadata(ledger: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def replay_metadata(project: Project, replayed: "Replayed") -> dict[str, Any]:
+def replay_metadata(project: Project, replayed: "Replayed") -> Facts:
     """What the committed checkpoint is, and whether repeating it gave the same weights."""
     return {
         **checkpoint_metadata(project, replayed.manifest),
@@ -191,7 +195,7 @@ def replay_metadata(project: Project, replayed: "Replayed") -> dict[str, Any]:
     }
 
 
-def report_metadata(report: "RunSummary") -> dict[str, Any]:
+def report_metadata(report: "RunSummary") -> Facts:
     """Totals, baselines and where the page is."""
     totals = {
         "kwh": report.kwh,
@@ -208,7 +212,7 @@ def report_metadata(report: "RunSummary") -> dict[str, Any]:
     }
 
 
-def comparison_metadata(policies: pl.DataFrame, plot: Any) -> dict[str, Any]:
+def comparison_metadata(policies: pl.DataFrame, plot: "Chart") -> Facts:
     """The policies' table and their plot of kg against hours."""
     from curtail_pipeline.emissions.charts import to_png
 

@@ -13,8 +13,9 @@ import dagster as dg
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.stages.project import EXPERIMENT_ENV, recorded_days
 
-EXPERIMENT = load_experiment(os.environ.get(EXPERIMENT_ENV, "laptop"))
-_FIRST, _LAST = recorded_days(EXPERIMENT)
+_NAMED = os.environ.get(EXPERIMENT_ENV, "laptop")
+EXPERIMENT = load_experiment(_NAMED)
+_FIRST, _LAST = recorded_days(_NAMED)
 
 DAYS = dg.DailyPartitionsDefinition(
     start_date=_FIRST.isoformat(),

@@ -142,15 +142,19 @@ def parse_experiment(content: Any, source: str) -> Experiment:
         raise SettingsError(_explain(error, source)) from error
 
 
+def experiment_file(name_or_path: str | Path) -> Path:
+    """Where the experiment of that name, or path, is."""
+    path = Path(name_or_path)
+    return path if path.suffix in {".yaml", ".yml", ".json"} else EXPERIMENTS / f"{name_or_path}.yaml"
+
+
 def load_experiment(name_or_path: str | Path) -> Experiment:
     """Read an experiment by name (from `experiments/`) or path.
 
     Raises:
         SettingsError: no such file, not YAML, or invalid.
     """
-    path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml", ".json"}:
-        path = EXPERIMENTS / f"{name_or_path}.yaml"
+    path = experiment_file(name_or_path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

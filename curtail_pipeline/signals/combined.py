@@ -1,6 +1,8 @@
 """Several providers as one: each region and kind comes from the first that has it."""
 
+from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
 
@@ -9,6 +11,7 @@ from curtail_pipeline.settings.trace_settings import CombinedTraces, Kind
 from curtail_pipeline.signals.files import combine_hashes
 from curtail_pipeline.signals.provider import Provider, make_provider
 from curtail_pipeline.signals.trace import Ingested, empty_forecast
+from curtail_pipeline.storage.store import file_sha256
 
 
 class CombinedProvider(Provider):
@@ -68,6 +71,9 @@ class CombinedProvider(Provider):
             raise TraceError("the sources of traces.sources cover no common time; their files are of different periods")
         return first, last
 
-    def fingerprint(self) -> str:
-        parts = [provider.fingerprint() for provider in self.providers]
+    def files(self) -> list[Path]:
+        return [path for provider in self.providers for path in provider.files()]
+
+    def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
+        parts = [provider.fingerprint(hash_file) for provider in self.providers]
         return combine_hashes(parts) if all(parts) else ""

@@ -1,9 +1,10 @@
 """Traces from files: CSV and Parquet, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 
@@ -149,8 +150,11 @@ class FileProvider(Provider):
             raise TraceError(f"{self.source.name}: has no value in any row; give a file with values")
         return min(first for first, _ in spans), max(last for _, last in spans)
 
-    def fingerprint(self) -> str:
-        return combine_hashes([file_sha256(path) for path in self.source.files])
+    def files(self) -> list[Path]:
+        return self.source.files
+
+    def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
+        return combine_hashes([hash_file(path) for path in self.source.files])
 
 
 def combine_hashes(hashes: Sequence[str]) -> str:

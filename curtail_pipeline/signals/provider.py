@@ -3,14 +3,17 @@
 A new provider is one module with one class, and its settings class in `signals/config.py`, which names that class.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
 from curtail_pipeline.settings.trace_settings import Kind, TracesSettings
 from curtail_pipeline.signals.trace import Ingested, empty_forecast
+from curtail_pipeline.storage.store import file_sha256
 
 
 class Provider(Protocol):
@@ -47,8 +50,16 @@ class Provider(Protocol):
         """What a recorded source covers, over all its regions; None for an endless or live one."""
         return None
 
-    def fingerprint(self) -> str:
-        """sha256 of all that the values depend on; empty for a live source, whose values may be revised."""
+    def files(self) -> list[Path]:
+        """The files that values are read from."""
+        return []
+
+    def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
+        """sha256 of all that the values depend on; empty for a live source, whose values may be revised.
+
+        Args:
+            hash_file: sha256 of one of `files`, for a caller that knows it already.
+        """
         return ""
 
 

@@ -11,9 +11,10 @@ parameters: not on how a range is split, nor on which other regions are asked fo
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,7 @@ from curtail_pipeline.signals.noise import autocorrelated, region_keys
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.synthetic_regions import BUILT_IN, region_model
 from curtail_pipeline.signals.trace import CANONICAL_UNIT, Ingested, normalise
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import TIME, utc_now
 
 MODEL = "merit-order-1"
@@ -214,6 +216,6 @@ class SyntheticProvider(Provider):
         start = self.settings.start
         return start, start + timedelta(days=self.settings.days)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
         content = [MODEL, self.settings.model_dump_json(), *(repr(asdict(model)) for model in BUILT_IN.values())]
         return hashlib.sha256("\n".join(content).encode()).hexdigest()

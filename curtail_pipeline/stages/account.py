@@ -211,7 +211,7 @@ def write_report(project: Project) -> RunSummary:
     page = build_report(
         ReportInput(
             name=experiment.name,
-            experiment_sha256=project.home.record()["sha256"],
+            experiment_sha256=project.home.record().sha256,
             policy=experiment.policy.name,
             sites=experiment.sites,
             manifests=manifests,
@@ -295,7 +295,7 @@ def show_checkpoint(project: Project, key: str) -> dict[str, Json]:
     """The manifest and what of the text has been used: sequences, tokens and share of all tokens per site and epoch."""
     used = project.checkpoints.manifest(key).token_ledger()
     return {
-        **project.checkpoints.show(key),
+        **project.checkpoints.show(key).model_dump(mode="json"),
         "consumed": usage.summarise(used, project.experiment.training.sequence_length),
         "heldout_loss": stored_loss(project, key),
     }

@@ -50,7 +50,7 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
     before = day - timedelta(days=1)
     state = None
     if store.exists(windows_state_key(before.isoformat())):
-        state = RuleState.from_json(store.read_json(windows_state_key(before.isoformat())))
+        state = store.read_record(windows_state_key(before.isoformat()), RuleState)
     elif before >= project.days[0]:
         raise TraceError(
             f"windows of {day} follow from those of {before}, which are not there; materialise curtailment_windows for "
@@ -73,8 +73,8 @@ def derive_day(project: Project, day: str | date, traces: pl.DataFrame | None = 
     key = windows_key(day.isoformat())
     previous = read_table(store, key) if store.exists(key) else None
     state_key = windows_state_key(day.isoformat())
-    changed = store.exists(state_key) and store.read_json(state_key) != after.to_json()
-    store.write_json(state_key, after.to_json())
+    changed = store.exists(state_key) and store.read_record(state_key, RuleState) != after
+    store.write_record(state_key, after)
     return DerivedDay(day, experiment.sites, traces, table, after, previous, changed)
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
 
 import polars as pl
 
@@ -10,7 +9,7 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.signals.checks import CheckOutcome, run_checks
+from curtail_pipeline.signals.checks import CheckOutcome, Metadata, run_checks
 from curtail_pipeline.signals.held import accounting_kind
 from curtail_pipeline.signals.revisions import compare
 from curtail_pipeline.signals.trace import FORECAST_SCHEMA
@@ -33,7 +32,7 @@ class IngestedDay:
     table: pl.DataFrame
     forecasts: pl.DataFrame | None
     """Forecasts issued on the day; None when nothing reads them or there are none."""
-    metadata: dict[str, Any]
+    metadata: Metadata
     checks: list[CheckOutcome]
 
     @property
@@ -67,7 +66,7 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     key = trace_key(day.isoformat(), region)
     revisions = compare(read_table(project.store, key) if project.store.exists(key) else None, table)
     known = table.drop_nulls("value")
-    metadata: dict[str, Any] = {
+    metadata: Metadata = {
         "source": ", ".join(table["source"].unique().sort()),
         "kinds": ", ".join(table["kind"].unique().sort()),
         "nulls": table["value"].null_count(),

@@ -29,7 +29,7 @@ def ensure_initialised(project: Project) -> Manifest:
             "mode": "init",
             "members": [],
             "stop_reason": "initialised",
-            "experiment_sha256": project.home.record()["sha256"],
+            "experiment_sha256": project.home.record().sha256,
             "seed": experiment.seed,
             "start": project.start,
             "end": project.start,

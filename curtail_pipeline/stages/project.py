@@ -22,11 +22,13 @@ from curtail_pipeline.scheduling.predictors import (
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.experiment import ClockMode, Experiment, load_experiment
 from curtail_pipeline.settings.rule_settings import rule_of
+from curtail_pipeline.settings.trace_settings import CombinedTraces, FileTraces
 from curtail_pipeline.signals.held import Signal, accounting_kind
 from curtail_pipeline.signals.provider import Provider, make_provider
+from curtail_pipeline.signals.trace_index import TraceIndex, index_traces, stored_index, write_index
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, Checkpoints
 from curtail_pipeline.storage.clock import Clock, HeadlessClock, LiveClock, ReplayClock
-from curtail_pipeline.storage.home import Home
+from curtail_pipeline.storage.home import Home, resolved_traces
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.storage.tables import forecast_key, read_table, read_tables, trace_key, windows_key
@@ -39,14 +41,49 @@ LOOKBACK = timedelta(days=2)
 """How much past a live or replayed decision reads; windows open for longer are found in the day's table."""
 
 
-def recorded_days(experiment: Experiment) -> tuple[date, date | None]:
-    """First and last day of the experiment's trace; no last day for a live source."""
-    span = make_provider(experiment.traces).span()
+def _located(experiment: str | Path | Experiment, out: Path | str | None) -> tuple[Experiment, Home]:
+    """The experiment and its home; a home's own copy of its experiment is of that home."""
+    if isinstance(experiment, Experiment):
+        return experiment, Home.of(experiment, out)
+    path = Path(experiment)
+    if out is None and path.name == "experiment.yaml":
+        out = path.parent
+    loaded = load_experiment(experiment)
+    return loaded, Home.of(loaded, out)
+
+
+def recorded_days(experiment: str | Path | Experiment) -> tuple[date, date | None]:
+    """First and last day of the experiment's trace; no last day for a live source. Opens no trace file.
+
+    Raises:
+        SettingsError: only the trace files would tell; says what to do.
+    """
+    loaded, home = _located(experiment, None)
+    clock = loaded.clock
+    index = stored_index(Store(home.store), resolved_traces(loaded.traces))
+    if index is not None:
+        span = index.span
+    elif not _names_files(loaded):
+        span = make_provider(loaded.traces).span()
+    elif clock.start is not None:
+        if clock.end is None:
+            return day_of(clock.start), None
+        span = clock.start, clock.end
+    else:
+        raise SettingsError(
+            f"the days of experiment {loaded.name!r} are not known before its trace files are read: run `curtail run` "
+            "or `curtail ui` on it once, which keeps them in its home, or give clock.start in the experiment"
+        )
     if span is None:
-        start = experiment.clock.start
-        return (day_of(start) if start else datetime.now(UTC).date()), None
+        return (day_of(clock.start) if clock.start else datetime.now(UTC).date()), None
     days = days_between(*span)
     return days[0], days[-1]
+
+
+def _names_files(experiment: Experiment) -> bool:
+    traces = experiment.traces
+    sources = traces.sources if isinstance(traces, CombinedTraces) else [traces]
+    return any(isinstance(source, FileTraces) for source in sources)
 
 
 @dataclass
@@ -55,6 +92,9 @@ class Project:
 
     experiment: Experiment
     home: Home
+    provider: Provider
+    index: TraceIndex
+    """What is known of the traces without reading them again."""
     clock_mode: ClockMode = "live"
 
     @classmethod
@@ -72,25 +112,18 @@ class Project:
             TraceError: the trace cannot be read, has not all regions, or does not cover the clock's start.
             PolicyError: there is no such policy, or it has no such parameter.
         """
-        if not isinstance(experiment, Experiment):
-            path = Path(experiment)
-            if out is None and path.name == "experiment.yaml":
-                out = path.parent  # a home's own copy
-            experiment = load_experiment(experiment)
+        experiment, home = _located(experiment, out)
         provider = make_provider(experiment.traces)
-        _require_regions(experiment, provider)
-        _require_start(experiment, provider)
+        settings, store = resolved_traces(experiment.traces), Store(home.store)
+        known = stored_index(store, settings)
+        index = index_traces(provider, settings, known)
+        _require_regions(experiment, index)
+        _require_start(experiment, index)
         for region in experiment.regions:
             rule_of(experiment.policy, region, experiment.rules)
-        home = Home.of(experiment, out)
-        home.open(experiment, provider.fingerprint())
-        project = cls(experiment, home, clock)
-        project.__dict__["provider"] = provider
-        return project
-
-    @cached_property
-    def provider(self) -> Provider:
-        return make_provider(self.experiment.traces)
+        home.open(experiment, index.fingerprint)
+        write_index(store, index, known)
+        return cls(experiment, home, provider, index, clock)
 
     @cached_property
     def store(self) -> Store:
@@ -100,9 +133,10 @@ class Project:
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.store)
 
-    @cached_property
+    @property
     def span(self) -> tuple[datetime, datetime] | None:
-        return self.provider.span()
+        """What a recorded trace covers; None for a live one."""
+        return self.index.span
 
     @property
     def start(self) -> datetime:
@@ -234,8 +268,8 @@ def check_clock(name: str) -> ClockMode:
     raise SettingsError(f"unknown clock {name!r}; use {', '.join(get_args(ClockMode))}")
 
 
-def _require_start(experiment: Experiment, provider: Provider) -> None:
-    start, span = experiment.clock.start, provider.span()
+def _require_start(experiment: Experiment, index: TraceIndex) -> None:
+    start, span = experiment.clock.start, index.span
     if start is not None and span is not None and not span[0] <= start < span[1]:
         raise TraceError(
             f"clock.start {iso(start)} is outside the trace, which goes from {iso(span[0])} to {iso(span[1])}; "
@@ -243,8 +277,8 @@ def _require_start(experiment: Experiment, provider: Provider) -> None:
         )
 
 
-def _require_regions(experiment: Experiment, provider: Provider) -> None:
-    known = provider.regions()
+def _require_regions(experiment: Experiment, index: TraceIndex) -> None:
+    known = index.regions
     missing = [region for region in experiment.regions if known is not None and region not in known]
     if missing:
         raise TraceError(

@@ -229,7 +229,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
             "members": request.members,
             "stop_reason": segment.stop_reason,
             "attempt": request.attempt,
-            "experiment_sha256": project.home.record()["sha256"],
+            "experiment_sha256": project.home.record().sha256,
             "seed": project.experiment.seed,
             "start": start,
             "end": end,

@@ -1,8 +1,7 @@
 """Checkpoints: folders `checkpoints/<key>` in the store, committed whole and never replaced.
 
 A commit assembles a hidden sibling folder, writes `manifest.json` last, flushes everything to disk and renames the
-folder into place under a lock, so that a reader sees a whole checkpoint or none. A writer is fenced by
-`claims/<key>.json`, which holds the newest `(generation, attempt)` that was told to make the key.
+folder into place under a lock, so that a reader sees a whole checkpoint or none. Who may commit a key, claims decide.
 """
 
 import importlib.metadata
@@ -12,23 +11,27 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from curtail_pipeline.errors import SPACE, StoreError
+from curtail_pipeline.storage.atomic import replacing, sync_file
+from curtail_pipeline.storage.claims import Claim, Claims
 from curtail_pipeline.storage.manifest import (
     KEY_PATTERN,
+    Content,
     Fields,
     Manifest,
     SiteResult,
+    StoredFile,
     check_link,
     make_manifest,
     next_ledger,
     parse_manifest,
 )
+from curtail_pipeline.storage.records import Sha256
 from curtail_pipeline.storage.store import Store, file_sha256
 
 FIRST_KEY = "ckpt-000000"
@@ -44,8 +47,12 @@ class AlreadyCommitted(StoreError):
     """The key has a checkpoint; it is never replaced."""
 
 
-class Fenced(StoreError):
-    """A newer writer was told to make this key."""
+class ShownCheckpoint(Manifest):
+    """Everything a manifest says, and where the folder is."""
+
+    manifest_sha256: Sha256
+    path: str
+    bytes: int
 
 
 def number(key: str) -> int:
@@ -75,6 +82,7 @@ class Checkpoints:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._claims = Claims(store)
 
     # Reading
 
@@ -156,7 +164,7 @@ class Checkpoints:
         checked: dict[str, Manifest] = {}
         for key in self._names():
             if not self.exists(key):
-                if self._was_committed(key):
+                if self._claims.committed(key):
                     self.manifest(key)
                 continue
             manifest = self.verify(key) if files else self.manifest(key)
@@ -194,29 +202,23 @@ class Checkpoints:
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
             raise StoreError(f"{dest} exists and is not an empty folder; export to a new one")
         names = [name for name in manifest.files if name not in OWN_FILES]
-        scratch = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with _plain_errors(f"{key} cannot be exported to {dest}"):
-                scratch.mkdir(parents=True)
-                for name in names:
-                    shutil.copyfile(self.folder(key) / name, scratch / name)
-                if model_card is not None:
-                    (scratch / "README.md").write_text(model_card, encoding="utf-8")
-                    names.append("README.md")
-                scratch.replace(dest)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with _plain_errors(f"{key} cannot be exported to {dest}"), replacing(dest) as scratch:
+            scratch.mkdir()
+            for name in names:
+                shutil.copyfile(self.folder(key) / name, scratch / name)
+            if model_card is not None:
+                (scratch / "README.md").write_text(model_card, encoding="utf-8")
+                names.append("README.md")
         return names
 
-    def show(self, key: str) -> dict[str, Any]:
-        """Everything the manifest says, and where the folder is."""
+    def show(self, key: str) -> ShownCheckpoint:
         manifest = self.manifest(key)
-        return {
-            **manifest.model_dump(mode="json"),
-            "manifest_sha256": manifest.sha256(),
-            "path": str(self.folder(key)),
-            "bytes": sum(stored.bytes for stored in manifest.files.values()),
-        }
+        return ShownCheckpoint(
+            **manifest.model_dump(),
+            manifest_sha256=manifest.sha256(),
+            path=str(self.folder(key)),
+            bytes=sum(stored.bytes for stored in manifest.files.values()),
+        )
 
     # Writing
 
@@ -227,9 +229,9 @@ class Checkpoints:
             Fenced: a newer one was told already.
         """
         self.folder(key)
-        with _plain_errors(f"{key} cannot be claimed"), self._lock("claims/.lock"):
-            self._fence(key, generation, attempt)
-            self.store.write_json(f"claims/{key}.json", {"key": key, "generation": generation, "attempt": attempt})
+        with _plain_errors(f"{key} cannot be claimed"), self._claims.lock():
+            self._claims.fence(key, generation, attempt)
+            self._claims.write(Claim(key=key, generation=generation, attempt=attempt))
 
     def commit(self, key: str, files: Mapping[str, Path], fields: Fields, generation: int) -> Manifest:
         """Make a checkpoint of these files; nothing of it is visible before all of it is on disk.
@@ -251,58 +253,27 @@ class Checkpoints:
                     f"{name!r} cannot be a file of checkpoint {key}; give a plain name other than manifest.json"
                 )
         what = f"{key} cannot be committed to {self.store.root}"
-        with _plain_errors(what), self._lock("checkpoints/.lock"):
+        with _plain_errors(what), self._lock(), ExitStack() as held:
             self._clean()
             self._refuse_if_committed(key)
-            self._fence(key, generation, attempt)
+            self._claims.fence(key, generation, attempt)
             parent = self.manifest(named) if (named := fields["parent"]) else None
-            scratch = final.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
-            try:
+            with replacing(final, sync=True) as scratch:
                 scratch.mkdir()
                 stored = {name: self._place(source, scratch / name) for name, source in sorted(files.items())}
-                manifest = make_manifest(self._complete(key, parent, fields, stored, generation, attempt))
+                manifest = make_manifest(_complete(key, parent, fields, stored, generation))
                 check_link(parent, manifest)
-                _write_synced(scratch / "manifest.json", manifest.to_bytes())
-                _sync_folder(scratch)
-                with self._lock("claims/.lock"):
-                    self._fence(key, generation, attempt)
-                    if final.exists():
-                        self._set_aside(final)
-                    claim = {"key": key, "generation": generation, "attempt": attempt, "committed": manifest.sha256()}
-                    self.store.write_json(f"claims/{key}.json", claim)
-                    scratch.rename(final)
-                    _sync_folder(final.parent)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                (scratch / "manifest.json").write_bytes(manifest.to_bytes())
+                sync_file(scratch / "manifest.json")
+                held.enter_context(self._claims.lock())  # until the folder is in its place
+                self._claims.fence(key, generation, attempt)
+                if final.exists():
+                    self._set_aside(final)
+                self._claims.write(Claim(key=key, generation=generation, attempt=attempt, committed=manifest.sha256()))
+            sync_file(final.parent)
         return manifest
 
-    def _complete(
-        self,
-        key: str,
-        parent: Manifest | None,
-        fields: Mapping[str, Any],
-        stored: Mapping[str, Any],
-        generation: int,
-        attempt: int,
-    ) -> dict[str, Any]:
-        content = {"versions": versions(), **fields}
-        tokens = {**content.get("tokens", {})}
-        tokens.setdefault("total", (parent.tokens.total if parent else 0) + tokens.get("segment", 0))
-        if "ledger" not in content:
-            sites = {name: SiteResult.model_validate(site) for name, site in content.get("sites", {}).items()}
-            content["ledger"] = next_ledger(parent, sites)
-        return {
-            **content,
-            "key": key,
-            "parent": parent.key if parent else None,
-            "parent_manifest_sha256": parent.sha256() if parent else None,
-            "tokens": tokens,
-            "files": stored,
-            "generation": generation,
-            "attempt": attempt,
-        }
-
-    def _place(self, source: Path, target: Path) -> dict[str, Any]:
+    def _place(self, source: Path, target: Path) -> StoredFile:
         """Copy a file into the folder being assembled; a file of scratch that nothing else links to is linked.
 
         The link saves a copy of the weights. Other sources are copied, so that damage to one file is not damage to two.
@@ -317,25 +288,8 @@ class Checkpoints:
             raise StoreError(
                 f"{source}, to be {target.name} of a checkpoint, does not exist; train the segment again"
             ) from error
-        with target.open("rb") as stream:
-            os.fsync(stream.fileno())
-        return {"sha256": file_sha256(target), "bytes": target.stat().st_size}
-
-    def _claim(self, key: str) -> dict[str, Any]:
-        name = f"claims/{key}.json"
-        return dict(self.store.read_json(name)) if self.store.exists(name) else {}
-
-    def _fence(self, key: str, generation: int, attempt: int) -> None:
-        claim = self._claim(key)
-        newest = (claim.get("generation", -1), claim.get("attempt", -1))
-        if newest > (generation, attempt):
-            raise Fenced(
-                f"{key}: generation {generation}, attempt {attempt} was overtaken by generation {newest[0]}, attempt "
-                f"{newest[1]}; this writer's result is not committed, the newer one's will be"
-            )
-
-    def _was_committed(self, key: str) -> bool:
-        return "committed" in self._claim(key)
+        sync_file(target)
+        return StoredFile(sha256=file_sha256(target), bytes=target.stat().st_size)
 
     def _refuse_if_committed(self, key: str) -> None:
         folder = self.folder(key)
@@ -343,7 +297,7 @@ class Checkpoints:
             raise AlreadyCommitted(
                 f"{key} is committed in {self.store.root} and is never replaced; commit the next key"
             )
-        if folder.exists() and self._was_committed(key):
+        if folder.exists() and self._claims.committed(key):
             raise StoreError(
                 f"{folder} was committed and is damaged: {self._damage(key)}. Nothing was changed; restore it from "
                 "a copy, or move the folder away to train this segment again"
@@ -368,8 +322,8 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        path = self.store.path(name)
+    def _lock(self) -> Iterator[None]:
+        path = self.store.path("checkpoints/.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
@@ -377,29 +331,24 @@ class Checkpoints:
     def _names(self) -> Sequence[str]:
         return [name for name in self.store.list("checkpoints") if re.fullmatch(KEY_PATTERN, name)]
 
-    def list(self) -> "list[dict[str, Any]]":
-        """A row per committed checkpoint, in order."""
-        rows = []
-        for key in self.keys():
-            manifest = self.manifest(key)
-            weights = manifest.files.get("model.safetensors")
-            rows.append(
-                {
-                    "key": key,
-                    "parent": manifest.parent,
-                    "mode": manifest.mode,
-                    "members": manifest.members,
-                    "rounds": manifest.rounds,
-                    "steps": manifest.steps.end,
-                    "tokens": manifest.tokens.segment,
-                    "total_tokens": manifest.tokens.total,
-                    "start": manifest.start,
-                    "end": manifest.end,
-                    "stop_reason": manifest.stop_reason,
-                    "weights_sha256": weights.sha256 if weights else None,
-                }
-            )
-        return rows
+
+def _complete(
+    key: str, parent: Manifest | None, fields: Fields, stored: Mapping[str, StoredFile], generation: int
+) -> Content:
+    """The fields, and what follows from files and parent."""
+    total = (parent.tokens.total if parent else 0) + fields["tokens"]["segment"]
+    sites = {name: SiteResult.model_validate(site) for name, site in fields["sites"].items()}
+    return {
+        **fields,
+        "attempt": fields.get("attempt", 0),
+        "versions": fields.get("versions") or versions(),
+        "ledger": fields["ledger"] if "ledger" in fields else next_ledger(parent, sites),
+        "tokens": {"total": total, **fields["tokens"]},
+        "key": key,
+        "parent_manifest_sha256": parent.sha256() if parent else None,
+        "files": stored,
+        "generation": generation,
+    }
 
 
 def _reason(error: OSError) -> str:
@@ -414,18 +363,3 @@ def _plain_errors(what: str) -> Iterator[None]:
     except OSError as error:
         fix = "free space there" if error.errno in SPACE else "make the folder writable for this user"
         raise StoreError(f"{what}: {_reason(error)}. Nothing stored was changed; {fix} and run again") from error
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,17 +3,34 @@
 The state of a clock is in the store, so that every process of an experiment (sensor, runs, command line) agrees.
 """
 
-import os
-import uuid
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
-from curtail_pipeline.errors import StoreError
+from pydantic import Field
+
+from curtail_pipeline.errors import MessageError, StoreError
+from curtail_pipeline.storage.atomic import replacing
+from curtail_pipeline.storage.records import Message, R, Utc
 from curtail_pipeline.storage.store import Store, canonical_json
-from curtail_pipeline.times import iso, parse_utc, seconds, utc_now
+from curtail_pipeline.times import seconds, utc_now
 
 HEADLESS_KEY = "clock.json"
 REPLAY_KEY = "replay_clock.json"
+
+
+class VirtualNow(Message):
+    """`clock.json`: the time that a headless run has come to."""
+
+    now: Utc
+
+
+class Anchor(Message):
+    """`replay_clock.json`: which recorded time it was at which wall-clock time, and how fast it goes on."""
+
+    virtual: Utc
+    wall: Utc
+    speed: float = Field(gt=0)
 
 
 class Clock(Protocol):
@@ -42,13 +59,13 @@ class HeadlessClock:
         """The stored time; `start` before the first move."""
         if not self._store.exists(HEADLESS_KEY):
             return self._start
-        return _stamp(self._store, HEADLESS_KEY, "now")
+        return _read(self._store, HEADLESS_KEY, VirtualNow).now
 
     def advance_to(self, stamp: datetime) -> datetime:
         """Move forward; an earlier time changes nothing. Returns the time it is then."""
         now = self.now()
         if stamp > now:
-            self._store.write_json(HEADLESS_KEY, {"now": iso(stamp)})
+            self._store.write_record(HEADLESS_KEY, VirtualNow(now=stamp))
             return stamp
         return now
 
@@ -67,53 +84,39 @@ class ReplayClock:
             self._anchor_once(start, speed)
 
     def _anchor_once(self, virtual: datetime, speed: float) -> None:
-        path = self._store.path(REPLAY_KEY)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        scratch.write_bytes(canonical_json(_anchor(virtual, utc_now(), speed)))
-        try:
-            os.link(scratch, path)  # fails when another process was first, whose anchor then counts
-        except FileExistsError:
-            return
-        finally:
-            scratch.unlink(missing_ok=True)
+        anchor = Anchor(virtual=virtual, wall=utc_now(), speed=speed)
+        # Another process may be first; its anchor then counts.
+        with suppress(FileExistsError), replacing(self._store.path(REPLAY_KEY), exclusive=True) as scratch:
+            scratch.write_bytes(canonical_json(anchor.model_dump(mode="json")))
 
     def anchor(self, virtual: datetime, speed: float, wall: datetime | None = None) -> None:
         """Say that it is `virtual` now: after a break, so that the time nobody watched is not skipped."""
-        self._store.write_json(REPLAY_KEY, _anchor(virtual, wall or utc_now(), speed))
+        self._store.write_record(REPLAY_KEY, Anchor(virtual=virtual, wall=wall or utc_now(), speed=speed))
 
-    def _state(self) -> tuple[datetime, datetime, float]:
-        wall, virtual = (_stamp(self._store, REPLAY_KEY, name) for name in ("wall", "virtual"))
-        return wall, virtual, float(self._store.read_json(REPLAY_KEY)["speed"])
+    def _anchor(self) -> Anchor:
+        return _read(self._store, REPLAY_KEY, Anchor)
 
     @property
     def speed(self) -> float:
-        return self._state()[2]
+        return self._anchor().speed
 
     def to_virtual(self, wall: datetime) -> datetime:
         """The recorded time at a wall-clock time."""
-        wall_anchor, virtual_anchor, speed = self._state()
-        stamp = virtual_anchor + (wall - wall_anchor) * speed
+        anchor = self._anchor()
+        stamp = anchor.virtual + (wall - anchor.wall) * anchor.speed
         return stamp if self._end is None else min(stamp, self._end)
 
     def to_wall(self, virtual: datetime) -> datetime:
         """The wall-clock time at which it will be `virtual`."""
-        wall_anchor, virtual_anchor, speed = self._state()
-        return wall_anchor + seconds((virtual - virtual_anchor).total_seconds() / speed)
+        anchor = self._anchor()
+        return anchor.wall + seconds((virtual - anchor.virtual).total_seconds() / anchor.speed)
 
     def now(self) -> datetime:
         return self.to_virtual(utc_now())
 
 
-def _anchor(virtual: datetime, wall: datetime, speed: float) -> dict[str, object]:
-    return {"virtual": iso(virtual), "wall": iso(wall), "speed": speed}
-
-
-def _stamp(store: Store, key: str, name: str) -> datetime:
-    content = store.read_json(key)
+def _read(store: Store, key: str, kind: type[R]) -> R:
     try:
-        return parse_utc(content[name])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(
-            f"{store.path(key)} has no usable time {name!r} ({content!r}); remove it to start the clock again"
-        ) from error
+        return store.read_record(key, kind)
+    except MessageError as error:
+        raise StoreError(f"{error}; or remove {store.path(key)} to start the clock again") from error

@@ -7,23 +7,27 @@
 `parse_experiment`.
 """
 
-import copy
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Final, Literal, Never
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import JsonValue
 
-from curtail_pipeline.errors import SettingsError, StoreError
+from curtail_pipeline.errors import MessageError, SettingsError, StoreError
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.trace_settings import TracesSettings
+from curtail_pipeline.storage.records import Json, Message, Sha256
 from curtail_pipeline.storage.store import Store, canonical_json
 
 EXPERIMENT_KEY = "experiment.json"
 RECORD_KEY = "experiment_identity.json"
+FORMAT: Final = 2
+"""Of a home: of its record and of all that lies in its store."""
 _ABSENT = "(absent)"
 _SHOWN = 8
 """Differences listed in an error; the rest is counted."""
@@ -34,27 +38,35 @@ def homes_root() -> Path:
     return Path(os.environ.get("CURTAIL_HOME") or ".curtail").resolve()
 
 
-def experiment_record(experiment: Experiment, trace_fingerprint: str) -> dict[str, Any]:
-    """What a home is checked against: the identity (the trace by content, not by path) and its hash."""
+class HomeRecord(Message):
+    """What a home is checked against: the experiment's identity and its hash."""
+
+    format: Literal[2] = FORMAT
+    name: str
+    sha256: Sha256
+    """Of the identity; a checkpoint's manifest names it as `experiment_sha256`."""
+    trace_sha256: str
+    """Of the trace's content; empty for a live source."""
+    identity: dict[str, JsonValue]
+    """What results depend on, the trace by content and not by path."""
+
+
+def experiment_record(experiment: Experiment, trace_fingerprint: str) -> HomeRecord:
     identity = _identity(experiment, trace_fingerprint)
-    return {
-        "format": 1,
-        "name": experiment.name,
-        "sha256": hashlib.sha256(canonical_json(identity)).hexdigest(),
-        "trace_sha256": trace_fingerprint,
-        "identity": identity,
-    }
+    return HomeRecord(
+        name=experiment.name,
+        sha256=hashlib.sha256(canonical_json(identity)).hexdigest(),
+        trace_sha256=trace_fingerprint,
+        identity=identity,
+    )
 
 
-def experiment_sha256(experiment: Experiment, trace_fingerprint: str) -> str:
-    """The hash that a checkpoint's manifest names as `experiment_sha256`."""
-    return str(experiment_record(experiment, trace_fingerprint)["sha256"])
-
-
-def _identity(experiment: Experiment, trace_fingerprint: str) -> dict[str, Any]:
-    identity = copy.deepcopy(experiment.identity())
-    identity["traces"].pop("path", None)
-    identity["traces"]["content_sha256"] = trace_fingerprint
+def _identity(experiment: Experiment, trace_fingerprint: str) -> dict[str, JsonValue]:
+    identity = experiment.identity()
+    traces = identity["traces"]
+    for source in (traces, *traces.get("sources", ())):
+        source.pop("path", None)
+    traces["content_sha256"] = trace_fingerprint
     return identity
 
 
@@ -88,19 +100,26 @@ class Home:
     def exists(self) -> bool:
         return Store(self.store).exists(RECORD_KEY)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> HomeRecord:
         """What the home was made with: `name`, `sha256`, `trace_sha256` and `identity`.
 
         Raises:
             StoreError: there is none, or it is not readable.
         """
-        record = Store(self.store).read_json(RECORD_KEY)
-        if not isinstance(record, dict) or not {"sha256", "identity", "trace_sha256"} <= record.keys():
-            raise StoreError(
-                f"{self.store / RECORD_KEY} is not the record of an experiment; restore it from a copy, "
-                "or use another folder with --out"
-            )
-        return record
+        content = Store(self.store).read_json(RECORD_KEY)
+        found = content.get("format") if isinstance(content, Mapping) else None
+        if isinstance(found, int) and found != FORMAT:
+            self._refuse_other("an earlier" if found < FORMAT else "a later", f"its format is {found}, not {FORMAT}")
+        try:
+            return HomeRecord.read(content, f"{self.store / RECORD_KEY}")
+        except MessageError as error:
+            raise StoreError(f"{error}; or restore it from a copy, or use another folder with --out") from error
+
+    def _refuse_other(self, version: str, sign: str) -> Never:
+        raise StoreError(
+            f"the home {self.root} was made by {version} version of curtail_pipeline ({sign}), whose files this one "
+            "does not read; use another folder with --out, or the version that made it"
+        )
 
     def experiment(self) -> Experiment:
         """The experiment this home was last opened with.
@@ -111,7 +130,7 @@ class Home:
         """
         return parse_experiment(Store(self.store).read_json(EXPERIMENT_KEY), str(self.store / EXPERIMENT_KEY))
 
-    def open(self, experiment: Experiment, trace_fingerprint: str) -> dict[str, Any]:
+    def open(self, experiment: Experiment, trace_fingerprint: str) -> HomeRecord:
         """Create the home, or check that it is this experiment's; returns the record.
 
         Settings outside the identity (the clock's end, replay speed, federation timing, the path of a trace file) may
@@ -129,10 +148,12 @@ class Home:
                 if self.exists():
                     # The first record's hash stays: checkpoints name it, and a new version may have added settings.
                     old = self._check(record)
-                    record.update(sha256=old["sha256"], identity=old["identity"])
+                    record = record.model_copy(update={"sha256": old.sha256, "identity": old.identity})
+                elif any(self.store.glob("checkpoints/*/manifest.json")):
+                    self._refuse_other("an earlier", f"it has checkpoints and no {RECORD_KEY}")
                 settings = _resolved(experiment)
                 text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-                _write_if_changed(self.store, RECORD_KEY, canonical_json(record))
+                _write_if_changed(self.store, RECORD_KEY, canonical_json(record.model_dump(mode="json")))
                 _write_if_changed(self.store, EXPERIMENT_KEY, canonical_json(settings))
                 _write_if_changed(self.root, self.experiment_file.name, text.encode())
         except OSError as error:
@@ -142,16 +163,16 @@ class Home:
             ) from error
         return record
 
-    def _check(self, new: Mapping[str, Any]) -> dict[str, Any]:
+    def _check(self, new: HomeRecord) -> HomeRecord:
         old = self.record()
-        if old["sha256"] == new["sha256"]:
+        if old.sha256 == new.sha256:
             return old
         try:
             # Settings that did not exist when the home was made have their defaults on both sides.
-            identity = _identity(self.experiment(), old["trace_sha256"])
+            identity = _identity(self.experiment(), old.trace_sha256)
         except SettingsError:
-            identity = old["identity"]
-        changes = differences(identity, new["identity"])
+            identity = old.identity
+        changes = differences(identity, new.identity)
         if not changes:
             return old
         shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in changes[:_SHOWN])
@@ -189,12 +210,25 @@ class Home:
             guard.release()
 
 
-def _resolved(experiment: Experiment) -> dict[str, Any]:
-    """All settings, defaults included; a trace file by its absolute path, for processes that work in other folders."""
+def _resolved(experiment: Experiment) -> dict[str, JsonValue]:
+    """All settings, defaults included; trace files by absolute paths, for processes that work in other folders."""
     settings = experiment.model_dump(mode="json")
-    if "path" in settings["traces"]:
-        settings["traces"]["path"] = str(Path(settings["traces"]["path"]).resolve())
+    settings["traces"] = resolved_traces(experiment.traces)
     return settings
+
+
+def resolved_traces(traces: TracesSettings) -> dict[str, JsonValue]:
+    """The settings of the traces, with every path and glob pattern absolute."""
+    settings = traces.model_dump(mode="json")
+    for source in (settings, *settings.get("sources", ())):
+        path = source.get("path")
+        if path is not None:
+            source["path"] = _absolute(path) if isinstance(path, str) else [_absolute(entry) for entry in path]
+    return settings
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _write_if_changed(root: Path, key: str, data: bytes) -> None:
@@ -203,13 +237,14 @@ def _write_if_changed(root: Path, key: str, data: bytes) -> None:
         store.write_bytes(key, data)
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+def differences(old: Json, new: Json, prefix: str = "") -> list[tuple[str, str, str]]:
     """`(dotted key, old value, new value)` for every leaf that differs; list items with a name go by it."""
-    if isinstance(old, list) and isinstance(new, list) and _named(old) and _named(new):
-        old, new = ({item["name"]: item for item in side} for side in (old, new))
-        if [*old] != [*new] and {*old} == {*new}:
-            return [(prefix, f"order {', '.join(old)}", f"order {', '.join(new)}")]
-    if isinstance(old, dict) and isinstance(new, dict):
+    before, after = _by_name(old), _by_name(new)
+    if before is not None and after is not None:
+        if [*before] != [*after] and {*before} == {*after}:
+            return [(prefix, f"order {', '.join(before)}", f"order {', '.join(after)}")]
+        old, new = before, after
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for key in dict.fromkeys([*old, *new]):
             name = f"{prefix}.{key}" if prefix else str(key)
@@ -218,10 +253,14 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, str, st
     return [] if old == new else [(prefix, _short(old), _short(new))]
 
 
-def _named(items: list[Any]) -> bool:
-    return bool(items) and all(isinstance(item, dict) and "name" in item for item in items)
+def _by_name(items: Json) -> dict[str, Json] | None:
+    """A list of things with names, by name; None for anything else."""
+    if not isinstance(items, list) or not items:
+        return None
+    named: dict[str, Json] = {str(item["name"]): item for item in items if isinstance(item, Mapping) and "name" in item}
+    return named if len(named) == len(items) else None
 
 
-def _short(value: Any) -> str:
-    text = value if value == _ABSENT else repr(value)
+def _short(value: Json) -> str:
+    text = _ABSENT if value == _ABSENT else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

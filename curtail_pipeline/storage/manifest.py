@@ -116,6 +116,15 @@ class Fields(TypedDict):
     versions: NotRequired[Mapping[str, str]]
 
 
+class Content(Fields):
+    """All that a manifest says but for its own hash."""
+
+    key: str
+    parent_manifest_sha256: str | None
+    generation: int
+    files: Mapping[str, StoredFile]
+
+
 class Manifest(Record):
     """`manifest.json` of a checkpoint, written last."""
 
@@ -169,7 +178,7 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()[:3])
 
 
-def make_manifest(content: Mapping[str, Json | Fields | StoredFile]) -> Manifest:
+def make_manifest(content: Content) -> Manifest:
     """Validate the content of a manifest and seal it with its own hash.
 
     Raises:

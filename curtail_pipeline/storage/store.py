@@ -8,15 +8,14 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.storage.records import Message, R, read_record
+from curtail_pipeline.storage.atomic import replacing
+from curtail_pipeline.storage.records import Json, Message, R, read_record
 
 
 def file_sha256(path: Path) -> str:
@@ -58,9 +57,9 @@ class Store:
         except FileNotFoundError as error:
             raise StoreError(f"{key} is not in the store {self.root}") from error
 
-    def read_json(self, key: str) -> Any:
+    def read_json(self, key: str) -> Json:
         try:
-            value: Any = json.loads(self.read_bytes(key))
+            value: Json = json.loads(self.read_bytes(key))
         except ValueError as error:
             raise StoreError(
                 f"{key} in the store {self.root} is not valid JSON ({error}); restore or remove it"
@@ -80,13 +79,8 @@ class Store:
         return read_record(kind, self.read_json(key), source)
 
     def write_bytes(self, key: str, data: bytes) -> None:
-        path = self.path(key)
-        with self._temporary(path) as scratch:
-            with scratch.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            scratch.replace(path)
+        with replacing(self.path(key), sync=True) as scratch:
+            scratch.write_bytes(data)
 
     def write_json(self, key: str, value: Any) -> None:
         self.write_bytes(key, canonical_json(value))
@@ -96,13 +90,11 @@ class Store:
 
     def put_file(self, source: Path, key: str) -> None:
         """Copy a file to the key (a hard link where the file system allows; stored objects are never edited)."""
-        path = self.path(key)
-        with self._temporary(path) as scratch:
+        with replacing(self.path(key)) as scratch:
             try:
                 os.link(source, scratch)
             except OSError:
                 shutil.copyfile(source, scratch)
-            scratch.replace(path)
 
     def list(self, prefix: str) -> list[str]:
         """The names directly under a prefix, sorted; empty when there is none."""
@@ -116,26 +108,3 @@ class Store:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _temporary(path: Path) -> "_Scratch":
-        return _Scratch(path)
-
-
-class _Scratch:
-    """A sibling temporary name, removed when the write fails."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-    def __enter__(self) -> Path:
-        return self._scratch
-
-    def __exit__(self, *_: object) -> None:
-        self._scratch.unlink(missing_ok=True)
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, in a stable order."""
-    return iter(sorted(p for p in folder.rglob("*") if p.is_file()))

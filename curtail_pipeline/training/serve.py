@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from curtail_pipeline.federation.trainer_api import Endpoint
+from curtail_pipeline.storage.atomic import write_whole
 
 log = logging.getLogger("curtail.trainer")
 
@@ -76,12 +77,7 @@ def _bound_ending(ended: threading.Event) -> None:
 
 
 def _write_endpoint(path: Path, endpoint: Endpoint) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(endpoint.model_dump_json())
-    scratch.replace(path)
+    write_whole(path, endpoint.model_dump_json().encode(), mode=0o600)
 
 
 def main(argv: list[str] | None = None) -> int:

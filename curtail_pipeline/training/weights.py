@@ -1,6 +1,5 @@
 """Named tensors on disk: safetensors only, the same bytes for the same values, checked by hash when read."""
 
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import Store, file_sha256
 
 
@@ -18,16 +18,10 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     The file depends on names, shapes and values alone: safetensors orders tensors by type and name, and the only
     metadata is the `format` that transformers asks for.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as scratch:
         save_file({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"})
         scratch.chmod(0o644)
-        digest = file_sha256(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return digest
+        return file_sha256(scratch)
 
 
 def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> dict[str, torch.Tensor]:

@@ -273,7 +273,7 @@ def derive_windows(
             )
         )
         after.update(zip(names, result.states, strict=True))
-    return window_table(pl.concat(tables), sites, policy.name, last), RuleState(end, after)
+    return window_table(pl.concat(tables), sites, policy.name, last), RuleState(at=end, regions=after)
 
 
 def _cadence(cadence_s: float | Mapping[str, float] | None, region: str) -> int | None:

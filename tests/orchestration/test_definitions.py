@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
+from micro import environment, write_experiment
 
 from curtail_pipeline.definitions import defs
 from curtail_pipeline.orchestration.partitions import EXPERIMENT
 from curtail_pipeline.signals.checks import CHECKS
 from curtail_pipeline.stages.check_tokens import TOKEN_LEDGER
+from curtail_pipeline.stages.project import Project
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +111,29 @@ def test_loading_the_location_imports_neither_torch_nor_flower() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+_WATCHED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+import curtail_pipeline.definitions
+from curtail_pipeline.orchestration.partitions import DAYS
+print(DAYS.get_partition_keys())
+print([name for name in opened if name.endswith("trace.csv")])
+print([name for name in ("torch", "flwr") if name in sys.modules])
+"""
+
+
+def test_loading_the_location_opens_no_trace_file(tmp_path: Path) -> None:
+    """Its days come from the index that opening the home has left."""
+    project = Project.open(write_experiment(tmp_path), "headless", tmp_path / "home")
+    chosen = {"CURTAIL_EXPERIMENT": str(project.home.experiment_file)}
+    found = subprocess.run(
+        [sys.executable, "-c", _WATCHED],
+        env=environment(tmp_path) | chosen,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.splitlines() == ["['2026-05-01']", "[]", "[]"], found.stderr

@@ -11,7 +11,7 @@ from test_checkpoints import fields
 
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, POLICIES
-from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY
+from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
@@ -57,21 +57,26 @@ def test_every_policy_starts_local_and_federated_segments(
     path = prepared(tmp_path, policy)
     store = Project.open(path, "replay").store
     jobs: set[str] = set()
-    generations = []
+    generations, pauses = [], 0
     with dg.DagsterInstance.ephemeral() as instance:
         for minute in MINUTES:
             result = tick_at(path, store, START + timedelta(minutes=minute), instance)
             generations.append(int(result.cursor or 0))
-            for request in result.run_requests or []:
-                assert request.job_name and request.partition_key == "ckpt-000001"
-                members = request.tags["curtail/members"].split(",")
-                assert (request.job_name == "federated_rounds") == (len(members) > 1)
-                assert request.tags["curtail/reason"]
-                wanted = store.read_json(MEMBERSHIP_KEY)["states"]
-                assert members == [name for name in CURTAILED if wanted[name] == "train"]
-                jobs.add(request.job_name)
-            assert result.run_requests or result.skip_reason
-    assert jobs == {"local_training", "federated_rounds"}
+            desired = store.read_record(MEMBERSHIP_KEY, Desired)
+            assert desired.states.keys() == CURTAILED.keys()
+            job = "federated_rounds" if len(desired.members) > 1 else "local_training"
+            requests = [
+                (request.job_name, request.partition_key, request.tags["curtail/members"])
+                for request in result.run_requests or []
+            ]
+            skipped = result.skip_reason.skip_message if result.skip_reason else None
+            if desired.members:
+                assert requests == [(job, "ckpt-000001", ",".join(desired.members))] and skipped is None
+                jobs.add(job)
+            else:
+                assert requests == [] and skipped is not None and skipped.startswith("pause: no site trains")
+                pauses += 1
+    assert jobs == {"local_training", "federated_rounds"} and pauses
     assert generations == sorted(generations) and generations[-1] > 2
 
 

@@ -121,7 +121,7 @@ def live(folder: Path, api: FakeApi) -> Project:
     project = Project.open(parse_experiment({**PLANNING, **changes}, "test"), "live", folder)
     clock = Clock()
     limiter = RateLimiter(1000, 1.0, sleep=clock.sleep)
-    project.__dict__["provider"] = WattTimeProvider(
+    project.provider = WattTimeProvider(
         WattTimeTraces(base_url=api.url), environ=SECRETS, clock=clock, sleep=clock.sleep, limiter=limiter
     )
     return project

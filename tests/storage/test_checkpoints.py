@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from curtail_pipeline.errors import LedgerError, StoreError
-from curtail_pipeline.storage.checkpoints import AlreadyCommitted, Checkpoints, Fenced
+from curtail_pipeline.storage.checkpoints import AlreadyCommitted, Checkpoints
+from curtail_pipeline.storage.claims import Fenced
 from curtail_pipeline.storage.store import Store, file_sha256
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
@@ -92,9 +93,8 @@ def test_commit_and_read(checkpoints: Checkpoints, files: dict[str, Path]) -> No
     assert manifest.parent_manifest_sha256 == file_sha256(checkpoints.folder("ckpt-000001") / "manifest.json")
     assert manifest.sha256() == file_sha256(checkpoints.folder("ckpt-000002") / "manifest.json")
     assert manifest.versions["curtail_pipeline"]
-    assert checkpoints.show("ckpt-000002")["manifest_sha256"] == manifest.sha256()
-    assert [row["total_tokens"] for row in checkpoints.list()] == [0, 40, 80]
-    json.dumps(checkpoints.show("ckpt-000001"))
+    shown = checkpoints.show("ckpt-000002")
+    assert shown.manifest_sha256 == manifest.sha256() and shown.steps == manifest.steps
 
 
 def test_manifest_bytes_depend_on_content_alone(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.settings.experiment import Experiment, load_experiment, parse_experiment
+from curtail_pipeline.settings.trace_settings import CombinedTraces, FileTraces
 from curtail_pipeline.storage.clock import HeadlessClock, LiveClock, ReplayClock
-from curtail_pipeline.storage.home import Home, differences, experiment_sha256, homes_root
+from curtail_pipeline.storage.home import Home, differences, experiment_record, homes_root
 from curtail_pipeline.storage.store import Store
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
@@ -33,7 +34,7 @@ def test_open_creates_and_opens_again(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     assert not home.exists()
     record = home.open(experiment(), "f" * 64)
-    assert home.exists() and record["sha256"] == experiment_sha256(experiment(), "f" * 64)
+    assert home.exists() and record == experiment_record(experiment(), "f" * 64)
     assert home.dagster.is_dir() and home.federation.is_dir() and home.store.is_dir()
     absolute = experiment(traces={"provider": "file", "path": str(Path("here/mci.csv").resolve())})
     assert home.experiment() == absolute == load_experiment(home.experiment_file)
@@ -52,7 +53,7 @@ def test_what_a_result_does_not_depend_on_may_change(tmp_path: Path) -> None:
         replay={"speed": 60},
         federation={"liveness_s": 5},
     )
-    assert home.open(moved, "f" * 64)["sha256"] == first["sha256"]
+    assert home.open(moved, "f" * 64).sha256 == first.sha256
     assert load_experiment(home.experiment_file) == moved == home.experiment()
 
 
@@ -75,16 +76,58 @@ def test_a_changed_experiment_is_refused_with_the_difference(tmp_path: Path) -> 
 
 def test_a_setting_added_by_a_new_version_is_not_a_change(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    record = home.open(experiment(), "f" * 64)
+    record = home.open(experiment(), "f" * 64).model_dump(mode="json")
     stored = Store(home.store).read_json("experiment.json")
     for part in (record["identity"], stored):
         del part["rounds"]["norm_bound"]
     record["sha256"] = "1" * 64
     Store(home.store).write_json("experiment_identity.json", record)
     Store(home.store).write_json("experiment.json", stored)
-    assert home.open(experiment(), "f" * 64)["sha256"] == "1" * 64
+    assert home.open(experiment(), "f" * 64).sha256 == "1" * 64
     with pytest.raises(SettingsError, match=r"norm_bound: 5.0 -> 7.0"):
         home.open(experiment(rounds={"norm_bound": 7}), "f" * 64)
+
+
+FILES = {"provider": "file", "path": ["here/*.csv", "~/there.csv"]}
+
+
+@pytest.mark.parametrize("traces", [FILES, {"provider": "combined", "sources": [FILES, {"provider": "watttime"}]}])
+def test_lists_and_patterns_of_trace_files_are_kept_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traces: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("HOME", "/nobody")
+    home = Home(tmp_path / "home")
+    record = home.open(experiment(traces=traces), "f" * 64)
+    stored = home.experiment().traces
+    source = stored.sources[0] if isinstance(stored, CombinedTraces) else stored
+    assert isinstance(source, FileTraces)
+    assert source.path == [str(Path("here").resolve() / "*.csv"), "/nobody/there.csv"]
+    assert "path" not in repr(record.identity["traces"])
+    moved = {**FILES, "path": "/elsewhere/copy.csv"}
+    if traces is not FILES:
+        moved = {**traces, "sources": [moved, traces["sources"][1]]}
+    assert home.open(experiment(traces=moved), "f" * 64).sha256 == record.sha256
+
+
+@pytest.mark.parametrize(("version", "word"), [(1, "an earlier"), (3, "a later")])
+def test_a_home_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: int, word: str) -> None:
+    home = Home(tmp_path / "home")
+    record = home.open(experiment(), "f" * 64).model_dump(mode="json")
+    del record["schema"]
+    Store(home.store).write_json("experiment_identity.json", {**record, "format": version})
+    before = {p: p.read_bytes() for p in home.root.rglob("*") if p.is_file()}
+    with pytest.raises(StoreError, match=rf"{word} version of curtail_pipeline .*format is {version}.* --out") as error:
+        home.open(experiment(), "f" * 64)
+    assert "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in home.root.rglob("*") if p.is_file()} == before
+
+
+def test_a_store_with_checkpoints_and_no_record_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    Store(home.store).write_json("checkpoints/ckpt-000000/manifest.json", {"format": 1})
+    with pytest.raises(StoreError, match="an earlier version of curtail_pipeline"):
+        home.open(experiment(), "f" * 64)
+    assert not home.exists() and not home.experiment_file.exists()
 
 
 def test_differences_in_lists() -> None:
@@ -151,8 +194,8 @@ def test_headless_clock_only_moves_forward(tmp_path: Path) -> None:
     assert clock.advance_to(later) == later
     assert clock.advance_to(START) == later
     assert HeadlessClock(Store(tmp_path), START).now() == later
-    Store(tmp_path).write_bytes("clock.json", b'{"now": "noon"}')
-    with pytest.raises(StoreError, match=r"clock\.json has no usable time 'now'"):
+    Store(tmp_path).write_bytes("clock.json", b'{"schema": 1, "now": "noon"}')
+    with pytest.raises(StoreError, match=r"clock\.json .* now: .*remove .*/clock\.json to start the clock again"):
         clock.now()
 
 

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from curtail_pipeline.cli.windows_of_file import windows_of_file
-from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
+from curtail_pipeline.cli.windows_of_file import FoundWindow, windows_of_file
+from curtail_pipeline.errors import MessageError, PolicyError, SettingsError, TraceError
 from curtail_pipeline.settings.experiment import load_experiment, parse_experiment
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, rule_of
@@ -258,27 +258,27 @@ def test_forecasts_day_by_day_give_the_windows_of_the_whole():
 
 def test_mci_hours(test_data):
     result = windows_of_file(test_data / "paper" / "mci.csv", policy="threshold")
-    assert result["policy"] == "threshold"
-    assert result["hours"] == {
+    assert result.policy == "threshold"
+    assert result.hours == {
         "CAISO_NORTH": pytest.approx(6.083333, abs=1e-5),
         "SPP_TX": pytest.approx(6.833333, abs=1e-5),
         "NEM_SA": 10.5,
         "DE": 0.0,
     }
-    assert result["nulls"] == 0
-    assert result["duplicates"] == 0
-    first = result["windows"][0]
-    assert first == {
-        "site": "CAISO_NORTH",
-        "region": "CAISO_NORTH",
-        "start": "2026-01-11T17:05:00Z",
-        "end": "2026-01-11T19:05:00Z",
-        "hours": 2.0,
-        "opened_by": "marginal_intensity 68.9 < 100 g/kWh",
-        "closed_by": "marginal_intensity 458.6 >= 100 g/kWh",
-    }
-    for site, hours in result["hours"].items():
-        assert sum(w["hours"] for w in result["windows"] if w["site"] == site) == pytest.approx(hours, abs=1e-5)
+    assert result.nulls == 0
+    assert result.duplicates == 0
+    first = result.windows[0]
+    assert first == FoundWindow(
+        site="CAISO_NORTH",
+        region="CAISO_NORTH",
+        start="2026-01-11T17:05:00Z",
+        end="2026-01-11T19:05:00Z",
+        hours=2.0,
+        opened_by="marginal_intensity 68.9 < 100 g/kWh",
+        closed_by="marginal_intensity 458.6 >= 100 g/kWh",
+    )
+    for site, hours in result.hours.items():
+        assert sum(w.hours for w in result.windows if w.site == site) == pytest.approx(hours, abs=1e-5)
 
 
 def test_windows_of_a_file_with_another_kind_and_with_an_experiment(test_data, tmp_path):
@@ -288,15 +288,15 @@ def test_windows_of_a_file_with_another_kind_and_with_an_experiment(test_data, t
     content = pl.DataFrame({"time": ["2026-01-11T00:00Z", "2026-01-11T01:00Z", "2026-01-11T02:00Z"], "R": [-1.0, 9, 0]})
     content.write_csv(tmp_path / "price.csv")
     result = windows_of_file(tmp_path / "price.csv", policy="threshold", kind="price", unit="currency/MWh")
-    assert [(w["start"], w["end"], w["hours"]) for w in result["windows"]] == [
+    assert [(w.start, w.end, w.hours) for w in result.windows] == [
         ("2026-01-11T00:00:00Z", "2026-01-11T01:00:00Z", 1.0),
         ("2026-01-11T02:00:00Z", None, 1.0),
     ]
     experiment = load_experiment("laptop")
     result = windows_of_file(test_data / "paper" / "mci.csv", experiment)
-    assert list(result["hours"]) == ["CAISO_NORTH", "SPP_TX", "NEM_SA"]
-    assert result["policy"] == "paper"
-    assert result["hours"]["NEM_SA"] == pytest.approx(10 + 2 / 3, abs=1e-5)
+    assert list(result.hours) == ["CAISO_NORTH", "SPP_TX", "NEM_SA"]
+    assert result.policy == "paper"
+    assert result.hours["NEM_SA"] == pytest.approx(10 + 2 / 3, abs=1e-5)
     with pytest.raises(SettingsError, match="interval"):
         windows_of_file(tmp_path / "price.csv", interval="middle")
 
@@ -327,8 +327,8 @@ def test_unreadable_state_and_wrong_use_are_refused():
         derive_windows(content, [SITE], PLAIN, start=end, end=end + MINUTE, state=state)
     with pytest.raises(PolicyError, match=r"as of 2026-01-11T00:15:00Z, after the start"):
         derive_windows(content, [SITE], PAPER, start=START, end=end, state=state)
-    with pytest.raises(PolicyError, match="not a window state"):
-        RuleState.from_json({"at": "2026-01-11T00:00:00Z"})
+    with pytest.raises(MessageError, match="a state is not a RuleState"):
+        RuleState.read({"schema": 1, "at": "yesterday"}, "a state")
     with pytest.raises(PolicyError, match="is empty"):
         derive_windows(content, [SITE], PAPER, start=end, end=end)
     with pytest.raises(PolicyError, match="unknown policy 'papper'; window rules exist for boundary"):

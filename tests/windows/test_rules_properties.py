@@ -1,6 +1,5 @@
 """Window rules against a slow, plain reading of their definition, minute by minute."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -226,9 +225,9 @@ def test_any_split_into_days_gives_the_windows_and_the_state_of_the_whole(case, 
     days, state, begin = [], None, 0
     for cut in [*sorted(cuts), LENGTH]:
         day, state = derive(rule, content, start=begin, end=cut, state=state)
-        stored = json.loads(json.dumps(state.to_json()))
-        assert stored == state.to_json()
-        state = RuleState.from_json(stored)
+        stored = RuleState.read(state.model_dump_json(), "a state")
+        assert stored == state
+        state = stored
         days.append(day)
         begin = cut
     assert merge_days(days).equals(whole)
