@@ -128,9 +128,3 @@ def walk(view: View, job: Job | None = None, now: datetime = START) -> list[Segm
         now = part.end
         steps = part.steps if isinstance(part, SegmentPlan) else 0
         job = replace(job, steps_done=job.steps_done + steps, previous=part.sites)
-
-
-def next_event(view: View, now: datetime) -> datetime | None:
-    """The next instant after `now` at which a decision could differ, over everything the view knows."""
-    found = policy_of(view).next_event(view, to_us(now))
-    return None if found >= view.end_us else from_us(found)
