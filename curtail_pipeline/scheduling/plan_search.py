@@ -8,14 +8,14 @@ Where the plans come from does not matter to the result, which is never worse th
 - the best so far with an edge moved, a stay left out, a hold trained through, two stays joined.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from curtail_pipeline.scheduling.planner import OFF, TOP_PRICE, TRAINS, Slots, best_actions, prices_by_spread
-from curtail_pipeline.scheduling.rollout import Course, Plan, Rollout, Stay, with_joins
+from curtail_pipeline.scheduling.rollout import Course, Plan, Rollout, Stay, with_joins, without_cuts
 from curtail_pipeline.times import FOREVER, Floats, Micros
 
 GRID, FINE = 20, 8
@@ -36,6 +36,10 @@ class Search:
         """
         self.rollout, self.slots, self.edges, self.up, self.most = rollout, slots, edges, up, most
         self.seen: dict[Plan, Course] = {}
+        self.joins = False
+        """Whether plans are tried with `with_joins`."""
+        self.worth: dict[Plan, tuple[int, float]] = {}
+        self.bracket = (0.0, 0.0)
 
     def best(self, others: Sequence[Plan] = ()) -> tuple[Plan, Course]:
         """The best plan found.
@@ -50,8 +54,11 @@ class Search:
         for plan, _ in self._leaders(BESTS):
             self._try(with_joins(plan))
         self._by_site(table)
-        for plan, course in self._leaders(BESTS):
-            self._improve(plan, course)
+        later = self.most
+        for self.joins, self.most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
+            self._by_worth()
+        for plan, _ in self._leaders(BESTS):
+            self._descend(plan, lambda other: self._try(other).rank, self.most)
         return self._leaders(1)[0]
 
     def _try(self, plan: Plan) -> Course:
@@ -77,6 +84,7 @@ class Search:
         rows = self._plans(prices)
         finished = [self._try(tuple(plan)).finish < FOREVER for plan in rows]
         k = finished.index(True) if any(finished) else len(prices) - 1
+        self.bracket = float(prices[max(k - 1, 0)]), float(prices[k])
         if k:
             fine = np.linspace(prices[k - 1], prices[k], FINE + 2)[1:-1]
             between = self._plans(fine)
@@ -132,29 +140,94 @@ class Search:
                     if found.rank < course.rank:
                         plan, course, improved = changed, found, True
 
-    def _improve(self, plan: Plan, course: Course) -> None:
-        """Small changes, the first that helps each time."""
-        cadence = int(np.diff(self.edges[1:]).min()) if len(self.edges) > 2 else int(self.edges[-1] - self.edges[0])
-        for by in (2 * cadence, cadence, cadence // 3, cadence // 10):
-            improved = by > 0
-            while improved:
-                improved = False
-                for changed in self._changes(plan, by):
-                    if len(self.seen) >= self.most:
-                        return
-                    if changed in self.seen:
-                        continue
-                    found = self._try(changed)
-                    if found.rank < course.rank:
-                        plan, course, improved = changed, found, True
-                        break
+    def _by_worth(self) -> None:
+        """Small changes to plans at a price of a step, which may do too few steps or too many on the way."""
+        low, high = self.bracket
+        rollout = self.rollout
+        start = without_cuts(self._leaders(1)[0][0])
+        most = self.most - (self.most - len(self.seen)) // 4
+        for _ in range(6):
+            if len(self.seen) + len(self.worth) >= most:
+                return
+            price = (low + high) / 2
+            begin = min((*map(tuple, self._plans(np.array([price]))), start), key=lambda plan: self._loss(plan, price))
+            found = self._at_price(begin, price, most)
+            if self._steps(found) >= rollout.total:
+                high, start = price, found
+            else:
+                low = price
+
+    def _loss(self, plan: Plan, price: float) -> float:
+        """Cost less what the steps are worth."""
+        plan = with_joins(plan) if self.joins else plan
+        found = self.worth.get(plan)
+        if found is None:
+            found = self.worth[plan] = self.rollout.capacity(plan)
+            if found[0] >= self.rollout.total:
+                self._try(plan)
+        return found[1] - price * found[0]
+
+    def _steps(self, plan: Plan) -> int:
+        return self.worth[with_joins(plan) if self.joins else plan][0]
+
+    def _at_price(self, plan: Plan, price: float, most: int) -> Plan:
+        return self._descend(plan, lambda other: (self._loss(other, price),), most)
+
+    def _descend(self, plan: Plan, rank: Callable[[Plan], tuple[float, ...]], most: int) -> Plan:
+        """Small changes as long as one helps; after each, the look goes on where it was."""
+        best = rank(plan)
+        for by in self._moves():
+            k = tried = 0
+            changes = list(self._changes(plan, by))
+            while tried < len(changes):
+                if len(self.seen) + len(self.worth) >= most:
+                    return plan
+                changed = changes[k % len(changes)]
+                k, tried = k + 1, tried + 1
+                found = rank(changed)
+                if found < best:
+                    plan, best, tried = changed, found, 0
+                    changes = list(self._changes(plan, by))
+        return plan
+
+    def _moves(self) -> list[int]:
+        edges = self.edges
+        cadence = int(np.diff(edges[1:]).min()) if len(edges) > 2 else int(edges[-1] - edges[0])
+        return [by for by in (2 * cadence, cadence, cadence // 3, cadence // 10) if by > 0]
 
     def _changes(self, plan: Plan, by: int) -> Iterator[Plan]:
         for i, stays in enumerate(plan):
             for k, stay in enumerate(stays):
                 for other in self._changed_stays(i, stays, k, stay, by):
                     yield (*plan[:i], other, *plan[i + 1 :])
+            for other in self._holes_and_fills(i, stays):
+                yield (*plan[:i], other, *plan[i + 1 :])
         yield with_joins(plan)
+
+    def _holes_and_fills(self, i: int, stays: tuple[Stay, ...]) -> Iterator[tuple[Stay, ...]]:
+        """A dear stretch left out, held or off, and a cheap one added, by costs around the price."""
+        cost, edges = self.slots[i].cost, self.edges
+        start_up, now = self.rollout.start_up_us[i], self.rollout.standing.us
+        for factor in (0.8, 1.0, 1.25):
+            dear = np.concatenate(([False], (cost > factor * self.bracket[1]) | (self.slots[i].steps <= 0), [False]))
+            rises, falls = np.flatnonzero(dear[1:] & ~dear[:-1]), np.flatnonzero(~dear[1:] & dear[:-1])
+            for low, high in zip(edges[rises].tolist(), edges[falls].tolist(), strict=True):
+                for k, stay in enumerate(stays):
+                    if not any(begin < low and high < end for begin, end in stay.train):
+                        continue
+                    held = tuple(part for span in stay.train for part in _without(span, low, high))
+                    yield (*stays[:k], replace(stay, train=held), *stays[k + 1 :])
+                    ready = high + start_up
+                    if low > now and ready < stay.down:
+                        first = replace(stay, down=low, train=tuple(part for part in held if part[1] <= low))
+                        rest = tuple((max(a, ready), b) for a, b in held if b > ready)
+                        yield (*stays[:k], first, Stay(high, ready, stay.down, rest), *stays[k + 1 :])
+            bounds = [int(edges[0]), *edges[rises].tolist()], [*edges[falls].tolist(), int(edges[-1])]
+            for high, low in zip(bounds[0][1:] + [int(edges[-1])], [bounds[0][0], *bounds[1][:-1]], strict=True):
+                ready = low + start_up
+                if ready < high and not any(stay.up <= high and low <= stay.down for stay in stays):
+                    added = Stay(low, ready, high, ((ready, high),))
+                    yield tuple(sorted((*stays, added), key=lambda stay: stay.up))
 
     def _changed_stays(
         self, i: int, stays: tuple[Stay, ...], k: int, stay: Stay, by: int
@@ -164,7 +237,7 @@ class Search:
         fixed = stay.up <= now and self.up[i] is not None
         if not fixed:
             yield before + after
-            earliest = max(now, before[-1].down if before else now)
+            earliest = max(now, before[-1].down + 1 if before else now)
             for up in {max(stay.up - by, earliest), stay.up + by} - {stay.up}:
                 ready = up + self.rollout.start_up_us[i]
                 if ready < stay.down:
@@ -172,7 +245,7 @@ class Search:
                     if moved and stay.train[0][0] == stay.ready:
                         moved[0] = (ready, moved[0][1])
                     yield (*before, Stay(up, ready, stay.down, tuple(moved)), *after)
-        latest = after[0].up if after else end
+        latest = after[0].up - 1 if after else end
         for down in {stay.down - by, min(stay.down + by, latest)} - {stay.down}:
             if down > max(stay.ready, now):
                 kept = [(low, min(high, down)) for low, high in stay.train if low < down]
@@ -186,7 +259,7 @@ class Search:
             through = (*stay.train[:j], (stay.train[j][0], stay.train[j + 1][1]), *stay.train[j + 2 :])
             yield (*before, replace(stay, train=through), *after)
             ready = gap[1] + self.rollout.start_up_us[i]
-            if gap[0] > now and ready < stay.down:
+            if now < gap[0] < gap[1] and ready < stay.down:
                 first = replace(stay, down=gap[0], train=stay.train[: j + 1])
                 rest = tuple((max(low, ready), high) for low, high in stay.train[j + 1 :] if high > ready)
                 yield (*before, first, Stay(gap[1], ready, stay.down, rest), *after)
@@ -212,6 +285,11 @@ def _changed_spans(stay: Stay, j: int, by: int, now: int) -> Iterator[Stay]:
         for end in {high - by, min(high + by, ceiling)} - {high}:
             if end > low:
                 yield replace(stay, train=(*rest[0], (low, end), *rest[1]))
+
+
+def _without(span: tuple[int, int], low: int, high: int) -> list[tuple[int, int]]:
+    begin, end = span
+    return [part for part in ((begin, min(end, low)), (max(begin, high), end)) if part[0] < part[1]]
 
 
 def _joined(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:

@@ -130,13 +130,25 @@ class Rollout:
         steps, finish = walk.done, walk.last_step if walk.done >= self.total else FOREVER
         if finish > self.deadline:
             finish = FOREVER
-            steps = self.standing.done + sum(
-                min(count, max(0, (self.deadline - first) // self.step[i]))
-                for i, rows in enumerate(walk.training)
-                for first, count in rows
-            )
-        cost = sum(self._cost(i, plan[i], walk.training[i], walk.now) for i in range(len(plan)))
+            steps = self._by_deadline(walk)
+        cost = self._costs(plan, walk)
         return Course(min(steps, self.total), finish, cost, tuple(map(tuple, walk.training)))
+
+    def capacity(self, plan: Plan) -> tuple[int, float]:
+        """Steps by the deadline if the job had no end, and what all of the plan costs."""
+        walk = _PlanWalk(self, plan, endless=True)
+        walk.run()
+        return self._by_deadline(walk), self._costs(plan, walk)
+
+    def _by_deadline(self, walk: "_PlanWalk") -> int:
+        return self.standing.done + sum(
+            min(count, max(0, (self.deadline - first) // self.step[i]))
+            for i, rows in enumerate(walk.training)
+            for first, count in rows
+        )
+
+    def _costs(self, plan: Plan, walk: "_PlanWalk") -> float:
+        return sum(self._cost(i, plan[i], walk.training[i], walk.now) for i in range(len(plan)))
 
     def done_before(self, course: Course) -> int:
         """Steps done before those that the course counts, which include all of the round in progress."""
@@ -186,8 +198,9 @@ def _between(knots: Micros, integral: Floats, low: Micros, high: Micros) -> floa
 class _PlanWalk:
     """The state of one walk."""
 
-    def __init__(self, of: Rollout, plan: Plan) -> None:
+    def __init__(self, of: Rollout, plan: Plan, *, endless: bool = False) -> None:
         self.of = of
+        self.total = FOREVER if endless else of.total
         self.spans = [
             [(low, high, stay.ready) for stay in stays for low, high in stay.train if low < high] for stays in plan
         ]
@@ -241,7 +254,7 @@ class _PlanWalk:
         leave = dict.fromkeys(members, FOREVER)
         cap = max(start, of.end - merge)
         counted = sum(max(0, since - first[i]) // of.step[i] for i in members) if since > start else 0
-        left = of.total - self.done + counted
+        left = self.total - self.done + counted
 
         def counts(stop: int) -> list[int]:
             stop = min(stop, cap)
@@ -290,7 +303,7 @@ class _PlanWalk:
                 self.last_step = max(self.last_step, first[i] + n * of.step[i])
         self.done += sum(steps) - counted
         self.now = stop + (merge if any(steps) else 0)
-        if self.done >= of.total:
+        if self.done >= self.total:
             return False
         if at_clock_end:
             self.now = of.end
@@ -341,3 +354,18 @@ def _cut(span: Span, at: Sequence[int]) -> list[Span]:
             parts.append((low, us))
             low = us + 1
     return [*parts, (low, high)]
+
+
+def without_cuts(plan: Plan) -> Plan:
+    """The plan without the stops of `with_joins`."""
+    return tuple(tuple(replace(stay, train=_uncut(stay.train)) for stay in stays) for stays in plan)
+
+
+def _uncut(spans: Sequence[Span]) -> tuple[Span, ...]:
+    found: list[Span] = []
+    for low, high in spans:
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], high)
+        else:
+            found.append((low, high))
+    return tuple(found)
