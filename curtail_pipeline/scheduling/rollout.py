@@ -202,7 +202,7 @@ class _PlanWalk:
         self.of = of
         self.total = FOREVER if endless else of.total
         self.spans = [
-            [(low, high, stay.ready) for stay in stays for low, high in stay.train if low < high] for stays in plan
+            [(low, high, stay.ready) for stay in stays for low, high in _touching(stay.train)] for stays in plan
         ]
         self.at = [0] * len(plan)
         self.now = of.standing.us
@@ -219,12 +219,42 @@ class _PlanWalk:
         while self.now < of.end:
             members = [i for i in range(len(self.spans)) if self._training_at(i, self.now)]
             if members:
-                if not self._round(members, self.now, self.now):
+                if not self._full_rounds(members) and not self._round(members, self.now, self.now):
                     return
                 continue
             starts = [spans[k][0] for spans, k in zip(self.spans, self.at, strict=True) if k < len(spans)]
             self.now = min(starts, default=of.end)
         self.now = of.end
+
+    def _full_rounds(self, members: list[int]) -> bool:
+        """Several rounds at once, as long as the members stay the same and train their rounds' whole time."""
+        of, now = self.of, self.now
+        if len(members) == 1 and of.open_local:
+            return False
+        first = [now + of.load[i] for i in members]
+        spans = [self.spans[i][self.at[i]] for i in members]
+        counts = [max(0, of.round_us - of.load[i]) // of.step[i] for i in members]
+        late = any(span[2] + of.first_load[i] > at for span, i, at in zip(spans, members, first, strict=True))
+        if late or not any(counts):
+            return False
+        many = len(members) > 1
+        merge = max(of.tails[i][many] for i in members) + max(of.outer[i] for i in members)
+        period = of.round_us + merge
+        until = min(min(span[1] for span in spans), of.end - merge)
+        rounds = min(
+            (until - of.round_us - now) // period + 1,
+            (self._next_join(members, now) - now - 1) // period + 1,
+            (self.total - self.done - 1) // sum(counts),
+        )
+        if rounds < 1:
+            return False
+        for i, begin, n in zip(members, first, counts, strict=True):
+            if n:
+                self.training[i] += [(begin + k * period, n) for k in range(rounds)]
+                self.last_step = max(self.last_step, begin + (rounds - 1) * period + n * of.step[i])
+        self.done += rounds * sum(counts)
+        self.now = now + rounds * period
+        return True
 
     def _training_at(self, i: int, us: int) -> bool:
         spans, k = self.spans[i], self.at[i]
@@ -359,6 +389,17 @@ def _cut(span: Span, at: Sequence[int]) -> list[Span]:
 def without_cuts(plan: Plan) -> Plan:
     """The plan without the stops of `with_joins`."""
     return tuple(tuple(replace(stay, train=_uncut(stay.train)) for stay in stays) for stays in plan)
+
+
+def _touching(spans: Sequence[Span]) -> list[Span]:
+    """Stretches that touch are one."""
+    found: list[Span] = []
+    for low, high in spans:
+        if found and low <= found[-1][1]:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        elif low < high:
+            found.append((low, high))
+    return found
 
 
 def _uncut(spans: Sequence[Span]) -> tuple[Span, ...]:
