@@ -23,6 +23,7 @@ import polars as pl
 
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Message
+from curtail_pipeline.times import SECOND, times_column, to_us
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 CADENCE_S = 300
@@ -40,9 +41,7 @@ def generate(folder: Path, regions: int, days: int, seed: int = 0) -> None:
     n = days * PER_DAY
     hours = n // 12 + 1
     steps = np.arange(n)
-    time_column = pl.Series("time", steps * CADENCE_S * 1_000_000 + int(START.timestamp()) * 1_000_000).cast(
-        pl.Datetime("us", "UTC")
-    )
+    time_column = times_column(steps * CADENCE_S * SECOND + to_us(START))
     # An autocorrelated wind (0.95 from hour to hour), by its spectrum.
     frequency = np.fft.rfftfreq(hours)
     spectrum = np.sqrt((1 - 0.95**2) / (1 + 0.95**2 - 1.9 * np.cos(2 * np.pi * frequency)))
