@@ -11,9 +11,8 @@ import polars as pl
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.signals.held import Signal
-from curtail_pipeline.times import DAY, HOUR, TIME, Floats, Micros, from_us, iso
+from curtail_pipeline.times import DAY, TIME, Floats, Micros, from_us, iso
 
-DAY = 24 * HOUR
 HISTORY_DAYS = 14
 """How many past days the seasonal forecast looks back on; days further ahead see them again."""
 
