@@ -20,6 +20,8 @@ from curtail_pipeline.times import FOREVER, Floats, Micros
 
 GRID, FINE = 20, 8
 """Prices of the first look, and between the two at which the job just does not and just does finish."""
+PRICES = 4
+"""Prices at which small changes are tried; the bracket is halved each time."""
 BESTS = 3
 """Plans that small changes start from."""
 
@@ -58,7 +60,7 @@ class Search:
         for self.joins, self.most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
             self._by_worth()
         for plan, _ in self._leaders(BESTS):
-            self._descend(plan, lambda other: self._try(other).rank, self.most)
+            self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves())
         return self._leaders(1)[0]
 
     def _try(self, plan: Plan) -> Course:
@@ -99,6 +101,7 @@ class Search:
         for i, part in enumerate(self.slots):
             stay = self.up[i]
             state = OFF if stay is None else TRAINS if stay.train else 1
+            part = replace(part, resume_steps=part.resume_steps * 0) if self.joins else part
             by_site.append([self._stays(i, row) for row in best_actions(part, prices, state)])
         return [list(row) for row in zip(*by_site, strict=True)]
 
@@ -146,7 +149,7 @@ class Search:
         rollout = self.rollout
         start = without_cuts(self._leaders(1)[0][0])
         most = self.most - (self.most - len(self.seen)) // 4
-        for _ in range(6):
+        for _ in range(PRICES):
             if len(self.seen) + len(self.worth) >= most:
                 return
             price = (low + high) / 2
@@ -171,12 +174,12 @@ class Search:
         return self.worth[with_joins(plan) if self.joins else plan][0]
 
     def _at_price(self, plan: Plan, price: float, most: int) -> Plan:
-        return self._descend(plan, lambda other: (self._loss(other, price),), most)
+        return self._descend(plan, lambda other: (self._loss(other, price),), most, self._moves()[1:3])
 
-    def _descend(self, plan: Plan, rank: Callable[[Plan], tuple[float, ...]], most: int) -> Plan:
+    def _descend(self, plan: Plan, rank: Callable[[Plan], tuple[float, ...]], most: int, moves: Sequence[int]) -> Plan:
         """Small changes as long as one helps; after each, the look goes on where it was."""
         best = rank(plan)
-        for by in self._moves():
+        for by in moves:
             k = tried = 0
             changes = list(self._changes(plan, by))
             while tried < len(changes):
@@ -193,7 +196,7 @@ class Search:
     def _moves(self) -> list[int]:
         edges = self.edges
         cadence = int(np.diff(edges[1:]).min()) if len(edges) > 2 else int(edges[-1] - edges[0])
-        return [by for by in (2 * cadence, cadence, cadence // 3, cadence // 10) if by > 0]
+        return [by for by in (2 * cadence, cadence, cadence // 4, cadence // 12) if by > 0]
 
     def _changes(self, plan: Plan, by: int) -> Iterator[Plan]:
         for i, stays in enumerate(plan):
