@@ -7,7 +7,7 @@ from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.times import FOREVER, duration_us, to_us
 
-PERFECT_WALKS, FORECAST_WALKS = 1_500, 60
+PERFECT_WALKS, FORECAST_WALKS = 1_500, 20
 """Plans that are tried beyond the price grid: once per job where the forecast is perfect, else at each new value."""
 
 
@@ -61,7 +61,8 @@ class Committed:
 def standing_of(view: View, us: int, job: Job) -> tuple[Standing, list[Stay | None]]:
     """Where a plan made at `us` goes on from: the round in progress, and the sites that are up."""
     started = None if job.round_started is None else to_us(job.round_started)
-    members, up = [], []
+    members: list[int] = []
+    up: list[Stay | None] = []
     for i, site in enumerate(view.sites):
         state = job.previous.get(site.name)
         if state is None or state.state == "off":

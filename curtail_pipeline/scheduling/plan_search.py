@@ -57,7 +57,8 @@ class Search:
             self._try(with_joins(plan))
         self._by_site(table)
         later = self.most
-        for self.joins, self.most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
+        for joins, most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
+            self.joins, self.most = joins, most
             self._by_worth()
         for plan, _ in self._leaders(BESTS):
             self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves())
@@ -226,7 +227,7 @@ class Search:
                         rest = tuple((max(a, ready), b) for a, b in held if b > ready)
                         yield (*stays[:k], first, Stay(high, ready, stay.down, rest), *stays[k + 1 :])
             bounds = [int(edges[0]), *edges[rises].tolist()], [*edges[falls].tolist(), int(edges[-1])]
-            for high, low in zip(bounds[0][1:] + [int(edges[-1])], [bounds[0][0], *bounds[1][:-1]], strict=True):
+            for high, low in zip([*bounds[0][1:], int(edges[-1])], [bounds[0][0], *bounds[1][:-1]], strict=True):
                 ready = low + start_up
                 if ready < high and not any(stay.up <= high and low <= stay.down for stay in stays):
                     added = Stay(low, ready, high, ((ready, high),))

@@ -1,7 +1,8 @@
 """The planner's walk is the simulator's, and what it plans is never worse than not planning."""
 
-from dataclasses import replace
+from collections.abc import Iterator
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, traces, windows
 
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.scheduling.policies import policy_of
+from curtail_pipeline.scheduling import policy_forecast
+from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
 from curtail_pipeline.scheduling.rollout import Plan, Rollout, Standing, Tariff, stays_of
-from curtail_pipeline.scheduling.timeline import Timeline
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.overheads import PAPER
@@ -24,6 +25,14 @@ from curtail_pipeline.times import to_us
 
 OTHERS = ("paper", "threshold", "hysteresis", "boundary")
 LEVELS = (0.0, 20.0, 80.0, 150.0, 450.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_walks() -> Iterator[None]:
+    """What is promised does not depend on how many plans are tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_forecast, "PERFECT_WALKS", 150)
+        yield
 
 
 def times_paper(factor: float) -> dict[str, float]:
@@ -49,7 +58,7 @@ def cases(draw: st.DrawFn, most_sites: int = 4, slots: int = 36) -> tuple[Experi
     return run, traces(values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cases(), st.sampled_from(OTHERS))
 def test_a_known_schedule_is_walked_as_the_simulator_walks_it(
     case: tuple[Experiment, pl.DataFrame], policy: str
@@ -63,15 +72,16 @@ def test_a_known_schedule_is_walked_as_the_simulator_walks_it(
     )
     view = View.build(run, rows, windows(rows, run))
     start, end = to_us(START), to_us(minutes(170))
-    timelines: tuple[Timeline, ...] = policy_of(view).timelines  # type: ignore[attr-defined]
-    plan: Plan = tuple(map(stays_of, timelines))
+    followed = policy_of(view)
+    assert isinstance(followed, TimelinePolicy)
+    plan: Plan = tuple(map(stays_of, followed.timelines))
     tariffs = []
     for site in view.sites:
         signal = view.signals[site.region]
-        knots = signal.edges[signal.edges < end].tolist() + [end]
+        knots = [*signal.edges[signal.edges < end].tolist(), end]
         held = signal.values[: len(knots) - 1]
         kw = power_kw(site, "training"), power_kw(site, "idle"), power_kw(site, "start_up")
-        tariffs.append(Tariff.of(_array(knots), held, kw, 0.0 * held))
+        tariffs.append(Tariff.of(np.array(knots, dtype=np.int64), held, kw, 0.0 * held))
     course = Rollout(view, tariffs, Standing(start, 0), run.job.steps, end, end).course(plan)
     walked = step_walk(view, run, Job(0, run.job.steps, START), start)
     assert course.steps == walked.steps
@@ -80,17 +90,11 @@ def test_a_known_schedule_is_walked_as_the_simulator_walks_it(
     assert course.cost == pytest.approx(1_000 * account(view, walked, {}).co2_kg, abs=1e-6)
 
 
-def _array(values: list[int]):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.array(values, dtype=np.int64)
-
-
 def planned(run: Experiment, rows: pl.DataFrame, deadline_h: float, policy: str = "forecast") -> Simulated:
     return simulate_run(run, rows, policy=policy, forecast="perfect", deadline_h=deadline_h)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(cases(), st.floats(0.4, 1.0))
 def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.DataFrame], share: float) -> None:
     run, rows = case
@@ -111,17 +115,7 @@ def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.Da
         assert policy.committed.course.cost == pytest.approx(1_000 * ours.account.co2_kg, abs=1e-6)
 
 
-@settings(max_examples=8, deadline=None)
-@given(cases(most_sites=3), st.floats(0.3, 0.6), st.floats(1.05, 1.6))
-def test_more_time_costs_no_more(case: tuple[Experiment, pl.DataFrame], share: float, more: float) -> None:
-    run, rows = case
-    short, long = planned(run, rows, 3 * share), planned(run, rows, 3 * share * more)
-    if short.walk.finished:
-        assert long.walk.finished
-        assert long.account.co2_kg <= 1.01 * short.account.co2_kg + 1e-9
-
-
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(cases(most_sites=3), st.floats(0.3, 1.0))
 def test_a_budget_starts_what_it_can_finish_and_nothing_else(
     case: tuple[Experiment, pl.DataFrame], share: float
@@ -134,12 +128,8 @@ def test_a_budget_starts_what_it_can_finish_and_nothing_else(
         word = str(error)
         assert "is infeasible" in word
         short = int(word.split(" steps by then, ")[1].split(" short")[0])
-        fewer = run.model_copy(update={"job": replace_steps(run, run.job.steps - short)})
+        fewer = run.model_copy(update={"job": run.job.model_copy(update={"steps": run.job.steps - short})})
         if short < run.job.steps:
             assert planned(fewer, rows, hours, "budget").walk.finished
         return
     assert done.walk.finished
-
-
-def replace_steps(run: Experiment, steps: int):  # type: ignore[no-untyped-def]
-    return run.job.model_copy(update={"steps": steps})
