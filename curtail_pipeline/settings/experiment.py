@@ -115,7 +115,8 @@ class Experiment(Section):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def explain(error: ValidationError, source: str) -> str:
+    """What is wrong with settings, in one line; `source` names them."""
     parts = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "experiment"
@@ -140,7 +141,7 @@ def parse_experiment(content: Any, source: str) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(_explain(error, source)) from error
+        raise SettingsError(explain(error, source)) from error
 
 
 def experiment_file(name_or_path: str | Path) -> Path:
@@ -188,7 +189,7 @@ def with_traces(experiment: Experiment, path: str | Path, reading: Mapping[str, 
     try:
         traces = on_file(experiment.traces, path, reading)
     except ValidationError as error:
-        raise SettingsError(_explain(error, source)) from error
+        raise SettingsError(explain(error, source)) from error
     content = experiment.model_dump(mode="json") | {
         "name": f"{experiment.name}-{stem}"[:64],
         "traces": traces.model_dump(mode="json", exclude_unset=True) | {"provider": "file"},

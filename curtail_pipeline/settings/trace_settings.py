@@ -165,7 +165,9 @@ class FileTraces(ProviderSettings):
         return self
 
 
-def on_file(declared: ProviderSettings, path: str | Path, given: Mapping[str, object] | None = None) -> FileTraces:
+def on_file(
+    declared: ProviderSettings | None, path: str | Path, given: Mapping[str, object] | None = None
+) -> FileTraces:
     """The settings of another file, read as the declared traces are where those are a file (or one of several).
 
     Args:

@@ -24,7 +24,7 @@ def parse_flags(column: pl.Series, source: str, rows: pl.Series) -> pl.Series:
     if len(bad):
         row = int(bad[0])
         raise TraceError(
-            f"{source}: {column[row]!r} in data row {rows[row]} of column {column.name!r} is neither yes nor no; write "
+            f"{source}: {column[row]!r} in column {column.name!r}, data row {rows[row]}, is neither yes nor no; write "
             "Y or N, true or false, 1 or 0"
         )
     return text.is_in(YES)

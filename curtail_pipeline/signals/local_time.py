@@ -15,7 +15,7 @@ from typing import Literal
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.time_zones import offset_text, zone_that_changes
+from curtail_pipeline.signals.time_zones import offset_text, only_offset, zone_that_changes
 
 Ambiguous = Literal["infer", "earliest", "latest", "drop", "refuse"]
 
@@ -67,6 +67,9 @@ def localise(
         _require_no_clock_change(table, clock, clock.zone)
         shifted = table.select(pl.col("naive") - clock.zone)
         return shifted.to_series().dt.replace_time_zone("UTC")
+    known = table["naive"].drop_nulls()
+    if len(known) and (offset := only_offset(clock.zone, known.min().year, known.max().year)) is not None:  # type: ignore[union-attr]
+        _require_no_clock_change(table, clock, offset)
     plain = _Reading(table, clock, timedelta(0))
     length = clock.length or common_step(table) if clock.ends else None
     if length is None or length > _HOUR:

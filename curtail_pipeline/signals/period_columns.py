@@ -84,7 +84,7 @@ class PeriodColumn:
         if len(bad):
             row = int(bad[0])
             raise TraceError(
-                f"{self.source}: {self.given[row]!r} in data row {self.rows[row]} of column {self.name!r} is no hour or "
+                f"{self.source}: {self.given[row]!r} in column {self.name!r}, data row {self.rows[row]}, is no hour or "
                 "period; write 1 to 25, HE01 or 01:00, or set traces.hour_column to another column"
             )
         return number, self.text.str.extract(_LABEL, 2).is_not_null()
@@ -148,7 +148,7 @@ class PeriodColumn:
         if len(bad):
             row = int(bad[0])
             raise TraceError(
-                f"{self.source}: {self.given[row]!r} in data row {self.rows[row]} of column {self.name!r} is not in "
+                f"{self.source}: {self.given[row]!r} in column {self.name!r}, data row {self.rows[row]}, is not in "
                 f"{first} to {most}; correct it, or set traces.period_s and traces.hours_from"
             )
 

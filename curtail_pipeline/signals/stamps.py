@@ -235,7 +235,7 @@ class _Parser:
         if len(rows):
             row = int(rows[0])
             raise TraceError(
-                f"{self.source}: {self.given[row]!r} in data row {self.rows[row]} of column {self.given.name!r} {what}; "
+                f"{self.source}: {self.given[row]!r} in column {self.given.name!r}, data row {self.rows[row]}, {what}; "
                 f"{fix}"
             )
 

@@ -101,6 +101,17 @@ def sign_warning(text: str) -> str | None:
     )
 
 
+@cache
+def only_offset(zone: str, first_year: int, last_year: int) -> timedelta | None:
+    """The offset of a zone that does not change its clocks in these years; None of one that does."""
+    found = {
+        datetime(year, month, 1, tzinfo=ZoneInfo(zone)).utcoffset()
+        for year in range(first_year, last_year + 1)
+        for month in (1, 4, 7, 10)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
 def offset_text(offset: timedelta) -> str:
     minutes = round(offset.total_seconds() / 60)
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
