@@ -124,7 +124,8 @@ class FileContent:
                 raise unreadable(self.path, "CSV", error) from error
             line = raw[: error.start].count(b"\n") + 1
             raise TraceError(
-                f"{self.path}: line {line} holds the byte 0x{raw[error.start]:02x}, which is not UTF-8 text; save the file "
+                f"{self.path}: line {line} holds the byte 0x{raw[error.start]:02x}, which is not UTF-8 text; "
+                "save the file "
                 "as CSV in UTF-8, or replace it"
             ) from error
         except _DAMAGED as error:
@@ -175,14 +176,16 @@ class FileContent:
         if other is not None:
             decimal = " and, if numbers are written 400,5, traces.decimal to ','" if other == ";" else ""
             raise TraceError(
-                f"{self.path}: has only the column {name!r}; if {other!r} separates its columns, set traces.separator to "
+                f"{self.path}: has only the column {name!r}; if {other!r} separates its columns, set "
+                "traces.separator to "
                 f"{other!r}{decimal}"
             )
         head = self._text[:_HEAD].decode(errors="replace").splitlines()[:50]
         later = next((n for n, line in enumerate(head) if line.count(self.separator)), None)
         if later is not None:
             raise TraceError(
-                f"{self.path}: its first line is {name!r}, not a header; set traces.skip_lines to {skip_lines + later} if "
+                f"{self.path}: its first line is {name!r}, not a header; set traces.skip_lines to "
+                f"{skip_lines + later} if "
                 f"the header is {head[later][:80]!r}"
             )
         raise TraceError(f"{self.path}: has only the column {name!r}; add a value column per region")

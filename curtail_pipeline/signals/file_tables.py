@@ -150,7 +150,8 @@ class TraceFiles:
         unknown = next((name for name in chosen if name not in content.names), None)
         if unknown is not None:
             raise TraceError(
-                f"{content.path}: has no column {unknown!r}, which traces.where names; it has {', '.join(content.names)}"
+                f"{content.path}: has no column {unknown!r}, which traces.where names; it has "
+                f"{', '.join(content.names)}"
             )
         table = content.read([*columns, *chosen])
         for name, value in chosen.items():
@@ -236,7 +237,8 @@ class TraceFiles:
         nameless = (regions.is_null() | (regions == "")).arg_true()
         if len(nameless):
             raise TraceError(
-                f"{path}: data row {raw[ROW][int(nameless[0])]} has no {settings.region_column!r}; name each row's region"
+                f"{path}: data row {raw[ROW][int(nameless[0])]} has no {settings.region_column!r}; name each "
+                "row's region"
             )
         kinds = (
             raw["kind"].cast(pl.String) if "kind" in extra else pl.Series([settings.kind] * len(raw), dtype=pl.String)

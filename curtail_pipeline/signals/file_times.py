@@ -40,7 +40,8 @@ class FileTimes:
         for setting, name in (("hour_column", settings.hour_column), ("fold_column", settings.fold_column)):
             if name is not None and name not in content.names:
                 raise TraceError(
-                    f"{self.path}: has no column {name!r}, which traces.{setting} names; it has {', '.join(content.names)}"
+                    f"{self.path}: has no column {name!r}, which traces.{setting} names; it has "
+                    f"{', '.join(content.names)}"
                 )
         self.zone = parse_zone(settings.timezone, str(self.path))
         self.begins = False

@@ -295,7 +295,8 @@ def _clock_text(clock: Clock, what: str, offset: timedelta, zone: str, how: str)
     declared = "UTC" if not offset else f"UTC{offset_text(offset)}"
     ending = " with traces.interval end" if how == "end" else ""
     return (
-        f"{clock.source}: the stamps {what}, as clocks do in {zone}, so they do not keep the declared offset {declared} "
+        f"{clock.source}: the stamps {what}, as clocks do in {zone}, so they do not keep the declared offset "
+        f"{declared} "
         f"all year; set traces.timezone to the zone whose clock they show (e.g. {zone}){ending}, or, if that hour is "
         "really missing, give its rows with an empty value"
     )

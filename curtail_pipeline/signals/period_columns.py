@@ -124,7 +124,8 @@ class PeriodColumn:
         if usual:
             return _DAY_S // usual[-1]
         raise TraceError(
-            f"{self.source}: column {self.name!r} counts up to {last.max()} a day, which does not tell how long a period "
+            f"{self.source}: column {self.name!r} counts up to {last.max()} a day, which does not tell how "
+            "long a period "
             "is; set traces.period_s, e.g. 1800 for half-hours"
         )
 
@@ -138,7 +139,8 @@ class PeriodColumn:
         if lettered or named or self.period_s not in (None, 3600) or (table["number"] >= 24).any():
             return 1
         raise TraceError(
-            f"{self.source}: column {self.name!r} has neither an hour 0 nor an hour 24, which does not tell whether hour 5 "
+            f"{self.source}: column {self.name!r} has neither an hour 0 nor an hour 24, which does not tell "
+            "whether hour 5 "
             "begins at 04:00 or at 05:00; set traces.hours_from to 1 where the day's first hour is 1, or to 0"
         )
 
@@ -166,7 +168,8 @@ class PeriodColumn:
             if length == timedelta(days=1):
                 if int(rows["number"].max()) > usual:  # type: ignore[call-overload]
                     raise TraceError(
-                        f"{self.source}: {stamp:%Y-%m-%d} has a number {rows['number'].max()} in column {self.name!r}, but "
+                        f"{self.source}: {stamp:%Y-%m-%d} has a number {rows['number'].max()} in column "
+                        f"{self.name!r}, but "
                         f"the day has {usual} periods in {zone}; set traces.timezone to the zone whose clock it follows"
                     )
                 continue
@@ -186,8 +189,10 @@ class PeriodColumn:
                 by_clock = by_elapsed = False
             if not by_clock and not by_elapsed:
                 raise TraceError(
-                    f"{self.source}: on {stamp:%Y-%m-%d} clocks change in {zone}, and the numbers of column {self.name!r} "
-                    f"do not tell how they count ({len(numbers)} of {min(numbers)} to {max(numbers)}); leave the day out, "
+                    f"{self.source}: on {stamp:%Y-%m-%d} clocks change in {zone}, and the numbers of column "
+                    f"{self.name!r} "
+                    f"do not tell how they count ({len(numbers)} of {min(numbers)} to {max(numbers)}); leave "
+                    "the day out, "
                     "or give its stamps with an offset"
                 )
             if by_elapsed and not by_clock:

@@ -44,7 +44,8 @@ def snapped(times: pl.Series, source: str, cadence_s: int | None, snap_s: float 
     if cadence_s is None and abs(cadence - typical) > _FIT * cadence:
         raise TraceError(
             f"{source}: the stamps have no cadence: neighbours are {values[0] / SECOND_US:g} to "
-            f"{values[-1] / SECOND_US:g} s apart; set traces.cadence_s, and traces.snap_s to how far a stamp may be moved"
+            f"{values[-1] / SECOND_US:g} s apart; set traces.cadence_s, and traces.snap_s to how far a stamp "
+            "may be moved"
         )
     size = cadence * SECOND_US
     moved = (us + size // 2) // size * size
@@ -54,8 +55,10 @@ def snapped(times: pl.Series, source: str, cadence_s: int | None, snap_s: float 
         worst = int(np.argmax(off))
         at = times_column(us[worst : worst + 1])[0]
         raise TraceError(
-            f"{source}: the stamp {at:%Y-%m-%dT%H:%M:%S}Z is {off[worst] / SECOND_US:g} s beside its cadence of {cadence} s, "
-            f"more than the {tolerance:g} s that a stamp may be moved; give stamps on the cadence, set traces.cadence_s, "
+            f"{source}: the stamp {at:%Y-%m-%dT%H:%M:%S}Z is {off[worst] / SECOND_US:g} s beside its cadence "
+            f"of {cadence} s, "
+            f"more than the {tolerance:g} s that a stamp may be moved; give stamps on the cadence, set "
+            "traces.cadence_s, "
             "or raise traces.snap_s if so much is right"
         )
     shift = timedelta(microseconds=int(off.max()))

@@ -96,7 +96,8 @@ def sign_warning(text: str) -> str | None:
     behind = found[1] == "+"
     written = f"{'-' if behind else '+'}{int(found[2]):02}:00"
     return (
-        f"timezone {text} is {found[2]} h {'behind' if behind else 'ahead of'} UTC, as POSIX has it; write {written} to "
+        f"timezone {text} is {found[2]} h {'behind' if behind else 'ahead of'} UTC, as POSIX has it; write "
+        f"{written} to "
         "say so plainly, or the other sign if that is not what you mean"
     )
 
@@ -166,19 +167,15 @@ PREVAILING = (
 
 
 def zone_that_changes(wall: datetime, forward: bool, offset: timedelta) -> str | None:
-    """A zone whose clocks skip (`forward`) or repeat this local time; of `offset` where there is one such.
-
-    Args:
-        offset: from UTC, that the zone has before or after the change.
+    """A zone whose clocks skip (`forward`) or repeat this local time; where it can be one whose standard time has
+    `offset` from UTC, else its summer time.
     """
-    found: list[str] = []
+    found: list[tuple[int, str]] = []
     for name in PREVAILING:
         zone = ZoneInfo(name)
         early = wall.replace(tzinfo=zone, fold=0).utcoffset() or timedelta(0)
         late = wall.replace(tzinfo=zone, fold=1).utcoffset() or timedelta(0)
         if early == late or (early < late) != forward:
             continue
-        if offset in (early, late):
-            return name
-        found.append(name)
-    return found[0] if found else None
+        found.append((0 if offset == min(early, late) else 1 if offset == max(early, late) else 2, name))
+    return min(found, key=lambda rated: rated[0])[1] if found else None
