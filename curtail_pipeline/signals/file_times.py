@@ -1,4 +1,4 @@
-"""The times of a file's rows, from its time column and what stands beside it: hours, periods, flags of repeated hours."""
+"""The times of a file's rows, from its time column and what stands beside it: hours, periods, repeated-hour flags."""
 
 from datetime import timedelta
 

@@ -1,8 +1,8 @@
 """Dates with a column of hours or settlement periods: HE01 to HE25, hour 0 to 23, period 1 to 50, `Date` + `Time`.
 
 Numbers from 1 name intervals, whose begin is therefore known. On days on which clocks change, two ways of counting
-are in use: by the clock (1 to 24, one number skipped in spring, one twice in autumn) and by elapsed time (1 to 23 or 25).
-Which one a day follows shows in its numbers; where it does not, the file is refused.
+are in use: by the clock (1 to 24, one number skipped in spring, one twice in autumn) and by elapsed time (1 to 23 or
+25). Which one a day follows shows in its numbers; where it does not, the file is refused.
 """
 
 import re
@@ -120,11 +120,11 @@ class PeriodColumn:
         if plain_name(self.name) not in PERIODS:
             return 3600
         last = table.group_by("day").agg(pl.col("number").max())["number"]
-        usual = [count for count in _PER_DAY if (last == count).sum() > 1 and (last <= count + count // 24 * 1).all()]
+        usual = [count for count in _PER_DAY if (last == count).sum() > 1 and (last <= count + count // 24).all()]
         if usual:
             return _DAY_S // usual[-1]
         raise TraceError(
-            f"{self.source}: column {self.name!r} counts up to {last.max()} a day, which does not tell how "
+            f"{self.source}: column {self.name!r} counts up to {max(last)} a day, which does not tell how "
             "long a period "
             "is; set traces.period_s, e.g. 1800 for half-hours"
         )
@@ -158,44 +158,41 @@ class PeriodColumn:
         """The days on which clocks change whose numbers count elapsed time.
 
         Raises:
-            TraceError: a day's numbers do not tell.
+            TraceError: a day's numbers do not tell, or a day has more of them than periods.
         """
         found: list[datetime] = []
         usual = timedelta(days=1) // period
         for stamp in table["day"].unique().sort():
-            length = _length(stamp.date(), zone)
             rows = table.filter(pl.col("day") == stamp)
+            numbers = set(rows["number"])
+            length = _length(stamp.date(), zone)
             if length == timedelta(days=1):
-                if int(rows["number"].max()) > usual:  # type: ignore[call-overload]
+                if max(numbers) > usual:
                     raise TraceError(
-                        f"{self.source}: {stamp:%Y-%m-%d} has a number {rows['number'].max()} in column "
-                        f"{self.name!r}, but "
-                        f"the day has {usual} periods in {zone}; set traces.timezone to the zone whose clock it follows"
+                        f"{self.source}: {stamp:%Y-%m-%d} has a number {max(numbers)} in column {self.name!r}, but the "
+                        f"day has {usual} periods in {zone}; set traces.timezone to the zone whose clock it follows"
                     )
                 continue
-            numbers = set(rows["number"])
-            around = _changed(stamp.date(), zone, period)
+            first, end = _changed(stamp.date(), zone, period)
+            if max(numbers) < first:
+                continue  # both ways count alike until the change
+            changed = set(range(first, end))
             if length < timedelta(days=1):
-                skipped, total = set(range(around[0], around[1])), length // period
-                by_clock, by_elapsed = not numbers & skipped, max(numbers) <= total
-            else:
-                skipped, total = set(range(around[0], around[1])), length // period
-                twice = rows.group_by("group", "number").len().filter(pl.col("len") > 1)["number"]
-                by_clock = max(numbers) <= usual and (
-                    skipped <= set(twice) or bool(rows["marked"].any()) or max(numbers) < around[0]
+                by_clock, by_elapsed = (
+                    not numbers & changed,
+                    max(numbers) <= length // period and bool(numbers & changed),
                 )
-                by_elapsed = not len(twice) and not rows["marked"].any() and max(numbers) > usual
-            if by_clock and by_elapsed and max(numbers) >= around[0]:
-                by_clock = by_elapsed = False
+            else:
+                twice = set(rows.group_by("group", "number").len().filter(pl.col("len") > 1)["number"])
+                by_clock = max(numbers) <= usual and (changed <= twice or bool(rows["marked"].any()))
+                by_elapsed = max(numbers) > usual and not twice and not rows["marked"].any()
             if not by_clock and not by_elapsed:
                 raise TraceError(
-                    f"{self.source}: on {stamp:%Y-%m-%d} clocks change in {zone}, and the numbers of column "
-                    f"{self.name!r} "
-                    f"do not tell how they count ({len(numbers)} of {min(numbers)} to {max(numbers)}); leave "
-                    "the day out, "
-                    "or give its stamps with an offset"
+                    f"{self.source}: on {stamp:%Y-%m-%d} clocks change in {zone}, and the numbers {min(numbers)} to "
+                    f"{max(numbers)} of column {self.name!r} do not tell how they count; leave the day out, or "
+                    "give its stamps with an offset"
                 )
-            if by_elapsed and not by_clock:
+            if by_elapsed:
                 found.append(stamp)
         return found
 

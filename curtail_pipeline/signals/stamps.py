@@ -207,13 +207,14 @@ class _Parser:
             stamp = stamp.fill_null(text.str.to_datetime(form, time_unit="us", strict=False))
         if stamp.null_count():
             self._refuse(stamp.is_null(), "is not a time in ISO 8601", self._proposal())
-        digits = sign.str.replace(":", "")
-        hours, minutes = (
-            digits.str.slice(1, 2).cast(pl.Int64),
-            digits.str.slice(3, 2).str.pad_end(2, "0").cast(pl.Int64),
+        digits = pl.col("sign").str.replace(":", "")
+        size = pl.duration(
+            hours=digits.str.slice(1, 2).cast(pl.Int64),
+            minutes=digits.str.slice(3, 2).str.pad_end(2, "0").cast(pl.Int64),
+            time_unit="us",
         )
-        size = pl.select(pl.duration(hours=hours, minutes=minutes, time_unit="us")).to_series()
-        return stamp, pl.select(pl.when(digits.str.starts_with("-")).then(-size).otherwise(size)).to_series()
+        signed = pl.when(digits.str.starts_with("-")).then(-size).otherwise(size)
+        return stamp, pl.DataFrame({"sign": sign}).select(signed).to_series()
 
     def _proposal(self) -> str:
         """The formats of traces.time_format that all rows fit."""
