@@ -174,7 +174,7 @@ class FileProvider(Provider):
             for kind in kinds
             if (span := self._series_of(region, kind).span) is not None
         ]
-        if not spans:
+        if not spans or self._values["value"].null_count() == len(self._values):
             raise TraceError(f"{self.source.name}: has no value in any row; give a file with values")
         return min(first for first, _ in spans), max(last for _, last in spans)
 

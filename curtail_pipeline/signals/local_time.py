@@ -134,6 +134,15 @@ class _Reading:
             + self.length
         )["time"]
 
+    def is_shown_by(self, other: "_Reading", times: pl.Series) -> bool:
+        """Whether the file shows that it follows this reading, under which its stamps are `times`: both passes of a
+        repeated hour are there, or the other reading puts stamps into a skipped hour.
+        """
+        late = self.table["latest"].dt.convert_time_zone("UTC") == times - self.length
+        passes = pl.DataFrame({"day": self.table["naive"].dt.date(), "at": late})
+        both = passes.filter(self.repeated.fill_null(False)).group_by("day").agg(pl.col("at").n_unique())
+        return len(other.skipped) > 0 or bool((both["at"] == 2).any())
+
     def repeats(self, times: pl.Series) -> int:
         """How many rows have the stamp of another one of their group."""
         return len(times) - pl.DataFrame([self.table["group"], times.alias("time")]).unique().height
@@ -230,23 +239,29 @@ def _end_stamps(shown: _Reading, ending: _Reading, clock: Clock) -> pl.Series:
         TraceError: neither fits, or both do and differ.
     """
 
-    def attempts(read: Callable[[_Reading], pl.Series]) -> tuple[list[tuple[int, pl.Series]], list[TraceError]]:
-        fitting, errors = [], []
+    def attempts(read: Callable[[_Reading], pl.Series]) -> tuple[list[tuple[_Reading, pl.Series]], list[TraceError]]:
+        fitting: list[tuple[_Reading, pl.Series]] = []
+        errors: list[TraceError] = []
         for reading in (shown, ending):
             try:
                 times = read(reading)
             except TraceError as error:
                 errors.append(error)
             else:
-                fitting.append((reading.repeats(times), times))
+                fitting.append((reading, times))
         return fitting, errors
 
     fitting, errors = attempts(lambda reading: reading.resolved("refuse" if clock.ambiguous == "refuse" else "infer"))
+    if len(fitting) == 1:
+        # Rows that are missing make a reading fit by chance: it has to show.
+        mine, other = (shown, ending) if fitting[0][0] is shown else (ending, shown)
+        if not mine.is_shown_by(other, fitting[0][1]):
+            fitting = []
     if not fitting and clock.ambiguous in ("earliest", "latest"):
         fitting, errors = attempts(lambda reading: reading.resolved(clock.ambiguous))
     if fitting:
-        least = min(count for count, _ in fitting)
-        best = [times for count, times in fitting if count == least]
+        repeats = [reading.repeats(times) for reading, times in fitting]
+        best = [times for (_, times), count in zip(fitting, repeats, strict=True) if count == min(repeats)]
         if all(times.equals(best[0]) for times in best[1:]):
             return best[0]
         raise TraceError(
