@@ -264,6 +264,8 @@ def _end_stamps(shown: _Reading, ending: _Reading, clock: Clock) -> pl.Series:
         best = [times for (_, times), count in zip(fitting, repeats, strict=True) if count == min(repeats)]
         if all(times.equals(best[0]) for times in best[1:]):
             return best[0]
+        if clock.ambiguous == "drop":
+            return _agreed(shown, ending)
         raise TraceError(
             f"{clock.source}: the stamps at a clock change of {clock.zone} fit what the clock shows at an interval's "
             "end as well as the hour that ends then; set traces.ambiguous to drop (these rows count as missing), or "
@@ -271,9 +273,13 @@ def _end_stamps(shown: _Reading, ending: _Reading, clock: Clock) -> pl.Series:
         )
     if clock.ambiguous != "drop":
         raise errors[0]
-    one, other = (reading.resolved("drop", skipped_is_null=True) for reading in (shown, ending))
-    agreed = pl.DataFrame({"a": one, "b": other}).select(pl.when(pl.col("a") == pl.col("b")).then("a"))
-    return agreed.to_series()
+    return _agreed(shown, ending)
+
+
+def _agreed(shown: _Reading, ending: _Reading) -> pl.Series:
+    """The stamps on which both readings agree; null elsewhere."""
+    both = {name: reading.resolved("drop", skipped_is_null=True) for name, reading in (("a", shown), ("b", ending))}
+    return pl.DataFrame(both).select(pl.when(pl.col("a") == pl.col("b")).then("a")).to_series()
 
 
 def _require_no_clock_change(table: pl.DataFrame, clock: Clock, offset: timedelta) -> None:

@@ -379,6 +379,16 @@ def test_advice_drop(csv: Any) -> None:
     assert found == {utc("2024-11-03T04:00"): 0, **hours("2024-11-03T08:00", 3, 4)}
 
 
+def test_advice_drop_where_both_ways_of_writing_ends_fit(csv: Any) -> None:
+    # By the clock 02:00 is there twice, by the hour that ends then 01:00 is; neither can be.
+    stamps = ["00:00", "01:00", "01:00", "02:00", "02:00", "03:00"]
+    path = csv("time,A", *(f"2024-11-03 {stamp},{n}" for n, stamp in enumerate(stamps)))
+    with pytest.raises(TraceError, match=r"fit what the clock shows .*set traces\.ambiguous to drop"):
+        read(path, timezone="America/Chicago", interval="end")
+    found = read(path, timezone="America/Chicago", interval="end", ambiguous="drop", cadence_s=3600)
+    assert found == {utc("2024-11-03T04:00"): 0, utc("2024-11-03T08:00"): 5}
+
+
 def test_advice_time_format(csv: Any) -> None:
     path = csv("time,A", "13/04/2024 00:00,0", "13/04/2024 01:00,1")
     with pytest.raises(TraceError, match=r"set traces.time_format to '%d/%m/%Y %H:%M'$"):
