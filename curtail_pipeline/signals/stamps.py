@@ -158,7 +158,7 @@ class _Parser:
             self.format = stripped
         names = self.text.str.extract(_ABBREVIATION, 1)
         names = pl.select(pl.when(~names.is_in(["AM", "PM"])).then(names)).to_series()
-        known = {name: self._offset_of(name, names) for name in names.drop_nulls().unique()}
+        known = {name: self._offset_of(name, names) for name in names.drop_nulls().unique(maintain_order=True)}
         if not known:
             return none
         self.text = pl.select(
