@@ -18,6 +18,7 @@ from curtail_pipeline.orchestration.jobs import (
     local_training,
     reporting,
 )
+from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from curtail_pipeline.stages.run_events import Progress
@@ -32,7 +33,15 @@ def build(progress: Progress = silent) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
-        jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
+        jobs=[
+            prepare,
+            daily_pipeline,
+            intraday_pipeline,
+            corpus_preparation,
+            local_training,
+            federated_rounds,
+            reporting,
+        ],
         sensors=[membership_sensor],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={

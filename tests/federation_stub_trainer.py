@@ -33,7 +33,8 @@ def main() -> None:
     site = SimulatedSite(options.site, store)
     stop = threading.Event()
     idle = TrainerStatus(
-        site=options.site, pid=os.getpid(), busy=False, key=None, attempt=None, replay=None, round=None, step=None, steps=None, loss=2.0,
+        site=options.site, pid=os.getpid(), busy=False, key=None, attempt=None, replay=None, round=None, step=None,
+        steps=None, loss=2.0,
         tokens_per_s=None,
     )  # fmt: skip
     state = [idle]

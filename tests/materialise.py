@@ -25,7 +25,10 @@ def main(home: Path, keys: list[str]) -> None:
             )
             (event,) = result.get_asset_materialization_events()
             metadata = event.materialization.metadata
-            found[key] = {name: metadata[name].value for name in ("identical", "replayed_sha256", "started_fresh")}
+            found[key] = {
+                name: metadata[name].value
+                for name in ("identical", "replayed_sha256", "replayed_steps", "started_fresh")
+            }
     print(json.dumps(found))
 
 

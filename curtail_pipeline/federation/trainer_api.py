@@ -2,7 +2,7 @@
 
 | request | answer |
 |---|---|
-| `POST /train` (an `Order`) | the `Result`, when the round is done; of a replay not done within a second, 202 and `Waiting` |
+| `POST /train` (an `Order`) | the `Result` when the round is done; `Waiting` (202) for a replay's that is not yet |
 | `GET /status` | `TrainerStatus` |
 | `POST /stop` (a `StopOrder`) | `Stopped`; ends that order, and no other one, after its step |
 | `POST /shutdown` | `Stopped`; ends the process as well |

@@ -58,7 +58,7 @@ class Bench:
             "mode": "federated" if len(members) > 1 else "local", "first_step": 100, "total_steps": 1000, "seed": 1,
             "experiment_uri": "experiment.json", "rounds": planned if rounds is not None else None, "open": None,
             "inner_state": {}, "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "norm_history": [],
-            "replay": False,
+            "replay": "",
         } | changes  # fmt: skip
 
     def live(self, members: tuple[str, ...] = SITES, max_rounds: int = 4, **changes: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Bench:
 def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
     """The plan that repeats a segment."""
     states = {site: done["inner_state"]["begin"] for site, done in segment["sites"].items()}
-    again = replay_of(Plan.read(plan, "the plan"), Segment.read(segment, "the segment"), states)
+    again = replay_of(Plan.read(plan, "the plan"), Segment.read(segment, "the segment"), states, "again")
     return json.loads(again.model_dump_json())
 
 

@@ -235,11 +235,10 @@ Scripted = tuple[Path, list[Any], list[str]]
 
 def doing(order: Order | None) -> TrainerStatus:
     """The status of a trainer that works on this order."""
-    key, round_ = (order.key, order.round) if order else (None, None)
-    return TrainerStatus(
-        site="CA", pid=1, busy=order is not None, key=key, round=round_, step=None, steps=None, loss=None,
-        tokens_per_s=None,
-    )  # fmt: skip
+    which = ("key", "attempt", "replay", "round")
+    name = order.model_dump(include={*which}) if order else dict.fromkeys(which)
+    still = dict.fromkeys(("step", "steps", "loss", "tokens_per_s"))
+    return TrainerStatus.model_validate({"site": "CA", "pid": 1, "busy": order is not None, **name, **still})
 
 
 @pytest.fixture
