@@ -6,9 +6,10 @@ import dagster as dg
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.orchestration.metadata import log_progress
-from curtail_pipeline.orchestration.on_demand import ASSET, Mode, OnDemand, answer, committed, mark_segment, skip
+from curtail_pipeline.orchestration.on_demand import Mode, OnDemand, answer, committed, mark_segment, skip
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
+from curtail_pipeline.orchestration.runs import SEGMENT_ASSET
 from curtail_pipeline.stages.check_tokens import DESCRIPTION, TOKEN_LEDGER
 from curtail_pipeline.stages.replay_check import DESCRIPTION as REPLAY_DESCRIPTION
 from curtail_pipeline.stages.replay_check import REPLAY_IDENTICAL
@@ -25,10 +26,10 @@ branch); what is committed is never replaced. `ckpt-000000` is the initialised m
 
 
 @dg.multi_asset(
-    name=ASSET,
+    name=SEGMENT_ASSET,
     specs=[
         dg.AssetSpec(
-            ASSET,
+            SEGMENT_ASSET,
             deps=[
                 dg.AssetDep("curtailment_windows", partition_mapping=dg.AllPartitionMapping()),
                 dg.AssetDep("training_shards", partition_mapping=dg.AllPartitionMapping()),
@@ -42,8 +43,8 @@ branch); what is committed is never replaced. `ckpt-000000` is the initialised m
     ],
     partitions_def=CHECKPOINTS,
     check_specs=[
-        dg.AssetCheckSpec(TOKEN_LEDGER, asset=ASSET, blocking=True, description=DESCRIPTION),
-        dg.AssetCheckSpec(REPLAY_IDENTICAL, asset=ASSET, description=REPLAY_DESCRIPTION),
+        dg.AssetCheckSpec(TOKEN_LEDGER, asset=SEGMENT_ASSET, blocking=True, description=DESCRIPTION),
+        dg.AssetCheckSpec(REPLAY_IDENTICAL, asset=SEGMENT_ASSET, description=REPLAY_DESCRIPTION),
     ],
     can_subset=True,  # so that a segment without a round, and a check that has nothing to say, may be left out
 )
@@ -81,7 +82,7 @@ def aggregated_checkpoint(
 @dg.asset(
     partitions_def=CHECKPOINTS,
     group_name="training",
-    deps=[ASSET, "heldout_shard"],
+    deps=[SEGMENT_ASSET, "heldout_shard"],
     kinds={"pytorch"},
     owners=["team:training"],
 )

@@ -15,6 +15,7 @@ from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
+from curtail_pipeline.orchestration.run_queue import site_tag
 from curtail_pipeline.orchestration.runs import PREPARE_JOB, end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.stages.project import Project
@@ -27,6 +28,9 @@ MAX_ATTEMPTS = 3
 """Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
 
 INSTANCE_YAML = """\
+run_coordinator:
+  module: curtail_pipeline.orchestration.run_queue
+  class: SiteQueue
 telemetry:
   enabled: false
 nux:
@@ -37,13 +41,16 @@ concurrency:
     tag_concurrency_limits:
       - key: curtail/checkpoint
         limit: 1
-run_monitoring:
+      - key: curtail/on_demand
+        limit: 2
+{sites}run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 60
 retention:
   sensor:
-    purge_after_days: {skipped: 2, success: 30, failure: -1}
+    purge_after_days: {{skipped: 2, success: 30, failure: -1}}
 """
+"""Runs on demand leave room in the queue for live segments, and no two train at one site."""
 
 INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 """What a run raises when it is told to stop, by whichever handler is in place."""
@@ -53,7 +60,8 @@ def prepare_instance(project: Project) -> None:
     """Write the instance's configuration into the home, where nobody has written another."""
     file = project.home.dagster / "dagster.yaml"
     if not file.exists():
-        file.write_text(INSTANCE_YAML)
+        limits = [f"      - key: {site_tag(site.name)}\n        limit: 1\n" for site in project.experiment.sites]
+        file.write_text(INSTANCE_YAML.format(sites="".join(limits)))
 
 
 @contextmanager

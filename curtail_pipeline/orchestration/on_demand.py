@@ -9,13 +9,11 @@ from pydantic import Field
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.orchestration.metadata import Facts, check_result, checkpoint_metadata, replay_metadata
-from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, MEMBERS_TAG, SKIPPED_TAG
+from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, MEMBERS_TAG, SEGMENT_ASSET, SKIPPED_TAG
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.stages.check_tokens import check_tokens
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
-
-ASSET = "aggregated_checkpoint"
 
 
 class Mode(Enum):
@@ -52,7 +50,7 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
 
         replayed = replay_segment(project, key, on_progress)
         return dg.MaterializeResult(
-            asset_key=ASSET,
+            asset_key=SEGMENT_ASSET,
             metadata=replay_metadata(project, replayed),
             check_results=[
                 check_result(replayed.check()),
@@ -72,7 +70,7 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
         found = _branch(project, key, wanted, on_progress)
     seconds = {"on_demand": wanted.mode.value, "seconds": round(time.monotonic() - began, 3)}
     return dg.MaterializeResult(
-        asset_key=ASSET,
+        asset_key=SEGMENT_ASSET,
         metadata={**checkpoint_metadata(project, project.checkpoints.manifest(key)), **found, **seconds},
     )
 
@@ -80,7 +78,7 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
 def committed(project: Project, manifest: Manifest) -> dg.MaterializeResult:
     """A checkpoint that this run made, or found."""
     return dg.MaterializeResult(
-        asset_key=ASSET,
+        asset_key=SEGMENT_ASSET,
         metadata=checkpoint_metadata(project, manifest),
         check_results=[check_result(check_tokens(project, manifest.key))],
     )

@@ -7,6 +7,8 @@ import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 SEGMENT_JOBS = ("local_training", "federated_rounds")
+SEGMENT_ASSET = "aggregated_checkpoint"
+PARTITION_TAG = "dagster/partition"
 PREPARE_JOB = "prepare"
 CHECKPOINT_TAG = "curtail/checkpoint"
 """Of every run that trains a segment: its key."""
