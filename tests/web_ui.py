@@ -60,11 +60,8 @@ class WebUi:
 
     def materialise(self, key: str, config: Answer | None = None) -> str:
         """The button on a checkpoint's partition; the run's id."""
-        selector = {
-            **REPOSITORY,
-            "pipelineName": "__ASSET_JOB",
-            "assetSelection": [{"path": ["aggregated_checkpoint"]}],
-        }
+        asset = {"assetSelection": [{"path": ["aggregated_checkpoint"]}]}
+        selector = {**REPOSITORY, "pipelineName": "__ASSET_JOB", **asset}
         ops = {"ops": {"aggregated_checkpoint": {"config": config}}} if config else {}
         tags = {"tags": [{"key": "dagster/partition", "value": key}]}
         params = {"selector": selector, "mode": "default", "runConfigData": ops, "executionMetadata": tags}

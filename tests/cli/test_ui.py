@@ -70,10 +70,9 @@ def live_run(instance: dg.DagsterInstance, key: str | None = None) -> dg.Dagster
 def undisturbed(found: Manifest, ui: WebUi) -> bool:
     """Every round went on until its time was up, and the segment until its cap or a change of membership."""
     journal = (ui.home / "micro" / "store" / "checkpoints" / found.key / "rounds.jsonl").read_text()
-    capped = found.stop_reason != "length cap" or found.rounds == 2
-    return (
-        capped and "lost" not in found.stop_reason and ('"membership"' not in journal or "leaves" in found.stop_reason)
-    )
+    whole = found.stop_reason != "length cap" or found.rounds == 2
+    left = "leaves" in found.stop_reason
+    return whole and "lost" not in found.stop_reason and ('"membership"' not in journal or left)
 
 
 def replayed(instance: dg.DagsterInstance, run_id: str) -> dict[str, object]:
