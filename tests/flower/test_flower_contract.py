@@ -16,7 +16,7 @@ import pytest
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Answer, Order, Result, StoredWeights, WrittenWeights
-from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus
+from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import trainer_client
@@ -303,6 +303,13 @@ def test_an_order_reaches_the_trainer(trainer: Scripted) -> None:
     script += [(200, doing(asked)), done]
     seen.clear()
     assert reply().result is not None and seen == ["/train"]
+    again = asked.model_copy(update={"replay": "r"})
+    order = Message(RecordDict({"order": ConfigRecord({"order": again.model_dump_json()})}), 7, MessageType.TRAIN)
+    seen.clear()
+    script += [(202, Waiting(running=False)), (200, result_of(again))]
+    assert reply() == Answer(name="CA", waiting=True), "a replay that waits keeps the node from nothing"
+    assert reply() == Answer(name="CA", result=result_of(again)) and seen == ["/train", "/train"]
+    order = Message(RecordDict({"order": ConfigRecord({"order": asked.model_dump_json()})}), 7, MessageType.TRAIN)
     script.append(None)
     assert "did not answer /train: RemoteProtocolError" in (reply().error or "")
     endpoint.write_text(endpoint.read_text().replace("secret", "guess"))
