@@ -138,7 +138,8 @@ def reconcile(
     if decision.finished:
         return Action(desired, changed, None, f"nothing left to do: {decision.reason}")
     if not decision.members:
-        return Action(desired, changed, None, f"pause: {decision.reason}")
+        then = f"; next at {iso(decision.next_change)}" if decision.next_change else ""
+        return Action(desired, changed, None, f"pause: {decision.reason}{then}")
     if attempts.paused:
         return Action(desired, changed, None, attempts.paused)
     if attempts.number and attempts.last_failure is not None:

@@ -35,7 +35,6 @@ LONGEST_RANGE = timedelta(days=30)
 """Of one `historical` request; the API refuses more than 32 days."""
 LONGEST_FORECAST_RANGE = timedelta(days=1)
 """Of one `forecast/historical` request."""
-TOKEN_LIFE = timedelta(minutes=30)
 RENEW_AFTER = timedelta(minutes=25)
 """Age at which a token is replaced: long enough before its end that a request with it still arrives in time."""
 REQUESTS_PER_S = 10
@@ -184,15 +183,6 @@ class WattTimeProvider(Provider):
 
     def regions(self) -> list[str] | None:
         return None
-
-    def covered_regions(self, kind: Kind = "marginal_intensity") -> list[str]:
-        """The regions whose signal the plan covers, under the product's names where they are mapped.
-
-        Raises:
-            TraceError: the API refuses or cannot be reached.
-        """
-        own = {theirs: ours for ours, theirs in self.settings.regions.items()}
-        return [own.get(name, name) for name in self._covered(SIGNAL_TYPES[kind])]
 
     def kinds(self, region: str) -> list[Kind]:
         return list(SIGNAL_TYPES)

@@ -6,13 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from waiting import wait_until
 
 from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import StopOrder
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -50,17 +52,16 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    from test_local import new_store
-
-    store = new_store(tmp_path)
+    store = Store(tmp_path)
     weights = "checkpoints/ckpt-000000/model.safetensors"
+    store.path(weights).parent.mkdir(parents=True)
+    save_file({"a": np.ones((9, 4), np.float32)}, store.path(weights), {"format": "pt"})
+    sha256 = file_sha256(store.path(weights))
 
     def order(key: str, replay: str = "") -> Order:
-        from curtail_pipeline.storage.store import file_sha256
-
         content: dict[str, Any] = {
             "key": key, "attempt": 1, "round": 0, "site": "CA", "experiment_uri": "experiment.json",
-            "store": str(store.root), "parent": {"key": weights, "sha256": file_sha256(store.path(weights))},
+            "store": str(store.root), "parent": {"key": weights, "sha256": sha256},
             "config": "", "inner_state": "fresh", "first_step": 0, "members": 1, "total_steps": 9, "max_steps": 2,
             "deadline_s": None, "lease": [(1, 0, 99)], "seed": 0, "out": f"scratch/{key}-{replay}.safetensors",
             "replay": replay,
