@@ -201,6 +201,14 @@ def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> No
     assert "TX" not in {site for site, order in bench.transport.sent if order.round == 1}
 
 
+def test_a_round_that_gave_nothing_does_not_end_its_replay(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 3}] * 3)
+    segment = bench.run(plan, (Fault("CA", 1, "nan"), Fault("TX", 1, "nan")))
+    assert segment["rounds"][1]["steps"] == {} and segment["rounds"][2]["steps"]
+    replayed = bench.run(replay(plan, segment), folder="scratch/replays/again")
+    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["steps"] == segment["steps"]
+
+
 def test_live_rounds_have_deadlines_and_a_cap(bench: Bench) -> None:
     bench.membership(3, CA="train", TX="train", SA="train")
     segment = bench.run(bench.live(total_steps=200, max_rounds=2, first_step=0))
