@@ -137,7 +137,8 @@ def ui(
 
         with project.home.lock(), open_instance(project) as instance:
             end_abandoned(instance)
-            Headless(project, instance, build(say), membership_sensor, say).prepare()
+            if not sensors or project.checkpoints.last() is not None:  # the sensor prepares an empty home
+                Headless(project, instance, build(say), membership_sensor, say).prepare()
             with connect(project.home.root, project.experiment):
                 raise typer.Exit(serve(project, host, port, sensors))
 
