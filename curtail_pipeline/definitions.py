@@ -21,8 +21,11 @@ from curtail_pipeline.orchestration.jobs import (
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from curtail_pipeline.stages.run_events import Progress
+from sensors.automation import automation
 from sensors.membership import membership_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
+
+ASSETS = [traces, corpus, segments, emissions, policies_compared]
 
 
 def build(progress: Progress = silent) -> dg.Definitions:
@@ -31,9 +34,10 @@ def build(progress: Progress = silent) -> dg.Definitions:
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
+        assets=dg.load_assets_from_modules(ASSETS),
+        asset_checks=dg.load_asset_checks_from_modules(ASSETS),
         jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
-        sensors=[membership_sensor],
+        sensors=[membership_sensor, automation],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
             "pipeline": pipeline,

@@ -14,9 +14,8 @@ from curtail_pipeline.stages.tick import Tick, tick
 SENSORS_ENV = "CURTAIL_SENSORS"
 """`on` switches sensors and schedules on by default (as `curtail ui` does); they are off otherwise."""
 
-DEFAULT_STATUS = (
-    dg.DefaultSensorStatus.RUNNING if os.environ.get(SENSORS_ENV) == "on" else dg.DefaultSensorStatus.STOPPED
-)
+SWITCHED_ON = os.environ.get(SENSORS_ENV) == "on"
+DEFAULT_STATUS = dg.DefaultSensorStatus.RUNNING if SWITCHED_ON else dg.DefaultSensorStatus.STOPPED
 
 
 @dg.sensor(jobs=[local_training, federated_rounds], minimum_interval_seconds=5, default_status=DEFAULT_STATUS)

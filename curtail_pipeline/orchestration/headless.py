@@ -7,22 +7,33 @@ Between them the loop asks the timing model when the next thing happens and move
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import Final
 
 import dagster as dg
 
-from curtail_pipeline.errors import CurtailError, FederationError
+from curtail_pipeline.errors import CurtailError, FederationError, IncompleteError
 from curtail_pipeline.flower.standing import connect
+from curtail_pipeline.orchestration.partitions import range_tags
 from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.orchestration.runs import end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Paused, Preparing, Progress, SegmentStarted
+from curtail_pipeline.stages.run_events import (
+    AttemptFailed,
+    Committed,
+    Incomplete,
+    Paused,
+    Preparing,
+    Progress,
+    SegmentStarted,
+)
 from curtail_pipeline.stages.tick import remember, remembered
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import windows_key
+from curtail_pipeline.times import stretches
 
 MAX_ATTEMPTS = 3
 """Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
@@ -110,10 +121,7 @@ class Headless:
     def prepare(self) -> None:
         """Traces, windows, corpus and the initialised model: whatever of it is missing."""
         project = self.project
-        for day in (day.isoformat() for day in project.days):
-            if not project.store.exists(windows_key(day)):
-                self.observe(Preparing(f"traces and windows of {day}"))
-                self.execute("daily_pipeline", day)
+        self._prepare_days()
         if project.checkpoints.exists(FIRST_KEY):
             return
         for asset in ("tokenizer", "heldout_shard"):
@@ -125,6 +133,19 @@ class Headless:
         self.observe(Preparing("the initialised model"))
         self.instance.add_dynamic_partitions("checkpoints", [FIRST_KEY])
         self.execute("local_training", FIRST_KEY)
+
+    def _prepare_days(self) -> None:
+        """Traces and windows of the days that have none. What a region lacks keeps its windows closed, and is said."""
+        for days in stretches([day for day in self.project.days if not self._has_windows(day)]):
+            first, last = days[0].isoformat(), days[-1].isoformat()
+            self.observe(Preparing(f"traces and windows of {first if first == last else f'{first} to {last}'}"))
+            try:
+                self.execute("intraday_pipeline", tags=range_tags([first, last]))
+            except IncompleteError as error:
+                self.observe(Incomplete(str(error)))
+
+    def _has_windows(self, day: date) -> bool:
+        return self.project.store.exists(windows_key(day.isoformat()))
 
     def report(self) -> None:
         """Materialise the emissions report."""

@@ -7,9 +7,8 @@ import polars as pl
 import pytest
 from micro import EXPERIMENT
 
-from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.stages.derive_windows import derive_day, derive_following, save_derived
+from curtail_pipeline.stages.derive_windows import derive_day, derive_days, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.tables import read_table, trace_key, windows_key, write_table
@@ -50,11 +49,6 @@ def test_days_together_are_the_whole_range(project: Project) -> None:
     assert project.windows(project.days).sort("site", "start").select(columns).equals(whole(project).select(columns))
 
 
-def test_a_day_before_its_predecessor_is_refused_with_the_fix(project: Project) -> None:
-    with pytest.raises(TraceError, match=r"2026-03-22.*materialise curtailment_windows for 2026-03-21"):
-        derive_day(project, project.days[1])
-
-
 def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Project) -> None:
     """The first day's last hours become curtailed in one region: the window now runs into the second day."""
     derive_all(project)
@@ -64,7 +58,7 @@ def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Proj
     late = pl.col("time") >= pl.col("time").max() - timedelta(hours=2)
     write_table(project.store, key, trace.with_columns(value=pl.when(late).then(1.0).otherwise(pl.col("value"))))
     derived = []
-    for found in derive_following(project, day):
+    for found in derive_days(project, [day]):
         save_derived(project, found)
         derived.append(found.day)
     assert derived[0] == day and 2 <= len(derived) <= len(project.days)
@@ -74,7 +68,7 @@ def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Proj
 
 def test_an_unchanged_day_reaches_no_further(project: Project) -> None:
     derive_all(project)
-    assert [found.day for found in derive_following(project, project.days[0])] == [project.days[0]]
+    assert [found.day for found in derive_days(project, project.days[:1])] == [project.days[0]]
     assert project.store.exists(windows_key(project.days[0].isoformat()))
 
 
