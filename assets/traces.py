@@ -1,7 +1,7 @@
 """Grid signals in, curtailment windows out."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 
 import dagster as dg
@@ -16,7 +16,7 @@ from curtail_pipeline.stages.ingest_days import Attempt, ingest_region, ingest_r
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36), warn_window=timedelta(hours=26))
 ONE_RUN = dg.BackfillPolicy.single_run()
 PLOTTED_DAYS = 7
-"""A run over more days draws no plots: half a second of CPU each."""
+"""A run over more days draws no plots: half a second of CPU each. Nor does the intraday one."""
 
 TRACE_CHECKS = [
     dg.AssetCheckSpec(name, asset="carbon_traces", blocking=True, description=text, partitions_def=DAY_AND_REGION)
@@ -111,9 +111,10 @@ def curtailment_windows(context: dg.AssetExecutionContext, pipeline: PipelineRes
     is filled.
     """
     project, days = pipeline.project(), set(context.partition_keys)
+    plot = len(days) <= PLOTTED_DAYS and context.job_name != "intraday_pipeline"
     for derived in derive_days(project, days):
         save_derived(project, derived)
-        facts, day = windows_facts(derived, project, _plotted(context.partition_keys)), derived.day.isoformat()
+        facts, day = windows_facts(derived, project, plot), derived.day.isoformat()
         for region, reason in derived.missing.items():
             context.log.warning(f"{region} {day}: windows stay closed, {reason}")
         if day in days:
@@ -121,10 +122,6 @@ def curtailment_windows(context: dg.AssetExecutionContext, pipeline: PipelineRes
         else:  # a later day that followed from what was there before
             context.log_event(dg.AssetMaterialization("curtailment_windows", partition=day, metadata=facts))
     return dg.MaterializeResult()
-
-
-def _plotted(days: Sequence[str]) -> bool:
-    return len(days) <= PLOTTED_DAYS
 
 
 @dg.asset_check(asset=trace_ingestion, additional_deps=[curtailment_windows])

@@ -22,7 +22,9 @@ from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from curtail_pipeline.stages.run_events import Progress
 from sensors.automation import automation
+from sensors.failures import failure_sensor
 from sensors.membership import membership_sensor
+from sensors.reaper import reaper_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
 
 ASSETS = [traces, corpus, segments, emissions, policies_compared]
@@ -37,7 +39,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
         assets=dg.load_assets_from_modules(ASSETS),
         asset_checks=dg.load_asset_checks_from_modules(ASSETS),
         jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
-        sensors=[membership_sensor, automation],
+        sensors=[membership_sensor, reaper_sensor, failure_sensor, automation],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
             "pipeline": pipeline,

@@ -29,7 +29,8 @@ def test_the_asset_graph(repository: dg.RepositoryDefinition) -> None:
     parents = {key.to_user_string(): names(graph.get(key).parent_keys) for key in graph.get_all_asset_keys()}
     assert parents == {
         "carbon_traces": set(),
-        "curtailment_windows": {"carbon_traces", "curtailment_windows"},
+        "trace_ingestion": set(),
+        "curtailment_windows": {"trace_ingestion", "carbon_traces", "curtailment_windows"},
         "tokenizer": set(),
         "training_shards": {"tokenizer"},
         "heldout_shard": {"tokenizer"},
