@@ -7,6 +7,8 @@ import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 ATTEMPTS: Final = 3
+UNEXPLAINED: Final = "This run has been marked as failed from outside"
+"""What Dagster says where the event before tells the reason."""
 LONGEST: Final = 600
 """Characters of the reason: a chat shows no more without a click."""
 
@@ -28,7 +30,14 @@ def _reason(context: dg.RunFailureSensorContext) -> str:
             error = error.cause
         if error is not None:
             return error.message.strip().splitlines()[0].split(": ", 1)[-1][:LONGEST]
-    return context.failure_event.message or "no reason was given"
+    message = context.failure_event.message or ""
+    if message and not message.startswith(UNEXPLAINED):
+        return message
+    events = context.instance.get_records_for_run(
+        context.dagster_run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT
+    ).records
+    said = [record.event_log_entry.dagster_event for record in events]
+    return next((event.message for event in reversed(said) if event and event.message), "no reason was given")
 
 
 def post(address: str, text: str, timeout_s: float) -> None:
