@@ -23,6 +23,7 @@ from waiting import wait_until
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.orchestration.headless import prepare_instance
 from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, dead_runs, end_dead
+from curtail_pipeline.orchestration.watchdog import watching
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project
 
@@ -110,7 +111,10 @@ def test_a_killed_run_worker_is_noticed_within_a_minute_and_told_of(tmp_path: Pa
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
         )
     try:
-        with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance:
+        with (
+            watching(project.home.dagster, process.pid, f"http://127.0.0.1:{port}"),
+            dg.DagsterInstance.from_config(str(project.home.dagster)) as instance,
+        ):
 
             def launched() -> str | None:
                 assert process.poll() is None, log.read_text()
@@ -142,7 +146,7 @@ def test_a_killed_run_worker_is_noticed_within_a_minute_and_told_of(tmp_path: Pa
                 run = instance.get_run_by_id(run_id)
                 return run is not None and run.status == dg.DagsterRunStatus.FAILURE
 
-            wait_until(ended, NOTICED_S, "the end of a run whose worker was killed")
+            wait_until(ended, NOTICED_S, f"the end of a run whose worker was killed; log: {log.read_text()[-3000:]}")
             print(f"noticed after {time.monotonic() - begun:.1f} s")
             wait_until(lambda: [text for text in Signal.told if run_id in text], 60, "a post to the webhook")
             (text, *_) = [text for text in Signal.told if run_id in text]
