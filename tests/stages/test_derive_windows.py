@@ -5,6 +5,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from micro import EXPERIMENT
 
 from curtail_pipeline.settings.experiment import parse_experiment
@@ -83,3 +85,31 @@ def test_ingesting_again_says_what_was_revised(project: Project) -> None:
     found = ingest_day(project, "NEM_SA", day)
     assert found.metadata["revised"] == 3
     assert found.metadata["largest_change"] == pytest.approx(5.0)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(range(4)), bad=st.sets(st.tuples(st.integers(0, 3), st.sampled_from(["SPP_TX", "NEM_SA"])))
+)
+def test_days_in_any_order_with_any_holes_end_as_the_whole_range(
+    project: Project, order: list[int], bad: set[tuple[int, str]]
+) -> None:
+    """Every day is derived with some regions' traces missing, then the missing ones are repaired, last day first."""
+    store, days = project.store, project.days
+    store.delete("windows")
+    kept = {}
+    for n, region in bad:
+        key = trace_key(days[n].isoformat(), region)
+        kept[key] = read_table(store, key)
+        store.delete(key)
+    for n in order:
+        for derived in derive_days(project, [days[n]]):
+            assert {region for at, region in bad if days[at] == derived.day} == set(derived.missing)
+            save_derived(project, derived)
+    for n, region in sorted(bad, reverse=True):
+        key = trace_key(days[n].isoformat(), region)
+        write_table(store, key, kept[key])
+        for derived in derive_days(project, [days[n]]):
+            save_derived(project, derived)
+    columns = ["site", "region", "start", "end", "opened_by", "closed_by"]
+    assert project.windows(days).sort("site", "start").select(columns).equals(whole(project).select(columns))
