@@ -44,6 +44,8 @@ def watching(dagster_home: Path, pid: int, address: str) -> Iterator[None]:
 
 def _watch(dagster_home: Path, pid: int, address: str, over: threading.Event) -> None:
     seen: set[int] = set()
+    if over.wait(EVERY_S):  # the first to open an instance makes its tables; that is not this one
+        return
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
         while not over.wait(EVERY_S):
             try:

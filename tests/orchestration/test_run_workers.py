@@ -85,6 +85,8 @@ def test_a_killed_run_worker_is_noticed_within_a_minute_and_told_of(tmp_path: Pa
     content = {**EXPERIMENT, "traces": traces, "clock": {"start": f"{today}T00:00:00Z"}}
     project = Project.open(parse_experiment(content, "test"), "live", tmp_path / "home")
     prepare_instance(project)
+    with dg.DagsterInstance.from_config(str(project.home.dagster)):
+        pass  # its tables are made before several processes would
     port, log = free_port(), tmp_path / "log"
     chosen = {
         **environment(tmp_path),
