@@ -132,7 +132,11 @@ def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: 
 def test_terminating_the_live_segment_pauses_until_it_is_executed_again(
     ui: WebUi, instance: dg.DagsterInstance
 ) -> None:
-    live = wait_until(lambda: live_run(instance), 240, "a live segment")
+    def trains() -> dg.DagsterRun | None:
+        found = live_run(instance)
+        return found if found and found.tags["curtail/checkpoint"] not in committed(ui) else None
+
+    live = wait_until(trains, 240, "a segment that trains")
     key = live.tags["curtail/checkpoint"]
     ui.terminate(live.run_id)
     assert ui.ended(live.run_id) == "CANCELED"
