@@ -17,7 +17,7 @@ def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=build_tokenizer(project.experiment.corpus, project.store).model_dump())
 
 
-DEALT_BY = (
+DEALT_BY: list[dg.AssetsDefinition | dg.AssetDep] = (
     [tokenizer, dg.AssetDep("carbon_traces", partition_mapping=dg.AllPartitionMapping())]
     if shares_need_traces(EXPERIMENT)
     else [tokenizer]
