@@ -39,6 +39,7 @@ def test_today_is_one_partition() -> None:
 
 
 CODE = """
+from curtail_pipeline.definitions import defs
 repository = defs.get_repository_def()
 found = [*repository.schedule_defs, *repository.sensor_defs]
 print(sorted(each.name for each in found if each.default_status.value == "RUNNING"))
