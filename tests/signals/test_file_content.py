@@ -106,7 +106,11 @@ ROWS: list[list[str | float]] = [
         ("t.xlsx", workbook(data=ROWS)),
         ("t.csv", workbook(data=ROWS)),
     ],
-    ids=lambda value: value if isinstance(value, str) else repr(value[:12]),
+    ids=[
+        "plain", "blank first lines", "empty cells first", "old line ends", "spaces", "quotes", "blank lines between",
+        "utf-16", "utf-16-be", "byte order mark", "gzip", "gzip by content", "zip", "zip of a Mac", "workbook",
+        "workbook by content",
+    ],
 )  # fmt: skip
 def test_the_same_table_in_every_wrapping(tmp_path: Path, name: str, raw: bytes) -> None:
     (tmp_path / name).write_bytes(raw)
