@@ -16,7 +16,6 @@ from curtail_pipeline.emissions.grams import (
     is_synthetic,
     ledger,
     totals,
-    totals_by,
 )
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
@@ -26,41 +25,17 @@ from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_rows
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import read_table
+from curtail_pipeline.storage.tables import ledger_key, read_table
 from curtail_pipeline.times import days_between, iso, midnight
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
-
-
-@dataclass(frozen=True)
-class CheckpointRow:
-    """A committed checkpoint, as the command line lists it."""
-
-    key: str
-    parent: str | None
-    mode: str
-    members: list[str]
-    rounds: int
-    steps: int
-    """Of the whole lineage."""
-    tokens: int
-    """Of its own segment."""
-    total_tokens: int
-    start: str
-    end: str
-    stop_reason: str
-    weights_sha256: str | None
-    heldout_loss: float | None
-    """nat per token; None while it was not evaluated."""
-    kwh: float | None
-    """None while it was not accounted."""
-    co2_g: float | None
 
 
 @dataclass(frozen=True)
@@ -83,10 +58,6 @@ class RunSummary:
     report: str
     checkpoint: str
     home: str
-
-
-def ledger_key(key: str) -> str:
-    return f"emissions/{key}.parquet"
 
 
 def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
@@ -114,37 +85,6 @@ def stored_ledgers(project: Project) -> pl.DataFrame | None:
     """The ledgers of all committed checkpoints."""
     keys = [ledger_key(key) for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
     return pl.concat([read_table(project.store, key) for key in keys]) if keys else None
-
-
-def checkpoint_rows(project: Project) -> list[CheckpointRow]:
-    """A row per committed checkpoint with loss, energy and CO2, in order."""
-    ledgers = stored_ledgers(project)
-    used = totals_by(ledgers, "checkpoint") if ledgers is not None else {}
-    return [
-        _row(project, manifest, used.get(manifest.key))
-        for manifest in map(project.checkpoints.manifest, project.checkpoints.keys())
-    ]
-
-
-def _row(project: Project, manifest: Manifest, used: Totals | None) -> CheckpointRow:
-    weights = manifest.files.get("model.safetensors")
-    return CheckpointRow(
-        key=manifest.key,
-        parent=manifest.parent,
-        mode=manifest.mode,
-        members=manifest.members,
-        rounds=manifest.rounds,
-        steps=manifest.steps.end,
-        tokens=manifest.tokens.segment,
-        total_tokens=manifest.tokens.total,
-        start=iso(manifest.start),
-        end=iso(manifest.end),
-        stop_reason=manifest.stop_reason,
-        weights_sha256=weights.sha256 if weights else None,
-        heldout_loss=stored_loss(project, manifest.key),
-        kwh=used.kwh if used else None,
-        co2_g=used.co2_g if used else None,
-    )
 
 
 @dataclass(frozen=True)
