@@ -12,8 +12,7 @@ RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml
 COPY curtail_pipeline curtail_pipeline
 COPY assets assets
 COPY sensors sensors
-COPY benchmarks benchmarks
-COPY experiments experiments
+COPY deploy deploy
 COPY workspace.yaml ./
 RUN pip install --constraint constraints.txt --no-deps --editable . && pip uninstall --yes pip setuptools
 

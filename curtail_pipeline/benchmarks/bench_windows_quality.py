@@ -42,7 +42,7 @@ def run(data: str | None = None) -> dict[str, Any]:
     Raises:
         TraceError: the week is not there.
     """
-    root = Path(data or os.environ.get("CURTAIL_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    root = Path(data or os.environ.get("CURTAIL_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
     path = root / "caiso_np15_weeks" / "vector_high_curtailment_week_v2.csv"
     if not path.is_file():
         raise TraceError(f"no trace {path}; set CURTAIL_TEST_DATA to the folder of real traces")

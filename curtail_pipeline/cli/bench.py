@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from curtail_pipeline import benchmarks
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.storage.records import Json
 
 PREFIX = "bench_"
-
-Value = str | int | float | bool | None | Sequence[object] | Mapping[str, object]
 
 
 def names() -> list[str]:
@@ -20,7 +19,7 @@ def names() -> list[str]:
     return sorted(name.removeprefix(PREFIX).replace("_", "-") for name in found if name.startswith(PREFIX))
 
 
-def run_benchmark(name: str, words: Sequence[str]) -> Mapping[str, object]:
+def run_benchmark(name: str, words: Sequence[str]) -> Mapping[str, Json]:
     """Run a benchmark; what it takes are the parameters of its `run`.
 
     Args:
@@ -38,17 +37,17 @@ def run_benchmark(name: str, words: Sequence[str]) -> Mapping[str, object]:
         if option not in known:
             shown = ", ".join(f"--{key.replace('_', '-')}" for key in known) or "no option"
             raise SettingsError(f"benchmark {name!r} takes {shown}, not --{option.replace('_', '-')}")
-    result: Mapping[str, object] = module.run(**options)
+    result: Mapping[str, Json] = module.run(**options)
     return result
 
 
-def parse_options(words: Sequence[str]) -> dict[str, Value]:
+def parse_options(words: Sequence[str]) -> dict[str, Json]:
     """Options by parameter name.
 
     Raises:
         SettingsError: a word that is no option and no option's value, or an option given twice.
     """
-    options: dict[str, Value] = {}
+    options: dict[str, Json] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -65,9 +64,9 @@ def parse_options(words: Sequence[str]) -> dict[str, Value]:
     return options
 
 
-def _value(text: str) -> Value:
+def _value(text: str) -> Json:
     try:
-        value: Value = json.loads(text)
+        value: Json = json.loads(text)
     except ValueError:
         return text
     return value

@@ -120,14 +120,8 @@ def merge(
             )
         else:
             step_norm = norms[accepted[0].site] if accepted else 0.0
-            _copy(accepted[0].path if accepted else parent_path, out_weights)
-            weights = _file(out_weights, accepted[0].sha256 if accepted else parent_sha256)
-            if outer_path is None:
-                with replacing(out_outer) as scratch, TensorWriter(scratch, []):
-                    pass
-            else:
-                _copy(outer_path, out_outer)
-            outer = _file(out_outer, file_sha256(out_outer))
+            source, sha256 = (accepted[0].path, accepted[0].sha256) if accepted else (parent_path, parent_sha256)
+            weights, outer = _assign(source, sha256, outer_path, out_weights, out_outer)
     history = [*norm_history, *(norms[update.site] for update in accepted)][-NORM_WINDOW:]
     return MergeReport(
         mode=mode,
@@ -140,6 +134,19 @@ def merge(
         norm_history=tuple(history),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _assign(
+    source: Path, sha256: str, outer_path: Path | None, out_weights: Path, out_outer: Path
+) -> tuple[WrittenFile, WrittenFile]:
+    """Take weights as they are and keep the momentum."""
+    _copy(source, out_weights)
+    if outer_path is None:
+        with replacing(out_outer) as scratch, TensorWriter(scratch, []):
+            pass
+    else:
+        _copy(outer_path, out_outer)
+    return _file(out_weights, sha256), _file(out_outer, file_sha256(out_outer))
 
 
 def _validate(parent: TensorFile, update: Update, parent_sha256: str, round_index: int, limit: float) -> float:

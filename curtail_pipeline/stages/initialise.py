@@ -19,8 +19,6 @@ def ensure_initialised(project: Project) -> Manifest:
     store.delete(scratch)
     folder = store.path(scratch)
     init_checkpoint(experiment.training, store.path("corpus/tokenizer"), folder, experiment.seed)
-    plan = {"key": FIRST_KEY, "mode": "init", "seed": experiment.seed}
-    store.write_json(f"{scratch}/plan.json", plan)
     manifest = checkpoints.commit(
         FIRST_KEY,
         {path.name: path for path in sorted(folder.iterdir())},

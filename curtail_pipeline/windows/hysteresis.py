@@ -94,7 +94,12 @@ def _age(
         firsts = [FOREVER if s.stamp is None else int(columns.time[bounds[r]]) - s.stamp for r, s in enumerate(states)]
         usual = {_steady(first, columns.step, state) for first, state in zip(firsts, states, strict=True)}
         if len(usual) == 1 and (cadence := usual.pop()) is not None:
-            return cadence * CADENCES_PER_AGE, [cadence] * n
+            # One stamp alone teaches nothing: it is judged by the usual cadence, which stays unknown.
+            taught = [
+                s.cadence is not None or s.stamp is not None or size > 1
+                for s, size in zip(states, np.diff(bounds), strict=True)
+            ]
+            return cadence * CADENCES_PER_AGE, [cadence if known else None for known in taught]
     steps = np.empty(len(columns.time), dtype=np.int64)
     np.subtract(columns.time[1:], columns.time[:-1], out=steps[1:])
     parts = [steps[bounds[r] : bounds[r + 1]] for r in range(n)]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from curtail_pipeline.settings.job import PolicySettings
@@ -216,7 +216,20 @@ def test_windows_are_those_of_the_definition(case):
         assert spans(table, site.name) == expected(rule, traces, site.region)
 
 
+ONE_STAMP = (
+    RuleSettings(any_of=[{"kind": "marginal_intensity"}, {"kind": "price"}]),
+    {
+        ("R1", "marginal_intensity"): [],
+        ("R1", "price"): [(0, -20.0, False), (5, -20.0, False)],
+        ("R2", "marginal_intensity"): [],
+        ("R2", "price"): [(0, -20.0, False)],
+    },
+)
+"""A region with one stamp beside one with two: the second's cadence is not the first's to know."""
+
+
 @settings(max_examples=50, deadline=None)
+@example(ONE_STAMP, [1])
 @given(cases(), st.lists(st.integers(1, LENGTH - 1), max_size=6, unique=True))
 def test_any_split_into_days_gives_the_windows_and_the_state_of_the_whole(case, cuts):
     rule, traces = case

@@ -1,0 +1,98 @@
+"""What a segment costs beside its training: the power of the pause before it."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from test_checkpoints import fields
+
+from curtail_pipeline.emissions.grams import PowerInterval
+from curtail_pipeline.scheduling.timing import Finished, Pause, advance
+from curtail_pipeline.settings.experiment import parse_experiment
+from curtail_pipeline.stages.derive_windows import derive_day, save_derived
+from curtail_pipeline.stages.ingest import ingest_day, save_ingested
+from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.tick import remember, remembered, tick
+from curtail_pipeline.stages.train import _pause_power, _prospect
+from curtail_pipeline.storage.clock import HeadlessClock
+from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
+
+DAYS = (datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC))
+
+
+def signal(minute: int) -> float:
+    """Low in the first six hours of a day, but for 20 minutes: too short to stop a site that takes long to start."""
+    return 20.0 if minute < 120 or 140 <= minute < 360 else 400.0
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A site that starts slowly and a policy that plans, on a day like the one before."""
+    rows = ["time,A"] + [
+        f"{(day + timedelta(minutes=m)).isoformat()},{signal(m)}" for day in DAYS for m in range(0, 1440, 5)
+    ]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(rows) + "\n")
+    experiment = parse_experiment(
+        {
+            "name": "held",
+            "traces": {"provider": "file", "path": str(trace)},
+            "clock": {"start": DAYS[1].isoformat()},
+            "sites": [{"name": "A", "region": "A", "training_kw": 2.0, "idle_kw": 0.2, "steps_per_s": 0.1}],
+            "overheads": {"provisioning_s": 2400, "connect_s": 60},
+            "policy": {"name": "forecast"},
+            "rounds": {"round_s": 600, "max_rounds": 100},
+            "job": {"steps": 1800, "deadline": (DAYS[1] + timedelta(hours=7)).isoformat()},
+        },
+        "held",
+    )
+    opened = Project.open(experiment, "headless", tmp_path / "home")
+    for day in opened.days:
+        save_ingested(opened, ingest_day(opened, "A", day))
+        save_derived(opened, derive_day(opened, day))
+    return opened
+
+
+def commit(project: Project, tmp_path: Path, key: str, steps: int, **more: object) -> Manifest:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(key.encode())
+    last = project.checkpoints.last()
+    begin = project.parent.steps.end if last else 0
+    state = InnerStates(begin="fresh", end="sha256:" + "a" * 64)
+    done = SiteResult(
+        steps=steps, tokens=8 * steps, consumed=[(1, begin, begin + steps)] if steps else [], inner_state=state
+    )
+    content = fields(last, begin) | more
+    content |= {
+        "sites": {"A": done} if last else {},
+        "steps": {"begin": begin, "end": begin + steps},
+        "tokens": {"segment": 8 * steps},
+    }
+    return project.checkpoints.commit(key, {weights.name: weights}, content, 10**6)
+
+
+def test_a_site_held_idle_through_a_pause_is_in_the_next_checkpoint(project: Project, tmp_path: Path) -> None:
+    """The power of a pause, as the segment after it counts it, is what the timing model gave for that pause."""
+    commit(project, tmp_path, "ckpt-000000", 0, start=project.start, end=project.start)
+    view, clock = project.view(project.start), project.clock
+    assert isinstance(clock, HeadlessClock)
+    pauses: list[PowerInterval] = []
+    counted = 0
+    while True:
+        parent = project.parent
+        step = advance(view, project.experiment, clock.now(), project.job(parent, remembered(project)))
+        if isinstance(step, Finished):
+            break
+        if isinstance(step, Pause):
+            pauses += step.intervals
+            remember(project, step.sites, parent.key)
+        else:
+            request = tick(project, active=None, last_failure=None, wall=datetime.now(UTC)).request
+            assert request is not None
+            assert list(_pause_power(project, _prospect(project, request), request.start)) == pauses
+            counted += sum(part.state == "idle" and part.end - part.start >= timedelta(minutes=10) for part in pauses)
+            commit(project, tmp_path, request.key, step.steps, start=step.start, end=step.end, attempt=request.attempt)
+            remember(project, step.sites, request.key, ended=True)
+            pauses = []
+        clock.advance_to(step.end)
+    assert counted, "the policy held a site through a pause, or this test shows nothing"
