@@ -2,11 +2,19 @@
 
 import dagster as dg
 
-from curtail_pipeline.orchestration.metadata import check_result, checkpoint_metadata, log_progress, replay_metadata
+from curtail_pipeline.orchestration.metadata import (
+    check_result,
+    checkpoint_metadata,
+    checkpoint_observation,
+    evaluation_metadata,
+    replay_metadata,
+)
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
+from curtail_pipeline.orchestration.story import Story, plain_failure
 from curtail_pipeline.stages.check_tokens import DESCRIPTION, TOKEN_LEDGER, check_tokens
 from curtail_pipeline.stages.run_events import Progress
+from curtail_pipeline.storage.tables import ledger_key
 
 
 @dg.asset(
@@ -37,13 +45,14 @@ def aggregated_checkpoint(
     from curtail_pipeline.storage.checkpoints import FIRST_KEY
 
     project, key = pipeline.project(), context.partition_key
-    observe = log_progress(context.log, progress)
-    if key == FIRST_KEY:
-        metadata = checkpoint_metadata(project, ensure_initialised(project))
-    elif project.checkpoints.exists(key):
-        metadata = replay_metadata(project, replay_segment(project, key, observe))
-    else:
-        metadata = checkpoint_metadata(project, train_segment(project, read_request(project, key), observe))
+    observe = Story(context.log, progress)
+    with plain_failure(context.log, key):
+        if key == FIRST_KEY:
+            metadata = checkpoint_metadata(project, ensure_initialised(project))
+        elif project.checkpoints.exists(key):
+            metadata = replay_metadata(project, replay_segment(project, key, observe))
+        else:
+            metadata = checkpoint_metadata(project, train_segment(project, read_request(project, key), observe))
     return dg.MaterializeResult(metadata=metadata, check_results=[check_result(check_tokens(project, key))])
 
 
@@ -58,5 +67,9 @@ def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineR
     """Held-out loss (nats per token), perplexity and bits per byte."""
     from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 
-    found = evaluate_checkpoint(pipeline.project(), context.partition_key)
-    return dg.MaterializeResult(metadata=found.model_dump(exclude={"schema_"}))
+    project, key = pipeline.project(), context.partition_key
+    with plain_failure(context.log, f"the evaluation of {key}"):
+        found = evaluate_checkpoint(project, key)
+    if project.store.exists(ledger_key(key)):
+        context.log_event(checkpoint_observation(project, key))
+    return dg.MaterializeResult(metadata=evaluation_metadata(found))

@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from curtail_pipeline.orchestration.io import KEY_METADATA
-from curtail_pipeline.orchestration.metadata import check_result, window_metadata
+from curtail_pipeline.orchestration.metadata import check_result, trace_metadata, window_metadata
 from curtail_pipeline.orchestration.partitions import ALL_REGIONS, DAY_AND_REGION, DAYS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.signals.checks import CHECKS
@@ -43,7 +43,7 @@ def carbon_traces(
     project = pipeline.project()
     found = ingest_day(project, region, day)
     save_forecasts(project, found)
-    yield dg.Output(found.table, metadata=found.metadata)
+    yield dg.Output(found.table, metadata=trace_metadata(found))
     for result in found.checks:
         yield check_result(result)
 

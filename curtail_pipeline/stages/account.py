@@ -68,12 +68,12 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
         TraceError: the traces of its days have not been ingested.
     """
     manifest = project.checkpoints.manifest(key)
-    days = _days(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
+    days = days_of(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
     signals = accounting_signals(project.traces(days), max_signal_ages(project.experiment))
     return ledger(intervals_table(manifest.intervals, key), signals, project.experiment.sites, project.windows(days))
 
 
-def _days(project: Project, start: datetime, end: datetime) -> Sequence[date]:
+def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
     """The days of a stretch of time, and those before in which a value or a window that still counts may begin."""
     longest = max(age or 0.0 for age in max_signal_ages(project.experiment).values())
     first = days_between(start - timedelta(days=1, seconds=longest), start)[0]
@@ -161,8 +161,8 @@ def write_report(project: Project) -> RunSummary:
             intervals=pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in manifests]),
             ledger=accounts.ledgers,
             baselines=accounts.baselines,
-            losses=_training_losses(project, manifests),
-            heldout=_heldout_losses(project, manifests),
+            losses=training_losses(project, manifests),
+            heldout=heldout_losses(project, manifests),
             threshold=_threshold(experiment),
         )
     )
@@ -194,7 +194,7 @@ def card_of(project: Project, key: str) -> str:
         project.experiment.sites,
         ledgers,
         heldout_loss=stored_loss(project, key),
-        synthetic=is_synthetic(project.traces(_days(project, lineage[0].start, lineage[-1].end))),
+        synthetic=is_synthetic(project.traces(days_of(project, lineage[0].start, lineage[-1].end))),
     )
 
 
@@ -205,7 +205,8 @@ def _threshold(experiment: Experiment) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+def training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+    """Of every round of these checkpoints and site: `checkpoint, site, tokens (cumulative), loss`."""
     rows = []
     for manifest in manifests:
         tokens = manifest.tokens.total - manifest.tokens.segment
@@ -218,7 +219,8 @@ def _training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.Data
     return pl.DataFrame(rows, schema=LOSS_SCHEMA)
 
 
-def _heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+def heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+    """Of those of these checkpoints that were evaluated: `checkpoint, tokens, loss`."""
     rows = [
         {"checkpoint": manifest.key, "tokens": manifest.tokens.total, "loss": loss}
         for manifest in manifests
