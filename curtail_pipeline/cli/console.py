@@ -17,7 +17,8 @@ from rich.text import Text
 from curtail_pipeline.cli.windows_of_file import FileWindows
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
 from curtail_pipeline.simulation.compare import Summary
-from curtail_pipeline.stages.account import CheckpointRow, RunSummary
+from curtail_pipeline.stages.account import RunSummary
+from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Event, Paused, Preparing, SegmentStarted
 from curtail_pipeline.times import parse_utc

@@ -233,7 +233,7 @@ def checkpoints_list(experiment: ExperimentOption = "laptop", out: OutOption = N
     from curtail_pipeline.cli.console import print_checkpoints
 
     with _opened(experiment, out) as project:
-        from curtail_pipeline.stages.account import checkpoint_rows
+        from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 
         rows = checkpoint_rows(project)
         if json_:

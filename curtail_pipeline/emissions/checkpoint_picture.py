@@ -113,7 +113,8 @@ def _bars(shown: Shown) -> Chart:
     bars = base.mark_bar(size=14, color="#6B7785")
     labels = base.mark_text(align="left", dx=4, color=INK, fontSize=10).encode(text="label:N")
     carbon = alt.layer(bars, labels).properties(width=BARS_WIDTH, height=height)
-    return alt.vconcat(energy, carbon, spacing=8).resolve_scale(color="independent")
+    both: Chart = alt.vconcat(energy, carbon, spacing=8).resolve_scale(color="independent")
+    return both
 
 
 def _data(rows: Sequence[Mapping[str, Cell]]) -> alt.InlineData:

@@ -95,8 +95,10 @@ def table_facts(project: Project, key: str, rows: pl.DataFrame) -> Facts:
         "dagster/row_count": len(rows),
         "dagster/uri": key,
         "dagster/relation_identifier": f"{project.experiment.name}.{key.split('/', 1)[0]}",
-        "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(name, str(dtype), description=COLUMNS.get(name)) for name, dtype in rows.schema.items()]
+        "dagster/column_schema": dg.MetadataValue.table_schema(
+            dg.TableSchema(
+                [dg.TableColumn(name, str(dtype), description=COLUMNS.get(name)) for name, dtype in rows.schema.items()]
+            )
         ),
     }
 
