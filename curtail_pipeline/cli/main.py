@@ -51,10 +51,9 @@ def _opened(
     from curtail_pipeline.settings.experiment import load_experiment, with_traces
     from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 
-    loaded = load_experiment(experiment)
-    if traces is not None:
-        loaded = with_traces(loaded, traces)
-    project = Project.open(loaded, clock, out)
+    project = Project.open(
+        experiment if traces is None else with_traces(load_experiment(experiment), traces), clock, out
+    )
     os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
     os.environ[CLOCK_ENV] = clock
     yield project
