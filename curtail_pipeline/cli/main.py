@@ -110,13 +110,15 @@ def ui(
 
     With a local federation, or on the SuperLink that CURTAIL_SUPERLINK names.
     """
-    from curtail_pipeline.cli.ui import serve
+    from curtail_pipeline.cli.ui import services
     from curtail_pipeline.flower.standing import connect
     from curtail_pipeline.stages.run_events import Event, Preparing
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores SIGINT
     with _opened(experiment, out) as project:
         from curtail_pipeline.definitions import build
-        from curtail_pipeline.orchestration.headless import Headless, open_instance
+        from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
         from curtail_pipeline.orchestration.runs import end_abandoned
         from sensors.membership import membership_sensor
 
@@ -124,11 +126,18 @@ def ui(
             if isinstance(event, Preparing):
                 typer.echo(f"preparing {event.what}", err=True)
 
-        with project.home.lock(), open_instance(project) as instance:
-            end_abandoned(instance)
-            Headless(project, instance, build(say), membership_sensor, say).prepare()
-            with connect(project.home.root, project.experiment):
-                raise typer.Exit(serve(project, host, port, sensors))
+        try:
+            with project.home.lock(), open_instance(project) as instance:
+                end_abandoned(instance)
+                Headless(project, instance, build(say), membership_sensor, say).prepare()
+                with services(project, host, port, sensors) as found:
+                    typer.echo("starting the web UI and the federation", err=True)
+                    found.prepare()
+                    with connect(project.home.root, project.experiment):
+                        typer.echo(f"the UI is at {found.run()} (Ctrl-C ends it)", err=True)
+                        found.wait()
+        except INTERRUPTS:
+            typer.echo("stopped; what is committed stays", err=True)
 
 
 @app.command()

@@ -38,6 +38,11 @@ concurrency:
     tag_concurrency_limits:
       - key: curtail/checkpoint
         limit: 1
+run_coordinator:
+  module: dagster._core.run_coordinator
+  class: QueuedRunCoordinator
+  config:
+    dequeue_interval_seconds: 1
 run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 60
