@@ -1,6 +1,7 @@
 """Starts local training or federated rounds when curtailment windows say which sites should train."""
 
 import os
+import textwrap
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -14,12 +15,15 @@ from curtail_pipeline.stages.tick import Tick, tick
 SENSORS_ENV = "CURTAIL_SENSORS"
 """`on` switches sensors and schedules on by default (as `curtail ui` does); they are off otherwise."""
 
+TAG_CHARS = 60
+"""Of a reason in the list of runs; the run's log has all of it."""
+
 DEFAULT_STATUS = (
     dg.DefaultSensorStatus.RUNNING if os.environ.get(SENSORS_ENV) == "on" else dg.DefaultSensorStatus.STOPPED
 )
 
 
-@dg.sensor(jobs=[local_training, federated_rounds], minimum_interval_seconds=5, default_status=DEFAULT_STATUS)
+@dg.sensor(jobs=[local_training, federated_rounds], minimum_interval_seconds=1, default_status=DEFAULT_STATUS)
 def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Compares the membership that windows ask for with the segment that runs, and starts the next one.
 
@@ -46,7 +50,7 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
                 tags={
                     "curtail/checkpoint": request.key,
                     "curtail/members": ",".join(request.members),
-                    "curtail/reason": request.reason[:250],
+                    "curtail/reason": textwrap.shorten(request.reason, TAG_CHARS, placeholder="…"),
                 },
             )
         ],

@@ -55,7 +55,7 @@ class Services:
     def __init__(self, project: Project, host: str, port: int, sensors: bool) -> None:
         self.host, self.port = host, port
         self._folder, self._environment = project.home.dagster, environment(project, sensors)
-        self._logs = self._folder / "logs"
+        self._logs = project.home.root / "ui"  # Dagster empties a folder `logs` of its own
         self._logs.mkdir(exist_ok=True)
         self._code_port = free_port()
         self._workspace = self._folder / "workspace.yaml"

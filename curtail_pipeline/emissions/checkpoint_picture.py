@@ -59,6 +59,7 @@ def _title(shown: Shown) -> alt.TitleParams:
         f"{manifest.key} · {tokens} · {heldout}",
         subtitle=f"{who} · {energy}{' (synthetic signal)' if shown.synthetic else ''}",
         anchor="start",
+        offset=12,
         fontSize=13,
         color=INK,
         subtitleColor=SOFT,
@@ -109,7 +110,10 @@ def _bars(shown: Shown) -> Chart:
         {"site": site, "g": grams or 0.0, "label": "no accounting signal" if unknown >= kwh > 0 else mass(grams)}
         for site, kwh, grams, unknown in by_site.iter_rows()
     ]
-    base = alt.Chart(_data(rows)).encode(y=y, x=alt.X("g:Q", title="g CO2", axis=alt.Axis(tickCount=4)))
+    top = max([grams or 0.0 for grams in by_site["co2_g"]], default=0.0) * 1.25 or 1.0  # room for the labels
+    base = alt.Chart(_data(rows)).encode(
+        y=y, x=alt.X("g:Q", title="g CO2", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(tickCount=4))
+    )
     bars = base.mark_bar(size=14, color="#6B7785")
     labels = base.mark_text(align="left", dx=4, color=INK, fontSize=10).encode(text="label:N")
     carbon = alt.layer(bars, labels).properties(width=BARS_WIDTH, height=height)
