@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,6 @@ from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.times import HOUR, Floats, Micros, from_us, iso
 
-ForecastName = Literal["perfect", "persistence", "seasonal"]
 DAY = 24 * HOUR
 HISTORY_DAYS = 14
 """How many past days the seasonal forecast looks back on; days further ahead see them again."""

@@ -131,7 +131,8 @@ def reconcile(
     if decision.finished:
         return Action(desired, changed, None, f"nothing left to do: {decision.reason}")
     if not decision.members:
-        return Action(desired, changed, None, f"pause: {decision.reason}")
+        then = f"; next at {iso(decision.next_change)}" if decision.next_change else ""
+        return Action(desired, changed, None, f"pause: {decision.reason}{then}")
     if attempts.number and attempts.last_failure is not None:
         wait = BACKOFF_S[min(attempts.number, len(BACKOFF_S)) - 1]
         due = attempts.last_failure + timedelta(seconds=wait)

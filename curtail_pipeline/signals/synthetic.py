@@ -168,7 +168,7 @@ def _simulate(
 
 
 class SyntheticProvider(Provider):
-    """The merit-order model as a provider. Any region name has a model, so `regions()` is None."""
+    """The merit-order model as a provider. Every region name has a model, so `regions()` is None."""
 
     def __init__(self, settings: SyntheticTraces) -> None:
         self.settings = settings

@@ -76,20 +76,6 @@ def conversion_factor(kind: Kind, unit: Unit) -> float:
     return TO_G_PER_KWH.get(unit, 1.0)
 
 
-def require_window_kind(kind: Kind, region: str) -> None:
-    """Refuse a kind that says nothing about curtailment as the definition of a window.
-
-    Raises:
-        TraceError: `kind` is average_intensity.
-    """
-    if kind == "average_intensity":
-        raise TraceError(
-            f"region {region!r}: average_intensity (what Electricity Maps publishes) cannot define a curtailment "
-            "window, because a grid can be clean on average while its next kWh comes from a fossil unit; use "
-            "marginal_intensity, price or curtailed_power for windows and keep average_intensity for accounting"
-        )
-
-
 @dataclass(frozen=True)
 class Conflict:
     """Two different values for one stamp; the latest revision was kept."""
@@ -339,13 +325,5 @@ def normalise(
     return to_trace(series, region=region, kind=kind, source=source, start=start, end=end, retrieved_at=retrieved_at)
 
 
-def empty_trace() -> pl.DataFrame:
-    return pl.DataFrame(schema=TRACE_SCHEMA)
-
-
 def empty_forecast() -> pl.DataFrame:
     return pl.DataFrame(schema=FORECAST_SCHEMA)
-
-
-def describe_range(start: datetime, end: datetime) -> str:
-    return f"{iso(start)} to {iso(end)}"
