@@ -9,6 +9,7 @@ import os
 import dagster as dg
 
 from assets import corpus, emissions, policies_compared, segments, traces
+from curtail_pipeline.orchestration.code_links import with_code_links
 from curtail_pipeline.orchestration.io import TableIOManager
 from curtail_pipeline.orchestration.jobs import (
     corpus_preparation,
@@ -31,7 +32,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
+        assets=with_code_links(dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared])),
         jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
         sensors=[membership_sensor],
         schedules=[daily_pipeline_schedule, intraday_schedule],
