@@ -30,9 +30,7 @@ def shown(project: Project) -> dict[str, metadata.Facts]:
     return {
         "checkpoint": metadata.checkpoint_metadata(project, manifest),
         "ledger": metadata.ledger_metadata(ledger),
-        "evaluation": metadata.evaluation_metadata(
-            Evaluation(loss=3.14159, perplexity=23.1, bits_per_byte=1, tokens=9)
-        ),
+        "evaluation": metadata.evaluation_metadata(evaluation),
         "trace": {**metadata.trace_metadata(found), **metadata.table_facts(project, "traces/a/b.parquet", found.table)},
     }
 
