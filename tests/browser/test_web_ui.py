@@ -22,10 +22,14 @@ mutation Launch($params: ExecutionParams!) { launchRun(executionParams: $params)
 """
 
 
+expect.set_options(timeout=90_000)
+
+
 def shoot(page: Page, images: Path | None, name: str) -> None:
     """Keep a picture for the README, once nothing moves."""
     if images is not None:
-        page.wait_for_timeout(1500)
+        expect(page.get_by_text("Loading...")).to_have_count(0)
+        page.wait_for_timeout(1500)  # until what slides has slid
         page.screenshot(path=images / f"{name}.png")
 
 
