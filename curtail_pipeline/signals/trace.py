@@ -12,9 +12,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, Kind, Unit
-from curtail_pipeline.times import iso
-
-TIME = pl.Datetime("us", "UTC")
+from curtail_pipeline.times import TIME, iso, times_column
 
 TRACE_SCHEMA: dict[str, pl.DataType] = {
     "time": TIME,
@@ -230,10 +228,8 @@ def build_series(
         offsets, counts = np.unique(np.floor(seconds) % finest, return_counts=True)
         anchor = int(offsets[np.argmax(counts)])
     rows = rows.with_columns(
-        time=pl.Series((seconds * 1e6).round().astype("int64")).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
-        valid_until=pl.Series(((seconds + valid) * 1e6).round().astype("int64"))
-        .cast(pl.Datetime("us"))
-        .dt.replace_time_zone("UTC"),
+        time=times_column((seconds * 1e6).round().astype(np.int64)),
+        valid_until=times_column(((seconds + valid) * 1e6).round().astype(np.int64)),
     )
     return Series(rows, dropped, finest, anchor)
 

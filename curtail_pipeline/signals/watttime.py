@@ -36,7 +36,7 @@ LONGEST_RANGE = timedelta(days=30)
 LONGEST_FORECAST_RANGE = timedelta(days=1)
 """Of one `forecast/historical` request."""
 RENEW_AFTER = timedelta(minutes=25)
-"""Age at which a token is replaced: long enough before its end that a request with it still arrives in time."""
+"""Age at which a token, which lives for 30 minutes, is replaced: early enough that a request with it still arrives."""
 REQUESTS_PER_S = 10
 """3,000 in any five minutes are allowed."""
 
