@@ -23,7 +23,15 @@ DEFAULT_STATUS = (
 )
 
 
-@dg.sensor(jobs=[local_training, federated_rounds], minimum_interval_seconds=1, default_status=DEFAULT_STATUS)
+@dg.sensor(
+    jobs=[local_training, federated_rounds],
+    minimum_interval_seconds=1,
+    description=(
+        "Compares the membership that windows ask for with the segment that runs, and requests the next one: "
+        "local_training for one site, federated_rounds for more. No site curtailed is a pause."
+    ),
+    default_status=DEFAULT_STATUS,
+)
 def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Compares the membership that windows ask for with the segment that runs, and starts the next one.
 

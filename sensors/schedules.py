@@ -12,7 +12,12 @@ LOOKBACK_DAYS = 3
 """Days before yesterday that are ingested again: grid operators revise values for some days."""
 
 
-@dg.schedule(job=daily_pipeline, cron_schedule="30 0 * * *", execution_timezone="UTC")
+@dg.schedule(
+    description="Half an hour after midnight UTC: yesterday, and the days before it for late revisions.",
+    job=daily_pipeline,
+    cron_schedule="30 0 * * *",
+    execution_timezone="UTC",
+)
 def daily_pipeline_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
     """Half an hour after midnight UTC: yesterday, and the days before it for late revisions."""
     now = context.scheduled_execution_time
@@ -24,7 +29,12 @@ def daily_pipeline_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.Ru
     return [dg.RunRequest(run_key=f"{day}@{now:%Y-%m-%d}", partition_key=day) for day in days]
 
 
-@dg.schedule(job=intraday_pipeline, cron_schedule="*/5 * * * *", execution_timezone="UTC")
+@dg.schedule(
+    description="Every five minutes: today so far.",
+    job=intraday_pipeline,
+    cron_schedule="*/5 * * * *",
+    execution_timezone="UTC",
+)
 def intraday_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Every five minutes: today so far."""
     day = context.scheduled_execution_time.date().isoformat()
