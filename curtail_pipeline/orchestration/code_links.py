@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.definitions.cacheable_assets import CacheableAssetsDefinition
 
 from curtail_pipeline.errors import SettingsError
 
@@ -14,10 +15,11 @@ REPOSITORY_ENV = "CURTAIL_REPOSITORY"
 ANCHOR = Path(__file__)
 ANCHOR_PATH = "curtail_pipeline/orchestration/code_links.py"
 
-Linked = Sequence[dg.AssetsDefinition | dg.SourceAsset | dg.AssetSpec]
+Assets = Sequence[dg.AssetsDefinition | dg.SourceAsset | CacheableAssetsDefinition | dg.AssetSpec]
+"""What Dagster loads from modules."""
 
 
-def with_code_links(assets: Sequence[dg.AssetsDefinition]) -> Linked:
+def with_code_links(assets: Assets) -> Assets:
     """The assets with links to their lines in the repository, or to the files of this machine without one.
 
     Raises:
@@ -28,7 +30,7 @@ def with_code_links(assets: Sequence[dg.AssetsDefinition]) -> Linked:
         # Preview and beta in Dagster 1.13; the links are an addition that nothing depends on.
         warnings.simplefilter("ignore", dg.BetaWarning)
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        linked: Linked = dg.with_source_code_references(assets)
+        linked = dg.with_source_code_references(assets)
         if not repository:
             return linked
         url, _, branch = repository.partition("@")
