@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.cacheable_assets import CacheableAssetsDefinition
+from dagster._core.definitions.assets.definition.cacheable_assets_definition import CacheableAssetsDefinition
 
 from curtail_pipeline.errors import SettingsError
 
