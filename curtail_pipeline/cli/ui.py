@@ -73,7 +73,7 @@ class Services:
 
     def run(self) -> str:
         """Start the daemon, and with it sensors and schedules; the address of the UI once it answers."""
-        self._start("daemon", ["curtail_pipeline.cli.daemon", "run", "-w", str(self._workspace)])
+        self._start("daemon", ["curtail_pipeline.orchestration.daemon", "run", "-w", str(self._workspace)])
         self._await("webserver", self.host, self.port)
         return f"http://{'localhost' if self.host in ('127.0.0.1', '0.0.0.0') else self.host}:{self.port}"
 
