@@ -19,6 +19,7 @@ import psutil
 
 from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.flower.processes import die_with_parent, free_port, tail
+from curtail_pipeline.orchestration.watchdog import watching
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 from curtail_pipeline.storage.clock import ReplayClock
 
@@ -62,6 +63,10 @@ class Services:
         self._workspace.write_text(WORKSPACE.format(port=self._code_port))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
+    @property
+    def address(self) -> str:
+        return f"http://{'localhost' if self.host in ('127.0.0.1', '0.0.0.0') else self.host}:{self.port}"
+
     def prepare(self) -> None:
         """Start what needs no federation: the code server and, once it answers, the webserver."""
         module = ["-m", "curtail_pipeline.definitions", "--location-name", "curtail_pipeline"]
@@ -75,7 +80,7 @@ class Services:
         """Start the daemon, and with it sensors and schedules; the address of the UI once it answers."""
         self._start("daemon", ["curtail_pipeline.orchestration.daemon", "run", "-w", str(self._workspace)])
         self._await("webserver", self.host, self.port)
-        return f"http://{'localhost' if self.host in ('127.0.0.1', '0.0.0.0') else self.host}:{self.port}"
+        return self.address
 
     def wait(self) -> None:
         """Until one of them ends by itself.
@@ -146,20 +151,22 @@ class Services:
 def services(project: Project, host: str, port: int, sensors: bool) -> Iterator[Services]:
     """The processes of the UI, stopped when the block ends.
 
-    A replayed clock goes on from the last checkpoint: time in which nobody watched is not skipped.
+    A replayed clock goes on from the last checkpoint: time in which nobody watched is not skipped. On an empty home it
+    starts when the home is prepared.
 
     Raises:
         UiError: the port is taken.
     """
     if _answers(host, port):
         raise UiError(f"port {port} of {host} is taken by another program; stop it, or give another port with --port")
-    if project.span is not None:
+    if project.span is not None and project.checkpoints.last() is not None:
         begin = max(project.parent.end, project.start)
         clock = ReplayClock(project.store, begin, project.experiment.replay.speed)
         clock.anchor(begin, project.experiment.replay.speed)
     found = Services(project, host, port, sensors)
     try:
-        yield found
+        with watching(project.home.dagster, os.getpid(), found.address):
+            yield found
     finally:
         with _deaf():
             found.stop()

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from curtail_pipeline.settings.trace_settings import UNITS
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.stages.derive_windows import DerivedDay
 from curtail_pipeline.stages.ingest import IngestedDay
+from curtail_pipeline.stages.ingest_days import Attempt, Ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE
 from curtail_pipeline.storage.manifest import Manifest
@@ -32,9 +33,8 @@ from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
     from curtail_pipeline.stages.account import RunSummary
-    from curtail_pipeline.stages.replay import Replayed
+    from curtail_pipeline.stages.replay_check import Replayed
     from curtail_pipeline.training.heldout_loss import Evaluation
 
 Facts = dict[str, dg.MetadataValue | str | int | float | bool]
@@ -116,18 +116,38 @@ def check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
     )
 
 
-def report_check(instance: dg.DagsterInstance, outcome: CheckOutcome, partition: str) -> None:
-    """Record a check's outcome from outside an asset step."""
-    instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey("carbon_traces"),
-            check_name=outcome.name,
-            passed=outcome.passed,
-            severity=SEVERITY[outcome.blocking],
-            description=outcome.description,
-            metadata={**outcome.metadata, "partition": partition},
-        )
+def check_event(outcome: CheckOutcome, partition: str) -> dg.AssetCheckEvaluation:
+    """A check of one region's day, for a run that refreshes many of them."""
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey("carbon_traces"),
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=SEVERITY[outcome.blocking],
+        description=outcome.description,
+        metadata=outcome.metadata,
+        blocking=outcome.blocking,
+        partition=partition,
     )
+
+
+def trace_events(ingested: Ingested, project: Project) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """The trace, if it was stored, and then its checks: they count for the materialisation before them."""
+    found = ingested.found
+    if found is None:
+        return
+    day = found.day.isoformat()
+    key = dg.MultiPartitionKey({"day": day, "region": found.region})
+    if ingested.stored:
+        yield dg.AssetMaterialization(
+            "carbon_traces",
+            partition=key,
+            metadata={
+                **trace_metadata(found),
+                **table_facts(project, trace_key(day, found.region), found.table),
+            },
+        )
+    for outcome in found.checks:
+        yield check_event(outcome, key)
 
 
 def trace_metadata(found: IngestedDay) -> Facts:
@@ -159,28 +179,36 @@ def _means(table: pl.DataFrame) -> Facts:
     }
 
 
-def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization:
-    day = found.day.isoformat()
-    key = dg.MultiPartitionKey({"day": day, "region": found.region})
-    return dg.AssetMaterialization(
-        "carbon_traces",
-        partition=key,
-        metadata={**trace_metadata(found), **table_facts(project, trace_key(day, found.region), found.table)},
-    )
+def ingestion_metadata(attempts: Sequence[Attempt]) -> Facts:
+    """Which regions of a day were stored, and why others were not."""
+    failed = [attempt for attempt in attempts if attempt.reason is not None]
+    rows = [{"region": each.region, "stored": each.reason is None, "reason": each.reason or ""} for each in attempts]
+    return {
+        "stored": len(attempts) - len(failed),
+        "failed": len(failed),
+        "regions": table(pl.DataFrame(rows, schema={"region": pl.String, "stored": pl.Boolean, "reason": pl.String})),
+    }
 
 
 def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
     """Hours per site, the windows, what changed and, if wanted, a plot of signal and windows (about 0.5 s of CPU)."""
     start = midnight(derived.day)
     end = start + timedelta(days=1)
-    hours = day_summary(derived.table, derived.sites, start, end)
+    hours = day_summary(derived.table, derived.sites, start, end).with_columns(
+        fails_closed=pl.col("region").replace_strict(derived.missing, default="", return_dtype=pl.String)
+    )
     metadata: Facts = {
         "curtailed (site-hours)": significant(float(hours["hours"].sum())),
         "hours by site": table(hours),
         "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
         "later days": "have to be derived again" if derived.state_changed else "stay as they are",
     }
-    if plot:
+    if derived.hole:
+        metadata["hole"] = (
+            f"{derived.hole} days before this one have no windows: derived from the state of "
+            f"{derived.derivation.after}, and again as soon as they have"
+        )
+    if plot and not derived.traces.is_empty():
         from curtail_pipeline.emissions.charts import to_png
 
         chart = plot_windows(derived.traces, derived.table, start=start, end=end)
@@ -190,16 +218,10 @@ def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
     return metadata
 
 
-def windows_event(derived: DerivedDay, project: Project, plot: bool = True) -> dg.AssetMaterialization:
-    day = derived.day.isoformat()
-    return dg.AssetMaterialization(
-        "curtailment_windows",
-        partition=day,
-        metadata={
-            **window_metadata(derived, plot),
-            **table_facts(project, windows_key(day), derived.table),
-        },
-    )
+def windows_facts(derived: DerivedDay, project: Project, plot: bool = True) -> Facts:
+    """All that the UI shows of a day's windows."""
+    key = windows_key(derived.day.isoformat())
+    return {**window_metadata(derived, plot), **table_facts(project, key, derived.table)}
 
 
 # Text
@@ -313,9 +335,12 @@ def replay_metadata(project: Project, replayed: "Replayed") -> Facts:
     """What the committed checkpoint is, and whether repeating it gave the same weights."""
     return {
         **checkpoint_metadata(project, replayed.manifest),
-        "replayed": True,
+        "on_demand": "replay",
         "identical": replayed.identical,
+        "committed_sha256": replayed.committed_sha256,
         "replayed_sha256": replayed.replayed_sha256,
+        "replayed_steps": replayed.steps,
+        "seconds": round(replayed.seconds, 3),
         "started_fresh": ", ".join(replayed.fresh_states) or "no site",
     }
 
@@ -338,11 +363,7 @@ def report_metadata(report: "RunSummary", project: Project) -> Facts:
     }
 
 
-def comparison_metadata(policies: pl.DataFrame, plot: "Chart") -> Facts:
-    """The policies' table and their plot of kg against hours."""
-    from curtail_pipeline.emissions.charts import to_png
-
-    return {
-        "policies": table(policies),
-        "kgCO2 against hours": image(to_png(plot, scale=0.8), "kgCO2 against hours, by policy"),
-    }
+def comparison_metadata(policies: pl.DataFrame, plot: bytes | None) -> Facts:
+    """The policies' table and their plot (PNG) of kg against hours."""
+    drawn = {} if plot is None else {"kgCO2 against hours": image(plot, "kgCO2 against hours, by policy")}
+    return {"policies": table(policies), **drawn}
