@@ -3,7 +3,7 @@
 import dagster as dg
 
 from curtail_pipeline.corpus.shard_set import build_heldout, build_site_shards, build_tokenizer
-from curtail_pipeline.orchestration.metadata import log_slices, shards_metadata
+from curtail_pipeline.orchestration.metadata import log_slices, shards_metadata, tokenizer_metadata
 from curtail_pipeline.orchestration.partitions import EXPERIMENT, SITES
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.stages.deal import ensure_dealt, shares_gap, shares_need_traces
@@ -14,7 +14,7 @@ from curtail_pipeline.stages.project import Project
 def tokenizer(pipeline: PipelineResource) -> dg.MaterializeResult:
     """Byte-level BPE over a bounded deterministic sample of the corpus, loadable with `AutoTokenizer`."""
     project = pipeline.project()
-    return dg.MaterializeResult(metadata=build_tokenizer(project.experiment.corpus, project.store).model_dump())
+    return dg.MaterializeResult(metadata=tokenizer_metadata(build_tokenizer(project.experiment.corpus, project.store)))
 
 
 DEALT_BY: list[dg.AssetsDefinition | dg.AssetDep] = (

@@ -6,9 +6,10 @@ import dagster as dg
 import polars as pl
 
 from curtail_pipeline.orchestration.io import KEY_METADATA
-from curtail_pipeline.orchestration.metadata import ledger_metadata, report_metadata
+from curtail_pipeline.orchestration.metadata import checkpoint_observation, ledger_metadata, report_metadata
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
+from curtail_pipeline.orchestration.story import plain_failure
 
 
 @dg.asset(
@@ -23,8 +24,13 @@ from curtail_pipeline.orchestration.resources import PipelineResource
 def emissions_ledger(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.Output[pl.DataFrame]:
     """kWh and gCO2 per site and power state: power intervals times the step-held trace, never interpolated."""
     from curtail_pipeline.stages.account import checkpoint_ledger
+    from curtail_pipeline.stages.evaluate import stored_loss
 
-    table = checkpoint_ledger(pipeline.project(), context.partition_key)
+    project, key = pipeline.project(), context.partition_key
+    with plain_failure(context.log, f"the accounts of {key}"):
+        table = checkpoint_ledger(project, key)
+        if stored_loss(project, key) is not None:
+            context.log_event(checkpoint_observation(project, key))
     return dg.Output(table, metadata=ledger_metadata(table))
 
 
@@ -47,7 +53,8 @@ def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResour
     from curtail_pipeline.stages.account import stored_ledgers, write_report
 
     project = pipeline.project()
-    if stored_ledgers(project) is None:
-        context.log.warning("no segment has been accounted yet: there is nothing to report, and no report was written")
-        return
-    yield dg.MaterializeResult(metadata=report_metadata(write_report(project)))
+    with plain_failure(context.log, "the report"):
+        if stored_ledgers(project) is None:
+            context.log.warning("no segment has been accounted yet: there is nothing to report, and none was written")
+            return
+        yield dg.MaterializeResult(metadata=report_metadata(write_report(project), project))

@@ -5,16 +5,18 @@ from collections.abc import Iterator
 import dagster as dg
 
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.orchestration.metadata import log_progress
+from curtail_pipeline.orchestration.metadata import checkpoint_observation, evaluation_metadata
 from curtail_pipeline.orchestration.on_demand import Mode, OnDemand, answer, committed, mark_segment, skip
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.orchestration.runs import SEGMENT_ASSET
+from curtail_pipeline.orchestration.story import Story, plain_failure
 from curtail_pipeline.stages.check_tokens import DESCRIPTION, TOKEN_LEDGER
 from curtail_pipeline.stages.replay_check import DESCRIPTION as REPLAY_DESCRIPTION
 from curtail_pipeline.stages.replay_check import REPLAY_IDENTICAL
 from curtail_pipeline.stages.run_events import Progress
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.tables import ledger_key
 
 ABOUT = """\
 The model after one segment: a Hugging Face folder with the outer optimiser's state and a manifest.
@@ -59,24 +61,27 @@ def aggregated_checkpoint(
     from curtail_pipeline.stages.train import NoRound, read_request, train_segment
 
     project, key = pipeline.project(), context.partition_key
-    observe = log_progress(context.log, progress)
-    if key == FIRST_KEY:
-        made = ensure_initialised(project)
-        if config.mode is Mode.replay:
-            yield committed(project, made)
+    observe = Story(context.log, progress)
+    with plain_failure(context.log, key):
+        if key == FIRST_KEY:
+            made = ensure_initialised(project)
+            if config.mode is Mode.replay:
+                yield committed(project, made)
+                return
+        if project.checkpoints.exists(key):
+            yield answer(project, key, config, observe)
             return
-    if project.checkpoints.exists(key):
-        yield answer(project, key, config, observe)
-        return
-    if config.mode is not Mode.replay:
-        raise SettingsError(f"{key} is not committed, so there is nothing to {config.mode.value}; let it be trained")
-    request = read_request(project, key)
-    mark_segment(context, request)
-    trained = train_segment(project, request, observe)
-    if isinstance(trained, NoRound):
-        skip(context, key, trained.reason)
-    else:
-        yield committed(project, trained)
+        if config.mode is not Mode.replay:
+            raise SettingsError(
+                f"{key} is not committed, so there is nothing to {config.mode.value}; let it be trained"
+            )
+        request = read_request(project, key)
+        mark_segment(context, request)
+        trained = train_segment(project, request, observe)
+        if isinstance(trained, NoRound):
+            skip(context, key, trained.reason)
+        else:
+            yield committed(project, trained)
 
 
 @dg.asset(
@@ -90,5 +95,9 @@ def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineR
     """Held-out loss (nats per token), perplexity and bits per byte."""
     from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 
-    found = evaluate_checkpoint(pipeline.project(), context.partition_key)
-    return dg.MaterializeResult(metadata=found.model_dump(exclude={"schema_"}))
+    project, key = pipeline.project(), context.partition_key
+    with plain_failure(context.log, f"the evaluation of {key}"):
+        found = evaluate_checkpoint(project, key)
+    if project.store.exists(ledger_key(key)):
+        context.log_event(checkpoint_observation(project, key))
+    return dg.MaterializeResult(metadata=evaluation_metadata(found))

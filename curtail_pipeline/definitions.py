@@ -10,6 +10,7 @@ import warnings
 import dagster as dg
 
 from assets import corpus, emissions, policies_compared, segments, traces
+from curtail_pipeline.orchestration.code_links import with_code_links
 from curtail_pipeline.orchestration.io import TableIOManager
 from curtail_pipeline.orchestration.jobs import (
     corpus_preparation,
@@ -38,7 +39,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
     found = dg.Definitions(
-        assets=dg.load_assets_from_modules(ASSETS),
+        assets=with_code_links(dg.load_assets_from_modules(ASSETS)),
         asset_checks=dg.load_asset_checks_from_modules(ASSETS),
         jobs=[
             prepare,

@@ -1,6 +1,7 @@
 """Starts local training or federated rounds when curtailment windows say which sites should train."""
 
 import os
+import textwrap
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -25,11 +26,22 @@ from curtail_pipeline.times import iso
 SENSORS_ENV = "CURTAIL_SENSORS"
 """`on` switches sensors and schedules on by default (as `curtail ui` does); they are off otherwise."""
 
+TAG_CHARS = 60
+"""Of a reason in the list of runs; the run's log has all of it."""
+
 SWITCHED_ON = os.environ.get(SENSORS_ENV) == "on"
 DEFAULT_STATUS = dg.DefaultSensorStatus.RUNNING if SWITCHED_ON else dg.DefaultSensorStatus.STOPPED
 
 
-@dg.sensor(jobs=[local_training, federated_rounds, prepare], minimum_interval_seconds=5, default_status=DEFAULT_STATUS)
+@dg.sensor(
+    jobs=[local_training, federated_rounds, prepare],
+    minimum_interval_seconds=1,
+    description=(
+        "Compares the membership that windows ask for with the segment that runs, and requests the next one: "
+        "local_training for one site, federated_rounds for more. No site curtailed is a pause."
+    ),
+    default_status=DEFAULT_STATUS,
+)
 def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Compares the membership that windows ask for with the segment that runs, and starts the next one.
 
@@ -60,7 +72,7 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
                 tags={
                     CHECKPOINT_TAG: request.key,
                     MEMBERS_TAG: ",".join(request.members),
-                    "curtail/reason": request.reason[:250],
+                    "curtail/reason": textwrap.shorten(request.reason, TAG_CHARS, placeholder="…"),
                     "dagster/priority": "10",  # before whatever was asked for on demand
                 },
             )

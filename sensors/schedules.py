@@ -14,7 +14,13 @@ LOOKBACK_DAYS = 3
 DEFAULT_STATUS = dg.DefaultScheduleStatus.RUNNING if SWITCHED_ON else dg.DefaultScheduleStatus.STOPPED
 
 
-@dg.schedule(job=daily_pipeline, cron_schedule="30 0 * * *", execution_timezone="UTC", default_status=DEFAULT_STATUS)
+@dg.schedule(
+    description="Half an hour after midnight UTC, one run: yesterday, and the days before it for late revisions.",
+    job=daily_pipeline,
+    cron_schedule="30 0 * * *",
+    execution_timezone="UTC",
+    default_status=DEFAULT_STATUS,
+)
 def daily_pipeline_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Half an hour after midnight UTC, one run: yesterday, and the days before it for late revisions."""
     now = context.scheduled_execution_time
@@ -27,7 +33,11 @@ def daily_pipeline_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequ
 
 
 @dg.schedule(
-    job=intraday_pipeline, cron_schedule="*/5 * * * *", execution_timezone="UTC", default_status=DEFAULT_STATUS
+    description="Every five minutes: today so far.",
+    job=intraday_pipeline,
+    cron_schedule="*/5 * * * *",
+    execution_timezone="UTC",
+    default_status=DEFAULT_STATUS,
 )
 def intraday_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Every five minutes: today so far."""

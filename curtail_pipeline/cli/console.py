@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import polars as pl
 from rich.console import Console, Group
@@ -14,11 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from curtail_pipeline.cli.windows_of_file import FileWindows
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
-from curtail_pipeline.simulation.compare import Summary
-from curtail_pipeline.stages.account import CheckpointRow, RunSummary
-from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.run_events import (
     AttemptFailed,
     Committed,
@@ -30,6 +26,13 @@ from curtail_pipeline.stages.run_events import (
 )
 from curtail_pipeline.times import parse_utc
 
+if TYPE_CHECKING:
+    from curtail_pipeline.cli.windows_of_file import FileWindows
+    from curtail_pipeline.simulation.compare import Summary
+    from curtail_pipeline.stages.account import RunSummary
+    from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
+    from curtail_pipeline.stages.project import Project
+
 ERR = Console(stderr=True)
 OUT = Console(width=None if sys.stdout.isatty() else 150)
 """Tables in a file or a pipe are wide; on a terminal they take its width."""
@@ -38,7 +41,7 @@ OUT = Console(width=None if sys.stdout.isatty() else 150)
 class RunConsole:
     """Takes the events of a headless run; a live panel on a terminal, a line per event elsewhere."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: "Project") -> None:
         self.project = project
         self._head = ""
         self._sites: dict[str, StepDone] = {}
@@ -111,40 +114,63 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def checkpoints_table(rows: Sequence[CheckpointRow]) -> Table:
+COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
+    ("key", "left"),
+    ("mode", "left"),
+    ("members", "left"),
+    ("rounds", "right"),
+    ("tokens", "right"),
+    ("held-out loss", "right"),
+    ("kWh", "right"),
+    ("gCO2", "right"),
+    ("stop reason", "left"),
+)
+"""Of the list of checkpoints, each with the side its values are aligned to."""
+LONG = 500
+"""Rows from which a list is plain aligned lines: drawing a box around ten thousand takes seconds."""
+
+
+def _cells(row: "CheckpointRow") -> tuple[str, ...]:
+    return (
+        row.key,
+        row.mode,
+        ", ".join(row.members),
+        str(row.rounds),
+        f"{row.tokens:,}",
+        _number(row.heldout_loss, 3),
+        _number(row.kwh, 2),
+        _number(row.co2_g, 0),
+        row.stop_reason,
+    )
+
+
+def checkpoints_table(rows: "Sequence[CheckpointRow]") -> Table:
     table = Table(title="Checkpoints", title_justify="left")
-    for name, justify in (
-        ("key", "left"),
-        ("mode", "left"),
-        ("members", "left"),
-        ("rounds", "right"),
-        ("tokens", "right"),
-        ("held-out loss", "right"),
-        ("kWh", "right"),
-        ("gCO2", "right"),
-        ("stop reason", "left"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "stop reason")  # type: ignore[arg-type]
+    for name, side in COLUMNS:
+        table.add_column(name, justify=side, overflow="fold", no_wrap=name != "stop reason")
     for row in rows:
-        table.add_row(
-            row.key,
-            row.mode,
-            ", ".join(row.members),
-            str(row.rounds),
-            f"{row.tokens:,}",
-            _number(row.heldout_loss, 3),
-            _number(row.kwh, 2),
-            _number(row.co2_g, 0),
-            row.stop_reason,
-        )
+        table.add_row(*map(escape, _cells(row)))
     return table
 
 
-def print_checkpoints(rows: Sequence[CheckpointRow]) -> None:
-    OUT.print(checkpoints_table(rows))
+def aligned_lines(rows: "Sequence[CheckpointRow]") -> list[str]:
+    """A line per checkpoint below one of names."""
+    lines = [tuple(name for name, _ in COLUMNS), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if side == "left" else ">" for _, side in COLUMNS]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return [form.format(*cells).rstrip() for cells in lines]
 
 
-def print_summary(summary: RunSummary, reason: str) -> None:
+def print_checkpoints(rows: "Sequence[CheckpointRow]") -> None:
+    """The list, newest last."""
+    if len(rows) < LONG:
+        OUT.print(checkpoints_table(rows))
+    else:
+        print("\n".join(aligned_lines(rows)))
+
+
+def print_summary(summary: "RunSummary", reason: str) -> None:
     """The closing table, totals against each always-on baseline, and where the results are."""
     OUT.print(checkpoints_table(summary.checkpoints))
     if summary.baselines:
@@ -175,7 +201,7 @@ def print_summary(summary: RunSummary, reason: str) -> None:
     OUT.print(f"checkpoint: {summary.checkpoint}")
 
 
-def print_windows(found: FileWindows) -> None:
+def print_windows(found: "FileWindows") -> None:
     table = Table(title=f"Windows, policy {found.policy}", title_justify="left")
     for name in ("site", "region", "start", "end", "hours", "opened by", "closed by"):
         table.add_column(name)
@@ -195,7 +221,7 @@ def print_windows(found: FileWindows) -> None:
     OUT.print(f"{found.nulls} missing values, {found.duplicates} duplicates")
 
 
-def print_simulation(result: Summary) -> None:
+def print_simulation(result: "Summary") -> None:
     table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
     for key, value in result.items():
         if isinstance(value, Mapping):

@@ -56,13 +56,11 @@ def _opened(
     from curtail_pipeline.settings.experiment import load_experiment, with_traces
     from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 
-    loaded = load_experiment(experiment)
-    if traces is not None:
-        loaded = with_traces(loaded, traces, file)
-    elif file:
+    if traces is None and file:
         option = next(iter(file)).removesuffix("_s").replace("_", "-")
         raise typer.BadParameter(f"--{option} says how the file of --traces is read; give --traces as well")
-    project = Project.open(loaded, clock, out)
+    chosen = experiment if traces is None else with_traces(load_experiment(experiment), traces, file)
+    project = Project.open(chosen, clock, out)
     os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
     os.environ[CLOCK_ENV] = clock
     yield project
@@ -121,13 +119,15 @@ def ui(
 
     With a local federation, or on the SuperLink that CURTAIL_SUPERLINK names.
     """
-    from curtail_pipeline.cli.ui import serve
+    from curtail_pipeline.cli.ui import services
     from curtail_pipeline.flower.standing import connect
     from curtail_pipeline.stages.run_events import Event, Preparing
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores SIGINT
     with _opened(experiment, out) as project:
         from curtail_pipeline.definitions import build
-        from curtail_pipeline.orchestration.headless import Headless, open_instance
+        from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
         from curtail_pipeline.orchestration.runs import end_abandoned
         from sensors.membership import membership_sensor
 
@@ -135,12 +135,19 @@ def ui(
             if isinstance(event, Preparing):
                 typer.echo(f"preparing {event.what}", err=True)
 
-        with project.home.lock(), open_instance(project) as instance:
-            end_abandoned(instance)
-            if not sensors or project.checkpoints.last() is not None:  # the sensor prepares an empty home
-                Headless(project, instance, build(say), membership_sensor, say).prepare()
-            with connect(project.home.root, project.experiment):
-                raise typer.Exit(serve(project, host, port, sensors))
+        try:
+            with project.home.lock(), open_instance(project) as instance:
+                end_abandoned(instance)
+                if not sensors or project.checkpoints.last() is not None:  # the sensor prepares an empty home
+                    Headless(project, instance, build(say), membership_sensor, say).prepare()
+                with services(project, host, port, sensors) as found:
+                    typer.echo("starting the web UI and the federation", err=True)
+                    found.prepare()
+                    with connect(project.home.root, project.experiment):
+                        typer.echo(f"the UI is at {found.run()} (Ctrl-C ends it)", err=True)
+                        found.wait()
+        except INTERRUPTS:
+            typer.echo("stopped; what is committed stays", err=True)
 
 
 @app.command()
@@ -236,7 +243,7 @@ def checkpoints_list(experiment: ExperimentOption = "laptop", out: OutOption = N
     from curtail_pipeline.cli.console import print_checkpoints
 
     with _opened(experiment, out) as project:
-        from curtail_pipeline.stages.account import checkpoint_rows
+        from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 
         rows = checkpoint_rows(project)
         if json_:

@@ -240,6 +240,8 @@ class JournalLine(Message):
     orders: dict[str, Order]
     results: dict[str, Result]
     merge: MergeReport
+    wall_s: float | None = None
+    """Of the whole round, whatever its own times say; None in what an earlier version wrote."""
 
 
 class OuterState(Record):

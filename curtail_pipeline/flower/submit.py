@@ -8,13 +8,13 @@ from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.federation.orders import JournalLine, Plan, Segment
 from curtail_pipeline.federation.plan import folder_of, journal_key, read_journal, segment_key
 from curtail_pipeline.federation.progress import (
-    RoundMerged,
     SegmentEvent,
     SegmentProgress,
     SiteLost,
     SiteRefused,
     StepDone,
     Submitted,
+    merged_round,
 )
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.flower.control_api import Control, RunStatus
@@ -174,10 +174,7 @@ class _Follower:
 def events_of(line: JournalLine) -> Iterator[SegmentEvent]:
     """What a merged round tells."""
     done = line.done
-    tokens = sum(done.tokens.values())
-    losses = [(done.tokens[site], last) for site, (_, last) in done.loss.items() if last is not None]
-    loss = sum(count * last for count, last in losses) / tokens if losses and tokens else None
-    yield RoundMerged(done.index, done.steps, tokens, loss)
+    yield merged_round(line)
     yield from (SiteRefused(site, done.index, reason) for site, reason in done.refused.items())
     yield from (SiteLost(site, done.index, reason) for site, reason in done.lost.items())
 

@@ -31,6 +31,8 @@ INSTANCE_YAML = """\
 run_coordinator:
   module: curtail_pipeline.orchestration.run_queue
   class: SiteQueue
+  config:
+    dequeue_interval_seconds: 1
 telemetry:
   enabled: false
 nux:

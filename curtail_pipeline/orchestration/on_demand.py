@@ -8,7 +8,13 @@ from pydantic import Field
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.progress import SegmentProgress
-from curtail_pipeline.orchestration.metadata import Facts, check_result, checkpoint_metadata, replay_metadata
+from curtail_pipeline.orchestration.metadata import (
+    Facts,
+    check_result,
+    checkpoint_metadata,
+    evaluation_metadata,
+    replay_metadata,
+)
 from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, MEMBERS_TAG, SEGMENT_ASSET, SKIPPED_TAG
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.stages.check_tokens import check_tokens
@@ -61,7 +67,7 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
     if wanted.mode is Mode.evaluate:
         from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 
-        found = evaluate_checkpoint(project, key).model_dump(exclude={"schema_"})
+        found = evaluation_metadata(evaluate_checkpoint(project, key))
     elif wanted.mode is Mode.export:
         from curtail_pipeline.stages.export import export_checkpoint
 

@@ -121,9 +121,10 @@ def prepare_corpus(
 def prepare_model(
     context: dg.OpExecutionContext, pipeline: PipelineResource, progress: dg.ResourceParam[Progress]
 ) -> None:
-    from curtail_pipeline.stages.account import checkpoint_ledger, ledger_key
+    from curtail_pipeline.stages.account import checkpoint_ledger
     from curtail_pipeline.stages.evaluate import evaluate_checkpoint
     from curtail_pipeline.stages.initialise import ensure_initialised
+    from curtail_pipeline.storage.tables import ledger_key
 
     project = pipeline.project()
     with _alone(project):

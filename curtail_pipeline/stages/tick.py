@@ -16,6 +16,7 @@ from curtail_pipeline.scheduling.reconcile import (
 )
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.checkpoints import following
 
 IN_FORCE_KEY = "decision.json"
 
@@ -88,7 +89,7 @@ def tick(
     previous = remembered(project)
     decision = decide(project.view(now), now, project.job(parent, previous))
     desired = store.read_record(MEMBERSHIP_KEY, Desired) if store.exists(MEMBERSHIP_KEY) else None
-    key = project.checkpoints.next_key()
+    key = following(parent.key)
     earlier = store.read_record(request_key(key), SegmentRequest).attempt if store.exists(request_key(key)) else 0
     action = reconcile(
         decision,

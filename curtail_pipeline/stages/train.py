@@ -21,11 +21,11 @@ from curtail_pipeline.federation.orders import (
     Segment,
 )
 from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, scratch_of, segment_key
-from curtail_pipeline.federation.progress import SegmentProgress
+from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import submit_and_follow
 from curtail_pipeline.scheduling.decide import decide
-from curtail_pipeline.scheduling.reconcile import SegmentRequest, request_key
+from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
@@ -91,6 +91,7 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         return checkpoints.manifest(request.key)
     checkpoints.claim(request.key, request.generation, request.attempt)
     prospect = _prospect(project, request)
+    on_progress(_planned(project, prospect))
     scratch = scratch_of(request.key, request.attempt)
     if not store.exists(plan_key(scratch)):
         store.write_record(plan_key(scratch), _plan(project, prospect))
@@ -101,9 +102,27 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         store.delete(f"scratch/{request.key}")
         return NoRound(request.key, segment.stop_reason)
     manifest = _commit(project, prospect, segment, scratch, began)
+    steps = manifest.steps.end - manifest.steps.begin
+    on_progress(SegmentEnded(manifest.key, manifest.stop_reason, manifest.rounds, steps, manifest.tokens.segment))
     store.delete(f"scratch/{request.key}")
     _prune_inner_states(project)
     return manifest
+
+
+def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
+    request, store, why = prospect.request, project.store, dict[str, str]()
+    if store.exists(MEMBERSHIP_KEY):
+        desired = store.read_record(MEMBERSHIP_KEY, Desired)
+        why = desired.reasons if desired.generation == request.generation else {}
+    return SegmentPlanned(
+        key=request.key,
+        attempt=request.attempt,
+        mode=request.mode,
+        parent=request.parent,
+        members={site: why.get(site, "") for site in request.members},
+        reason=request.reason,
+        rounds=len(prospect.scheduled.rounds) if prospect.scheduled else None,
+    )
 
 
 def _prospect(project: Project, request: SegmentRequest) -> Prospect:

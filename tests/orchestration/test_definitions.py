@@ -99,6 +99,9 @@ def test_everything_explains_itself(repository: dg.RepositoryDefinition) -> None
         assert node.description, key
         assert node.group_name != "default", key
         assert node.owners, key
+    named = [*repository.sensor_defs, *repository.schedule_defs]
+    named += [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    assert [found.name for found in named if not found.description] == []
 
 
 def test_the_definitions_load_and_bind() -> None:
