@@ -17,6 +17,8 @@ TOP_PRICE = 4.0
 """At this multiple of the dearest slot's cost every plan trains wherever starting leaves any time for it."""
 _GRID = np.linspace(0.0, 1.0, _PRICES)
 _CHEAP, _BETWEEN, _DEAR = 0, 1, 2
+OFF, HELD, TRAINS = 0, 1, 2
+"""States of a site in a plan."""
 
 
 @dataclass(frozen=True)
@@ -230,3 +232,36 @@ def _worth(chains: list[_Chain], prices: Floats, up: list[bool]) -> Floats:
     for chain, is_up in zip(chains, up, strict=True):
         total = total + _values(chain, prices)[2 if is_up else 0]
     return total
+
+
+def best_actions(slots: Slots, prices: Floats, state: int) -> npt.NDArray[np.int8]:
+    """Per price and slot what the best plan does (`OFF`, `HELD` or `TRAINS`), from the state before the first slot."""
+    count = len(slots.steps)
+    train_from = np.empty((3, count, len(prices)), dtype=bool)
+    stays_up = np.empty((count, len(prices)), dtype=bool)
+    start_steps, resume_steps = np.minimum(slots.start_steps, slots.steps), np.minimum(slots.resume_steps, slots.steps)
+    off, held, training = np.zeros(len(prices)), np.zeros(len(prices)), np.zeros(len(prices))
+    for t in range(count - 1, -1, -1):
+        margin = prices - slots.cost[t]
+        gain = np.maximum(margin, 0.0)
+        stay = held - slots.hold[t]
+        begin = start = resume = np.full(len(prices), -np.inf)
+        if slots.steps[t] > 0:
+            begin = slots.steps[t] * margin + training
+            start = begin - start_steps[t] * gain - slots.start_cost[t]
+            resume = begin - resume_steps[t] * gain
+        train_from[OFF, t] = start > off
+        off = np.maximum(off, start)
+        stays_up[t] = stay > off
+        down = np.maximum(stay, off)
+        train_from[HELD, t], train_from[TRAINS, t] = resume >= down, begin >= down
+        held, training = np.maximum(down, resume), np.maximum(down, begin)
+    actions = np.empty((len(prices), count), dtype=np.int8)
+    now, at = np.full(len(prices), state, dtype=np.int8), np.arange(len(prices))
+    for t in range(count):
+        trains = train_from[now, t, at]
+        # A stop and a start in one slot are a start.
+        restarts = (now != OFF) & ~trains & ~stays_up[t] & train_from[OFF, t]
+        now = np.where(trains | restarts, TRAINS, np.where((now != OFF) & stays_up[t], HELD, OFF)).astype(np.int8)
+        actions[:, t] = now
+    return actions

@@ -64,16 +64,12 @@ class BudgetPolicy(ForecastPolicy):
             PolicyError: by how many steps the deadline, or by how much the budget, is too tight.
         """
         deadline = self._deadline_us(job)
-        sites = self._all_slots(view, us, self._edges(us, deadline))
-        possible = capacity(sites, [False] * len(sites))
-        if possible < job.steps_left:
-            raise PolicyError(
-                f"the deadline {iso(from_us(deadline))} is infeasible: all sites together can do {possible:.0f} of "
-                f"{job.steps_left} steps by then, {job.steps_left - possible:.0f} short; give a later deadline"
-            )
-        price, _ = self._plan(view, us, job, deadline, [False] * len(sites))
-        # Grams to kilograms; price x kWh is in thousandths of the currency.
-        expected = expected_cost(sites, price, job.steps_left) / 1_000
+        if not self.perfect and not self._is_near(us, deadline):
+            expected = self._expected_far(view, us, job, deadline)
+        else:
+            course = self.plan(view, us, job, deadline).course
+            self._require_steps(job, deadline, course.steps - job.steps_done)
+            expected = course.cost / 1_000
         budget = self.settings.budget
         if budget is not None and expected > budget:
             unit = "kg CO2" if self.settings.spend == "co2" else "of the price's currency"
@@ -83,3 +79,18 @@ class BudgetPolicy(ForecastPolicy):
                 "deadline"
             )
         return expected
+
+    def _expected_far(self, view: View, us: int, job: Job, deadline: int) -> float:
+        """As `require_feasible`, from the forecast's spread: single plans so far ahead would be guesses."""
+        sites = self._all_slots(view, us, self._edges(us, deadline))
+        self._require_steps(job, deadline, capacity(sites, [False] * len(sites)))
+        price, _ = self._plan(view, us, job, deadline, [False] * len(sites))
+        # Grams to kilograms; price x kWh is in thousandths of the currency.
+        return expected_cost(sites, price, job.steps_left) / 1_000
+
+    def _require_steps(self, job: Job, deadline: int, possible: float) -> None:
+        if possible < job.steps_left:
+            raise PolicyError(
+                f"the deadline {iso(from_us(deadline))} is infeasible: all sites together can do {possible:.0f} of "
+                f"{job.steps_left} steps by then, {job.steps_left - possible:.0f} short; give a later deadline"
+            )

@@ -9,30 +9,20 @@ from pydantic import Field
 
 from curtail_pipeline.emissions.battery import power_at
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.scheduling.planner import (
-    TOP_PRICE,
-    Advice,
-    Slots,
-    advise,
-    capacity,
-    prices_by_plan,
-    prices_by_spread,
-)
+from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
+from curtail_pipeline.scheduling.plan_search import Search
+from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
-from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast
+from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
+from curtail_pipeline.scheduling.rollout import Course, Plan, Rollout, Tariff, stays_of
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.signals.held import Signal
-from curtail_pipeline.times import HOUR, SECOND, Micros, duration_us, from_us, iso, to_us
+from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, duration_us, from_us, iso, to_us
 
-INSURANCE, LEAST_INSURANCE = 0.5, 0.2
-"""The margin may raise the price by this share: spare hours are taken while they cost little more. The second is for a
-forecast without error, which leaves whole steps and rounds to insure."""
-PLANS_PER_VALUE = 5
-"""Plans per value of the signal when the deadline is near: how finely the use of the dearest hours can be cut."""
-
-
+INSURANCE = 0.5
+"""The margin may raise the price by this share: spare hours are taken while they cost little more."""
 FAR_VALUES = 3
 """Values of the signal per slot far ahead."""
 
@@ -67,7 +57,10 @@ class ForecastPolicy:
         self.cadence = min((signal.cadence_us for signal in view.signals.values()), default=300 * SECOND)
         given = self.settings.margin
         self.margin = given if given is not None else 0.0 if self.forecast.name == "perfect" else 0.02
-        self.tick = self._tick_us(view)
+        self.tick = self.cadence
+        self.perfect = self.forecast.name == "perfect"
+        self.made = forecast_like(self.forecast, view.on_site)
+        self.committed: Committed | None = None
         overheads = [view.experiment.overheads_of(site) for site in view.sites]
         self.start_ups = tuple(start_up_us(of) for of in overheads)
         rounds = view.experiment.rounds
@@ -89,23 +82,23 @@ class ForecastPolicy:
         self.resume = self.load_us + (self.round_us // 2 if len(view.sites) > 1 else 0)
         self.lost = tuple(lost_at_start_us(of) + shared for of in overheads)
 
-    def _tick_us(self, view: View) -> int:
-        """Time between plans: a cadence of the signal, less where a plan is complete and can end within one."""
-        deadline, start = view.experiment.job.deadline, view.start_us
-        if deadline is None or not self._is_near(start, to_us(deadline)):
-            return self.cadence
-        return max(SECOND, self.cadence // PLANS_PER_VALUE)
-
     def signals(self, view: View) -> Mapping[str, Signal]:
         """What a kWh costs, per region."""
         return view.signals
 
     def next_event(self, view: View, us: int) -> int:
-        """Between two plans only start-ups end."""
+        """The next new value of the signal, or what the plan in force does before it."""
+        if self.committed is not None:
+            event = self.committed.next_event(us)
+            return event if self.perfect and event < FOREVER else min(event, us // self.tick * self.tick + self.tick)
         offsets = {0, *(start_up % self.tick for start_up in self.start_ups)}
         return min((us - offset) // self.tick * self.tick + self.tick + offset for offset in offsets)
 
     def sites(self, view: View, us: int, job: Job) -> dict[str, SiteDecision]:
+        deadline = self._deadline_us(job)
+        if self.perfect or self._is_near(us, deadline):
+            return self._following(view, us, job, deadline)
+        self.committed = None
         if us % self.tick == 0 or view.as_of is not None or not job.previous:
             found = self._planned(view, us, job)
         else:
@@ -113,6 +106,83 @@ class ForecastPolicy:
         if us % self.tick or view.as_of is not None:
             self._let_join(us, job, found)
         return found
+
+    def _following(self, view: View, us: int, job: Job, deadline: int) -> dict[str, SiteDecision]:
+        """As the plan in force says; it is made where there is none, or the job does not stand where it has it."""
+        plan = self.plan(view, us, job, deadline)
+        found = {}
+        for i, site in enumerate(view.sites):
+            train, up = plan.wants(i, us)
+            before = job.previous.get(site.name)
+            value = self.signals(view)[site.region].at(us)
+            reason = self._reason(value, plan.dearest, train, up, deadline)
+            found[site.name] = self._next_state(i, us, job, before, train, up, reason)
+        return found
+
+    def plan(self, view: View, us: int, job: Job, deadline: int) -> Committed:
+        """The plan to follow at `us`."""
+        known = self.committed
+        current = (
+            known is not None and known.made <= us and (self.perfect or known.made // self.tick == us // self.tick)
+        )
+        if known is not None and current and known.is_followed(view, us, job):
+            return known
+        others: list[Plan] = []
+        if known is not None and known.made <= us and known.is_followed(view, us, job):
+            others.append(known.plan)
+        elif self.perfect and not job.previous:
+            others += [tuple(map(stays_of, rival)) for rival in view.rivals]
+        edges = self._edges(us, deadline)
+        clock_end = view.experiment.clock.end
+        end = deadline if clock_end is None else min(deadline, to_us(clock_end))
+        if self.perfect:
+            end = min(end, view.end_us)
+        standing, up = standing_of(view, us, job)
+        tariffs = [self._tariff(view, i, us, edges, end) for i in range(len(view.sites))]
+        rollout = Rollout(view, tariffs, standing, job.steps_total, deadline, end)
+        walks = PERFECT_WALKS if self.perfect else FORECAST_WALKS
+        plan, course = Search(rollout, self._all_slots(view, us, edges), edges, up, walks).best(others)
+        self.committed = Committed(us, plan, course, self._dearest(view, us, course), rollout.done_before(course))
+        return self.committed
+
+    def _dearest(self, view: View, us: int, course: Course) -> float | None:
+        if course.finish == FOREVER:
+            return None
+        highest = -np.inf
+        for site, rows in zip(view.sites, course.training, strict=True):
+            at = np.unique(
+                np.array(
+                    [t for first, n in rows for t in range(max(first, us), first + n * step_us(site), self.cadence)],
+                    dtype=np.int64,
+                )
+            )
+            if len(at):
+                highest = np.fmax(highest, np.fmax.reduce(self._expected(view, site, us, at)))
+        return float(highest)
+
+    def _expected(self, view: View, site: Site, us: int, at: Micros) -> Floats:
+        """The signal at each time as it is expected now; what holds now until the next value."""
+        value = self.forecast.predict(site.region, us, at)
+        return np.where(at // self.cadence == us // self.cadence, self.signals(view)[site.region].at(us), value)
+
+    def _own_kw(self, view: View, site: Site, us: int, at: Micros) -> Floats:
+        """On-site generation at each time, as it is expected now."""
+        if site.name not in view.on_site:
+            return np.zeros(len(at))
+        known = view.on_site[site.name]
+        made = np.nan_to_num(self.made.predict(site.name, us, at))
+        return np.where(at == us, power_at(known, np.array([us]))[0], made)
+
+    def _tariff(self, view: View, i: int, us: int, edges: Micros, end: int) -> Tariff:
+        site = view.sites[i]
+        knots = [edges, np.array([max(end, int(edges[-1]) + 1)])]
+        if self.perfect:
+            of = (self.signals(view)[site.region], view.on_site.get(site.name))
+            knots += [signal.edges[(signal.edges > us) & (signal.edges < end)] for signal in of if signal is not None]
+        cuts = np.unique(np.concatenate(knots))
+        value = np.nan_to_num(self._expected(view, site, us, cuts[:-1]))
+        kw = power_kw(site, "training"), power_kw(site, "idle"), power_kw(site, "start_up")
+        return Tariff.of(cuts, value, kw, self._own_kw(view, site, us, cuts[:-1]))
 
     def _planned(self, view: View, us: int, job: Job) -> dict[str, SiteDecision]:
         deadline = self._deadline_us(job)
@@ -127,7 +197,8 @@ class ForecastPolicy:
                 train = advice[i].resume if _is_held(before, us) else advice[i].train
             hold = up[i] and advice[i].hold
             value = self.signals(view)[site.region].at(us)
-            reason = self._reason(site, value, price, train, hold, deadline)
+            limit = None if price is None else price * site.steps_per_s * 3_600 / power_kw(site, "training")
+            reason = self._reason(value, limit, train, hold, deadline)
             found[site.name] = self._next_state(i, us, job, before, train, hold, reason)
         return found
 
@@ -197,7 +268,7 @@ class ForecastPolicy:
         """
         end = max(deadline - self.merge_us, us + 1)
         first = us // self.cadence * self.cadence + self.cadence
-        if self._is_near(us, deadline):
+        if self.perfect or self._is_near(us, deadline):
             inner = np.arange(first, end, self.cadence, dtype=np.int64)
         else:
             far = first + self.settings.near_slots * self.cadence
@@ -220,13 +291,9 @@ class ForecastPolicy:
         once_more = sum(site.steps_per_s for site in view.sites) * (self.merge_us + self.load_us) / SECOND
         if possible <= wanted + once_more:
             return None, [advise(slots, TOP_PRICE * dearest + 1) for slots in sites]
-        complete = self._is_near(us, deadline)
-        goals = [wanted, min(wanted * (1 + self.margin) + once_more, possible)]
-        price, safer = prices_by_plan(sites, goals, up) if complete else prices_by_spread(sites, goals)
-        price = min(safer, price + (INSURANCE if self.margin else LEAST_INSURANCE) * abs(price) + 0.01 * dearest)
-        if not complete:
-            sites = [slots.first(self.settings.near_slots) for slots in sites]
-        return price, [advise(slots, price) for slots in sites]
+        price, safer = prices_by_spread(sites, [wanted, min(wanted * (1 + self.margin) + once_more, possible)])
+        price = min(safer, price + INSURANCE * abs(price) + 0.01 * dearest)
+        return price, [advise(slots.first(self.settings.near_slots), price) for slots in sites]
 
     def _ahead_steps(self, view: View, us: int, job: Job, end: int) -> float:
         """Steps that the training sites will do by `end` beyond the average of their rounds.
@@ -234,8 +301,9 @@ class ForecastPolicy:
         Slots count a round's overhead evenly. Right after a round's load the sites are behind that, right before its
         merge ahead of it, and the last round before `end` is cut.
         """
-        since = 0 if job.round_started is None else us - to_us(job.round_started)
         period = self.round_us + self.merge_us
+        # A round may be longer than the period: of a member alone, it is open-ended.
+        since = 0 if job.round_started is None else min(us - to_us(job.round_started), period)
         left = max(0, self.round_us - max(since, self.load_us)) if since < period else 0
         full, rest = divmod(max(0, end - us - (period - since)), period)
         if end - us < period - since:
@@ -257,9 +325,8 @@ class ForecastPolicy:
         value[0] = self.signals(view)[site.region].at(us)
         known = ~np.isnan(value)
         value = np.where(known, value, 0.0)
-        if site.name in view.on_site:
-            made = power_at(view.on_site[site.name], edges[:-1])
-            value = value * (1 - np.minimum(made / power_kw(site, "training"), 1.0))
+        made = self._own_kw(view, site, us, edges[:-1])
+        value = value * (1 - np.minimum(made / power_kw(site, "training"), 1.0))
         idle_kw, usable = power_kw(site, "idle"), self.usable[i]
         per_hour = site.steps_per_s * 3_600
         waste_kw = idle_kw * (1 - usable) / usable
@@ -273,14 +340,13 @@ class ForecastPolicy:
             np.full(len(value), self.resume / HOUR * per_hour * usable),
         )
 
-    def _reason(self, site: Site, value: float, price: float | None, train: bool, hold: bool, deadline: int) -> str:
-        """Why, in terms of the signal: `price` None means that every hour is needed."""
+    def _reason(self, value: float, limit: float | None, train: bool, hold: bool, deadline: int) -> str:
+        """Why, in terms of the signal: `limit` None means that every hour is needed."""
         by = iso(from_us(deadline))
         if np.isnan(value):
-            return f"no signal for region {site.region}"
-        if price is None:
+            return "no signal"
+        if limit is None:
             return f"at {value:.0f} {self.unit} every hour until {by} is needed"
-        limit = price * site.steps_per_s * 3_600 / power_kw(site, "training")
         if train:
             return f"at {value:.0f} {self.unit} among the best hours before {by}, which go up to {limit:.0f}"
         if hold:

@@ -1,6 +1,6 @@
 """Forecasts of a region's signal, as policies that look ahead ask for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -136,6 +136,15 @@ def issued_forecasts(rows: pl.DataFrame) -> dict[str, IssuedForecasts]:
         values[np.searchsorted(issued, part["issued"].to_numpy()), part["ahead"].to_numpy() // step] = part["value"]
         tables[str(key[0])] = IssuedForecasts(issued, values, step)
     return tables
+
+
+def forecast_like(forecast: Forecast, signals: Mapping[str, Signal]) -> Forecast:
+    """A forecast of other signals by the same method; seasonal where that is a table, which knows nothing of them."""
+    kinds: dict[str, Callable[[Mapping[str, Signal]], Forecast]] = {
+        "perfect": PerfectForecast,
+        "persistence": PersistenceForecast,
+    }
+    return kinds.get(forecast.name, SeasonalForecast)(signals)
 
 
 def make_forecast(name: str, signals: Mapping[str, Signal]) -> Forecast:

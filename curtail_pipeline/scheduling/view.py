@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, TableForecast, issued_forecasts
+from curtail_pipeline.scheduling.timeline import Timeline
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.sites import Site
@@ -95,6 +96,8 @@ class View:
         self.windows = dict(windows)
         self.forecasts = forecasts
         self.as_of = as_of
+        self.rivals: tuple[tuple[Timeline, ...], ...] = ()
+        """What other policies would do over the whole record, for a planner that knows it: per policy, per site."""
         self._cadence_us = cadence_us
         self._made: dict[Callable[[View], object], object] = {}
         for site in self.sites:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 import polars as pl
 
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
-from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, POLICIES
+from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, POLICIES, TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.predictors import Forecast, make_forecast
+from curtail_pipeline.scheduling.timeline import Timeline
 from curtail_pipeline.scheduling.view import Job, SiteWindows, View
 from curtail_pipeline.settings.experiment import Experiment, with_overheads
 from curtail_pipeline.settings.job import PolicySettings
@@ -105,6 +106,8 @@ def simulate_run(
         _log.warning("no forecast given: policy %s plans with a perfect one, which no run can have", run.policy.name)
     maker = partial(make_forecast, chosen) if isinstance(chosen, str) else chosen
     view = View.build(run, traces, _table(run, traces, run.policy), maker)
+    if chosen == "perfect":
+        view.rivals = _rivals(run, traces)
     if begin >= view.end_us:
         raise TraceError(
             f"the trace ends at {iso(view.end)}, before the start {iso(from_us(begin))}; give a longer trace or "
@@ -249,6 +252,18 @@ def _table(run: Experiment, traces: pl.DataFrame, policy: PolicySettings) -> pl.
     # One long cadence beyond the last stamp, so that the last value is read.
     table, _ = derive_windows(traces, run.sites, policy, start=first, end=last + timedelta(hours=1), rules=run.rules)
     return table
+
+
+def _rivals(run: Experiment, traces: pl.DataFrame) -> tuple[tuple[Timeline, ...], ...]:
+    """What the policies that follow windows would do."""
+    found = []
+    for name in POLICIES:
+        if name not in PLANNING_POLICIES:
+            settings = run.model_copy(update={"policy": PolicySettings(name=name)})
+            policy = policy_of(View.build(settings, traces, _table(settings, traces, settings.policy)))
+            assert isinstance(policy, TimelinePolicy)
+            found.append(policy.timelines)
+    return tuple(found)
 
 
 def _curtailed(run: Experiment, traces: pl.DataFrame) -> dict[str, SiteWindows]:

@@ -1,0 +1,135 @@
+"""The planner's walk is the simulator's, and what it plans is never worse than not planning."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation_cases import START, experiment, minutes, traces, windows
+
+from curtail_pipeline.errors import PolicyError
+from curtail_pipeline.scheduling import policy_forecast
+from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
+from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
+from curtail_pipeline.scheduling.rollout import Plan, Rollout, Standing, Tariff, stays_of
+from curtail_pipeline.scheduling.view import Job, View
+from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.overheads import PAPER
+from curtail_pipeline.settings.sites import power_kw
+from curtail_pipeline.simulation.accounts import account
+from curtail_pipeline.simulation.compare import Simulated, simulate_run
+from curtail_pipeline.simulation.walk import step_walk
+from curtail_pipeline.times import to_us
+
+OTHERS = ("paper", "threshold", "hysteresis", "boundary")
+LEVELS = (0.0, 20.0, 80.0, 150.0, 450.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_walks() -> Iterator[None]:
+    """What is promised does not depend on how many plans are tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_forecast, "PERFECT_WALKS", 150)
+        yield
+
+
+def times_paper(factor: float) -> dict[str, float]:
+    return {name: factor * value for name, value in PAPER.model_dump().items()}
+
+
+@st.composite
+def cases(draw: st.DrawFn, most_sites: int = 4, slots: int = 36) -> tuple[Experiment, pl.DataFrame]:
+    """Random traces in stretches, sites, overheads from none to twice the paper's, rounds open-ended or timed."""
+    names = "ABCDEF"[: draw(st.integers(1, most_sites))]
+    values: dict[str, list[float]] = {}
+    for name in names:
+        column: list[float] = []
+        while len(column) < slots:
+            column += [draw(st.sampled_from(LEVELS))] * draw(st.integers(1, 9))
+        values[name] = column[:slots]
+    run = experiment(
+        names,
+        overheads=times_paper(draw(st.sampled_from([0.0, 0.1, 1.0, 2.0]))),
+        rounds={"round_s": 600, "open_local": draw(st.booleans()), "max_rounds": 12},
+        job={"steps": draw(st.integers(100, 2500))},
+    )
+    return run, traces(values)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(), st.sampled_from(OTHERS))
+def test_a_known_schedule_is_walked_as_the_simulator_walks_it(
+    case: tuple[Experiment, pl.DataFrame], policy: str
+) -> None:
+    run, rows = case
+    run = run.model_copy(
+        update={
+            "policy": run.policy.model_copy(update={"name": policy}),
+            "clock": run.clock.model_copy(update={"start": START, "end": minutes(170)}),
+        }
+    )
+    view = View.build(run, rows, windows(rows, run))
+    start, end = to_us(START), to_us(minutes(170))
+    followed = policy_of(view)
+    assert isinstance(followed, TimelinePolicy)
+    plan: Plan = tuple(map(stays_of, followed.timelines))
+    tariffs = []
+    for site in view.sites:
+        signal = view.signals[site.region]
+        knots = [*signal.edges[signal.edges < end].tolist(), end]
+        held = signal.values[: len(knots) - 1]
+        kw = power_kw(site, "training"), power_kw(site, "idle"), power_kw(site, "start_up")
+        tariffs.append(Tariff.of(np.array(knots, dtype=np.int64), held, kw, 0.0 * held))
+    course = Rollout(view, tariffs, Standing(start, 0), run.job.steps, end, end).course(plan)
+    walked = step_walk(view, run, Job(0, run.job.steps, START), start)
+    assert course.steps == walked.steps
+    for site, rounds in zip(view.sites, course.training, strict=True):
+        assert [first for first, _ in rounds] == walked.use[site.name].training[0].tolist()
+    assert course.cost == pytest.approx(1_000 * account(view, walked, {}).co2_kg, abs=1e-6)
+
+
+def planned(run: Experiment, rows: pl.DataFrame, deadline_h: float, policy: str = "forecast") -> Simulated:
+    return simulate_run(run, rows, policy=policy, forecast="perfect", deadline_h=deadline_h)
+
+
+@settings(max_examples=6, deadline=None)
+@given(cases(), st.floats(0.4, 1.0))
+def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.DataFrame], share: float) -> None:
+    run, rows = case
+    hours = 3.0 * share
+    ours = planned(run, rows, hours)
+    others = [simulate_run(run, rows, policy=name, deadline_h=hours) for name in OTHERS]
+    finished = [other.account.co2_kg for other in others if other.walk.finished]
+    if finished:
+        assert ours.walk.finished
+        assert ours.account.co2_kg <= 1.01 * min(finished) + 1e-9
+    else:
+        assert ours.walk.steps >= max(other.walk.steps for other in others)
+    policy = policy_of(ours.view)
+    assert isinstance(policy, ForecastPolicy)
+    assert policy.committed is not None
+    assert policy.committed.made == to_us(START), "the plan kept its word: it was never made again"
+    if ours.walk.finished:
+        assert policy.committed.course.cost == pytest.approx(1_000 * ours.account.co2_kg, abs=1e-6)
+
+
+@settings(max_examples=5, deadline=None)
+@given(cases(most_sites=3), st.floats(0.3, 1.0))
+def test_a_budget_starts_what_it_can_finish_and_nothing_else(
+    case: tuple[Experiment, pl.DataFrame], share: float
+) -> None:
+    run, rows = case
+    hours = 3 * share
+    try:
+        done = planned(run, rows, hours, "budget")
+    except PolicyError as error:
+        word = str(error)
+        assert "is infeasible" in word
+        short = int(word.split(" steps by then, ")[1].split(" short")[0])
+        fewer = run.model_copy(update={"job": run.job.model_copy(update={"steps": run.job.steps - short})})
+        if short < run.job.steps:
+            assert planned(fewer, rows, hours, "budget").walk.finished
+        return
+    assert done.walk.finished
