@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from curtail_pipeline.settings.section import Section
 
@@ -119,13 +119,23 @@ class FileTraces(ProviderSettings):
     refuses a stamp that is there only once."""
     interval: Literal["begin", "end"] = "begin"
     """Whether a stamp is the begin or the end of the interval its value is for."""
-    cadence_s: int | None = Field(default=None, ge=1)
-    """Found from the stamps when not given."""
+    cadence_s: int | None = Field(default=None, ge=1, validation_alias=AliasChoices("cadence_s", "cadence"))
+    """Seconds between values where the source measures without a pause; found from the stamps when not given."""
+    where: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Which rows to read, where a file has several per stamp and region: column -> value, e.g. `INTERVENTION: 0`."""
+    combine: Literal["sum", "first", "last"] | None = None
+    """What several rows of a stamp and region come to. When not given, more than a few that disagree are refused."""
+    missing: Literal["null", "zero"] = "null"
+    """`zero`: a listing of curtailed power that leaves out the intervals without any; those are 0 MW."""
     forecast: ForecastColumns | None = None
 
     @model_validator(mode="after")
     def _measurable(self) -> "FileTraces":
         check_unit_of(self.kind, self.unit)
+        if self.missing == "zero" and "curtailed_power" not in self.kinds_declared:
+            raise ValueError(
+                "missing: zero declares a listing of curtailed power; set kind: curtailed_power, or leave it out"
+            )
         seen: dict[tuple[str, Kind], str] = {}
         for name, entry in self.columns.items():
             held = (entry, self.kind) if isinstance(entry, str) else (entry.region, entry.kind or self.kind)
@@ -133,6 +143,11 @@ class FileTraces(ProviderSettings):
                 raise ValueError(f"columns {seen[held]!r} and {name!r} both map to {held[1]} of {held[0]}; keep one")
             seen[held] = name
         return self
+
+    @property
+    def kinds_declared(self) -> set[Kind]:
+        """The file's own kind and those of single columns."""
+        return {self.kind, *(c.kind for c in self.columns.values() if isinstance(c, Column) and c.kind)}
 
 
 class WattTimeTraces(ProviderSettings):

@@ -10,7 +10,10 @@ from typing import get_args
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
+from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, Kind, Unit
+from curtail_pipeline.signals.combine import Telling, chosen_rows, summed, telling_columns
+from curtail_pipeline.signals.flags import parse_flags
+from curtail_pipeline.signals.kinds import is_period_column, require_believable_names
 from curtail_pipeline.signals.stamps import parse_stamps
 from curtail_pipeline.signals.trace import POINT_SCHEMA
 
@@ -138,12 +141,10 @@ class TraceFiles:
         unmapped = set(self.settings.columns)
         for path in self.files:
             names = column_names(path)
-            if self._is_long(path, names):
-                unmapped.clear()
-                parts.append(self._long(path, names))
-            else:
-                unmapped -= set(names)
-                parts.append(self._wide(path, names))
+            is_long = self._is_long(path, names)
+            unmapped = set() if is_long else unmapped - set(names)
+            part = self._long(path, names) if is_long else self._wide(path, names)
+            parts.append(summed(part) if self.settings.combine == "sum" else part)
         if unmapped:
             raise TraceError(
                 f"{self.name}: has no column {min(unmapped)!r}, which traces.columns names; it has "
@@ -198,14 +199,17 @@ class TraceFiles:
             name
             for name in names
             if name != time
-            and (name in self.settings.columns if self.settings.columns else True)
+            and (name in self.settings.columns if self.settings.columns else not is_period_column(name))
+            and name not in self.settings.where
             and not (self._forecast and self._forecast.fullmatch(name))
         ]
         if not columns and not self.settings.columns:
             parted = next((f"{mark!r}" for mark in ";\t|" if mark in time), None)
             fix = f"separate columns by commas, not by {parted}" if parted else "add a value column per region"
             raise TraceError(f"{path}: has only the column {time!r}; {fix}")
-        raw = _read(path, [time, *columns])
+        if self._undeclared(names):
+            require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
+        raw = self._rows(path, names, [time, *columns])
         stamps = self._stamps(raw[time], path)
         parts = [
             pl.DataFrame({"time": stamps, "value": _numbers(raw[name], path)}).with_columns(
@@ -221,7 +225,9 @@ class TraceFiles:
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
         extra = [name for name in ("kind", "unit", "model", "estimated", "warnings", "updated") if name in others]
-        raw = _read(path, [time, settings.region_column, settings.value_column, *extra])
+        if self._undeclared(names):
+            require_believable_names(str(path), [settings.value_column])
+        raw = self._rows(path, names, [time, settings.region_column, settings.value_column, *extra])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
         nameless = (regions.is_null() | (regions == "")).arg_true()
@@ -259,11 +265,45 @@ class TraceFiles:
         for name in set(extra) - {"kind", "unit"}:
             column = raw[name]
             if name == "estimated":
-                column = column.cast(pl.String).str.to_lowercase().is_in(["true", "1", "yes"])
+                column = parse_flags(column, str(path))
             elif name == "updated":
                 column = self._stamps(column, path)
             table = table.with_columns(column.alias(name))
         return _with_schema(table)
+
+    def _rows(self, path: Path, names: list[str], columns: list[str]) -> pl.DataFrame:
+        """The rows that `traces.where` chooses."""
+        where = self.settings.where
+        lacking = next((column for column in where if column not in names), None)
+        if lacking is not None:
+            raise TraceError(f"{path}: has no column {lacking!r}, which traces.where names; it has {', '.join(names)}")
+        rows = _read(path, dict.fromkeys([*columns, *where]))
+        return chosen_rows(rows, where, path) if where else rows
+
+    def _undeclared(self, names: list[str]) -> bool:
+        """Whether nobody said what the file's values measure."""
+        return "kind" not in self.settings.model_fields_set and "kind" not in names
+
+    def _kind_undeclared(self, name: str) -> bool:
+        entry = self.settings.columns.get(name)
+        return not isinstance(entry, Column) or entry.kind is None
+
+    def telling(self, region: str) -> list[Telling]:
+        """The columns that tell the rows of one stamp and region apart, best first."""
+        for path in self.files:
+            names = column_names(path)
+            is_long = self._is_long(path, names)
+            used = [self.settings.region_column, self.settings.value_column] if is_long else []
+            default = names[0] if not is_long else "time" if "time" in names else names[0]
+            time = self.settings.time_column or next((n for n in [default, *names] if n not in used), names[0])
+            rows = self._rows(path, names, names)
+            if is_long:
+                own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
+                rows = rows.filter(rows[used[0]].cast(pl.String).str.strip_chars().is_in([region, *own]))
+            found = telling_columns(rows, [time], [*used, *self.settings.columns, region])
+            if found:
+                return found
+        return []
 
     def forecasts(self) -> pl.DataFrame:
         """Forecast columns as `time` and one Float64 column per step, named by the step; empty without any.
@@ -287,6 +327,10 @@ class TraceFiles:
             numbers = [_numbers(raw[name], path).alias(step) for name, step in steps.items()]
             parts.append(pl.DataFrame([self._stamps(raw[time], path), *numbers]))
         return pl.concat(parts, how="diagonal").unique("time", keep="last", maintain_order=True).sort("time")
+
+
+def _region_of(entry: str | Column) -> str:
+    return entry if isinstance(entry, str) else entry.region
 
 
 def _with_schema(table: pl.DataFrame) -> pl.DataFrame:

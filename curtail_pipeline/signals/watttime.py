@@ -14,10 +14,10 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit, WattTimeTraces
+from curtail_pipeline.signals.cadence import DEFAULT_CADENCE_S
 from curtail_pipeline.signals.http import ApiError, JsonApi, RateLimiter
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.trace import (
-    DEFAULT_CADENCE_S,
     FORECAST_SCHEMA,
     POINT_SCHEMA,
     TO_G_PER_KWH,

@@ -1,0 +1,137 @@
+"""Several rows of a file for one stamp and region: chosen, added up, or refused. The last one never wins silently.
+
+Grids publish several values per interval in one table: OASIS the components of a price, AEMO the dispatch with and
+without intervention, exchanges two auctions, operators curtailment by fuel.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
+from curtail_pipeline.times import iso
+
+FEW_STAMPS: Final = 3
+FEW_SHARE: Final = 0.001
+"""Up to so many stamps, or this share of them, may have rows that disagree: those are warned of by name."""
+_MOST_SHOWN: Final = 6
+_MOST_VALUES: Final = 50
+"""A column with more values measures something; it does not tell rows apart."""
+_MOSTLY: Final = 0.9
+"""Of the stamps, so that a row that was repeated besides hides nothing."""
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A column whose values tell the rows of a stamp apart."""
+
+    column: str
+    values: list[str]
+
+
+Wanted = Mapping[str, str | int | float | bool]
+
+
+def chosen_rows(rows: pl.DataFrame, where: Wanted, path: Path) -> pl.DataFrame:
+    """The rows that hold the wanted values.
+
+    Raises:
+        TraceError: no row holds one of them.
+    """
+    for column, value in where.items():
+        texts = rows[column].cast(pl.String).str.strip_chars()
+        wanted = str(value)
+        same = (texts.str.to_lowercase() == wanted.lower()).fill_null(False)
+        if isinstance(value, int | float):
+            numbers = texts.cast(pl.Float64, strict=False)
+            same |= (numbers == float(value)).fill_null(False)
+        if not same.any():
+            held = texts.drop_nulls().unique(maintain_order=True)
+            raise TraceError(
+                f"{path}: no row has {column} = {wanted} (traces.where); it has {_listed(held.head(20).to_list())}"
+            )
+        rows = rows.filter(same)
+    return rows
+
+
+def summed(values: pl.DataFrame) -> pl.DataFrame:
+    """One row per region, kind, unit and stamp of a file, the sum of its rows; null where none has a value."""
+    keys = ["region", "kind", "unit", "time"]
+    total = pl.when(pl.col("value").count() > 0).then(pl.col("value").sum()).alias("value")
+    others = [
+        pl.col(name).any() if name == "estimated" else pl.col(name).last()
+        for name in POINT_SCHEMA
+        if name not in ("time", "value")
+    ]
+    return values.group_by(keys, maintain_order=True).agg(total, *others).select(values.columns)
+
+
+def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Sequence[Telling]) -> None:
+    """Refuse a signal of which more than a few stamps have rows that disagree.
+
+    Args:
+        apart: the columns that tell such rows apart, best first.
+
+    Raises:
+        TraceError: with the column and the setting that chooses.
+    """
+    conflicts = series.dropped.filter("conflict")
+    stamps = conflicts["time"].n_unique()
+    first = conflicts.sort("time", maintain_order=True).row(0, named=True)
+    fix = (
+        f"the column {apart[0].column!r} tells them apart ({_listed(apart[0].values)}): choose with traces.where, e.g. "
+        f"{{{apart[0].column}: {apart[0].values[0]}}}, or say what they come to with traces.combine (sum, first or last)"
+        if apart
+        else "no column tells them apart: keep one row per stamp, or say what they come to with traces.combine (sum, "
+        "first or last)"
+    )
+    raise TraceError(
+        f"{name}: {stamps} of {len(series.points)} stamps of region {region!r} have rows that disagree, e.g. "
+        f"{first['dropped']:g} and {first['kept']:g} at {iso(first['time'])}; {fix}"
+    )
+
+
+def disagrees_much(series: Series) -> bool:
+    """Whether more than a few stamps have rows that disagree and that no revision time orders."""
+    stamps = series.dropped.filter(pl.col("conflict") & ~pl.col("revised"))["time"].n_unique()
+    return stamps > max(FEW_STAMPS, FEW_SHARE * len(series.points))
+
+
+def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]) -> list[Telling]:
+    """The columns that differ within nearly every group of rows with equal `keys`, the one with fewest values first.
+
+    Args:
+        rows: a file's rows as text.
+        used: columns that hold time, region and value.
+    """
+    found: list[Telling] = []
+    several = rows.filter(pl.len().over(list(keys)) > 1)
+    for column in rows.columns:
+        if column in used or column in keys or not len(several):
+            continue
+        texts = several.select(*keys, pl.col(column).cast(pl.String))
+        values = texts[column].drop_nulls().unique(maintain_order=True).sort().to_list()
+        if not 1 < len(values) <= _MOST_VALUES:
+            continue
+        per_stamp = texts.group_by(list(keys)).agg(pl.col(column).n_unique().alias("n"), pl.len().alias("rows"))
+        if (per_stamp["n"] == per_stamp["rows"]).sum() >= _MOSTLY * len(per_stamp):
+            found.append(Telling(column, values))
+    # Names before numbers: `LMP_TYPE: LMP` says more than `GROUP: 1`, unless the number tells fewer cases apart.
+    return sorted(found, key=lambda t: (len(t.values), all(_is_number(value) for value in t.values)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(values: Sequence[str]) -> str:
+    shown = ", ".join(values[:_MOST_SHOWN])
+    return shown + (", ..." if len(values) > _MOST_SHOWN else "")
