@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from curtail_pipeline.cli.windows_of_file import FileWindows
+from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
 from curtail_pipeline.simulation.compare import Summary
 from curtail_pipeline.stages.account import CheckpointRow, RunSummary
@@ -163,6 +163,13 @@ def print_summary(summary: RunSummary, reason: str) -> None:
     )
     OUT.print(f"report:     {summary.report}")
     OUT.print(f"checkpoint: {summary.checkpoint}")
+
+
+def warn_checks(checks: Sequence[CheckSaid]) -> None:
+    """A line on standard error for each check that did not pass."""
+    for check in checks:
+        if not check.passed:
+            print(f"curtail: warning: {check.name}: {check.description}", file=sys.stderr, flush=True)
 
 
 def print_windows(found: FileWindows) -> None:

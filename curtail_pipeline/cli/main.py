@@ -69,7 +69,9 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Dagster's log too.")] = False,
 ) -> None:
     """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
-    from curtail_pipeline.cli.console import RunConsole, print_summary
+    from curtail_pipeline.cli.console import RunConsole, print_summary, warn_checks
+    from curtail_pipeline.cli.windows_of_file import said
+    from curtail_pipeline.stages.ingest import check_project
     from curtail_pipeline.stages.run_events import Preparing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
@@ -81,6 +83,8 @@ def run(
         from curtail_pipeline.stages.account import summarise
         from sensors.membership import membership_sensor
 
+        checks = said(check_project(project))
+        warn_checks(checks)
         with RunConsole(project) as console, open_instance(project) as instance:
             headless = Headless(
                 project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
@@ -96,7 +100,7 @@ def run(
         summary = summarise(project)
         print_summary(summary, reason)
         if json_:
-            _print_json(asdict(summary))
+            _print_json({**asdict(summary), "checks": [asdict(check) for check in checks]})
 
 
 @app.command()
@@ -144,7 +148,7 @@ def windows(
     json_: JsonOption = False,
 ) -> None:
     """Curtailment windows of a trace file, without training."""
-    from curtail_pipeline.cli.console import print_windows
+    from curtail_pipeline.cli.console import print_windows, warn_checks
     from curtail_pipeline.cli.windows_of_file import windows_of_file
     from curtail_pipeline.settings.experiment import load_experiment
 
@@ -157,6 +161,7 @@ def windows(
         timezone=timezone,
         interval=interval,
     )
+    warn_checks(found.checks)
     if json_:
         _print_json(asdict(found))
     else:
@@ -180,21 +185,24 @@ def simulate(
     json_: JsonOption = False,
 ) -> None:
     """What-if: hours, energy, CO2, and how far from the best possible, without training."""
-    from curtail_pipeline.cli.console import print_comparison, print_simulation
+    from curtail_pipeline.cli.console import print_comparison, print_simulation, warn_checks
     from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
+    from curtail_pipeline.cli.windows_of_file import said
 
     check_usage(compare, plot, policy, interpolate)
     options = what_if(overheads, forecast, start, deadline)
     if compare:
-        table = compare_file(traces, experiment, plot, options)
+        table, checks = compare_file(traces, experiment, plot, options)
+        warn_checks(said(checks))
         if json_:
-            _print_json({"policies": table.to_dicts()})
+            _print_json({"policies": table.to_dicts(), "checks": [asdict(check) for check in said(checks)]})
         else:
             print_comparison(table, plot)
         return
-    result = simulate_file(traces, experiment, policy, interpolate, options)
+    result, checks = simulate_file(traces, experiment, policy, interpolate, options)
+    warn_checks(said(checks))
     if json_:
-        _print_json(result)
+        _print_json({**result, "checks": [asdict(check) for check in said(checks)]})
     else:
         print_simulation(result)
 

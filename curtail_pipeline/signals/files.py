@@ -111,7 +111,7 @@ class FileProvider(Provider):
         chosen = self._kind(region, kind)
         series = self._screened[region, chosen]
         first, last = series.span or (start, start)
-        return to_trace(
+        found = to_trace(
             series,
             region=region,
             kind=chosen,
@@ -120,6 +120,7 @@ class FileProvider(Provider):
             end=min(end, last),
             retrieved_at=utc_now().replace(microsecond=0),
         )
+        return replace(found, report=replace(found.report, screened=True, chosen=self.settings.combine is not None))
 
     def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
         chosen = self._kind(region, kind)

@@ -124,6 +124,10 @@ class Report:
     """Source stamps beside the grid, held from the next grid stamp on."""
     warnings: tuple[str, ...] = ()
     withheld: tuple[Withheld, ...] = ()
+    screened: bool = False
+    """Values that are no measurement were looked for in all that the source has."""
+    chosen: bool = False
+    """The settings say which of several values for a stamp counts."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """All of a trace file as one table, for commands that simulate without ingesting."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -7,11 +8,19 @@ import polars as pl
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.trace_settings import FileTraces
-from curtail_pipeline.signals.checks import require_plausible
+from curtail_pipeline.signals.checks import CheckOutcome, check_recording
 from curtail_pipeline.signals.provider import make_provider
 
 
-def read_all(path: Path, experiment: Experiment) -> pl.DataFrame:
+@dataclass(frozen=True)
+class WholeFile:
+    """The traces of an experiment's regions, and what the checks say of them."""
+
+    traces: pl.DataFrame
+    checks: list[CheckOutcome]
+
+
+def read_all(path: Path, experiment: Experiment) -> WholeFile:
     """The traces of the experiment's regions over the file's whole time.
 
     A file is read as the experiment's own traces are where those are a file, else as g/kWh in UTC.
@@ -28,7 +37,5 @@ def read_all(path: Path, experiment: Experiment) -> pl.DataFrame:
         raise TraceError(
             f"{path} has no region {missing[0]!r}; it has {', '.join(known)}" if missing else f"{path} is empty"
         )
-    traces = [provider.fetch(region, *span) for region in experiment.regions]
-    for trace in traces:
-        require_plausible(trace)
-    return pl.concat(traces)
+    parts = [provider.ingest(region, *span) for region in experiment.regions]
+    return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts))
