@@ -33,6 +33,9 @@ CHECKS: Final[Mapping[str, str]] = {
 }
 """Names of the checks, with what each asserts."""
 
+_SHOWN: Final = 3
+"""Stretches that a description names."""
+
 
 class CheckLimits(Section):
     """Limits of the checks. The defaults pass every real trace that the tests know and fail its wrong units."""
@@ -164,6 +167,11 @@ def check_duplicates(trace: pl.DataFrame, reports: Sequence[Report] = ()) -> Che
     return CheckOutcome("duplicates", True, "error", "one value per stamp", metadata)
 
 
+def _is_withheld(rows: pl.DataFrame) -> pl.Series:
+    """Which values were taken away because they are no measurement; a check of their own speaks of them."""
+    return rows["value"].is_null() & rows["warnings"].str.contains("withheld: ", literal=True).fill_null(False)
+
+
 def check_gaps(
     trace: pl.DataFrame, expected: tuple[datetime, datetime] | None = None, limits: CheckLimits | None = None
 ) -> CheckOutcome:
@@ -180,7 +188,7 @@ def check_gaps(
         stamps = len(rows)
         if expected is not None:
             stamps = max(stamps, int((expected[1] - expected[0]).total_seconds() // step))
-        withheld = rows["value"].is_null() & rows["warnings"].str.contains("withheld: ", literal=True).fill_null(False)
+        withheld = _is_withheld(rows)
         known = len(rows) - rows["value"].null_count() + int(withheld.sum())
         share = 1 - known / stamps if stamps else 0.0
         longest = _longest_run((rows["value"].is_null() & ~withheld).to_numpy().astype(np.int8), 1)[0]
@@ -220,11 +228,16 @@ def _withheld_text(reason: Reason, parts: Sequence[Withheld], count: int) -> str
     hours = sum((part.until - part.time).total_seconds() for part in parts) / 3600
     many = f" in {len(parts)} stretches" if len(parts) > 1 else ""
     when = f"{hours:.1f} h{many} from {iso(first.time)}"
+    longest = sorted(parts, key=lambda part: part.time - part.until)[:_SHOWN]
+    stands = ", ".join(
+        f"at {part.value:g} for {(part.until - part.time).total_seconds() / 3600:.1f} h from {iso(part.time)}"
+        for part in longest
+    )
     what: dict[Reason, str] = {
         "zero": f"{count} zeros ({when}) are no measurement by the region's own history: the signal jumps to exact zero "
         "and back",
         "sentinel": f"{count} values such as {first.value:g} ({when}) are marks for a missing value",
-        "stuck": f"stands at {first.value:g} for {when}: the feed is stuck",
+        "stuck": f"stands {stands}{many}: the feed is stuck",
     }
     return f"{what[reason]}. They count as missing; fetch again, or leave them empty in the file"
 
@@ -269,7 +282,8 @@ def check_staleness(
     until = min(now, end) if end is not None else now
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
-        known = rows.drop_nulls("value")
+        # Of a recording that ends in withheld values nothing can be fetched again; of a live source it may.
+        known = rows.filter(rows["value"].is_not_null() | (_is_withheld(rows) & (end is None)))
         if known.is_empty():
             return "has no value at all; check the source, its credentials and the region's name", {}
         last = known["time"][-1]

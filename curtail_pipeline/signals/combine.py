@@ -1,4 +1,4 @@
-"""Several rows of a file for one stamp and region: chosen, added up, or refused. The last one never wins silently.
+"""Several rows of a file for one stamp and region, or none: chosen, added up, or refused. The last one never wins silently.
 
 Grids publish several values per interval in one table: OASIS the components of a price, AEMO the dispatch with and
 without intervention, exchanges two auctions, operators curtailment by fuel.
@@ -12,12 +12,16 @@ from typing import Final
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.trace_settings import Kind
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
 from curtail_pipeline.times import iso
 
 FEW_STAMPS: Final = 3
 FEW_SHARE: Final = 0.001
 """Up to so many stamps, or this share of them, may have rows that disagree: those are warned of by name."""
+MANY_SHARE: Final = 0.1
+"""... but more than one stamp may not where it is this share of a short file."""
+_LISTED_SHARE: Final = 0.9
 _MOST_SHOWN: Final = 6
 _MOST_VALUES: Final = 50
 """A column with more values measures something; it does not tell rows apart."""
@@ -95,10 +99,29 @@ def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Seq
     )
 
 
+def require_no_listing(name: str, region: str, kind: Kind, series: Series) -> None:
+    """Refuse a listing of the intervals with curtailment whose reading nobody declared.
+
+    Raises:
+        TraceError: with the setting that says what an absent interval is.
+    """
+    values, span = series.points["value"].drop_nulls(), series.span
+    if kind != "curtailed_power" or span is None or len(values) < 2 or (values <= 0).any():
+        return
+    stamps = (span[1] - span[0]).total_seconds() / series.cadence_s
+    if len(values) < _LISTED_SHARE * stamps:
+        raise TraceError(
+            f"{name}: {region!r} has {len(values)} of {stamps:.0f} intervals of {series.cadence_s} s, none of them 0, "
+            "which looks like a listing of the intervals with curtailment; declare traces.missing: zero (absent "
+            "intervals are 0 MW, with traces.cadence_s where it is shorter) or traces.missing: null (they are unknown)"
+        )
+
+
 def disagrees_much(series: Series) -> bool:
     """Whether more than a few stamps have rows that disagree and that no revision time orders."""
     stamps = series.dropped.filter(pl.col("conflict") & ~pl.col("revised"))["time"].n_unique()
-    return stamps > max(FEW_STAMPS, FEW_SHARE * len(series.points))
+    known = len(series.points)
+    return stamps > max(FEW_STAMPS, FEW_SHARE * known) or 1 < stamps > MANY_SHARE * known
 
 
 def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]) -> list[Telling]:

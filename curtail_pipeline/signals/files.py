@@ -11,7 +11,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
-from curtail_pipeline.signals.combine import disagrees_much, require_one_row_per_stamp
+from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
 from curtail_pipeline.signals.kinds import require_believable_values
 from curtail_pipeline.signals.provider import Provider
@@ -94,17 +94,15 @@ class FileProvider(Provider):
             require_one_row_per_stamp(self.source.name, region, series, self.source.telling(region))
         if "kind" not in settings.model_fields_set and kind == settings.kind:
             require_believable_values(self.source.name, region, series.points["value"], series.cadence_s)
+        if "missing" not in settings.model_fields_set:
+            require_no_listing(self.source.name, region, kind, series)
         return replace(series, absent_is_zero=settings.missing == "zero" and kind == "curtailed_power")
 
     @cached_property
     def _screened(self) -> dict[tuple[str, Kind], Series]:
         """Every signal, without the values that are no measurement; an outage shows in several regions at once."""
         return screen_series(
-            {
-                (region, kind): self._series_of(region, kind)
-                for region, kinds in self._signals.items()
-                for kind in kinds
-            }
+            {(region, kind): self._series_of(region, kind) for region, kinds in self._signals.items() for kind in kinds}
         )
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 
 import polars as pl
 
@@ -32,7 +33,7 @@ def screen_ingested(found: Ingested, history: pl.DataFrame) -> Ingested:
     """
     if found.trace.is_empty():
         return found
-    begin = found.trace["time"].min()
+    begin: datetime = found.trace["time"][0]
     new = found.trace.select("time", "value").drop_nulls()
     past = history.select("time", "value").drop_nulls().filter(pl.col("time") < begin).sort("time")
     name = (str(found.trace["region"][0]), _kind(found.trace))

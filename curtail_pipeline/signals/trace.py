@@ -142,7 +142,13 @@ LONGEST_GAP = timedelta(days=366)
 """A longer hole in a trace is taken for a wrong stamp."""
 YEARS = (1970, 2200)
 
-_DROPPED_SCHEMA = {"time": TIME, "dropped": pl.Float64(), "kept": pl.Float64(), "conflict": pl.Boolean(), "revised": pl.Boolean()}
+_DROPPED_SCHEMA = {
+    "time": TIME,
+    "dropped": pl.Float64(),
+    "kept": pl.Float64(),
+    "conflict": pl.Boolean(),
+    "revised": pl.Boolean(),
+}
 
 
 @dataclass(frozen=True)

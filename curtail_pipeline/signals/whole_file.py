@@ -37,5 +37,5 @@ def read_all(path: Path, experiment: Experiment) -> WholeFile:
         raise TraceError(
             f"{path} has no region {missing[0]!r}; it has {', '.join(known)}" if missing else f"{path} is empty"
         )
-    parts = [provider.ingest(region, *span) for region in experiment.regions]
+    parts = [provider.ingest(region, *span, kind) for region in experiment.regions for kind in provider.kinds(region)]
     return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts))

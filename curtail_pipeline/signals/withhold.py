@@ -192,9 +192,9 @@ def _outages(signals: Sequence[Values], episodes: Sequence[_Zeros | None]) -> li
     for index, (signal, zeros) in enumerate(zip(signals, episodes, strict=True)):
         if zeros is None:
             continue
-        for which in np.flatnonzero(zeros.hard(OUTAGE_SHARE) & (zeros.lasted_s >= OUTAGE_S)):
+        for which in np.flatnonzero(zeros.hard(OUTAGE_SHARE) & (zeros.lasted_s >= OUTAGE_S)).tolist():
             begin = int(signal.times[zeros.first[which]])
-            together[signal.kind, begin, round(zeros.lasted_s[which])].append((index, int(which)))
+            together[signal.kind, begin, round(zeros.lasted_s[which])].append((index, which))
     found = [np.zeros(0 if zeros is None else len(zeros.first), dtype=bool) for zeros in episodes]
     for members in together.values():
         if len(members) > 1:

@@ -93,8 +93,7 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     if project.span is not None:
         start, end = max(start, project.span[0]), min(end, project.span[1])
     found = [
-        _screened(project, project.provider.ingest(region, start, end, kind), day)
-        for kind in kinds_of(project, region)
+        _screened(project, project.provider.ingest(region, start, end, kind), day) for kind in kinds_of(project, region)
     ]
     table = pl.concat([part.trace for part in found])
     reports = [part.report for part in found]
