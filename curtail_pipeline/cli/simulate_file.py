@@ -81,7 +81,7 @@ def simulate_file(
 def compare_file(
     traces: Path, experiment: str, plot: Path | None, options: WhatIf
 ) -> tuple[pl.DataFrame, list[CheckOutcome]]:
-    """Every policy, and what the checks say of the file; the plot is written where a path is given, in the format of its suffix."""
+    """Every policy, and what the checks say of the file; a plot is written where a path is given."""
     loaded = load_experiment(experiment)
     whole = read_all(traces, loaded)
     table, chart = compare(

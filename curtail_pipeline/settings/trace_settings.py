@@ -151,7 +151,7 @@ class FileTraces(ProviderSettings):
 
 
 class WattTimeTraces(ProviderSettings):
-    """WattTime v3. Credentials come from WATTTIME_USERNAME and WATTTIME_PASSWORD."""
+    """WattTime v3. Credentials come from WATTTIME_USER and WATTTIME_PASSWORD."""
 
     implementation: ClassVar[str] = "curtail_pipeline.signals.watttime:WattTimeProvider"
     provider: Literal["watttime"] = "watttime"

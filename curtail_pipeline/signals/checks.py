@@ -139,9 +139,10 @@ def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> Check
         if bad.is_empty():
             return None, metadata
         metadata["outside"] = len(bad)
+        fix = " (declare kind: price if it is one)" if kind != "price" and bad["value"][0] < 0 else ""
         return (
             f"{len(bad)} values outside [{low:g}, {high:g}], the first {bad['value'][0]:g} at {iso(bad['time'][0])}; "
-            "check the source's unit and column, and leave invalid values empty"
+            f"check the source's unit and column{fix}, and leave invalid values empty"
         ), metadata
 
     return _per_kind(trace, "range", look, "all values are possible")
@@ -234,8 +235,8 @@ def _withheld_text(reason: Reason, parts: Sequence[Withheld], count: int) -> str
         for part in longest
     )
     what: dict[Reason, str] = {
-        "zero": f"{count} zeros ({when}) are no measurement by the region's own history: the signal jumps to exact zero "
-        "and back",
+        "zero": f"{count} zeros ({when}) are no measurement by the region's own history: the signal jumps to exact "
+        "zero and back",
         "sentinel": f"{count} values such as {first.value:g} ({when}) are marks for a missing value",
         "stuck": f"stands {stands}{many}: the feed is stuck",
     }

@@ -1,4 +1,4 @@
-"""Several rows of a file for one stamp and region, or none: chosen, added up, or refused. The last one never wins silently.
+"""Several rows of a file for one stamp and region, or none: chosen, added up, or refused; none wins silently.
 
 Grids publish several values per interval in one table: OASIS the components of a price, AEMO the dispatch with and
 without intervention, exchanges two auctions, operators curtailment by fuel.
@@ -13,6 +13,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.kinds import is_period_column
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
 from curtail_pipeline.times import iso
 
@@ -86,13 +87,19 @@ def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Seq
     conflicts = series.dropped.filter("conflict")
     stamps = conflicts["time"].n_unique()
     first = conflicts.sort("time", maintain_order=True).row(0, named=True)
-    fix = (
-        f"the column {apart[0].column!r} tells them apart ({_listed(apart[0].values)}): choose with traces.where, e.g. "
-        f"{{{apart[0].column}: {apart[0].values[0]}}}, or say what they come to with traces.combine (sum, first or last)"
-        if apart
-        else "no column tells them apart: keep one row per stamp, or say what they come to with traces.combine (sum, "
-        "first or last)"
-    )
+    combined = "say what they come to with traces.combine (sum, first or last)"
+    if not apart:
+        fix = f"no column tells them apart: keep one row per stamp, or {combined}"
+    elif is_period_column(apart[0].column):
+        fix = (
+            f"the column {apart[0].column!r} holds the hour or period that the stamps lack: write whole stamps, date "
+            "and time, into the time column"
+        )
+    else:
+        fix = (
+            f"the column {apart[0].column!r} tells them apart ({_listed(apart[0].values)}): choose with traces.where, "
+            f"e.g. {{{apart[0].column}: {apart[0].values[0]}}}, or {combined}"
+        )
     raise TraceError(
         f"{name}: {stamps} of {len(series.points)} stamps of region {region!r} have rows that disagree, e.g. "
         f"{first['dropped']:g} and {first['kept']:g} at {iso(first['time'])}; {fix}"

@@ -100,6 +100,8 @@ class ElectricityMapsProvider(Provider):
         zone = self.settings.zones.get(region, region)
         asked = {
             "zone": zone,
+            # Without it a zone that is not known is answered for the place that asks.
+            "disableCallerLookup": "true",
             "temporalGranularity": self.settings.granularity,
             "emissionFactorType": self.settings.emission_factors,
             **params,
@@ -119,7 +121,19 @@ class ElectricityMapsProvider(Provider):
             raise ApiError(f"{error}; {reason}", error.status, error.body) from error
         if not isinstance(answer, dict):
             raise TraceError(f"Electricity Maps answered {path} with something other than an object; check base_url")
+        _require_same(zone, answer.get("zone"), "zone")
+        _require_same(self.settings.granularity, answer.get("temporalGranularity"), "granularity")
+        for item in [*(answer.get("history") or []), *(answer.get("data") or [])]:
+            _require_same(zone, item.get("zone"), "zone")
         return answer
+
+
+def _require_same(asked: str, answered: str | None, what: str) -> None:
+    if answered is not None and answered != asked:
+        raise TraceError(
+            f"Electricity Maps was asked for {what} {asked!r} and answered for {answered!r}; check traces.zones, "
+            "traces.granularity and what the plan covers"
+        )
 
 
 def _points(items: list[Mapping[str, Any]]) -> pl.DataFrame:

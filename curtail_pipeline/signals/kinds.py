@@ -64,13 +64,6 @@ def require_believable_values(file: str, region: str, values: pl.Series, cadence
         TraceError: the values are those of a price or of something else.
     """
     known = values.drop_nulls()
-    below = known.filter(known < 0)
-    if len(below) and not below.is_in([-999.0, -9999.0, -99999.0]).all():
-        first = float(below[0])
-        raise TraceError(
-            f"{file}: {region!r} has {len(below)} values below 0, the first {first:g}, which no intensity has; if it "
-            "is a price, declare --kind price (traces.kind: price), else leave invalid values empty"
-        )
     others = known.filter(known > 0)
     if len(others) * cadence_s < _ENOUGH_S or len(others) < len(known) / 2:
         return

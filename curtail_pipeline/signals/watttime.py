@@ -4,6 +4,7 @@ Values come in lb CO2/MWh and are valid from `point_time` for `meta.data_point_p
 https://docs.watttime.org.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ from curtail_pipeline.signals.trace import (
 )
 from curtail_pipeline.times import iso, parse_utc, utc_now
 
+_log = logging.getLogger(__name__)
+
 SIGNAL_TYPES: Final[Mapping[Kind, str]] = {"marginal_intensity": "co2_moer", "average_intensity": "co2_aoer"}
 UNITS_SAID: Final[Mapping[str, Unit]] = {"lbs_co2_per_mwh": "lb/MWh"}
 
@@ -37,6 +40,7 @@ LONGEST_FORECAST_RANGE = timedelta(days=1)
 TOKEN_LIFE = timedelta(minutes=30)
 RENEW_AFTER = timedelta(minutes=25)
 """Age at which a token is replaced: long enough before its end that a request with it still arrives in time."""
+OLD_USER: Final = "WATTTIME_USERNAME"
 REQUESTS_PER_S = 10
 """3,000 in any five minutes are allowed."""
 
@@ -179,15 +183,19 @@ class WattTimeProvider(Provider):
         try:
             return self._api.get(path, params, headers={"Authorization": f"Bearer {self._token}"})
         except ApiError as error:
-            if error.status != 401:
+            # A plan that does not cover what is asked says so; another login would not help.
+            if error.status not in (401, 403) or "scope" in error.body.lower():
                 raise
         # The token ended before its time; a second refusal is final.
         self._login()
         return self._api.get(path, params, headers={"Authorization": f"Bearer {self._token}"})
 
     def _login(self) -> None:
-        names = ("WATTTIME_USERNAME", "WATTTIME_PASSWORD")
+        names = ("WATTTIME_USER", "WATTTIME_PASSWORD")
         user, password = (self._environ.get(name, "") for name in names)
+        if not user and self._environ.get(OLD_USER):
+            user = self._environ[OLD_USER]
+            _log.warning("%s is the old name of WATTTIME_USER, the official client's; rename it", OLD_USER)
         if not user or not password:
             missing = " and ".join(name for name, value in zip(names, (user, password), strict=True) if not value)
             raise TraceError(
@@ -200,7 +208,7 @@ class WattTimeProvider(Provider):
             if error.status not in (401, 403):
                 raise
             raise ApiError(
-                "WattTime refused the user name and password; correct WATTTIME_USERNAME and WATTTIME_PASSWORD",
+                "WattTime refused the user name and password; correct WATTTIME_USER and WATTTIME_PASSWORD",
                 error.status,
                 error.body,
             ) from error
@@ -237,10 +245,10 @@ def _points(answer: Any) -> pl.DataFrame:
     meta = _meta(answer)
     _check_units(meta)
     model = meta.get("model") or {}
-    said = "; ".join(f"{w.get('type', 'warning')}: {w.get('message', '')}" for w in meta.get("warnings") or [])
+    said = "; ".join(_warning(warning) for warning in meta.get("warnings") or [])
     rows = [
         (
-            parse_utc(item["point_time"]),
+            _point_time(item),
             item.get("value"),
             model.get("date"),
             bool(item.get("imputed_data_used")),
@@ -252,7 +260,24 @@ def _points(answer: Any) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")
 
 
+def _warning(warning: object) -> str:
+    """Documented as an object with type and message; met as a string too."""
+    if isinstance(warning, Mapping):
+        return f"{warning.get('type', 'warning')}: {warning.get('message', '')}"
+    return str(warning)
+
+
+def _point_time(item: object) -> datetime:
+    stamp = item.get("point_time") if isinstance(item, Mapping) else None
+    if not isinstance(stamp, str):
+        raise TraceError(f"WattTime answered with a value without `point_time`: {str(item)[:100]}; ask again later")
+    try:
+        return parse_utc(stamp)
+    except ValueError as error:
+        raise TraceError(f"WattTime: `point_time`: {error}") from error
+
+
 def _forecast(region: str, issued: datetime, items: list[Mapping[str, Any]]) -> pl.DataFrame:
-    rows = [(issued, parse_utc(item["point_time"]), region, item.get("value")) for item in items]
+    rows = [(issued, _point_time(item), region, item.get("value")) for item in items]
     table = pl.DataFrame(rows, schema=FORECAST_SCHEMA, orient="row")
     return table.with_columns(pl.col("value") * TO_G_PER_KWH["lb/MWh"])

@@ -1,6 +1,6 @@
 """One region's signals of one UTC day: fetched, checked, compared with what is stored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 import polars as pl
@@ -69,6 +69,23 @@ def check_project(project: Project) -> list[CheckOutcome]:
     )
 
 
+def keep_nowcasts(found: Ingested, stored: pl.DataFrame | None) -> Ingested:
+    """A live answer with the estimates that were stored before, where it has no value: its history lags behind them.
+
+    Args:
+        stored: the same day and region as it is in the store.
+    """
+    if found.report.screened or stored is None or found.trace.is_empty():
+        return found
+    kept = ["value", "model", "estimated", "warnings"]
+    earlier = stored.filter(pl.col("estimated") & pl.col("value").is_not_null(), kind=found.trace["kind"][0])
+    joined = found.trace.join(earlier.select("time", *kept), on="time", how="left", suffix="_kept")
+    lacks = pl.col("value").is_null() & pl.col("value_kept").is_not_null()
+    taken = [pl.when(lacks).then(f"{name}_kept").otherwise(name).alias(name) for name in kept]
+    trace = joined.with_columns(taken).select(found.trace.columns)
+    return Ingested(trace, replace(found.report, nulls=trace["value"].null_count()))
+
+
 def _screened(project: Project, found: Ingested, day: date) -> Ingested:
     """A live answer without the values that are no measurement by the stored days before it."""
     if found.report.screened or found.trace.is_empty():
@@ -97,8 +114,7 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     ]
     table = pl.concat([part.trace for part in found])
     reports = [part.report for part in found]
-    key = trace_key(day.isoformat(), region)
-    revisions = compare(read_table(project.store, key) if project.store.exists(key) else None, table)
+    revisions = compare(stored, table)
     known = table.drop_nulls("value")
     metadata: Metadata = {
         "source": ", ".join(table["source"].unique().sort()),
