@@ -109,8 +109,11 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     now = utc_now()
     if project.span is not None:
         start, end = max(start, project.span[0]), min(end, project.span[1])
+    key = trace_key(day.isoformat(), region)
+    stored = read_table(project.store, key) if project.store.exists(key) else None
     found = [
-        _screened(project, project.provider.ingest(region, start, end, kind), day) for kind in kinds_of(project, region)
+        _screened(project, keep_nowcasts(project.provider.ingest(region, start, end, kind), stored), day)
+        for kind in kinds_of(project, region)
     ]
     table = pl.concat([part.trace for part in found])
     reports = [part.report for part in found]
