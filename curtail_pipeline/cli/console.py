@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from curtail_pipeline.cli.signals_listed import Answer, Source
 from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
 from curtail_pipeline.simulation.compare import Summary
@@ -190,6 +191,40 @@ def print_windows(found: FileWindows) -> None:
     for site, hours in found.hours.items():
         OUT.print(f"{escape(site)}: {hours:.2f} h")
     OUT.print(f"{found.nulls} missing values, {found.duplicates} duplicates")
+
+
+def print_sources(sources: Sequence[Source]) -> None:
+    table = Table(title="Sources of signals (traces.provider)", title_justify="left")
+    for name in ("provider", "kinds", "needs", "windows"):
+        table.add_column(name, overflow="fold")
+    for source in sources:
+        windows = "yes" if source.defines_windows else "no, accounting only"
+        table.add_row(source.provider, ", ".join(source.kinds), source.needs, windows)
+    OUT.print(table)
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """What each source gave for a day, and on standard error why one gave nothing."""
+    table = Table(title="One day of each source", title_justify="left")
+    for name in ("provider", "region", "kind", "values", "missing", "every", "from", "to", "least", "most"):
+        table.add_column(name)
+    for answer in answers:
+        if answer.error:
+            print(f"curtail: {answer.provider} {answer.region}: {answer.error}", file=sys.stderr, flush=True)
+            continue
+        table.add_row(
+            answer.provider,
+            escape(answer.region),
+            answer.kind,
+            str(answer.values),
+            str(answer.missing),
+            f"{answer.cadence_s} s",
+            answer.first or "-",
+            answer.last or "-",
+            _number(answer.low, 1),
+            _number(answer.high, 1),
+        )
+    OUT.print(table)
 
 
 def print_simulation(result: Summary) -> None:

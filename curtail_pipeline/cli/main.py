@@ -29,6 +29,8 @@ site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trai
 app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
+signals_app = typer.Typer(no_args_is_help=True, help="Sources of signals: which there are, and what yours answer.")
+app.add_typer(signals_app, name="signals")
 
 ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
@@ -205,6 +207,34 @@ def simulate(
         _print_json({**result, "checks": [asdict(check) for check in said(checks)]})
     else:
         print_simulation(result)
+
+
+@signals_app.command("list")
+def signals_list(json_: JsonOption = False) -> None:
+    """Every source: its kinds, what it needs, whether it can define windows."""
+    from curtail_pipeline.cli.console import print_sources
+    from curtail_pipeline.cli.signals_listed import SOURCES
+
+    if json_:
+        _print_json({"sources": [asdict(source) for source in SOURCES]})
+    else:
+        print_sources(SOURCES)
+
+
+@signals_app.command("check")
+def signals_check(experiment: ExperimentOption = "laptop", json_: JsonOption = False) -> None:
+    """Ask each configured source for one day and print what came."""
+    from curtail_pipeline.cli.console import print_answers
+    from curtail_pipeline.cli.signals_listed import ask_sources
+    from curtail_pipeline.settings.experiment import load_experiment
+
+    answers = ask_sources(load_experiment(experiment))
+    if json_:
+        _print_json({"answers": [asdict(answer) for answer in answers]})
+    else:
+        print_answers(answers)
+    if any(answer.error for answer in answers):
+        raise typer.Exit(1)
 
 
 @federation_app.command("up")

@@ -161,6 +161,7 @@ def experiment(**traces: object) -> Experiment:
             "traces": {"provider": "file", "path": "unused", **traces},
             "sites": [{"name": "s", "region": region, "training_kw": 1, "idle_kw": 0, "steps_per_s": 1}],
             "policy": {"name": "threshold"},
+            "job": {"steps": 1},
         },
         "test",
     )
