@@ -10,10 +10,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from curtail_pipeline.corpus.batches import ShardReader
+from curtail_pipeline.corpus.build import manifest_key
+from curtail_pipeline.corpus.corpus_records import ShardFile, ShardManifest
+from curtail_pipeline.corpus.documents import ReadCounts
 from curtail_pipeline.storage.store import Store
+
+NO_SHA256 = "0" * 64
 
 
 def sparse_shards(store: Store, site: str, tokens: int, shard_tokens: int = 1 << 26) -> None:
@@ -25,11 +30,38 @@ def sparse_shards(store: Store, site: str, tokens: int, shard_tokens: int = 1 <<
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
             stream.truncate(2 * count)
-        files.append({"name": path.name, "tokens": count, "sha256": ""})
-    store.write_json(
-        f"shards/{site}/manifest.json",
-        {"format": 1, "target": site, "dtype": "uint16", "tokens": tokens, "files": files},
+        files.append(ShardFile(name=path.name, tokens=count, sha256=NO_SHA256))
+    manifest = ShardManifest(
+        target=site,
+        dealing_sha256=NO_SHA256,
+        tokenizer_sha256=NO_SHA256,
+        vocab_size=1 << 16,
+        separator_id=0,
+        dtype="uint16",
+        engine="fastokens",
+        documents=1,
+        bytes=tokens,
+        tokens=tokens,
+        files=tuple(files),
+        slices=(),
+        counts=ReadCounts(documents=1),
     )
+    store.write_record(manifest_key(site), manifest)
+
+
+class Reading(TypedDict):
+    """What `run` measured and what was run."""
+
+    tokens_per_s: int
+    """Delivered int64 tokens."""
+    first_batch_s: float
+    """From opening the manifest."""
+    peak_mib: float
+    """Growth of resident memory over the run, mapped pages included."""
+    tokens: int
+    sequence_length: int
+    sequences_per_batch: int
+    seconds: float
 
 
 def run(
@@ -38,13 +70,8 @@ def run(
     sequence_length: int = 2048,
     sequences: int = 16,
     seconds: float = 10.0,
-) -> dict[str, Any]:
-    """Read shuffled batches for some seconds.
-
-    Returns:
-        tokens_per_s (delivered int64 tokens), first_batch_s (from opening the manifest), peak_mib (growth of resident
-        memory over the run, mapped pages included), and what was run.
-    """
+) -> Reading:
+    """Read shuffled batches for some seconds."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:

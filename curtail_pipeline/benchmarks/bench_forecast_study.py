@@ -10,7 +10,6 @@ site-hours starts at dates spread over the year, with 1, 2 and 4 weeks for it, a
 seasonal-naive one and persistence; `perfect` is what its planning would give if it knew the future.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
@@ -34,6 +33,7 @@ from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.signals.provider import make_provider
 from curtail_pipeline.simulation.compare import simulate_run, summary
 from curtail_pipeline.simulation.oracle import least_co2
+from curtail_pipeline.storage.records import Json, Message, Record
 from curtail_pipeline.times import HOUR
 
 REGIONS = ("PGE", "PGE_8H")
@@ -87,6 +87,47 @@ def _experiment() -> Experiment:
     )
 
 
+class Run(Record):
+    """One policy at one start date."""
+
+    weeks: int
+    policy: str
+    start: str
+    finished: bool
+    steps: float
+    hours: float
+    kg: float
+    kwh: float
+    in_windows: float | None
+    """Share of energy."""
+    oracle_kg: float | None
+    """For the same steps."""
+
+
+class Runs(Message):
+    """What a child process prints."""
+
+    runs: tuple[Run, ...]
+
+
+class Share(Message):
+    """What a child process does: all policies at some of the start dates."""
+
+    numbers: tuple[int, ...]
+    starts: int
+    weeks: tuple[int, ...]
+    folder: str
+
+
+class Study(TypedDict):
+    starts: int
+    site_hours: float
+    rows: list[dict[str, Json]]
+    """Per deadline and policy, means over the start dates: finished (share of the jobs), done (share of the steps),
+    hours (to the last step), kg, g_per_kwh, in_windows, regret_kg (over the oracle's kg), cleanest (share of the start
+    dates at which no other policy that finished, and that knows no future, emitted less)."""
+
+
 def _one(
     run: Experiment,
     traces: pl.DataFrame,
@@ -94,7 +135,7 @@ def _one(
     start: datetime,
     weeks: int,
     case: tuple[str, str | None],
-) -> dict[str, Any]:
+) -> Run:
     policy, name = case
     deadline_h = weeks * 168.0
     cut = traces.filter(
@@ -113,21 +154,21 @@ def _one(
         deadline_h=deadline_h,
     )
     result = summary(done)
-    return {
-        "weeks": weeks,
-        "policy": policy if name is None else f"{policy} ({name})",
-        "start": start.isoformat(),
-        "finished": result["finished"],
-        "steps": result["steps"],
-        "hours": result["runtime_h"],
-        "kg": result["co2_kg"],
-        "kwh": result["energy_kwh"],
-        "in_windows": result["curtailed_energy_share"],
-        "oracle_kg": result["oracle_co2_kg"],
-    }
+    return Run(
+        weeks=weeks,
+        policy=policy if name is None else f"{policy} ({name})",
+        start=start.isoformat(),
+        finished=result["finished"],
+        steps=result["steps"],
+        hours=result["runtime_h"],
+        kg=result["co2_kg"],
+        kwh=result["energy_kwh"],
+        in_windows=result["curtailed_energy_share"],
+        oracle_kg=result["oracle_co2_kg"],
+    )
 
 
-def _asap(run: Experiment, traces: pl.DataFrame, start: datetime, weeks: int) -> dict[str, Any]:
+def _asap(run: Experiment, traces: pl.DataFrame, start: datetime, weeks: int) -> Run:
     """Both sites at once until the job is done, without overheads."""
     cut = traces.filter(pl.col("time").is_between(start - HISTORY, start + timedelta(days=7 * weeks), closed="left"))
     done = simulate_run(run, cut, policy="threshold", start=start, deadline_h=weeks * 168.0)
@@ -141,34 +182,33 @@ def _asap(run: Experiment, traces: pl.DataFrame, start: datetime, weeks: int) ->
         signal = done.view.signals[region]
         at = np.arange(span[0][0], span[1][0], 300_000_000)
         inside += float((signal.values[np.searchsorted(signal.times, at, side="right") - 1] < 100).mean()) / 2
-    return {
-        "weeks": weeks,
-        "policy": "asap",
-        "start": start.isoformat(),
-        "finished": True,
-        "steps": run.job.steps,
-        "hours": hours,
-        "kg": grams / 1_000,
-        "kwh": 2.024 * SITE_HOURS,
-        "in_windows": inside,
-        "oracle_kg": oracle.co2_kg,
-    }
+    return Run(
+        weeks=weeks,
+        policy="asap",
+        start=start.isoformat(),
+        finished=True,
+        steps=run.job.steps,
+        hours=hours,
+        kg=grams / 1_000,
+        kwh=2.024 * SITE_HOURS,
+        in_windows=inside,
+        oracle_kg=oracle.co2_kg,
+    )
 
 
-def _runs(numbers: Sequence[int], starts: int, weeks: Sequence[int], folder: str) -> list[dict[str, Any]]:
-    """All policies at these of the start dates."""
-    traces, tables = read(Path(folder))
+def _runs(share: Share) -> Runs:
+    traces, tables = read(Path(share.folder))
     experiment = _experiment()
-    gap = (LAST - FIRST) / max(1, starts - 1)
-    found = []
-    for number in numbers:
+    gap = (LAST - FIRST) / max(1, share.starts - 1)
+    found: list[Run] = []
+    for number in share.numbers:
         start = (FIRST + number * gap).replace(minute=0, second=0, microsecond=0)
-        for count in weeks:
+        for count in share.weeks:
             begun = time.perf_counter()
             found.append(_asap(experiment, traces, start, count))
             found += [_one(experiment, traces, tables, start, count, case) for case in CASES]
             print(f"{start:%Y-%m-%d} {count} weeks: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
-    return found
+    return Runs(runs=tuple(found))
 
 
 def averages(found: pl.DataFrame) -> pl.DataFrame:
@@ -198,7 +238,7 @@ def run(
     folder: str | None = None,
     out: str | None = None,
     workers: int = 2,
-) -> dict[str, Any]:
+) -> Study:
     """Measure; some 70 s of processor time per start date.
 
     Args:
@@ -207,25 +247,18 @@ def run(
         folder: with SGIP_CAISO_PGE_*.csv.gz; the test data's when not given.
         out: where the table of single runs goes (CSV).
         workers: processes.
-
-    Returns:
-        rows: per deadline and policy, means over the start dates: finished (share of the jobs), done (share of the
-        steps), hours (to the last step), kg, g_per_kwh, in_windows (share of energy), regret_kg (over the oracle's kg
-        for the same steps), cleanest (share of the start dates at which no other policy that finished, and that knows
-        no future, emitted less).
     """
     source = Path(folder or Path(os.environ.get("CURTAIL_TEST_DATA", "../shared/data")) / "sgip_moer_pge")
     parts = [list(range(first, starts, workers)) for first in range(min(workers, starts))]
 
-    def child(numbers: list[int]) -> list[dict[str, Any]]:
-        options = {"numbers": numbers, "starts": starts, "weeks": list(weeks), "folder": str(source)}
-        command = [sys.executable, "-m", "curtail_pipeline.benchmarks.bench_forecast_study", json.dumps(options)]
+    def child(numbers: list[int]) -> tuple[Run, ...]:
+        share = Share(numbers=tuple(numbers), starts=starts, weeks=tuple(weeks), folder=str(source))
+        command = [sys.executable, "-m", "curtail_pipeline.benchmarks.bench_forecast_study", share.model_dump_json()]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows: list[dict[str, Any]] = json.loads(done.stdout)
-        return rows
+        return Runs.read(done.stdout, "the child's answer").runs
 
     with ThreadPoolExecutor(workers) as pool:
-        rows = [row for part in pool.map(child, parts) for row in part]
+        rows = [row.model_dump() for part in pool.map(child, parts) for row in part]
     found = pl.DataFrame(rows).sort("start", "weeks", maintain_order=True)
     if out is not None:
         found.write_csv(out)
@@ -242,4 +275,4 @@ def run(
 
 
 if __name__ == "__main__":
-    print(json.dumps(_runs(**json.loads(sys.argv[1]))))
+    print(_runs(Share.read(sys.argv[1], "the share of a child")).model_dump_json())

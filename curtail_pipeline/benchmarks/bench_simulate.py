@@ -13,7 +13,6 @@ import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from curtail_pipeline.benchmarks.bench_windows import START, generate
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.overheads import product
 from curtail_pipeline.simulation.fleet import simulate_files
+from curtail_pipeline.storage.records import Json
 
 REPEATS = 3
 
@@ -76,7 +76,7 @@ def _vessim_seconds(days: int = 31) -> float:
     return time.perf_counter() - begun
 
 
-def run(sites: int = 100, days: int = 365, many: int = 2000, folder: str | None = None) -> dict[str, Any]:
+def run(sites: int = 100, days: int = 365, many: int = 2000, folder: str | None = None) -> dict[str, Json]:
     """Measure.
 
     Args:
@@ -94,7 +94,7 @@ def run(sites: int = 100, days: int = 365, many: int = 2000, folder: str | None 
         generate(root, max(sites, many), days)
         _simulated(root, 1, days)
         seconds, events = min(_simulated(root, sites, days) for _ in range(REPEATS))
-        result: dict[str, Any] = {
+        result: dict[str, Json] = {
             "sites": sites,
             "hours": days * 24,
             "events": events,

@@ -12,9 +12,9 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import polars as pl
@@ -29,16 +29,40 @@ from curtail_pipeline.storage.store import Store
 
 BATCH_BYTES = 1 << 21
 
+T = TypeVar("T")
 
-def run(*, mib: float = 30.0, vocab_size: int = 32_768, workers_mib: float = 240.0) -> dict[str, Any]:
-    """Encode `mib` of Python text with each engine, and build shards of it end to end.
 
-    Returns:
-        mib_per_s, baseline_mib_per_s (`tokenizers`, `encode_batch_fast`, all threads), tiktoken_mib_per_s (None where
-        tiktoken is not installed), ratio (of the first two), equal (token for token with `tokenizers`, the whole text),
-        end_to_end_* (parquet column to shard bytes; the baseline encodes and writes, and does nothing else), and
-        workers_* (a build of `workers_mib` in worker processes, with their summed peak of resident memory).
-    """
+class Speeds(TypedDict):
+    """What `run` measured and what was run."""
+
+    mib_per_s: float
+    baseline_mib_per_s: float
+    """`tokenizers`, `encode_batch_fast`, all threads."""
+    tiktoken_mib_per_s: float | None
+    """None where tiktoken is not installed."""
+    ratio: float
+    """Of the first two."""
+    equal: bool
+    """Token for token with `tokenizers`, the whole text."""
+    tiktoken_equal: bool | None
+    tokens: int
+    mib: float
+    vocab_size: int
+    cores: int
+    end_to_end_mib_per_s: float
+    """Parquet column to shard bytes."""
+    end_to_end_baseline_mib_per_s: float
+    """It encodes and writes, and does nothing else."""
+    end_to_end_ratio: float
+    shard_bytes: int
+    workers_mib_per_s: float
+    """A build of `workers_mib` in worker processes."""
+    workers_peak_mib: float
+    """Their summed peak of resident memory."""
+
+
+def run(*, mib: float = 30.0, vocab_size: int = 32_768, workers_mib: float = 240.0) -> Speeds:
+    """Encode `mib` of Python text with each engine, and build shards of it end to end."""
     warm, documents = _documents(mib)
     size = sum(len(text.encode()) for text in documents) / 2**20
     batches = list(_batches(documents))
@@ -208,7 +232,7 @@ def _plain_end_to_end(settings: CorpusSettings, folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def _watched(action: Any) -> tuple[Any, float]:
+def _watched(action: Callable[[], T]) -> tuple[T, float]:
     """The action's result, and the peak of resident MiB over all child processes meanwhile."""
     done, peak = threading.Event(), 0.0
 

@@ -7,7 +7,6 @@ generator that is not timed. The rule has two thresholds, an exit delay and a mi
 work is done in child processes, so that `peak_mib` is its own. Targets: 8 s, 1 GiB, three times the read.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
 
 from curtail_pipeline.storage.atomic import replacing
+from curtail_pipeline.storage.records import Message
+from curtail_pipeline.times import SECOND, times_column, to_us
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 CADENCE_S = 300
@@ -40,9 +41,7 @@ def generate(folder: Path, regions: int, days: int, seed: int = 0) -> None:
     n = days * PER_DAY
     hours = n // 12 + 1
     steps = np.arange(n)
-    time_column = pl.Series("time", steps * CADENCE_S * 1_000_000 + int(START.timestamp()) * 1_000_000).cast(
-        pl.Datetime("us", "UTC")
-    )
+    time_column = times_column(steps * CADENCE_S * SECOND + to_us(START))
     # An autocorrelated wind (0.95 from hour to hour), by its spectrum.
     frequency = np.fft.rfftfreq(hours)
     spectrum = np.sqrt((1 - 0.95**2) / (1 + 0.95**2 - 1.9 * np.cos(2 * np.pi * frequency)))
@@ -90,12 +89,38 @@ def _peak_mib() -> float:
     raise RuntimeError("no VmHWM in /proc/self/status; this benchmark runs on Linux")
 
 
-def _child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
+class Measured(Message):
+    """What a child process prints."""
+
+    seconds: float
+    windows: int = 0
+    peak_mib: float = 0.0
+
+
+class Speed(TypedDict):
+    """What `run` measured."""
+
+    rows: int
+    seconds: float
+    """Of the work."""
+    read_seconds: float
+    """The fastest of two ways of reading with polars, each twice."""
+    ratio_to_read: float
+    rows_per_s: int
+    peak_mib: float
+    """Of the work."""
+    windows: int
+    ns_per_row: float
+    ns_per_row_tenth: float
+    """On a tenth of the regions: equal to `ns_per_row` when the cost is linear."""
+
+
+def _child(what: str, folder: Path, regions: int, days: int) -> Measured:
     files = _files(folder, regions)
     # Each child does one small piece untimed, so that loading of code is not measured.
     if what == "read":
         _read_streaming(_files(folder, 1))
-        return {"seconds": min(_timed(way, files) for way in (_read_frames, _read_streaming) * REPEATS)}
+        return Measured(seconds=min(_timed(way, files) for way in (_read_frames, _read_streaming) * REPEATS))
     from curtail_pipeline.settings.job import PolicySettings
     from curtail_pipeline.settings.rule_settings import RuleSettings
     from curtail_pipeline.settings.sites import Site
@@ -114,10 +139,10 @@ def _child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
     work(sites=sites[:1])
     begun = time.perf_counter()
     table = work(sites=sites)
-    return {"seconds": time.perf_counter() - begun, "windows": table.height, "peak_mib": _peak_mib()}
+    return Measured(seconds=time.perf_counter() - begun, windows=table.height, peak_mib=_peak_mib())
 
 
-def _in_child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any]:
+def _in_child(what: str, folder: Path, regions: int, days: int) -> Measured:
     command = [
         sys.executable,
         "-m",
@@ -128,20 +153,18 @@ def _in_child(what: str, folder: Path, regions: int, days: int) -> dict[str, Any
         str(days),
     ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return Measured.read(done.stdout.splitlines()[-1], "the child's answer")
 
 
-def run(regions: int = 1000, days: int = 365, folder: str | None = None) -> dict[str, Any]:
+def _seconds(measured: Measured) -> float:
+    return measured.seconds
+
+
+def run(regions: int = 1000, days: int = 365, folder: str | None = None) -> Speed:
     """Measure.
 
     Args:
         folder: where the traces are kept for the next time; a temporary folder when not given.
-
-    Returns:
-        rows; seconds, windows and peak_mib of the work; read_seconds (the fastest of two ways of reading with polars,
-        each twice); ratio_to_read; rows_per_s; ns_per_row and, on a tenth of the regions, ns_per_row_tenth: equal when
-        the cost is linear.
     """
     with tempfile.TemporaryDirectory(prefix="curtail-windows-") as scratch:
         root = Path(folder or scratch)
@@ -150,23 +173,21 @@ def run(regions: int = 1000, days: int = 365, folder: str | None = None) -> dict
         rows = regions * days * PER_DAY
         # Also brings the files into the page cache, for the reads and for the work alike.
         read = _in_child("read", root, regions, days)
-        work = min(
-            (_in_child("windows", root, regions, days) for _ in range(REPEATS)), key=lambda r: float(r["seconds"])
-        )
+        work = min((_in_child("windows", root, regions, days) for _ in range(REPEATS)), key=_seconds)
         tenth = max(1, regions // 10)
-        part = min((_in_child("windows", root, tenth, days) for _ in range(REPEATS)), key=lambda r: float(r["seconds"]))
+        part = min((_in_child("windows", root, tenth, days) for _ in range(REPEATS)), key=_seconds)
     return {
         "rows": rows,
-        "seconds": round(work["seconds"], 3),
-        "read_seconds": round(read["seconds"], 3),
-        "ratio_to_read": round(work["seconds"] / read["seconds"], 2),
-        "rows_per_s": round(rows / work["seconds"]),
-        "peak_mib": round(work["peak_mib"], 1),
-        "windows": work["windows"],
-        "ns_per_row": round(work["seconds"] / rows * 1e9, 1),
-        "ns_per_row_tenth": round(part["seconds"] / (tenth * days * PER_DAY) * 1e9, 1),
+        "seconds": round(work.seconds, 3),
+        "read_seconds": round(read.seconds, 3),
+        "ratio_to_read": round(work.seconds / read.seconds, 2),
+        "rows_per_s": round(rows / work.seconds),
+        "peak_mib": round(work.peak_mib, 1),
+        "windows": work.windows,
+        "ns_per_row": round(work.seconds / rows * 1e9, 1),
+        "ns_per_row_tenth": round(part.seconds / (tenth * days * PER_DAY) * 1e9, 1),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+    print(_child(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])).model_dump_json())

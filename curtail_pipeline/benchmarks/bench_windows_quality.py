@@ -10,7 +10,7 @@ declared per region.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import polars as pl
 
@@ -41,7 +41,21 @@ RULES = {
 }
 
 
-def run(data: str | None = None) -> dict[str, Any]:
+class RuleQuality(TypedDict):
+    precision: float | None
+    recall: float
+    share_of_mwh: float
+    window_hours: float
+
+
+class Judgement(TypedDict):
+    hours: float
+    curtailed_hours: float
+    curtailed_gwh: float
+    rules: dict[str, RuleQuality]
+
+
+def run(data: str | None = None) -> Judgement:
     """Judge each rule.
 
     Args:
@@ -73,7 +87,7 @@ def run(data: str | None = None) -> dict[str, Any]:
     )
     site = Site(name=REGION, region=REGION, training_kw=1, idle_kw=0, steps_per_s=1)
     truth = traces.filter(kind="curtailed_power")
-    results: dict[str, Any] = {}
+    results: dict[str, RuleQuality] = {}
     for name, rule in RULES.items():
         windows, _ = derive_windows(
             traces,

@@ -8,6 +8,7 @@ from typing import get_args
 import polars as pl
 import typer
 
+from curtail_pipeline.cli.file_options import Reading
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.settings.overheads import OverheadsName
@@ -27,9 +28,13 @@ class WhatIf:
     forecast: str | None
     start: datetime | None
     deadline_h: float | None
+    file: Reading
+    """How the file is read, in place of the experiment's own."""
 
 
-def what_if(overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None) -> WhatIf:
+def what_if(
+    overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None, file: Reading
+) -> WhatIf:
     """The options as they were typed.
 
     Raises:
@@ -39,7 +44,7 @@ def what_if(overheads: str | None, forecast: str | None, start: str | None, dead
     if overheads not in known:
         raise SettingsError(f"unknown overheads {overheads!r}; use paper or product, or leave it out")
     try:
-        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h)
+        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h, file)
     except ValueError as error:
         raise SettingsError(f"--start: {error}") from error
 
@@ -64,7 +69,7 @@ def simulate_file(
 ) -> tuple[Summary, list[CheckOutcome]]:
     """One policy, and what the checks say of the file."""
     loaded = load_experiment(experiment)
-    whole = read_all(traces, loaded)
+    whole = read_all(traces, loaded, options.file)
     summary = simulate(
         loaded,
         whole.traces,
@@ -83,7 +88,7 @@ def compare_file(
 ) -> tuple[pl.DataFrame, list[CheckOutcome]]:
     """Every policy, and what the checks say of the file; a plot is written where a path is given."""
     loaded = load_experiment(experiment)
-    whole = read_all(traces, loaded)
+    whole = read_all(traces, loaded, options.file)
     table, chart = compare(
         loaded,
         whole.traces,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,8 @@ import polars as pl
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.signals.held import Signal
-from curtail_pipeline.times import HOUR, Floats, Micros, from_us, iso
+from curtail_pipeline.times import DAY, TIME, Floats, Micros, from_us, iso
 
-ForecastName = Literal["perfect", "persistence", "seasonal"]
-DAY = 24 * HOUR
 HISTORY_DAYS = 14
 """How many past days the seasonal forecast looks back on; days further ahead see them again."""
 
@@ -164,9 +162,7 @@ def make_forecast(name: str, signals: Mapping[str, Signal]) -> Forecast:
         if unread:
             raise PolicyError(f"forecast file {name}: the times in {unread[0]} are not all ISO 8601, UTC; correct them")
         table = issued_forecasts(
-            rows.with_columns(
-                pl.col("issued_at", "target").cast(pl.Datetime("us", "UTC")), pl.col("value").cast(pl.Float64)
-            )
+            rows.with_columns(pl.col("issued_at", "target").cast(TIME), pl.col("value").cast(pl.Float64))
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise PolicyError(

@@ -6,7 +6,7 @@ and limits on its age and on estimates; the rule as a whole has a minimum durati
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -14,8 +14,6 @@ from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.section import Section
 from curtail_pipeline.settings.trace_settings import Kind
-
-WindowKind = Literal["marginal_intensity", "price", "curtailed_power"]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ Grids publish several values per interval in one table: OASIS the components of 
 without intervention, exchanges two auctions, operators curtailment by fuel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import polars as pl
@@ -36,31 +35,6 @@ class Telling:
 
     column: str
     values: list[str]
-
-
-Wanted = Mapping[str, str | int | float | bool]
-
-
-def chosen_rows(rows: pl.DataFrame, where: Wanted, path: Path) -> pl.DataFrame:
-    """The rows that hold the wanted values.
-
-    Raises:
-        TraceError: no row holds one of them.
-    """
-    for column, value in where.items():
-        texts = rows[column].cast(pl.String).str.strip_chars()
-        wanted = str(value)
-        same = (texts.str.to_lowercase() == wanted.lower()).fill_null(False)
-        if isinstance(value, int | float):
-            numbers = texts.cast(pl.Float64, strict=False)
-            same |= (numbers == float(value)).fill_null(False)
-        if not same.any():
-            held = texts.drop_nulls().unique(maintain_order=True)
-            raise TraceError(
-                f"{path}: no row has {column} = {wanted} (traces.where); it has {_listed(held.head(20).to_list())}"
-            )
-        rows = rows.filter(same)
-    return rows
 
 
 def summed(values: pl.DataFrame) -> pl.DataFrame:

@@ -7,22 +7,58 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import polars as pl
+from pydantic import Field
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import ElectricityMapsTraces, Kind
-from curtail_pipeline.signals.http import ApiError, JsonApi, RateLimiter
+from curtail_pipeline.signals.http import Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Ingested, normalise
-from curtail_pipeline.times import iso, parse_utc, utc_now
+from curtail_pipeline.times import iso, utc_now
 
 LONGEST_RANGE = timedelta(days=10)
 """Of one `past-range` request."""
 HISTORY = timedelta(hours=24)
 """What `history` covers; every plan has it."""
 CADENCE_S: Final[Mapping[str, int]] = {"5_minutes": 300, "15_minutes": 900, "hourly": 3600}
+
+
+class _Point(Answer):
+    zone: str | None = None
+    at: Stamp = Field(alias="datetime")
+    value: Value | None = Field(default=None, alias="carbonIntensity")
+    factors: str | None = Field(default=None, alias="emissionFactorType")
+    is_estimated: bool | None = Field(default=None, alias="isEstimated")
+    method: str | None = Field(default=None, alias="estimationMethod")
+    updated: Known = Field(default=None, alias="updatedAt")
+
+
+class _Intensities(Answer):
+    zone: str | None = None
+    granularity: str | None = Field(default=None, alias="temporalGranularity")
+
+    def items(self) -> list[_Point]:
+        return []
+
+
+A = TypeVar("A", bound=_Intensities)
+
+
+class _History(_Intensities):
+    history: list[_Point] | None = None
+
+    def items(self) -> list[_Point]:
+        return self.history or []
+
+
+class _PastRange(_Intensities):
+    data: list[_Point] | None = None
+
+    def items(self) -> list[_Point]:
+        return self.data or []
 
 
 class ElectricityMapsProvider(Provider):
@@ -61,16 +97,16 @@ class ElectricityMapsProvider(Provider):
         until = min(end, now)
         cadence = timedelta(seconds=CADENCE_S[self.settings.granularity])
         present = now - (now - datetime.fromtimestamp(0, now.tzinfo)) % cadence
-        items: list[Mapping[str, Any]] = []
+        items: list[_Point] = []
         if start > present - HISTORY:
             if start < until:
-                items = self._get("/carbon-intensity/history", region, {}).get("history") or []
+                items = self._get("/carbon-intensity/history", _History, region, {}).history or []
         else:
             low = start
             while low < until:
                 high = min(until, low + LONGEST_RANGE)
-                answer = self._get("/carbon-intensity/past-range", region, {"start": iso(low), "end": iso(high)})
-                items += answer.get("data") or []
+                asked = {"start": iso(low), "end": iso(high)}
+                items += self._get("/carbon-intensity/past-range", _PastRange, region, asked).data or []
                 low = high
         return normalise(
             _points(items),
@@ -90,7 +126,7 @@ class ElectricityMapsProvider(Provider):
     def kinds(self, region: str) -> list[Kind]:
         return ["average_intensity"]
 
-    def _get(self, path: str, region: str, params: Mapping[str, str]) -> Mapping[str, Any]:
+    def _get(self, path: str, kind: type[A], region: str, params: Mapping[str, str]) -> A:
         token = self._environ.get("ELECTRICITY_MAPS_TOKEN", "")
         if not token:
             raise TraceError(
@@ -107,7 +143,7 @@ class ElectricityMapsProvider(Provider):
             **params,
         }
         try:
-            answer = self._api.get(path, asked, headers={"auth-token": token})
+            answer = self._api.get(path, kind, asked, headers={"auth-token": token})
         except ApiError as error:
             if error.status in (401, 403) and "past-range" in path:
                 reason = (
@@ -119,12 +155,9 @@ class ElectricityMapsProvider(Provider):
             else:
                 reason = f"check the zone of region {region!r} in traces.zones"
             raise ApiError(f"{error}; {reason}", error.status, error.body) from error
-        if not isinstance(answer, dict):
-            raise TraceError(f"Electricity Maps answered {path} with something other than an object; check base_url")
-        _require_same(zone, answer.get("zone"), "zone")
-        _require_same(self.settings.granularity, answer.get("temporalGranularity"), "granularity")
-        for item in [*(answer.get("history") or []), *(answer.get("data") or [])]:
-            _require_same(zone, item.get("zone"), "zone")
+        for answered in (answer.zone, *(item.zone for item in answer.items())):
+            _require_same(zone, answered, "zone")
+        _require_same(self.settings.granularity, answer.granularity, "granularity")
         return answer
 
 
@@ -136,16 +169,16 @@ def _require_same(asked: str, answered: str | None, what: str) -> None:
         )
 
 
-def _points(items: list[Mapping[str, Any]]) -> pl.DataFrame:
+def _points(items: list[_Point]) -> pl.DataFrame:
     """An answer's values (POINT_SCHEMA, g/kWh). The later `updatedAt` of a stamp wins."""
     rows = [
         (
-            parse_utc(item["datetime"]),
-            item.get("carbonIntensity"),
-            item.get("emissionFactorType"),
-            bool(item.get("isEstimated")),
-            f"estimated by {item['estimationMethod']}" if item.get("estimationMethod") else None,
-            parse_utc(item["updatedAt"]) if item.get("updatedAt") else None,
+            item.at,
+            item.value,
+            item.factors,
+            bool(item.is_estimated),
+            f"estimated by {item.method}" if item.method else None,
+            item.updated,
         )
         for item in items
     ]

@@ -1,30 +1,30 @@
-"""Columns of flags in trace files: whether a value is estimated."""
-
-from typing import Final
+"""Yes and no, as files write it."""
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
 
-YES: Final = ("true", "t", "yes", "y", "1", "1.0")
-NO: Final = ("false", "f", "no", "n", "0", "0.0", "")
+YES = ("true", "t", "yes", "y", "1", "1.0")
+NO = ("false", "f", "no", "n", "0", "0.0", "")
 
 
-def parse_flags(column: pl.Series, name: str) -> pl.Series:
-    """A column as Boolean; an empty cell is false.
+def parse_flags(column: pl.Series, source: str, rows: pl.Series) -> pl.Series:
+    """A column of flags as Boolean; an empty one is no.
 
     Args:
-        name: of the file, for errors.
+        rows: number of each row in the file, for errors.
 
     Raises:
-        TraceError: a value that says neither yes nor no.
+        TraceError: a value that is neither.
     """
-    texts = column.cast(pl.String).fill_null("").str.strip_chars().str.to_lowercase()
-    unknown = (~texts.is_in([*YES, *NO])).arg_true()
-    if len(unknown):
-        row = int(unknown[0])
+    if column.dtype == pl.Boolean:
+        return column.fill_null(False)
+    text = column.cast(pl.String, strict=False).fill_null("").str.strip_chars().str.to_lowercase()
+    bad = (~text.is_in([*YES, *NO])).arg_true()
+    if len(bad):
+        row = int(bad[0])
         raise TraceError(
-            f"{name}: {str(column[row])!r} in column {column.name!r}, data row {row + 1}, is neither yes nor no; write "
-            "true or false (also y/n, yes/no, t/f, 1/0)"
+            f"{source}: {column[row]!r} in column {column.name!r}, data row {rows[row]}, is neither yes nor no; write "
+            "Y or N, true or false, 1 or 0"
         )
-    return texts.is_in(YES).alias(column.name)
+    return text.is_in(YES)

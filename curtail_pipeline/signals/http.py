@@ -10,13 +10,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Annotated, TypeVar
 
 import httpx
 import tenacity
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.times import utc_now
+from curtail_pipeline.storage.records import Json
+from curtail_pipeline.times import parse_utc, utc_now
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 LONGEST_WAIT_S = 120.0
@@ -73,6 +75,38 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
     return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
 
+def _stamp(text: object) -> datetime:
+    if not isinstance(text, str):
+        raise ValueError("a time should be text")
+    return parse_utc(text)
+
+
+Stamp = Annotated[datetime, BeforeValidator(_stamp)]
+"""A time in an answer, as aware UTC."""
+Known = Annotated[Stamp | None, BeforeValidator(lambda text: text or None)]
+"""A time that may be missing, null or empty."""
+Value = Annotated[float, Field(strict=True)]
+"""A JSON number: text and booleans are none."""
+
+
+class Answer(BaseModel):
+    """What is read of a provider's answer. Keys that are not named are ignored: the API is another's, and grows."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+A = TypeVar("A", bound=Answer)
+
+
+def _misfit(error: ValidationError) -> str:
+    """The first thing that is wrong with an answer, without its content."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if not where:
+        return "with something other than an object"
+    return f"without `{where}`" if first["type"] == "missing" else f"with an unreadable `{where}` ({first['msg']})"
+
+
 class _Busy(Exception):
     """An answer that is worth another try."""
 
@@ -108,19 +142,20 @@ class JsonApi:
     def get(
         self,
         path: str,
+        kind: type[A],
         params: Mapping[str, str | int | bool] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
-    ) -> Any:
-        """The JSON of an answer. 429, 5xx and broken connections are tried again.
+    ) -> A:
+        """The answer. 429, 5xx and broken connections are tried again.
 
         Raises:
             ApiError: the API answered with an error, or something that is not JSON.
-            TraceError: the API cannot be reached.
+            TraceError: the API cannot be reached, or its answer is not of this kind.
         """
 
-        def once() -> Any:
+        def once() -> A:
             if self._limiter is not None:
                 self._limiter.wait()
             try:
@@ -130,9 +165,10 @@ class JsonApi:
                 raise _Busy(ApiError(text, 502, ""), None) from error
             if response.is_success:
                 try:
-                    return response.json()
+                    content = response.json()
                 except ValueError as error:
                     raise self._error(response, path, "which is not JSON") from error
+                return self._parsed(kind, content, path)
             failure = self._error(response, path)
             if response.status_code in RETRIED:
                 raise _Busy(failure, retry_after_s(response.headers.get("Retry-After"), self._clock()))
@@ -154,6 +190,14 @@ class JsonApi:
                 f"{self.name} cannot be reached at {self._client.base_url} ({type(error).__name__}: {error}); check "
                 "the network and traces.base_url"
             ) from error
+
+    def _parsed(self, kind: type[A], content: Json, path: str) -> A:
+        try:
+            return kind.model_validate(content)
+        except ValidationError as error:
+            raise TraceError(
+                f"{self.name} answered {path} {_misfit(error)}; check traces.base_url and the API's version"
+            ) from None  # the cause quotes the answer, which can be a token
 
     @staticmethod
     def _is_passing(error: BaseException) -> bool:

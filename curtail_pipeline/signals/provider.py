@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import polars as pl
 
@@ -70,6 +70,5 @@ def make_provider(settings: TracesSettings) -> Provider:
         TraceError: the source cannot be opened.
     """
     module, name = settings.implementation.split(":")
-    factory: Any = getattr(import_module(module), name)
-    provider: Provider = factory(settings)
-    return provider
+    factory: Callable[[TracesSettings], Provider] = getattr(import_module(module), name)
+    return factory(settings)

@@ -26,7 +26,7 @@ from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.synthetic_regions import BUILT_IN, region_model
 from curtail_pipeline.signals.trace import CANONICAL_UNIT, Ingested, normalise
 from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.times import TIME, utc_now
+from curtail_pipeline.times import TIME, times_column, utc_now
 
 MODEL = "merit-order-1"
 """Version of the model; a change of values changes it."""
@@ -60,7 +60,7 @@ def _local(epoch_s: np.ndarray, zone: str) -> tuple[np.ndarray, np.ndarray]:
     """Local hour of the day and weekday (Monday = 1) under the zone's civil time, with DST. [T] each."""
     # Zones change their offset on half hours, so that few stamps need a conversion.
     halves, index = np.unique(epoch_s.astype(np.int64) // 1800, return_inverse=True)
-    stamps = pl.Series(halves * 1_800_000_000).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    stamps = times_column(halves * 1_800_000_000)
     local = stamps.dt.convert_time_zone(zone).dt.replace_time_zone(None)
     offset = local.dt.epoch("s").to_numpy() - halves * 1800
     seconds = epoch_s.astype(np.int64) + offset[index]
@@ -168,7 +168,7 @@ def _simulate(
 
 
 class SyntheticProvider(Provider):
-    """The merit-order model as a provider. Any region name has a model, so `regions()` is None."""
+    """The merit-order model as a provider. Every region name has a model, so `regions()` is None."""
 
     def __init__(self, settings: SyntheticTraces) -> None:
         self.settings = settings

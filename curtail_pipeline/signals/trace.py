@@ -15,9 +15,7 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, Kind, Unit
 from curtail_pipeline.signals.cadence import local_cadence
 from curtail_pipeline.signals.withhold import Reason
-from curtail_pipeline.times import iso
-
-TIME = pl.Datetime("us", "UTC")
+from curtail_pipeline.times import TIME, iso, times_column
 
 TRACE_SCHEMA: dict[str, pl.DataType] = {
     "time": TIME,
@@ -70,20 +68,6 @@ def conversion_factor(kind: Kind, unit: Unit) -> float:
     if unit not in UNITS[kind]:
         raise TraceError(f"unit {unit!r} cannot measure {kind}; set unit to one of: {', '.join(UNITS[kind])}")
     return TO_G_PER_KWH.get(unit, 1.0)
-
-
-def require_window_kind(kind: Kind, region: str) -> None:
-    """Refuse a kind that says nothing about curtailment as the definition of a window.
-
-    Raises:
-        TraceError: `kind` is average_intensity.
-    """
-    if kind == "average_intensity":
-        raise TraceError(
-            f"region {region!r}: average_intensity (what Electricity Maps publishes) cannot define a curtailment "
-            "window, because a grid can be clean on average while its next kWh comes from a fossil unit; use "
-            "marginal_intensity, price or curtailed_power for windows and keep average_intensity for accounting"
-        )
 
 
 @dataclass(frozen=True)
@@ -246,10 +230,8 @@ def build_series(
         offsets, counts = np.unique(np.floor(seconds) % finest, return_counts=True)
         anchor = int(offsets[np.argmax(counts)])
     rows = rows.with_columns(
-        time=pl.Series((seconds * 1e6).round().astype("int64")).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
-        valid_until=pl.Series(((seconds + valid) * 1e6).round().astype("int64"))
-        .cast(pl.Datetime("us"))
-        .dt.replace_time_zone("UTC"),
+        time=times_column((seconds * 1e6).round().astype(np.int64)),
+        valid_until=times_column(((seconds + valid) * 1e6).round().astype(np.int64)),
     )
     return Series(rows, dropped, finest, anchor)
 
@@ -346,13 +328,5 @@ def normalise(
     return to_trace(series, region=region, kind=kind, source=source, start=start, end=end, retrieved_at=retrieved_at)
 
 
-def empty_trace() -> pl.DataFrame:
-    return pl.DataFrame(schema=TRACE_SCHEMA)
-
-
 def empty_forecast() -> pl.DataFrame:
     return pl.DataFrame(schema=FORECAST_SCHEMA)
-
-
-def describe_range(start: datetime, end: datetime) -> str:
-    return f"{iso(start)} to {iso(end)}"

@@ -9,14 +9,15 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
+from pydantic import Field
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit, WattTimeTraces
 from curtail_pipeline.signals.cadence import DEFAULT_CADENCE_S
-from curtail_pipeline.signals.http import ApiError, JsonApi, RateLimiter
+from curtail_pipeline.signals.http import A, Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.trace import (
     FORECAST_SCHEMA,
@@ -26,7 +27,7 @@ from curtail_pipeline.signals.trace import (
     empty_forecast,
     normalise,
 )
-from curtail_pipeline.times import iso, parse_utc, utc_now
+from curtail_pipeline.times import iso, utc_now
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +38,79 @@ LONGEST_RANGE = timedelta(days=30)
 """Of one `historical` request; the API refuses more than 32 days."""
 LONGEST_FORECAST_RANGE = timedelta(days=1)
 """Of one `forecast/historical` request."""
-TOKEN_LIFE = timedelta(minutes=30)
 RENEW_AFTER = timedelta(minutes=25)
-"""Age at which a token is replaced: long enough before its end that a request with it still arrives in time."""
+"""Age at which a token, which lives for 30 minutes, is replaced: early enough that a request with it still arrives."""
 OLD_USER: Final = "WATTTIME_USERNAME"
 REQUESTS_PER_S = 10
 """3,000 in any five minutes are allowed."""
+
+
+class _Model(Answer):
+    date: str | None = None
+
+
+class _Warning(Answer):
+    """Documented as an object; met as a string too."""
+
+    type: str = "warning"
+    message: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class _Meta(Answer):
+    units: str | None = None
+    region: str | None = None
+    data_point_period_seconds: int | None = None
+    model: _Model | None = None
+    warnings: list[_Warning | str] | None = None
+    generated_at: Known = None
+
+
+class _Point(Answer):
+    point_time: Stamp
+    value: Value | None = None
+    imputed_data_used: bool | None = None
+    last_updated: Known = None
+
+
+class _Values(Answer):
+    """Of `historical` and `forecast`."""
+
+    meta: _Meta
+    data: list[_Point] | None = None
+
+
+class _Issue(Answer):
+    generated_at: Stamp
+    forecast: list[_Point] | None = None
+
+
+class _Issues(Answer):
+    """Of `forecast/historical`."""
+
+    meta: _Meta
+    data: list[_Issue] | None = None
+
+
+class _Region(Answer):
+    region: str
+
+
+class _SignalAccess(Answer):
+    signal_type: str | None = None
+    regions: list[_Region] | None = None
+
+
+class _Access(Answer):
+    """Of `my-access`."""
+
+    signal_types: list[_SignalAccess] | None = None
+
+
+class _Login(Answer):
+    token: str = Field(repr=False)
 
 
 class WattTimeProvider(Provider):
@@ -81,14 +149,14 @@ class WattTimeProvider(Provider):
             # The end is inclusive; without the last second no stamp is asked for twice.
             last = max(low, high - timedelta(seconds=1))
             params = {"start": iso(low), "end": iso(last), "include_imputed_marker": "true"}
-            answer = self._get("/v3/historical", region, signal, params)
-            period = int(_meta(answer).get("data_point_period_seconds") or period)
+            answer = self._get("/v3/historical", _Values, region, signal, params)
+            period = answer.meta.data_point_period_seconds or period
             points = pl.concat([points, _points(answer)])
         step = timedelta(seconds=period)
         present = now - (now - datetime.fromtimestamp(0, now.tzinfo)) % step
         newest = points["time"].max()
         if start <= present < end and not (isinstance(newest, datetime) and newest >= present):
-            nowcast = _points(self._get("/v3/forecast", region, signal, {"horizon_hours": 0})).head(1)
+            nowcast = _points(self._get("/v3/forecast", _Values, region, signal, {"horizon_hours": 0})).head(1)
             points = pl.concat([points, nowcast.with_columns(estimated=pl.lit(True))])
         return normalise(
             points,
@@ -111,30 +179,19 @@ class WattTimeProvider(Provider):
         rows: list[pl.DataFrame] = [empty_forecast()]
         for low, high in _chunks(start, min(end, now - recent), LONGEST_FORECAST_RANGE):
             params = {"start": iso(low), "end": iso(max(low, high - timedelta(seconds=1))), **horizon}
-            answer = self._get("/v3/forecast/historical", region, signal, params)
-            _check_units(_meta(answer))
-            for issue in answer.get("data") or []:
-                rows.append(_forecast(region, parse_utc(issue["generated_at"]), issue.get("forecast") or []))
+            issues = self._get("/v3/forecast/historical", _Issues, region, signal, params)
+            _check_units(issues.meta)
+            for issue in issues.data or []:
+                rows.append(_forecast(region, issue.generated_at, issue.forecast or []))
         if end > now - recent and start <= now:
-            answer = self._get("/v3/forecast", region, signal, horizon)
-            meta = _meta(answer)
-            _check_units(meta)
-            issued = parse_utc(meta["generated_at"]) if "generated_at" in meta else now
-            rows.append(_forecast(region, issued, answer.get("data") or []))
+            newest = self._get("/v3/forecast", _Values, region, signal, horizon)
+            _check_units(newest.meta)
+            rows.append(_forecast(region, newest.meta.generated_at or now, newest.data or []))
         table = pl.concat(rows).unique(["issued_at", "target"], keep="last", maintain_order=True)
         return table.filter(pl.col("issued_at").is_between(start, end, closed="left")).sort("issued_at", "target")
 
     def regions(self) -> list[str] | None:
         return None
-
-    def covered_regions(self, kind: Kind = "marginal_intensity") -> list[str]:
-        """The regions whose signal the plan covers, under the product's names where they are mapped.
-
-        Raises:
-            TraceError: the API refuses or cannot be reached.
-        """
-        own = {theirs: ours for ours, theirs in self.settings.regions.items()}
-        return [own.get(name, name) for name in self._covered(SIGNAL_TYPES[kind])]
 
     def kinds(self, region: str) -> list[Kind]:
         return list(SIGNAL_TYPES)
@@ -146,19 +203,19 @@ class WattTimeProvider(Provider):
         return chosen, SIGNAL_TYPES[chosen]
 
     def _covered(self, signal: str) -> list[str]:
-        answer = self._authorised("/v3/my-access", {})
+        answer = self._authorised("/v3/my-access", _Access, {})
         return [
-            entry["region"]
-            for access in answer.get("signal_types") or []
-            if access.get("signal_type") == signal
-            for entry in access.get("regions") or []
+            entry.region
+            for access in answer.signal_types or []
+            if access.signal_type == signal
+            for entry in access.regions or []
         ]
 
-    def _get(self, path: str, region: str, signal: str, params: Mapping[str, str | int]) -> Any:
+    def _get(self, path: str, kind: type[A], region: str, signal: str, params: Mapping[str, str | int]) -> A:
         theirs = self.settings.regions.get(region, region)
         model = {"model": self.settings.model} if self.settings.model else {}
         try:
-            return self._authorised(path, {"region": theirs, "signal_type": signal, **model, **params})
+            return self._authorised(path, kind, {"region": theirs, "signal_type": signal, **model, **params})
         except ApiError as error:
             if error.status == 403 and "scope" in error.body.lower():
                 raise ApiError(
@@ -177,18 +234,18 @@ class WattTimeProvider(Provider):
         shown = ", ".join(covered[:20]) + (", ..." if len(covered) > 20 else "")
         return f" (it covers {shown or 'none'})"
 
-    def _authorised(self, path: str, params: Mapping[str, str | int]) -> Any:
+    def _authorised(self, path: str, kind: type[A], params: Mapping[str, str | int]) -> A:
         if self._token is None or self._clock() - self._token_at >= RENEW_AFTER:
             self._login()
         try:
-            return self._api.get(path, params, headers={"Authorization": f"Bearer {self._token}"})
+            return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token}"})
         except ApiError as error:
             # A plan that does not cover what is asked says so; another login would not help.
             if error.status not in (401, 403) or "scope" in error.body.lower():
                 raise
         # The token ended before its time; a second refusal is final.
         self._login()
-        return self._api.get(path, params, headers={"Authorization": f"Bearer {self._token}"})
+        return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token}"})
 
     def _login(self) -> None:
         names = ("WATTTIME_USER", "WATTTIME_PASSWORD")
@@ -203,7 +260,7 @@ class WattTimeProvider(Provider):
             )
         asked = self._clock()
         try:
-            answer = self._api.get("/login", auth=(user, password))
+            answer = self._api.get("/login", _Login, auth=(user, password))
         except ApiError as error:
             if error.status not in (401, 403):
                 raise
@@ -212,10 +269,7 @@ class WattTimeProvider(Provider):
                 error.status,
                 error.body,
             ) from error
-        token = answer.get("token") if isinstance(answer, dict) else None
-        if not isinstance(token, str):
-            raise TraceError("WattTime's login answered without a token; check traces.base_url")
-        self._token, self._token_at = token, asked
+        self._token, self._token_at = answer.token, asked
 
 
 def _chunks(start: datetime, end: datetime, longest: timedelta) -> Iterator[tuple[datetime, datetime]]:
@@ -225,59 +279,28 @@ def _chunks(start: datetime, end: datetime, longest: timedelta) -> Iterator[tupl
         start = until
 
 
-def _meta(answer: Any) -> Mapping[str, Any]:
-    meta = answer.get("meta") if isinstance(answer, dict) else None
-    if not isinstance(meta, dict):
-        raise TraceError("WattTime answered without `meta`; check traces.base_url and the API's version")
-    return meta
-
-
-def _check_units(meta: Mapping[str, Any]) -> None:
-    if meta.get("units") not in UNITS_SAID:
+def _check_units(meta: _Meta) -> None:
+    if meta.units not in UNITS_SAID:
         raise TraceError(
-            f"WattTime answered in unit {meta.get('units')!r} for region {meta.get('region')!r}; only "
-            f"{', '.join(UNITS_SAID)} is understood"
+            f"WattTime answered in unit {meta.units!r} for region {meta.region!r}; only {', '.join(UNITS_SAID)} is "
+            "understood"
         )
 
 
-def _points(answer: Any) -> pl.DataFrame:
+def _points(answer: _Values) -> pl.DataFrame:
     """An answer's values (POINT_SCHEMA, lb/MWh), each with the model and the warnings of the answer it came in."""
-    meta = _meta(answer)
+    meta = answer.meta
     _check_units(meta)
-    model = meta.get("model") or {}
-    said = "; ".join(_warning(warning) for warning in meta.get("warnings") or [])
+    model = meta.model.date if meta.model else None
+    said = "; ".join(map(str, meta.warnings or []))
     rows = [
-        (
-            _point_time(item),
-            item.get("value"),
-            model.get("date"),
-            bool(item.get("imputed_data_used")),
-            said or None,
-            parse_utc(item["last_updated"]) if item.get("last_updated") else None,
-        )
-        for item in answer.get("data") or []
+        (item.point_time, item.value, model, bool(item.imputed_data_used), said or None, item.last_updated)
+        for item in answer.data or []
     ]
     return pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")
 
 
-def _warning(warning: object) -> str:
-    """Documented as an object with type and message; met as a string too."""
-    if isinstance(warning, Mapping):
-        return f"{warning.get('type', 'warning')}: {warning.get('message', '')}"
-    return str(warning)
-
-
-def _point_time(item: object) -> datetime:
-    stamp = item.get("point_time") if isinstance(item, Mapping) else None
-    if not isinstance(stamp, str):
-        raise TraceError(f"WattTime answered with a value without `point_time`: {str(item)[:100]}; ask again later")
-    try:
-        return parse_utc(stamp)
-    except ValueError as error:
-        raise TraceError(f"WattTime: `point_time`: {error}") from error
-
-
-def _forecast(region: str, issued: datetime, items: list[Mapping[str, Any]]) -> pl.DataFrame:
-    rows = [(issued, _point_time(item), region, item.get("value")) for item in items]
+def _forecast(region: str, issued: datetime, items: list[_Point]) -> pl.DataFrame:
+    rows = [(issued, item.point_time, region, item.value) for item in items]
     table = pl.DataFrame(rows, schema=FORECAST_SCHEMA, orient="row")
     return table.with_columns(pl.col("value") * TO_G_PER_KWH["lb/MWh"])

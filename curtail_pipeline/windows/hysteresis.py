@@ -4,10 +4,27 @@ The rule of one signal is a Schmitt trigger (enter and exit threshold) followed 
 the signal goes stale. Sequential as that looks, only three things decide: the last value outside the band between the
 thresholds, the first stale instant after a value, and the distance from one low stretch to the next. So whole columns
 are compared once, and everything after that works on the few places where something changes.
+
+One region, entered below 100, left at 120, exit delay 10 min, a value valid for 10 min (minutes in place of
+microseconds; `tests/windows/test_hysteresis.py` holds the picture to the code):
+
+    time            0    5   10   15   20   25   30            60   65     the trace; null at 25
+    value          80  110  130   90  130    -  140            70   70
+    row             0    1    2    3    4         5             6    7     valid rows (N = 8)
+    level          on band  off   on  off       off            on   on     `_levels`
+    stretch         0    0    0    0    0         0             1    1     `_stretches`: 140 is too old at 40
+    turn            0         1    2    3                       4          `_turns` (T = 5): where on and off change
+    delayed        20             30                      (no more)       of the turns that are on: next turn + 10
+    runs            0              1                            2          low stretches (R = 3)
+    joined         no            yes                           no          run 1 begins at 15, before 20
+    interval  [     0 .................. 30 )             [    60 ... 75 ) (I = 2): by value, and by age
+
+`row` indexes valid values, `turn` indexes rows that turn, `run` indexes turns that are on; an interval is a chain of
+joined runs, from the `first` to the `final` one.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +33,9 @@ from curtail_pipeline.settings.rule_settings import SignalRule
 from curtail_pipeline.signals.held import CADENCES_PER_AGE, DEFAULT_CADENCE_US
 from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
 from curtail_pipeline.windows.columns import Columns
+
+OFF, IN_BAND, ON = np.int8(0), np.int8(1), np.int8(2)
+"""Levels of a value; their order is used."""
 
 BY_VALUE: Final = 0
 BY_AGE: Final = 1
@@ -60,8 +80,8 @@ class Valid:
     markers: Micros
     hold: int = 0
 
-    def expires(self, rows: Any) -> Any:
-        """When the values of these rows (an index as NumPy takes it) are too old, microseconds."""
+    def expires(self, rows: Micros | slice) -> Micros:
+        """When the values of these rows are too old, microseconds."""
         return self.time[rows] + self.hold if self.expiry is None else self.expiry[rows]
 
 
@@ -81,7 +101,7 @@ class Intervals:
 
 def _age(
     columns: Columns, states: list[SignalState], rule: SignalRule, cadence_us: list[int | None]
-) -> tuple[Any, list[int | None]]:
+) -> tuple[int | Micros, list[int | None]]:
     """How long each row's value holds (a scalar, or one per row), and each region's cadence after its last row."""
     n, bounds = columns.regions, columns.offsets
     if rule.max_signal_age_s is not None:
@@ -180,10 +200,9 @@ def valid_values(
     ]
     markers = np.zeros(columns.regions, dtype=np.int64)
     fresh = all(state.last is None for state in states)
-    no_gap = columns.step is not None and until is None and isinstance(age, int) and columns.step <= age
-    # The least of values is NaN when one of them is.
-    if no_gap and fresh and not np.isnan(value.min(initial=0.0)):
-        return Valid(time, value, None, None, bounds, None, markers, age), stamps
+    hold = age if isinstance(age, int) and columns.step is not None and columns.step <= age else None
+    if hold is not None and until is None and fresh and not np.isnan(value.min(initial=0.0)):  # NaN when one of them is
+        return Valid(time, value, None, None, bounds, None, markers, hold), stamps
     expiry = time + age
     why = None
     if until is not None:
@@ -234,7 +253,7 @@ def _with_carried(valid: Valid, states: list[SignalState]) -> Valid:
 
 
 def _levels(valid: Valid, rule: SignalRule) -> npt.NDArray[np.int8]:
-    """2 where a value enters, 0 where it leaves, 1 in the band between, which keeps what was."""
+    """`ON` where a value enters, `OFF` where it leaves, `IN_BAND` between, which keeps what was."""
     value, form = valid.value, rule.defaults
     if form.below:
         enters = value < rule.enter_at if form.strict else value <= rule.enter_at
@@ -249,73 +268,103 @@ def _levels(valid: Valid, rule: SignalRule) -> npt.NDArray[np.int8]:
     return levels
 
 
+@dataclass(frozen=True)
+class _Stretches:
+    """Fresh stretches (S,): runs of valid rows of one region in which no value grows too old before the next."""
+
+    last_rows: Micros
+    """Rows (S - 1,) after which the next row begins another stretch."""
+    first: Micros
+    """The first row of each."""
+    last: Micros
+    """The last row of each."""
+    stale_at: Micros
+    """When its last value is too old."""
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """Rows (T,) at which the trigger is found on or off anew: the first decided one of a stretch, then each change."""
+
+    row: Micros
+    on: npt.NDArray[np.bool_]
+    stretch: Micros
+    """Which stretch each lies in."""
+    followed: npt.NDArray[np.bool_]
+    """Whether another turn of the same stretch follows."""
+    next_row: Micros
+    """That turn's row where there is one."""
+
+
+def _stretches(valid: Valid) -> _Stretches:
+    region_ends = valid.offsets[1:][np.diff(valid.offsets) > 0] - 1
+    last_rows = region_ends[:-1]
+    if valid.expiry is not None:
+        outlived = valid.expiry[:-1] < valid.time[1:]
+        outlived[last_rows] = True
+        last_rows = np.flatnonzero(outlived)
+    first = np.concatenate(([0], last_rows + 1))
+    last = np.append(last_rows, len(valid.time) - 1)
+    return _Stretches(last_rows, first, last, valid.expires(last))
+
+
+def _turns(valid: Valid, rule: SignalRule, stretches: _Stretches) -> _Turns:
+    levels = _levels(valid, rule)
+    differs = levels[1:] != levels[:-1]
+    differs[stretches.last_rows] = True
+    row = np.concatenate(([0], np.flatnonzero(differs) + 1))
+    begins = np.zeros(len(row), dtype=np.bool_)
+    begins[np.searchsorted(row, stretches.first)] = True
+    level = levels[row]
+    level[begins & (level == IN_BAND)] = OFF  # nothing before it says otherwise
+    decided = level != IN_BAND  # a value in the band keeps what was
+    row, level, begins = row[decided], level[decided], begins[decided]
+    turns = begins.copy()
+    turns[1:] |= level[1:] != level[:-1]
+    row, on, begins = row[turns], level[turns] == ON, begins[turns]
+    followed = np.append(~begins[1:], False)
+    return _Turns(row, on, np.cumsum(begins) - 1, followed, np.append(row[1:], 0))
+
+
 def intervals(
     valid: Valid, rule: SignalRule, end: int, stamps: list[SignalState]
 ) -> tuple[Intervals, list[SignalState]]:
     """The intervals of one signal in every region, and the states from which the next range goes on.
 
     An interval starts at the value that enters. It ends `delay_s` after the value that leaves unless one entered again
-    by then, and at once where no valid value is left.
+    by then, and at once where no valid value is left. The module's picture shows one region.
     """
-    n = len(valid.time)
     regions = len(valid.offsets) - 1
-    if n == 0:
+    if len(valid.time) == 0:
         none = np.empty(0, dtype=np.int64)
         return Intervals(none, none, none, np.empty(0), np.empty(0), np.empty(0, dtype=np.int8), none), stamps
-    last_rows = valid.offsets[1:][np.diff(valid.offsets) > 0] - 1
-    stale = last_rows[:-1]
-    if valid.expiry is not None:
-        outlived = valid.expiry[:-1] < valid.time[1:]
-        outlived[stale] = True
-        stale = np.flatnonzero(outlived)
-    block_first = np.concatenate(([0], stale + 1))
-    block_end = valid.expires(np.concatenate((block_first[1:], [n])) - 1)
+    stretches = _stretches(valid)
+    turns = _turns(valid, rule, stretches)
+    # Of each turn (T,): when an interval that begins there would end by its value and delay, and at the latest.
+    leaves_at = np.where(turns.followed, valid.time[turns.next_row], FOREVER)
+    delayed = np.where(turns.followed, leaves_at + round(rule.delay_s * SECOND), FOREVER)
+    stale_at = stretches.stale_at[turns.stretch]
 
-    levels = _levels(valid, rule)
-    changed = levels[1:] != levels[:-1]
-    changed[stale] = True
-    rows = np.concatenate(([0], np.flatnonzero(changed) + 1))
-    is_first = np.zeros(len(rows), dtype=np.bool_)
-    is_first[np.searchsorted(rows, block_first)] = True
-    level = levels[rows]
-    level[is_first & (level == 1)] = 0
-    decided = level != 1
-    rows, level, is_first = rows[decided], level[decided], is_first[decided]
-    turns = is_first.copy()
-    turns[1:] |= level[1:] != level[:-1]
-    rows, on, is_first = rows[turns], level[turns] == 2, is_first[turns]
-    block = np.cumsum(is_first) - 1
-
-    followed = np.concatenate((~is_first[1:], [False]))
-    next_row = np.concatenate((rows[1:], [0]))
-    stale_at = block_end[block]
-    delay = round(rule.delay_s * SECOND)
-    delayed = np.where(followed, valid.time[next_row] + delay, FOREVER)
-    closes = np.minimum(delayed, stale_at)
-
-    runs = np.flatnonzero(on)
-    joined = np.zeros(len(runs), dtype=np.bool_)
+    runs = np.flatnonzero(turns.on)  # (R,) turns at which the signal is low
+    joined = np.zeros(len(runs), dtype=np.bool_)  # a run that the one before it reaches by its delay
     if len(runs) > 1:
         before, after = runs[:-1], runs[1:]
-        joined[1:] = (block[before] == block[after]) & (valid.time[rows[after]] <= delayed[before])
-    first = runs[~joined]
-    final = runs[np.concatenate((~joined[1:], [True]))] if len(runs) else runs
-    region = np.searchsorted(valid.offsets, rows[first], side="right") - 1
-    stop = closes[final]
-    by_value = followed[final] & (delayed[final] <= stale_at[final])
-    last_of_block = np.concatenate((block_first[1:], [n]))[block[final]] - 1
-    expired = np.full(len(final), BY_AGE, dtype=np.int8) if valid.why is None else valid.why[last_of_block]
+        joined[1:] = (turns.stretch[before] == turns.stretch[after]) & (valid.time[turns.row[after]] <= delayed[before])
+    first, final = runs[~joined], runs[np.append(~joined[1:], True)] if len(runs) else runs  # (I,) each
+    opens, last = turns.row[first], stretches.last[turns.stretch[final]]
+    stop = np.minimum(delayed, stale_at)[final]
+    by_value = turns.followed[final] & (delayed[final] <= stale_at[final])
+    expired = np.full(len(final), BY_AGE, dtype=np.int8) if valid.why is None else valid.why[last]
     found = Intervals(
-        region=region,
-        start=valid.time[rows[first]],
+        region=np.searchsorted(valid.offsets, opens, side="right") - 1,
+        start=valid.time[opens],
         end=np.where(stop >= end, FOREVER, stop),
-        open_value=valid.value[rows[first]],
-        close_value=np.where(followed[final], valid.value[next_row[final]], np.nan),
+        open_value=valid.value[opens],
+        close_value=np.where(turns.followed[final], valid.value[turns.next_row[final]], np.nan),
         why=np.where(by_value, BY_VALUE, expired).astype(np.int8),
-        age=valid.expires(last_of_block) - valid.time[last_of_block],
+        age=valid.expires(last) - valid.time[last],
     )
-    off_since = np.where(followed[final], valid.time[next_row[final]], FOREVER)
-    return found, _states(valid, found, off_since, end, stamps, regions)
+    return found, _states(valid, found, leaves_at[final], end, stamps, regions)
 
 
 def _states(
@@ -326,11 +375,12 @@ def _states(
     for r in range(regions):
         row = int(valid.offsets[r + 1]) - 1
         stamp = stamps[r]
-        if row < valid.offsets[r] or valid.expires(row) < end:
+        expiry = int(valid.expires(slice(row, row + 1))[0]) if row >= valid.offsets[r] else end
+        if row < valid.offsets[r] or expiry < end:
             states.append(stamp)
             continue
         why = BY_AGE if valid.why is None else int(valid.why[row])
-        last = (int(valid.time[row]), float(valid.value[row]), int(valid.expires(row)), why)
+        last = (int(valid.time[row]), float(valid.value[row]), expiry, why)
         k = open_at.get(r)
         since = since_value = leaving = leaving_value = None
         if k is not None:

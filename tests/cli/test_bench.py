@@ -30,6 +30,12 @@ def test_words_that_are_none(words: list[str], text: str) -> None:
         parse_options(words)
 
 
+def test_the_batch_benchmark_reads_what_it_writes() -> None:
+    found = run_benchmark("batches", ["--tokens", "5000000", "--sequence-length", "64", "--seconds", "0.05"])
+    assert (found["tokens"], found["sequence_length"]) == (5_000_000, 64)
+    assert isinstance(found["tokens_per_s"], int) and found["tokens_per_s"] > 0
+
+
 def test_what_a_benchmark_does_not_take_is_named() -> None:
     assert {"windows", "windows-quality", "simulate", "tokenize", "batches", "training", "forecast-study"} <= set(
         names()

@@ -9,7 +9,6 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import ElectricityMapsTraces
 from curtail_pipeline.signals.electricity_maps import ElectricityMapsProvider
 from curtail_pipeline.signals.http import ApiError
-from curtail_pipeline.signals.trace import require_window_kind
 from curtail_pipeline.times import parse_utc
 
 NOW = datetime(2026, 3, 21, 12, 20, tzinfo=UTC)
@@ -109,9 +108,3 @@ def test_refusals_say_what_to_do(api: FakeApi) -> None:
         make(api, token="").fetch("DE", start, start + DAY)
     with pytest.raises(TraceError, match=r"has no marginal_intensity of region 'DE'.*not define a window"):
         make(api).fetch("DE", start, start + DAY, "marginal_intensity")
-
-
-def test_average_intensity_is_refused_by_name_as_a_window() -> None:
-    with pytest.raises(TraceError, match=r"region 'DE': average_intensity.*cannot define a curtailment window"):
-        require_window_kind("average_intensity", "DE")
-    require_window_kind("marginal_intensity", "DE")

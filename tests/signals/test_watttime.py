@@ -1,4 +1,5 @@
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -266,6 +267,47 @@ def test_plain_text_and_broken_bodies_become_readable_errors(provider: WattTimeP
         provider.fetch("XX", NOW - 2 * DAY, NOW - DAY)
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ([], "with something other than an object"),
+        ({"data": []}, "without `meta`"),
+        ({"data": [{"value": 1}], "meta": meta()}, "without `data.0.point_time`"),
+        ({"data": [{"point_time": 5, "value": 1}], "meta": meta()}, r"with an unreadable `data.0.point_time` \(.*text"),
+        (
+            {"data": [{"point_time": "soon", "value": 1}], "meta": meta()},
+            r"with an unreadable `data.0.point_time` \(.*ISO",
+        ),
+        ({"data": [{"point_time": iso(NOW), "value": "low"}], "meta": meta()}, "with an unreadable `data.0.value`"),
+    ],
+)
+def test_an_answer_in_another_form_is_named_by_its_part(
+    provider: WattTimeProvider, backend: Backend, body: object, said: str
+) -> None:
+    backend.historical = lambda request: Answer(body)
+    with pytest.raises(TraceError, match=f"WattTime answered /v3/historical {said}.*; check traces.base_url"):
+        provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)
+
+
+def test_keys_that_are_new_and_parts_that_are_null_do_no_harm(provider: WattTimeProvider, backend: Backend) -> None:
+    stamp = iso(NOW.replace(second=0, minute=0) - 2 * DAY)
+    point = {"point_time": stamp, "value": 870, "last_updated": "", "quality": {"grade": "A"}}
+    said = meta(model=None, warnings=None, data_point_period_seconds=None, version=4)
+    backend.historical = lambda request: Answer({"data": [point], "meta": said, "next": None})
+    trace = provider.fetch("CAISO_NORTH", NOW - 2 * DAY - timedelta(minutes=10), NOW - DAY)
+    assert trace.drop_nulls("value").select("value", "model", "estimated").rows() == [
+        (pytest.approx(870 * 0.45359237), None, False)
+    ]
+
+
+def test_an_answer_that_is_refused_is_not_quoted(api: FakeApi, clock: Clock) -> None:
+    api.respond = lambda request: Answer({"token": {"secret": TOKENS[0]}})
+    provider = WattTimeProvider(WattTimeTraces(base_url=api.url), environ=SECRETS, clock=clock, sleep=clock.sleep)
+    with pytest.raises(TraceError, match="answered /login with an unreadable `token`") as error:
+        provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)
+    assert TOKENS[0] not in "".join(traceback.format_exception(error.value))
+
+
 def test_wrong_or_missing_credentials_are_named_but_never_shown(
     api: FakeApi, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -295,10 +337,9 @@ def test_an_unreachable_api_is_named(clock: Clock) -> None:
     assert len(clock.slept) == 1
 
 
-def test_regions_are_mapped_and_covered_ones_listed(api: FakeApi, clock: Clock) -> None:
+def test_regions_are_mapped(api: FakeApi, clock: Clock) -> None:
     settings = WattTimeTraces(base_url=api.url, regions={"california": "CAISO_NORTH"}, model="2023-03-01")
     provider = WattTimeProvider(settings, environ=SECRETS, clock=clock, sleep=clock.sleep)
-    assert provider.covered_regions() == ["california"]
     trace = provider.fetch("california", NOW - 2 * DAY, NOW - DAY)
     assert set(trace["region"]) == {"california"}
     assert api.of("/v3/historical")[0].params["region"] == "CAISO_NORTH"
