@@ -1,5 +1,7 @@
 """Energy and CO2 of every checkpoint, and the report."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 import polars as pl
 
@@ -26,14 +28,26 @@ def emissions_ledger(context: dg.AssetExecutionContext, pipeline: PipelineResour
     return dg.Output(table, metadata=ledger_metadata(table))
 
 
+REFRESHED = (
+    dg.AutomationCondition.any_deps_updated().since_last_handled() & ~dg.AutomationCondition.in_progress()
+).with_label("after every segment")
+"""Not `eager`: that waits until no upstream partition is missing, and the segment in progress always is."""
+
+
 @dg.asset(
     group_name="emissions",
     deps=[dg.AssetDep("emissions_ledger", partition_mapping=dg.AllPartitionMapping())],
     kinds={"altair", "html"},
     owners=["team:sustainability"],
+    automation_condition=REFRESHED,
+    output_required=False,
 )
-def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
+def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> Iterator[dg.MaterializeResult]:
     """Totals against each always-on single-site baseline, with plots, as one HTML page that works offline."""
-    from curtail_pipeline.stages.account import write_report
+    from curtail_pipeline.stages.account import stored_ledgers, write_report
 
-    return dg.MaterializeResult(metadata=report_metadata(write_report(pipeline.project())))
+    project = pipeline.project()
+    if stored_ledgers(project) is None:
+        context.log.warning("no segment has been accounted yet: there is nothing to report, and no report was written")
+        return
+    yield dg.MaterializeResult(metadata=report_metadata(write_report(project)))

@@ -23,8 +23,13 @@ from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from curtail_pipeline.stages.run_events import Progress
+from sensors.automation import automation
+from sensors.failures import failure_sensor
 from sensors.membership import membership_sensor
+from sensors.reaper import reaper_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
+
+ASSETS = [traces, corpus, segments, emissions, policies_compared]
 
 
 def build(progress: Progress = silent) -> dg.Definitions:
@@ -33,7 +38,8 @@ def build(progress: Progress = silent) -> dg.Definitions:
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
     found = dg.Definitions(
-        assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
+        assets=dg.load_assets_from_modules(ASSETS),
+        asset_checks=dg.load_asset_checks_from_modules(ASSETS),
         jobs=[
             prepare,
             daily_pipeline,
@@ -43,7 +49,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
             federated_rounds,
             reporting,
         ],
-        sensors=[membership_sensor],
+        sensors=[membership_sensor, reaper_sensor, failure_sensor, automation],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
             "pipeline": pipeline,

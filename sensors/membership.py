@@ -25,9 +25,8 @@ from curtail_pipeline.times import iso
 SENSORS_ENV = "CURTAIL_SENSORS"
 """`on` switches sensors and schedules on by default (as `curtail ui` does); they are off otherwise."""
 
-DEFAULT_STATUS = (
-    dg.DefaultSensorStatus.RUNNING if os.environ.get(SENSORS_ENV) == "on" else dg.DefaultSensorStatus.STOPPED
-)
+SWITCHED_ON = os.environ.get(SENSORS_ENV) == "on"
+DEFAULT_STATUS = dg.DefaultSensorStatus.RUNNING if SWITCHED_ON else dg.DefaultSensorStatus.STOPPED
 
 
 @dg.sensor(jobs=[local_training, federated_rounds, prepare], minimum_interval_seconds=5, default_status=DEFAULT_STATUS)

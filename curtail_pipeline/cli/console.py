@@ -20,7 +20,15 @@ from curtail_pipeline.federation.progress import RoundMerged, StepDone
 from curtail_pipeline.simulation.compare import Summary
 from curtail_pipeline.stages.account import CheckpointRow, RunSummary
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Event, Paused, Preparing, SegmentStarted
+from curtail_pipeline.stages.run_events import (
+    AttemptFailed,
+    Committed,
+    Event,
+    Incomplete,
+    Paused,
+    Preparing,
+    SegmentStarted,
+)
 from curtail_pipeline.times import parse_utc
 
 ERR = Console(stderr=True)
@@ -54,6 +62,8 @@ class RunConsole:
         match event:
             case Preparing():
                 self._say(f"preparing {event.what}")
+            case Incomplete():
+                self._say(event.error)
             case Paused():
                 self._head = f"{event.end:%Y-%m-%d %H:%M}  pause"
                 self._say(f"{event.start:%m-%d %H:%M} -> {event.end:%m-%d %H:%M}  pause       {event.reason}")

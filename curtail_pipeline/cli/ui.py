@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+from curtail_pipeline.orchestration.watchdog import watching
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 from curtail_pipeline.storage.clock import ReplayClock
 
@@ -57,7 +58,8 @@ def serve(project: Project, host: str, port: int, sensors: bool) -> int:
 
     before = signal.signal(signal.SIGTERM, forward)
     try:
-        return process.wait()
+        with watching(project.home.dagster, process.pid, f"http://{host}:{port}"):
+            return process.wait()
     except KeyboardInterrupt:
         return _stop(process)
     finally:

@@ -45,6 +45,9 @@ concurrency:
         limit: 2
 {sites}run_monitoring:
   enabled: true
+  poll_interval_seconds: 30
+  start_timeout_seconds: 60
+  cancel_timeout_seconds: 180
   free_slots_after_run_end_seconds: 60
 retention:
   sensor:

@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.federation.progress import StepDone
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.stages.derive_windows import DerivedDay
-from curtail_pipeline.stages.ingest import IngestedDay
+from curtail_pipeline.stages.ingest_days import Attempt, Ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.run_events import Event, Progress
 from curtail_pipeline.storage.manifest import Manifest
@@ -25,7 +25,6 @@ from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.replay_check import Replayed
 
@@ -72,42 +71,77 @@ def check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
     )
 
 
-def report_check(instance: dg.DagsterInstance, outcome: CheckOutcome, partition: str) -> None:
-    """Record a check's outcome from outside an asset step."""
-    instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey("carbon_traces"),
-            check_name=outcome.name,
-            passed=outcome.passed,
-            severity=SEVERITY[outcome.blocking],
-            description=outcome.description,
-            metadata={**outcome.metadata, "partition": partition},
+def check_event(outcome: CheckOutcome, partition: str) -> dg.AssetCheckEvaluation:
+    """A check of one region's day, for a run that refreshes many of them."""
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey("carbon_traces"),
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=SEVERITY[outcome.blocking],
+        description=outcome.description,
+        metadata=outcome.metadata,
+        blocking=outcome.blocking,
+        partition=partition,
+    )
+
+
+def trace_events(ingested: Ingested, project: Project) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """The trace, if it was stored, and then its checks: they count for the materialisation before them."""
+    found = ingested.found
+    if found is None:
+        return
+    day = found.day.isoformat()
+    key = dg.MultiPartitionKey({"day": day, "region": found.region})
+    if ingested.stored:
+        yield dg.AssetMaterialization(
+            "carbon_traces",
+            partition=key,
+            metadata={
+                **found.metadata,
+                "dagster/row_count": len(found.table),
+                "dagster/uri": str(project.store.path(trace_key(day, found.region))),
+                "schema": schema(found.table),
+            },
         )
-    )
+    for outcome in found.checks:
+        yield check_event(outcome, key)
 
 
-def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization:
-    key = dg.MultiPartitionKey({"day": found.day.isoformat(), "region": found.region})
-    uri = str(project.store.path(trace_key(found.day.isoformat(), found.region)))
-    return dg.AssetMaterialization(
-        "carbon_traces",
-        partition=key,
-        metadata={**found.metadata, "dagster/row_count": len(found.table), "dagster/uri": uri},
-    )
+def ingestion_metadata(attempts: Sequence[Attempt]) -> Facts:
+    """Which regions of a day were stored, and why others were not."""
+    failed = [attempt for attempt in attempts if attempt.reason is not None]
+    rows = [{"region": each.region, "stored": each.reason is None, "reason": each.reason or ""} for each in attempts]
+    return {
+        "stored": len(attempts) - len(failed),
+        "failed": len(failed),
+        "regions": table(pl.DataFrame(rows, schema={"region": pl.String, "stored": pl.Boolean, "reason": pl.String})),
+    }
+
+
+def schema(rows: pl.DataFrame) -> dg.TableSchemaMetadataValue:
+    columns = [dg.TableColumn(name, str(dtype)) for name, dtype in rows.schema.items()]
+    return dg.MetadataValue.table_schema(dg.TableSchema(columns))
 
 
 def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
     """Hours per site, the windows, what changed and, if wanted, a plot of signal and windows (about 0.5 s of CPU)."""
     start = midnight(derived.day)
     end = start + timedelta(days=1)
-    hours = day_summary(derived.table, derived.sites, start, end)
+    hours = day_summary(derived.table, derived.sites, start, end).with_columns(
+        fails_closed=pl.col("region").replace_strict(derived.missing, default="", return_dtype=pl.String)
+    )
     metadata: Facts = {
         "hours": table(hours),
         "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
         "total_hours": float(hours["hours"].sum()),
         "later_days_changed": derived.state_changed,
     }
-    if plot:
+    if derived.hole:
+        metadata["hole"] = (
+            f"{derived.hole} days before this one have no windows: derived from the state of "
+            f"{derived.derivation.after}, and again as soon as they have"
+        )
+    if plot and not derived.traces.is_empty():
         from curtail_pipeline.emissions.charts import to_png
 
         chart = plot_windows(derived.traces, derived.table, start=start, end=end)
@@ -117,17 +151,14 @@ def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
     return metadata
 
 
-def windows_event(derived: DerivedDay, project: Project, plot: bool = True) -> dg.AssetMaterialization:
-    day = derived.day.isoformat()
-    return dg.AssetMaterialization(
-        "curtailment_windows",
-        partition=day,
-        metadata={
-            **window_metadata(derived, plot),
-            "dagster/row_count": len(derived.table),
-            "dagster/uri": str(project.store.path(windows_key(day))),
-        },
-    )
+def windows_facts(derived: DerivedDay, project: Project, plot: bool = True) -> Facts:
+    """All that the UI shows of a day's windows."""
+    return {
+        **window_metadata(derived, plot),
+        "dagster/row_count": len(derived.table),
+        "dagster/uri": str(project.store.path(windows_key(derived.day.isoformat()))),
+        "schema": schema(derived.table),
+    }
 
 
 # Text
@@ -215,8 +246,7 @@ def report_metadata(report: "RunSummary") -> Facts:
     }
 
 
-def comparison_metadata(policies: pl.DataFrame, plot: "Chart") -> Facts:
-    """The policies' table and their plot of kg against hours."""
-    from curtail_pipeline.emissions.charts import to_png
-
-    return {"policies": table(policies), "plot": image(to_png(plot, scale=0.8), "kgCO2 against hours, by policy")}
+def comparison_metadata(policies: pl.DataFrame, plot: bytes | None) -> Facts:
+    """The policies' table and their plot (PNG) of kg against hours."""
+    drawn = {} if plot is None else {"plot": image(plot, "kgCO2 against hours, by policy")}
+    return {"policies": table(policies), **drawn}

@@ -18,22 +18,22 @@ from curtail_pipeline.orchestration.metadata import (
     Facts,
     check_result,
     checkpoint_metadata,
+    ingestion_metadata,
     ledger_metadata,
     log_slices,
-    report_check,
     shards_metadata,
-    trace_event,
-    windows_event,
+    trace_events,
+    windows_facts,
 )
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.orchestration.runs import PREPARE_JOB
 from curtail_pipeline.stages.check_tokens import check_tokens
-from curtail_pipeline.stages.deal import ensure_dealt
-from curtail_pipeline.stages.derive_windows import derive_following, save_derived
-from curtail_pipeline.stages.ingest import ingest_day, save_ingested
+from curtail_pipeline.stages.deal import ensure_dealt, shares_gap
+from curtail_pipeline.stages.derive_windows import derive_days, save_derived
+from curtail_pipeline.stages.ingest_days import Attempt, ingest_regions
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.run_events import Preparing, Progress
+from curtail_pipeline.stages.run_events import Incomplete, Preparing, Progress
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.tables import windows_key, write_table
 
@@ -62,23 +62,29 @@ def prepare_signals(
 ) -> None:
     project = pipeline.project()
     with _alone(project):
-        for day in (day.isoformat() for day in project.days):
-            if project.store.exists(windows_key(day)):
-                continue
-            progress(Preparing(f"traces and windows of {day}"))
-            for region in project.experiment.regions:
-                found = ingest_day(project, region, day)
-                for check in found.checks:
-                    report_check(context.instance, check, f"{day}|{region}")
-                if found.blocked:
-                    why = "; ".join(check.description for check in found.blocked)
-                    context.log.error(f"{region} {day} is not stored: {why}")
-                    continue
-                save_ingested(project, found)
-                context.log_event(trace_event(found, project))
-            for derived in derive_following(project, day):
-                save_derived(project, derived)
-                context.log_event(windows_event(derived, project))
+        days = [day.isoformat() for day in project.days if not project.store.exists(windows_key(day.isoformat()))]
+        if not days:
+            return
+        progress(Preparing(f"traces and windows of {days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}"))
+        by_day: dict[str, list[Attempt]] = {day: [] for day in days}
+        for ingested in ingest_regions(project, days):
+            for event in trace_events(ingested, project):
+                if isinstance(event, dg.AssetMaterialization):
+                    context.log_event(event)
+                else:  # an op has no checks of its own
+                    context.instance.report_runless_asset_event(event)
+            attempt = ingested.attempt
+            by_day[attempt.day.isoformat()].append(attempt)
+            if attempt.reason is not None:  # its windows stay closed; the others are prepared all the same
+                context.log.error(f"{attempt.region} {attempt.day} is not stored: {attempt.reason}")
+                progress(Incomplete(f"{attempt.region} {attempt.day} is not stored: {attempt.reason}"))
+        for day, attempts in by_day.items():
+            metadata = ingestion_metadata(attempts)
+            context.log_event(dg.AssetMaterialization("trace_ingestion", partition=day, metadata=metadata))
+        for derived in derive_days(project, days):
+            save_derived(project, derived)
+            facts, day = windows_facts(derived, project, plot=False), derived.day.isoformat()
+            context.log_event(dg.AssetMaterialization("curtailment_windows", partition=day, metadata=facts))
 
 
 @dg.op(
@@ -97,6 +103,8 @@ def prepare_corpus(
             made = build_tokenizer(settings, store)
             context.log_event(dg.AssetMaterialization("tokenizer", metadata=made.model_dump()))
         ensure_dealt(project)
+        if gap := shares_gap(project):
+            context.log.warning(gap)
         if stored_manifest(store, HELDOUT) is None:
             progress(Preparing("heldout shard"))
             heldout = build_heldout(settings, store)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.alert_settings import AlertSettings
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
@@ -62,6 +63,7 @@ class Experiment(Section):
     corpus: CorpusSettings = CorpusSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -106,8 +108,8 @@ class Experiment(Section):
         return site.overheads or self.overheads
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end and liveness."""
-        content = self.model_dump(mode="json", exclude={"replay", "federation"})
+        """What a result depends on: everything but the replay speed, the clock's end, liveness and alerts."""
+        content = self.model_dump(mode="json", exclude={"replay", "federation", "alerts"})
         content["clock"].pop("end")
         return content
 

@@ -71,6 +71,8 @@ class FileTimes:
         Raises:
             TraceError: a row has no one time.
         """
+        if rows.is_empty():
+            return pl.Series("time", [], dtype=TIME)
         settings, source = self.settings, str(self.path)
         numbers = rows[ROW]
         stamps = parse_stamps(rows[self.time], source, settings.time_format, self.zone, numbers)

@@ -235,7 +235,10 @@ def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     from curtail_pipeline.simulation.compare import compare
 
     wanted = date.fromisoformat(day)
-    return compare(project.experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
+    # Days after the clock's end are ingested too, and compared like all others.
+    clock = project.experiment.clock.model_copy(update={"end": None})
+    experiment = project.experiment.model_copy(update={"clock": clock})
+    return compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
 
 
 def card_of(project: Project, key: str) -> str:

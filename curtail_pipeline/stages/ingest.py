@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta
 
 import polars as pl
 
-from curtail_pipeline.errors import TraceError
+from curtail_pipeline.errors import StoreError, TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.trace_settings import Kind
@@ -110,13 +110,14 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     if project.span is not None:
         start, end = max(start, project.span[0]), min(end, project.span[1])
     key = trace_key(day.isoformat(), region)
-    stored = read_table(project.store, key) if project.store.exists(key) else None
+    stored, unreadable = _stored(project, key)
     found = [
         _screened(project, keep_nowcasts(project.provider.ingest(region, start, end, kind), stored), day)
         for kind in kinds_of(project, region)
     ]
     table = pl.concat([part.trace for part in found])
     reports = [part.report for part in found]
+    warnings = [text for report in reports for text in report.warnings]
     revisions = compare(stored, table)
     known = table.drop_nulls("value")
     metadata: Metadata = {
@@ -130,11 +131,11 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         "mean": float(known["value"].mean() or 0.0),  # type: ignore[arg-type]
         **revisions.metadata(),
     }
-    warnings = [text for report in reports for text in report.warnings]
+    warnings += [f"{unreadable}; it is replaced"] if unreadable else []
     forecasts = None
     try:
         forecasts = fetch_forecasts(project, region, start, end)
-    except TraceError as error:
+    except (TraceError, StoreError) as error:
         # Windows and plans do without; a signal that is there must not be lost for it.
         warnings.append(f"no new forecasts: {error}")
     if forecasts is not None:
@@ -143,6 +144,14 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         metadata["warnings"] = "; ".join(warnings)
     checks = run_checks(table, now=now, expected=(start, end), reports=reports)
     return IngestedDay(region, day, table, forecasts, metadata, checks)
+
+
+def _stored(project: Project, key: str) -> tuple[pl.DataFrame | None, str | None]:
+    """The table that is about to be replaced, or why it cannot be read."""
+    try:
+        return (read_table(project.store, key) if project.store.exists(key) else None), None
+    except StoreError as error:
+        return None, str(error)
 
 
 def save_ingested(project: Project, found: IngestedDay) -> None:
@@ -181,7 +190,8 @@ def fetch_forecasts(project: Project, region: str, start: datetime, end: datetim
     if not kinds:
         return None
     key = forecast_key(start.date().isoformat(), region)
-    parts = [read_table(project.store, key)] if project.store.exists(key) else []
+    stored, _ = _stored(project, key)
+    parts = [] if stored is None else [stored]
     for kind in kinds:
         since = start
         if parts:

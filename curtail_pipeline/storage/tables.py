@@ -50,3 +50,13 @@ def windows_key(day: str) -> str:
 def windows_state_key(day: str) -> str:
     """What the window rule carries over from this day into the next."""
     return f"windows/{day}.state.json"
+
+
+def derivation_key(day: str) -> str:
+    """What the windows of this day were derived from."""
+    return f"windows/{day}.derivation.json"
+
+
+def attempt_key(day: str, region: str) -> str:
+    """What the last attempt to ingest a region's day came to."""
+    return f"ingestion/{day}/{region}.json"

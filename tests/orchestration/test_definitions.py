@@ -29,10 +29,11 @@ def test_the_asset_graph(repository: dg.RepositoryDefinition) -> None:
     parents = {key.to_user_string(): names(graph.get(key).parent_keys) for key in graph.get_all_asset_keys()}
     assert parents == {
         "carbon_traces": set(),
-        "curtailment_windows": {"carbon_traces", "curtailment_windows"},
+        "trace_ingestion": set(),
+        "curtailment_windows": {"trace_ingestion", "carbon_traces", "curtailment_windows"},
         "tokenizer": set(),
-        "training_shards": {"tokenizer"},
-        "heldout_shard": {"tokenizer"},
+        "training_shards": {"tokenizer", "carbon_traces"},
+        "heldout_shard": {"tokenizer", "carbon_traces"},
         "aggregated_checkpoint": {"curtailment_windows", "training_shards"},
         "checkpoint_evaluation": {"aggregated_checkpoint", "heldout_shard"},
         "emissions_ledger": {"aggregated_checkpoint", "carbon_traces"},

@@ -178,6 +178,7 @@ def test_without_the_extra_the_error_says_how_to_get_it(tmp_path: Path, monkeypa
         ("t.xlsx", workbook(data=ROWS)[:-400], r"cannot be read"),
         ("t.parquet", b"PAR1....", r"cannot be read as parquet"),
         ("t.csv", b"time,A\n2026-03-01T00:00Z,\n", r"has no value in any row"),
+        ("t.csv", b"Date,Period,A\n", r"has no value in any row"),
         ("t.csv", b"time,A\n,5\n", r"data row 1 has no time in column 'time'"),
         ("t.csv", b"time,A\n\n\n2026-03-01T00:00Z,x\n", r"column 'A', data row 3, is not a number"),
     ],
