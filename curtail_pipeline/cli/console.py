@@ -27,7 +27,8 @@ from curtail_pipeline.stages.run_events import (
 from curtail_pipeline.times import parse_utc
 
 if TYPE_CHECKING:
-    from curtail_pipeline.cli.windows_of_file import FileWindows
+    from curtail_pipeline.cli.signals_listed import Answer, Source
+    from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
     from curtail_pipeline.simulation.compare import Summary
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
@@ -201,6 +202,13 @@ def print_summary(summary: "RunSummary", reason: str) -> None:
     OUT.print(f"checkpoint: {summary.checkpoint}")
 
 
+def warn_checks(checks: "Sequence[CheckSaid]") -> None:
+    """A line on standard error for each check that did not pass."""
+    for check in checks:
+        if not check.passed:
+            print(f"curtail: warning: {check.name}: {check.description}", file=sys.stderr, flush=True)
+
+
 def print_windows(found: "FileWindows") -> None:
     table = Table(title=f"Windows, policy {found.policy}", title_justify="left")
     for name in ("site", "region", "start", "end", "hours", "opened by", "closed by"):
@@ -219,6 +227,40 @@ def print_windows(found: "FileWindows") -> None:
     for site, hours in found.hours.items():
         OUT.print(f"{escape(site)}: {hours:.2f} h")
     OUT.print(f"{found.nulls} missing values, {found.duplicates} duplicates")
+
+
+def print_sources(sources: "Sequence[Source]") -> None:
+    table = Table(title="Sources of signals (traces.provider)", title_justify="left")
+    for name in ("provider", "kinds", "needs", "windows"):
+        table.add_column(name, overflow="fold")
+    for source in sources:
+        windows = "yes" if source.defines_windows else "no, accounting only"
+        table.add_row(source.provider, ", ".join(source.kinds), source.needs, windows)
+    OUT.print(table)
+
+
+def print_answers(answers: "Sequence[Answer]") -> None:
+    """What each source gave for a day, and on standard error why one gave nothing."""
+    table = Table(title="One day of each source", title_justify="left")
+    for name in ("provider", "region", "kind", "values", "missing", "every", "from", "to", "least", "most"):
+        table.add_column(name)
+    for answer in answers:
+        if answer.error:
+            print(f"curtail: {answer.provider} {answer.region}: {answer.error}", file=sys.stderr, flush=True)
+            continue
+        table.add_row(
+            answer.provider,
+            escape(answer.region),
+            answer.kind,
+            str(answer.values),
+            str(answer.missing),
+            f"{answer.cadence_s} s",
+            answer.first or "-",
+            answer.last or "-",
+            _number(answer.low, 1),
+            _number(answer.high, 1),
+        )
+    OUT.print(table)
 
 
 def print_simulation(result: "Summary") -> None:

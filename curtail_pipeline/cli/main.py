@@ -30,6 +30,8 @@ site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trai
 app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
+signals_app = typer.Typer(no_args_is_help=True, help="Sources of signals: which there are, and what yours answer.")
+app.add_typer(signals_app, name="signals")
 
 ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
@@ -77,7 +79,9 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Dagster's log too.")] = False,
 ) -> None:
     """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
-    from curtail_pipeline.cli.console import RunConsole, print_summary
+    from curtail_pipeline.cli.console import RunConsole, print_summary, warn_checks
+    from curtail_pipeline.cli.windows_of_file import said
+    from curtail_pipeline.stages.ingest import check_project
     from curtail_pipeline.stages.run_events import Preparing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
@@ -89,6 +93,8 @@ def run(
         from curtail_pipeline.stages.account import summarise
         from sensors.membership import membership_sensor
 
+        checks = said(check_project(project))
+        warn_checks(checks)
         with RunConsole(project) as console, open_instance(project) as instance:
             headless = Headless(
                 project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
@@ -104,7 +110,7 @@ def run(
         summary = summarise(project)
         print_summary(summary, reason)
         if json_:
-            _print_json(asdict(summary))
+            _print_json({**asdict(summary), "checks": [asdict(check) for check in checks]})
 
 
 @app.command()
@@ -160,11 +166,12 @@ def windows(
     json_: JsonOption = False,
 ) -> None:
     """Curtailment windows of a trace file, without training."""
-    from curtail_pipeline.cli.console import print_windows
+    from curtail_pipeline.cli.console import print_windows, warn_checks
     from curtail_pipeline.cli.windows_of_file import windows_of_file
     from curtail_pipeline.settings.experiment import load_experiment
 
     found = windows_of_file(traces, load_experiment(experiment) if experiment else None, policy, **file)
+    warn_checks(found.checks)
     if json_:
         _print_json(asdict(found))
     else:
@@ -190,23 +197,54 @@ def simulate(
     json_: JsonOption = False,
 ) -> None:
     """What-if: hours, energy, CO2, and how far from the best possible, without training."""
-    from curtail_pipeline.cli.console import print_comparison, print_simulation
+    from curtail_pipeline.cli.console import print_comparison, print_simulation, warn_checks
     from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
+    from curtail_pipeline.cli.windows_of_file import said
 
     check_usage(compare, plot, policy, interpolate)
     options = what_if(overheads, forecast, start, deadline, file)
     if compare:
-        table = compare_file(traces, experiment, plot, options)
+        table, checks = compare_file(traces, experiment, plot, options)
+        warn_checks(said(checks))
         if json_:
-            _print_json({"policies": table.to_dicts()})
+            _print_json({"policies": table.to_dicts(), "checks": [asdict(check) for check in said(checks)]})
         else:
             print_comparison(table, plot)
         return
-    result = simulate_file(traces, experiment, policy, interpolate, options)
+    result, checks = simulate_file(traces, experiment, policy, interpolate, options)
+    warn_checks(said(checks))
     if json_:
-        _print_json(result)
+        _print_json({**result, "checks": [asdict(check) for check in said(checks)]})
     else:
         print_simulation(result)
+
+
+@signals_app.command("list")
+def signals_list(json_: JsonOption = False) -> None:
+    """Every source: its kinds, what it needs, whether it can define windows."""
+    from curtail_pipeline.cli.console import print_sources
+    from curtail_pipeline.cli.signals_listed import SOURCES
+
+    if json_:
+        _print_json({"sources": [asdict(source) for source in SOURCES]})
+    else:
+        print_sources(SOURCES)
+
+
+@signals_app.command("check")
+def signals_check(experiment: ExperimentOption = "laptop", json_: JsonOption = False) -> None:
+    """Ask each configured source for one day and print what came."""
+    from curtail_pipeline.cli.console import print_answers
+    from curtail_pipeline.cli.signals_listed import ask_sources
+    from curtail_pipeline.settings.experiment import load_experiment
+
+    answers = ask_sources(load_experiment(experiment))
+    if json_:
+        _print_json({"answers": [asdict(answer) for answer in answers]})
+    else:
+        print_answers(answers)
+    if any(answer.error for answer in answers):
+        raise typer.Exit(1)
 
 
 @federation_app.command("up")

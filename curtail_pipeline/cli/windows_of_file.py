@@ -1,6 +1,6 @@
 """What `curtail windows` prints: the windows of a trace file, without any training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, rule_of
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.settings.trace_settings import FileTraces, Kind, on_file
-from curtail_pipeline.signals.checks import require_plausible
+from curtail_pipeline.signals.checks import CheckOutcome, check_recording
 from curtail_pipeline.signals.provider import Provider, make_provider
 from curtail_pipeline.signals.trace import Ingested
 from curtail_pipeline.times import iso
@@ -42,6 +42,19 @@ class FoundWindow:
 
 
 @dataclass(frozen=True)
+class CheckSaid:
+    """What a check said of a trace, as `--json` prints it."""
+
+    name: str
+    passed: bool
+    description: str
+
+
+def said(checks: Sequence[CheckOutcome]) -> list[CheckSaid]:
+    return [CheckSaid(check.name, check.passed, check.description) for check in checks]
+
+
+@dataclass(frozen=True)
 class FileWindows:
     """The windows of a trace file; `--json` prints these keys."""
 
@@ -53,6 +66,10 @@ class FileWindows:
     """Missing values, over the signals of all sites."""
     duplicates: int
     """Values dropped because another one of the same stamp was kept."""
+    agreeing: int
+    """Of them, those that were equal to the kept one."""
+    disagreeing: int
+    checks: list[CheckSaid]
 
 
 def windows_of_file(
@@ -85,6 +102,7 @@ def windows_of_file(
     span = provider.span()
     assert span is not None  # a file without values is refused
     read = _read(provider, by_region, span)
+    checks = said(check_recording([part for _, part in read]))
     table, _ = derive_windows(
         pl.concat(part.trace for _, part in read),
         sites,
@@ -95,6 +113,8 @@ def windows_of_file(
         forecasts=_forecasts(provider, by_region, span),
         cadence_s=_cadences(read),
     )
+    agreeing = sum(part.report.duplicates for _, part in read)
+    disagreeing = sum(part.report.disagreeing for _, part in read)
     timed = window_hours(table, *span)
     hours = dict(timed.group_by("site").agg(pl.col("hours").sum()).iter_rows())
     return FileWindows(
@@ -102,20 +122,20 @@ def windows_of_file(
         windows=[_found(row) for row in timed.sort("start", "site").iter_rows(named=True)],
         hours={site.name: round(hours.get(site.name, 0.0), 6) for site in sites},
         nulls=sum(part.report.nulls for _, part in read),
-        duplicates=sum(part.report.duplicates + part.report.conflicts for _, part in read),
+        duplicates=agreeing + disagreeing,
+        agreeing=agreeing,
+        disagreeing=disagreeing,
+        checks=checks,
     )
 
 
 def _read(provider: Provider, rules: dict[str, RuleSettings], span: Span) -> list[tuple[str, Ingested]]:
     """Every signal that a rule reads, with its region."""
-    read = [
+    return [
         (region, provider.ingest(region, *span, signal.kind))
         for region, rule in rules.items()
         for signal in rule.signals
     ]
-    for _, part in read:
-        require_plausible(part.trace)
-    return read
 
 
 def _cadences(read: list[tuple[str, Ingested]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from curtail_pipeline.settings.section import Section
 
@@ -132,8 +132,8 @@ class FileTraces(ProviderSettings):
     `drop` counts it as missing. `refuse` refuses all that have no offset and no fold_column."""
     interval: Literal["begin", "end"] = "begin"
     """Whether a stamp is the begin or the end of the interval its value is for. Ranges and numbered hours say so."""
-    cadence_s: int | None = Field(default=None, ge=1)
-    """Found from the stamps when not given."""
+    cadence_s: int | None = Field(default=None, ge=1, validation_alias=AliasChoices("cadence_s", "cadence"))
+    """Seconds between values where the source measures without a pause; found from the stamps when not given."""
     snap_s: float | None = Field(default=None, ge=0)
     """How far stamps that jitter by seconds are moved to their cadence; a tenth of it, at most a minute, when not
     given."""
@@ -146,12 +146,20 @@ class FileTraces(ProviderSettings):
     sheet: str | None = None
     """Of a spreadsheet; needed where it has several."""
     where: dict[str, str | float] = Field(default_factory=dict)
-    """Column -> the value that the rows to read have in it."""
+    """Column -> the value that the rows to read have in it, e.g. `INTERVENTION: 0`."""
+    combine: Literal["sum", "first", "last"] | None = None
+    """What several rows of a stamp and region come to. When not given, more than a few that disagree are refused."""
+    missing: Literal["null", "zero"] = "null"
+    """`zero`: a listing of curtailed power that leaves out the intervals without any; those are 0 MW."""
     forecast: ForecastColumns | None = None
 
     @model_validator(mode="after")
     def _measurable(self) -> "FileTraces":
         check_unit_of(self.kind, self.unit)
+        if self.missing == "zero" and "curtailed_power" not in self.kinds_declared:
+            raise ValueError(
+                "missing: zero declares a listing of curtailed power; set kind: curtailed_power, or leave it out"
+            )
         if self.period_s is not None and 86_400 % self.period_s:
             raise ValueError(f"period_s {self.period_s} does not divide a day; use e.g. 3600, 1800, 900 or 300")
         if self.decimal == self.separator:
@@ -163,6 +171,11 @@ class FileTraces(ProviderSettings):
                 raise ValueError(f"columns {seen[held]!r} and {name!r} both map to {held[1]} of {held[0]}; keep one")
             seen[held] = name
         return self
+
+    @property
+    def kinds_declared(self) -> set[Kind]:
+        """The file's own kind and those of single columns."""
+        return {self.kind, *(c.kind for c in self.columns.values() if isinstance(c, Column) and c.kind)}
 
 
 def on_file(
@@ -186,7 +199,7 @@ def on_file(
 
 
 class WattTimeTraces(ProviderSettings):
-    """WattTime v3. Credentials come from WATTTIME_USERNAME and WATTTIME_PASSWORD."""
+    """WattTime v3. Credentials come from WATTTIME_USER and WATTTIME_PASSWORD."""
 
     implementation: ClassVar[str] = "curtail_pipeline.signals.watttime:WattTimeProvider"
     provider: Literal["watttime"] = "watttime"

@@ -8,9 +8,12 @@ from typing import get_args
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
+from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, Kind, Unit
+from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
+from curtail_pipeline.signals.flags import parse_flags
+from curtail_pipeline.signals.kinds import is_period_column, require_believable_names
 from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
 
@@ -112,12 +115,10 @@ class TraceFiles:
         unmapped = set(self.settings.columns)
         for path in self.files:
             content = self._opened(path)
-            if self._is_long(path, content.names):
-                unmapped.clear()
-                parts.append(self._long(content))
-            else:
-                unmapped -= set(content.names)
-                parts.append(self._wide(content))
+            is_long = self._is_long(path, content.names)
+            unmapped = set() if is_long else unmapped - set(content.names)
+            part = self._long(content) if is_long else self._wide(content)
+            parts.append(summed(part) if self.settings.combine == "sum" else part)
         if unmapped:
             raise TraceError(
                 f"{self.name}: has no column {min(unmapped)!r}, which traces.columns names; it has "
@@ -202,6 +203,8 @@ class TraceFiles:
         if not columns and not self.settings.columns:
             raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
         times = FileTimes(self.settings, content, time)
+        if self._undeclared(names):
+            require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
         raw = self._read(content, [time, *times.columns, *columns])
         numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
@@ -223,7 +226,11 @@ class TraceFiles:
             return False
         if settings.columns:
             return name in settings.columns
-        return not is_time_part(name) and not (self._forecast and self._forecast.fullmatch(name))
+        return (
+            not is_time_part(name)
+            and not is_period_column(name)
+            and not (self._forecast and self._forecast.fullmatch(name))
+        )
 
     def _long(self, content: FileContent) -> pl.DataFrame:
         settings, path, names = self.settings, content.path, content.names
@@ -231,6 +238,8 @@ class TraceFiles:
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
         extra = [name for name in ("kind", "unit", "model", "estimated", "warnings", "updated") if name in others]
         times = FileTimes(settings, content, time)
+        if self._undeclared(names):
+            require_believable_names(str(path), [settings.value_column])
         raw = self._read(content, [time, settings.region_column, settings.value_column, *times.columns, *extra])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
@@ -272,11 +281,37 @@ class TraceFiles:
         for name in set(extra) - {"kind", "unit"}:
             column = raw[name]
             if name == "estimated":
-                column = column.cast(pl.String).str.to_lowercase().is_in(["true", "1", "yes"])
+                column = parse_flags(column, str(path), raw[ROW])
             elif name == "updated":
                 column = times.revised(column, raw[ROW])
             table = table.with_columns(column.alias(name))
         return _with_schema(table.drop_nulls("time"))
+
+    def _undeclared(self, names: list[str]) -> bool:
+        """Whether nobody said what the file's values measure."""
+        return "kind" not in self.settings.model_fields_set and "kind" not in names
+
+    def _kind_undeclared(self, name: str) -> bool:
+        entry = self.settings.columns.get(name)
+        return not isinstance(entry, Column) or entry.kind is None
+
+    def telling(self, region: str) -> list[Telling]:
+        """The columns that tell the rows of one stamp and region apart, best first."""
+        for path in self.files:
+            content = self._opened(path)
+            names = content.names
+            is_long = self._is_long(path, names)
+            used = [self.settings.region_column, self.settings.value_column] if is_long else []
+            default = next(name for name in (["time"] if is_long else []) + names if name in names and name not in used)
+            time = self.settings.time_column or default
+            rows = self._read(content, names)
+            if is_long:
+                own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
+                rows = rows.filter(rows[used[0]].cast(pl.String).str.strip_chars().is_in([region, *own]))
+            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, region])
+            if found:
+                return found
+        return []
 
     def forecasts(self) -> pl.DataFrame:
         """Forecast columns as `time` and one Float64 column per step, named by the step; empty without any.
@@ -304,6 +339,10 @@ class TraceFiles:
             ]
             parts.append(pl.DataFrame([times.utc(raw), *numbers]).drop_nulls("time"))
         return pl.concat(parts, how="diagonal").unique("time", keep="last", maintain_order=True).sort("time")
+
+
+def _region_of(entry: str | Column) -> str:
+    return entry if isinstance(entry, str) else entry.region
 
 
 def _any_value(numbers: dict[str, pl.Series]) -> pl.Series:

@@ -11,9 +11,12 @@ from pathlib import Path
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind
+from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
+from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
+from curtail_pipeline.signals.kinds import require_believable_values
 from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.screen import screen_series
 from curtail_pipeline.signals.snapping import require_small_grid, snapped
 from curtail_pipeline.signals.trace import (
     FORECAST_SCHEMA,
@@ -82,16 +85,34 @@ class FileProvider(Provider):
                     f"{self.source.name}: {kind} of region {region!r} is given in {', '.join(map(str, units))}; "
                     f"give all its values in one of {', '.join(UNITS[kind])}"
                 )
-            series = build_series(
-                self._cleaned(rows, kind),
-                kind=kind,
-                unit=units[0],
-                cadence_s=self.settings.cadence_s,
-                end_stamped=self.source.end_stamped,
-            )
-            require_small_grid(series.points["time"], series.cadence_s, f"{self.source.name}, {region}")
-            self._series[region, kind] = series
+            self._series[region, kind] = self._built(region, kind, rows, units[0])
         return self._series[region, kind]
+
+    def _built(self, region: str, kind: Kind, rows: pl.DataFrame, unit: Unit) -> Series:
+        settings = self.settings
+        series = build_series(
+            self._cleaned(rows, kind),
+            kind=kind,
+            unit=unit,
+            cadence_s=settings.cadence_s,
+            end_stamped=self.source.end_stamped,
+            keep="first" if settings.combine == "first" else "last",
+        )
+        require_small_grid(series.points["time"], series.cadence_s, f"{self.source.name}, {region}")
+        if settings.combine is None and disagrees_much(series):
+            require_one_row_per_stamp(self.source.name, region, series, self.source.telling(region))
+        if "kind" not in settings.model_fields_set and kind == settings.kind:
+            require_believable_values(self.source.name, region, series.points["value"], series.cadence_s)
+        if "missing" not in settings.model_fields_set:
+            require_no_listing(self.source.name, region, kind, series)
+        return replace(series, absent_is_zero=settings.missing == "zero" and kind == "curtailed_power")
+
+    @cached_property
+    def _screened(self) -> dict[tuple[str, Kind], Series]:
+        """Every signal, without the values that are no measurement; an outage shows in several regions at once."""
+        return screen_series(
+            {(region, kind): self._series_of(region, kind) for region, kinds in self._signals.items() for kind in kinds}
+        )
 
     def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
         """Rows on their cadence, without the negative powers that rounding leaves; what was changed is noted."""
@@ -110,7 +131,7 @@ class FileProvider(Provider):
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
         chosen = self._kind(region, kind)
-        series = self._series_of(region, chosen)
+        series = self._screened[region, chosen]
         first, last = series.span or (start, start)
         found = to_trace(
             series,
@@ -121,8 +142,15 @@ class FileProvider(Provider):
             end=min(end, last),
             retrieved_at=utc_now().replace(microsecond=0),
         )
-        warnings = (*found.report.warnings, *self._notes[region, chosen])
-        return replace(found, report=replace(found.report, warnings=warnings))
+        return replace(
+            found,
+            report=replace(
+                found.report,
+                warnings=(*found.report.warnings, *self._notes[region, chosen]),
+                screened=True,
+                chosen=self.settings.combine is not None,
+            ),
+        )
 
     def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
         chosen = self._kind(region, kind)

@@ -23,7 +23,7 @@ Instants = dict[datetime, float]
 
 def read(path: Path, region: str = "A", **given: Any) -> Instants:
     """What a file says, as begin in UTC -> value; grid stamps without a value are left out."""
-    provider = make_provider(FileTraces.model_validate({"path": str(path), **given}))
+    provider = make_provider(FileTraces.model_validate({"path": str(path), "kind": "marginal_intensity", **given}))
     assert isinstance(provider, FileProvider)
     span = provider.span()
     assert span is not None
