@@ -23,6 +23,8 @@ from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, durati
 
 INSURANCE = 0.5
 """The margin may raise the price by this share: spare hours are taken while they cost little more."""
+EARLIER_S = (11, 0)
+"""So long before the deadline a plan is sought first: another start for the search, and often the better one."""
 FAR_VALUES = 3
 """Values of the signal per slot far ahead."""
 
@@ -139,9 +141,13 @@ class ForecastPolicy:
             end = min(end, view.end_us)
         standing, up = standing_of(view, us, job)
         tariffs = [self._tariff(view, i, us, edges, end) for i in range(len(view.sites))]
-        rollout = Rollout(view, tariffs, standing, job.steps_total, deadline, end)
         walks = PERFECT_WALKS if self.perfect else FORECAST_WALKS
-        plan, course = Search(rollout, self._all_slots(view, us, edges), edges, up, walks).best(others)
+        slots = self._all_slots(view, us, edges)
+        for earlier in EARLIER_S if self.perfect else (0,):
+            by = max(deadline - earlier * SECOND, us + 1)
+            rollout = Rollout(view, tariffs, standing, job.steps_total, by, end)
+            plan, course = Search(rollout, slots, edges, up, walks).best(others)
+            others.append(plan)
         self.committed = Committed(us, plan, course, self._dearest(view, us, course), rollout.done_before(course))
         return self.committed
 

@@ -120,6 +120,15 @@ def test_forecast_with_perfect_foresight(paper: Experiment, trace: pl.DataFrame)
     assert found["regret"]["forecast_error_kg"] == 0
 
 
+@pytest.mark.parametrize(("hours", "most_kg"), [(14.9, 0.96), (15, 0.96), (16, 0.90), (17, 0.85), (18, 0.78)])
+def test_plans_with_the_measured_overheads_finish(
+    paper: Experiment, trace: pl.DataFrame, hours: float, most_kg: float
+) -> None:
+    found = simulate(paper, trace, policy="forecast", overheads="paper", forecast="perfect", deadline_h=hours)
+    assert found["finished"]
+    assert found["co2_kg"] <= most_kg
+
+
 def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> None:
     """Two by two, at the published runtime: most of the gain is the policy's, and only low overheads let it have it."""
     kg = {
@@ -131,7 +140,7 @@ def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> N
     }
     assert kg["forecast", "product"] < 0.65
     assert kg["forecast", "product"] < 0.75 * kg["forecast", "paper"]
-    assert kg["forecast", "paper"] < 0.7 * kg["paper", "paper"]
+    assert kg["forecast", "paper"] < 0.75 * kg["paper", "paper"]
     assert kg["paper", "product"] > kg["paper", "paper"], "without overheads the prototype finishes more of it early"
 
 
