@@ -5,6 +5,7 @@
 """
 
 import os
+import warnings
 
 import dagster as dg
 
@@ -18,6 +19,7 @@ from curtail_pipeline.orchestration.jobs import (
     local_training,
     reporting,
 )
+from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from curtail_pipeline.stages.run_events import Progress
@@ -30,9 +32,17 @@ def build(progress: Progress = silent) -> dg.Definitions:
     pipeline = PipelineResource(
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
-    return dg.Definitions(
+    found = dg.Definitions(
         assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
-        jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
+        jobs=[
+            prepare,
+            daily_pipeline,
+            intraday_pipeline,
+            corpus_preparation,
+            local_training,
+            federated_rounds,
+            reporting,
+        ],
         sensors=[membership_sensor],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
@@ -42,6 +52,11 @@ def build(progress: Progress = silent) -> dg.Definitions:
         },
         executor=dg.in_process_executor,
     )
+    with warnings.catch_warnings():
+        # Binding the resources of a sensor's op job warns of a parameter that is not used here.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        found.get_repository_def()
+    return found
 
 
 defs = build()

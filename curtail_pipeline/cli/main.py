@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curtail_pipeline.cli.file_options import Reading, takes_file_options
 from curtail_pipeline.errors import CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def _print_json(value: Any) -> None:
 
 @contextmanager
 def _opened(
-    experiment: str, out: Path | None, traces: Path | None = None, clock: "ClockMode" = "headless"
+    experiment: str,
+    out: Path | None,
+    traces: Path | None = None,
+    clock: "ClockMode" = "headless",
+    file: Reading | None = None,
 ) -> Iterator["Project"]:
     """The project, with the environment set so that a code location loaded afterwards serves it."""
     from curtail_pipeline.settings.experiment import load_experiment, with_traces
@@ -53,7 +58,10 @@ def _opened(
 
     loaded = load_experiment(experiment)
     if traces is not None:
-        loaded = with_traces(loaded, traces)
+        loaded = with_traces(loaded, traces, file)
+    elif file:
+        option = next(iter(file)).removesuffix("_s").replace("_", "-")
+        raise typer.BadParameter(f"--{option} says how the file of --traces is read; give --traces as well")
     project = Project.open(loaded, clock, out)
     os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
     os.environ[CLOCK_ENV] = clock
@@ -61,7 +69,9 @@ def _opened(
 
 
 @app.command()
+@takes_file_options
 def run(
+    file: Reading,
     experiment: ExperimentOption = "laptop",
     traces: TracesOption = None,
     out: OutOption = None,
@@ -73,7 +83,7 @@ def run(
     from curtail_pipeline.stages.run_events import Preparing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    with _opened(experiment, out, traces) as project, project.home.lock():
+    with _opened(experiment, out, traces, file=file) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
         from curtail_pipeline.cli.interrupts import resending
         from curtail_pipeline.definitions import build
@@ -127,20 +137,19 @@ def ui(
 
         with project.home.lock(), open_instance(project) as instance:
             end_abandoned(instance)
-            Headless(project, instance, build(say), membership_sensor, say).prepare()
+            if not sensors or project.checkpoints.last() is not None:  # the sensor prepares an empty home
+                Headless(project, instance, build(say), membership_sensor, say).prepare()
             with connect(project.home.root, project.experiment):
                 raise typer.Exit(serve(project, host, port, sensors))
 
 
 @app.command()
+@takes_file_options
 def windows(
+    file: Reading,
     traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
     experiment: SitesOption = None,
     policy: Annotated[str | None, typer.Option(help="paper, threshold, ...")] = None,
-    unit: Annotated[str | None, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")] = None,
-    kind: Annotated[str | None, typer.Option(help="marginal_intensity, price or curtailed_power.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Of stamps without an offset.")] = None,
-    interval: Annotated[str | None, typer.Option(help="A stamp is the begin or the end of its interval.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Curtailment windows of a trace file, without training."""
@@ -148,15 +157,7 @@ def windows(
     from curtail_pipeline.cli.windows_of_file import windows_of_file
     from curtail_pipeline.settings.experiment import load_experiment
 
-    found = windows_of_file(
-        traces,
-        load_experiment(experiment) if experiment else None,
-        policy,
-        unit=unit,
-        kind=kind,
-        timezone=timezone,
-        interval=interval,
-    )
+    found = windows_of_file(traces, load_experiment(experiment) if experiment else None, policy, **file)
     if json_:
         _print_json(asdict(found))
     else:
@@ -164,7 +165,9 @@ def windows(
 
 
 @app.command()
+@takes_file_options
 def simulate(
+    file: Reading,
     traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
     experiment: ExperimentOption = "laptop",
     policy: Annotated[str | None, typer.Option(help="In place of the experiment's.")] = None,
@@ -184,7 +187,7 @@ def simulate(
     from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
 
     check_usage(compare, plot, policy, interpolate)
-    options = what_if(overheads, forecast, start, deadline)
+    options = what_if(overheads, forecast, start, deadline, file)
     if compare:
         table = compare_file(traces, experiment, plot, options)
         if json_:

@@ -8,6 +8,7 @@ from typing import get_args
 import polars as pl
 import typer
 
+from curtail_pipeline.cli.file_options import Reading
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.settings.overheads import OverheadsName
@@ -26,9 +27,13 @@ class WhatIf:
     forecast: str | None
     start: datetime | None
     deadline_h: float | None
+    file: Reading
+    """How the file is read, in place of the experiment's own."""
 
 
-def what_if(overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None) -> WhatIf:
+def what_if(
+    overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None, file: Reading
+) -> WhatIf:
     """The options as they were typed.
 
     Raises:
@@ -38,7 +43,7 @@ def what_if(overheads: str | None, forecast: str | None, start: str | None, dead
     if overheads not in known:
         raise SettingsError(f"unknown overheads {overheads!r}; use paper or product, or leave it out")
     try:
-        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h)
+        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h, file)
     except ValueError as error:
         raise SettingsError(f"--start: {error}") from error
 
@@ -63,7 +68,7 @@ def simulate_file(traces: Path, experiment: str, policy: str | None, interpolate
     loaded = load_experiment(experiment)
     return simulate(
         loaded,
-        read_all(traces, loaded),
+        read_all(traces, loaded, options.file),
         policy=policy,
         interpolate=interpolate,
         overheads=options.overheads,
@@ -78,7 +83,7 @@ def compare_file(traces: Path, experiment: str, plot: Path | None, options: What
     loaded = load_experiment(experiment)
     table, chart = compare(
         loaded,
-        read_all(traces, loaded),
+        read_all(traces, loaded, options.file),
         overheads=options.overheads,
         forecast=options.forecast,
         start=options.start,

@@ -34,9 +34,10 @@ def environment(project: Project, sensors: bool) -> dict[str, str]:
 def serve(project: Project, host: str, port: int, sensors: bool) -> int:
     """Run `dagster dev` until it ends or this process is told to stop; returns its exit code.
 
-    A replayed clock goes on from the last checkpoint: time in which nobody watched is not skipped.
+    A replayed clock goes on from the last checkpoint: time in which nobody watched is not skipped. On an empty home it
+    starts when the home is prepared.
     """
-    if project.span is not None:
+    if project.span is not None and project.checkpoints.last() is not None:
         begin = max(project.parent.end, project.start)
         clock = ReplayClock(project.store, begin, project.experiment.replay.speed)
         clock.anchor(begin, project.experiment.replay.speed)

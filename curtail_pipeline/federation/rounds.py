@@ -204,6 +204,7 @@ class _Running:
             seed=plan.seed,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.generation) if plan.open else None,
             out=f"{self._round_folder(upcoming.index)}/{site}.safetensors",
+            replay=plan.replay,
         )
 
     def _round_folder(self, index: int) -> str:

@@ -27,7 +27,7 @@ from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
     from curtail_pipeline.stages.account import RunSummary
-    from curtail_pipeline.stages.replay import Replayed
+    from curtail_pipeline.stages.replay_check import Replayed
 
 Facts = dict[str, dg.MetadataValue | str | int | float | bool]
 """What the UI shows of a materialisation, by name."""
@@ -188,9 +188,12 @@ def replay_metadata(project: Project, replayed: "Replayed") -> Facts:
     """What the committed checkpoint is, and whether repeating it gave the same weights."""
     return {
         **checkpoint_metadata(project, replayed.manifest),
-        "replayed": True,
+        "on_demand": "replay",
         "identical": replayed.identical,
+        "committed_sha256": replayed.committed_sha256,
         "replayed_sha256": replayed.replayed_sha256,
+        "replayed_steps": replayed.steps,
+        "seconds": round(replayed.seconds, 3),
         "started_fresh": ", ".join(replayed.fresh_states) or "no site",
     }
 

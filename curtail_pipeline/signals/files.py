@@ -1,7 +1,9 @@
-"""Traces from files: CSV and Parquet, wide (`time, REGION, ...`) or long (`time, region, value`)."""
+"""Traces from files: CSV, Parquet and spreadsheets, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind
 from curtail_pipeline.signals.file_tables import TraceFiles
 from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.snapping import require_small_grid, snapped
 from curtail_pipeline.signals.trace import (
     FORECAST_SCHEMA,
     Ingested,
@@ -23,6 +26,11 @@ from curtail_pipeline.signals.trace import (
 )
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import utc_now
+
+log = logging.getLogger(__name__)
+
+ROUNDING_MW = 0.5
+"""A curtailed power above its negative is 0: possible less dispatched power, each rounded to a MW or less."""
 
 
 class FileProvider(Provider):
@@ -37,6 +45,7 @@ class FileProvider(Provider):
         self.settings = settings
         self.source = TraceFiles(settings)
         self._series: dict[tuple[str, Kind], Series] = {}
+        self._notes: dict[tuple[str, Kind], list[str]] = {}
 
     @cached_property
     def _values(self) -> pl.DataFrame:
@@ -73,20 +82,37 @@ class FileProvider(Provider):
                     f"{self.source.name}: {kind} of region {region!r} is given in {', '.join(map(str, units))}; "
                     f"give all its values in one of {', '.join(UNITS[kind])}"
                 )
-            self._series[region, kind] = build_series(
-                rows,
+            series = build_series(
+                self._cleaned(rows, kind),
                 kind=kind,
                 unit=units[0],
                 cadence_s=self.settings.cadence_s,
-                end_stamped=self.settings.interval == "end",
+                end_stamped=self.source.end_stamped,
             )
+            require_small_grid(series.points["time"], series.cadence_s, f"{self.source.name}, {region}")
+            self._series[region, kind] = series
         return self._series[region, kind]
+
+    def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+        """Rows on their cadence, without the negative powers that rounding leaves; what was changed is noted."""
+        name = f"{self.source.name}, {rows['region'][0]}"
+        times, note = snapped(rows["time"], name, self.settings.cadence_s, self.settings.snap_s)
+        notes = [note] if note is not None else []
+        rows = rows.with_columns(times.alias("time"))
+        rounded = pl.col("value").is_between(-ROUNDING_MW, 0, closed="left")
+        if kind == "curtailed_power" and (count := rows.filter(rounded).height):
+            rows = rows.with_columns(value=pl.when(rounded).then(0.0).otherwise("value"))
+            notes.append(f"{count} values between -{ROUNDING_MW:g} and 0 MW are taken for rounding and read as 0")
+        for text in notes:
+            log.warning("%s %s: %s", name, kind, text)
+        self._notes[rows["region"][0], kind] = notes
+        return rows
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
         chosen = self._kind(region, kind)
         series = self._series_of(region, chosen)
         first, last = series.span or (start, start)
-        return to_trace(
+        found = to_trace(
             series,
             region=region,
             kind=chosen,
@@ -95,6 +121,8 @@ class FileProvider(Provider):
             end=min(end, last),
             retrieved_at=utc_now().replace(microsecond=0),
         )
+        warnings = (*found.report.warnings, *self._notes[region, chosen])
+        return replace(found, report=replace(found.report, warnings=warnings))
 
     def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
         chosen = self._kind(region, kind)
@@ -146,7 +174,7 @@ class FileProvider(Provider):
             for kind in kinds
             if (span := self._series_of(region, kind).span) is not None
         ]
-        if not spans:
+        if not spans or self._values["value"].null_count() == len(self._values):
             raise TraceError(f"{self.source.name}: has no value in any row; give a file with values")
         return min(first for first, _ in spans), max(last for _, last in spans)
 

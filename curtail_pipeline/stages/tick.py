@@ -65,8 +65,17 @@ class Tick:
     decision: Decision | None
 
 
-def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: datetime | None, wall: datetime) -> Tick:
+def tick(
+    project: Project,
+    *,
+    active: tuple[str, ...] | None,
+    last_failure: datetime | None,
+    wall: datetime,
+    paused: str = "",
+) -> Tick:
     """Decide at the clock's now and bring the store in line; returns the segment to start, if any.
+
+    A headless run takes no notice of failures and of `paused`: whoever started it wants it to go on.
 
     Raises:
         StoreError: there is no initialised model yet.
@@ -87,7 +96,7 @@ def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: date
         active=active,
         parent=parent.key,
         key=key,
-        attempts=Attempts(earlier, None if project.clock_mode == "headless" else last_failure),
+        attempts=Attempts(earlier) if project.clock_mode == "headless" else Attempts(earlier, last_failure, paused),
         wall=wall,
         previous=previous,
         before_pause=_before_pause(project, parent.key),

@@ -13,7 +13,7 @@ from curtail_pipeline.errors import MessageError, StoreError
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Message, R, Utc
 from curtail_pipeline.storage.store import Store, canonical_json
-from curtail_pipeline.times import seconds, utc_now
+from curtail_pipeline.times import utc_now
 
 HEADLESS_KEY = "clock.json"
 REPLAY_KEY = "replay_clock.json"
@@ -105,11 +105,6 @@ class ReplayClock:
         anchor = self._anchor()
         stamp = anchor.virtual + (wall - anchor.wall) * anchor.speed
         return stamp if self._end is None else min(stamp, self._end)
-
-    def to_wall(self, virtual: datetime) -> datetime:
-        """The wall-clock time at which it will be `virtual`."""
-        anchor = self._anchor()
-        return anchor.wall + seconds((virtual - anchor.virtual).total_seconds() / anchor.speed)
 
     def now(self) -> datetime:
         return self.to_virtual(utc_now())

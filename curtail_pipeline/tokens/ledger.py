@@ -182,11 +182,6 @@ class Ledger:
         ranges = write_ranges(taken, site)
         return take_prefix(ranges, total(ranges) // multiple * multiple) if need else ranges
 
-    def is_done(self, site: str, total_sequences: int, multiple: int = 1) -> bool:
-        """Whether less than a step of `multiple` sequences is left of the site's first pass and of what was moved to
-        it; with `exhausted: done` such a site trains no more."""
-        return not self.lease(site, multiple, total_sequences, "done", multiple)
-
     def _free(self, site: str, total_sequences: int, exhausted: Exhausted) -> Iterator[Span]:
         """What the site may train on, in order; endless with `next_epoch`."""
         received = max((span.epoch for span, to in self._moved if to == site), default=1)

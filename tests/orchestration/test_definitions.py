@@ -67,7 +67,7 @@ def test_jobs_sensor_and_schedules(repository: dg.RepositoryDefinition) -> None:
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
     assert {"daily_pipeline", "intraday_pipeline", "local_training", "federated_rounds"} <= jobs
     (sensor,) = [found for found in repository.sensor_defs if found.name == "membership_sensor"]
-    assert {target.job_name for target in sensor.targets} == {"local_training", "federated_rounds"}
+    assert {target.job_name for target in sensor.targets} == {"local_training", "federated_rounds", "prepare"}
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED, "a fresh UI must not start training unasked"
     schedules = {found.name: found.job_name for found in repository.schedule_defs}
     assert schedules == {"daily_pipeline_schedule": "daily_pipeline", "intraday_schedule": "intraday_pipeline"}

@@ -337,7 +337,7 @@ def test_an_unreachable_api_is_named(clock: Clock) -> None:
     assert len(clock.slept) == 1
 
 
-def test_regions_are_mapped_and_covered_ones_listed(api: FakeApi, clock: Clock) -> None:
+def test_regions_are_mapped(api: FakeApi, clock: Clock) -> None:
     settings = WattTimeTraces(base_url=api.url, regions={"california": "CAISO_NORTH"}, model="2023-03-01")
     provider = WattTimeProvider(settings, environ=SECRETS, clock=clock, sleep=clock.sleep)
     trace = provider.fetch("california", NOW - 2 * DAY, NOW - DAY)
