@@ -14,7 +14,8 @@ from curtail_pipeline.scheduling.plan_search import Search
 from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
-from curtail_pipeline.scheduling.rollout import Course, Plan, Rollout, Tariff, stays_of
+from curtail_pipeline.scheduling.rollout import Course, Rollout, Tariff
+from curtail_pipeline.scheduling.stays import Plan, stays_of
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.sites import Site, power_kw

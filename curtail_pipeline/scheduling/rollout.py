@@ -5,44 +5,15 @@ holds the two together. It costs about a millisecond per day of rounds, which le
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from curtail_pipeline.scheduling.timeline import Timeline
+from curtail_pipeline.scheduling.stays import Plan, Stay, touching
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import power_kw
 from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, duration_us
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Stay:
-    """One time that a site is provisioned: told to start at `up`, may train from `ready`, told to stop at `down`.
-
-    All in microseconds; the stretches in which it should train ascend inside `[ready, down]`.
-    """
-
-    up: int
-    ready: int
-    down: int
-    train: tuple[Span, ...]
-
-
-Plan = tuple[tuple[Stay, ...], ...]
-"""Per site, in the experiment's order, its stays, ascending."""
-
-
-def stays_of(line: Timeline) -> tuple[Stay, ...]:
-    """A policy's timeline as stays."""
-    stretches = list(zip(line.train.tolist(), line.until.tolist(), strict=True))
-    found = []
-    for up, ready, down in zip(line.up.tolist(), line.ready.tolist(), line.down.tolist(), strict=True):
-        inside = tuple((low, high) for low, high in stretches if up <= low < down)
-        found.append(Stay(up, ready, down, inside))
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -202,7 +173,7 @@ class _PlanWalk:
         self.of = of
         self.total = FOREVER if endless else of.total
         self.spans = [
-            [(low, high, stay.ready) for stay in stays for low, high in _touching(stay.train)] for stays in plan
+            [(low, high, stay.ready) for stay in stays for low, high in touching(stay.train)] for stays in plan
         ]
         self.at = [0] * len(plan)
         self.now = of.standing.us
@@ -327,10 +298,7 @@ class _PlanWalk:
                 break
         if sum(steps) >= left:
             steps, stop = self._last_steps(members, first, steps, left)
-        for i, n in zip(members, steps, strict=True):
-            if n:
-                self.training[i].append((first[i], n))
-                self.last_step = max(self.last_step, first[i] + n * of.step[i])
+        self._book(members, first, steps)
         self.done += sum(steps) - counted
         self.now = stop + (merge if any(steps) else 0)
         if self.done >= self.total:
@@ -339,6 +307,12 @@ class _PlanWalk:
             self.now = of.end
             return False
         return True
+
+    def _book(self, members: list[int], first: dict[int, int], counts: list[int]) -> None:
+        for i, n in zip(members, counts, strict=True):
+            if n:
+                self.training[i].append((first[i], n))
+                self.last_step = max(self.last_step, first[i] + n * self.of.step[i])
 
     def _last_steps(
         self, members: list[int], first: dict[int, int], counts: list[int], wanted: int
@@ -365,48 +339,3 @@ class _PlanWalk:
                 done[k] -= 1
                 surplus -= 1
         return done, low
-
-
-def with_joins(plan: Plan) -> Plan:
-    """The plan in which a site that begins to train ends the others' round at once: they stop for a microsecond."""
-    starts = sorted({low for stays in plan for stay in stays for low, _ in stay.train})
-    return tuple(
-        tuple(replace(stay, train=tuple(part for span in stay.train for part in _cut(span, starts))) for stay in stays)
-        for stays in plan
-    )
-
-
-def _cut(span: Span, at: Sequence[int]) -> list[Span]:
-    low, high = span
-    parts = []
-    for us in at:
-        if low < us and us + 1 < high:
-            parts.append((low, us))
-            low = us + 1
-    return [*parts, (low, high)]
-
-
-def without_cuts(plan: Plan) -> Plan:
-    """The plan without the stops of `with_joins`."""
-    return tuple(tuple(replace(stay, train=_uncut(stay.train)) for stay in stays) for stays in plan)
-
-
-def _touching(spans: Sequence[Span]) -> list[Span]:
-    """Stretches that touch are one."""
-    found: list[Span] = []
-    for low, high in spans:
-        if found and low <= found[-1][1]:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        elif low < high:
-            found.append((low, high))
-    return found
-
-
-def _uncut(spans: Sequence[Span]) -> tuple[Span, ...]:
-    found: list[Span] = []
-    for low, high in spans:
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], high)
-        else:
-            found.append((low, high))
-    return tuple(found)
