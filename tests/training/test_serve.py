@@ -244,6 +244,7 @@ def test_bad_requests(trainer, filled):
 
 
 def test_sign_of_life(trainer, filled):
+    wait_until(lambda: (filled.root / "agents" / f"{SITE}.json").exists())
     first = filled.read_json(f"agents/{SITE}.json")
     assert first["site"] == SITE and first["pid"] == trainer.process.pid
     assert abs((utc_now() - parse_utc(first["at"])).total_seconds()) < 15
