@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: setup run test ui lint clean
+.PHONY: setup run test test-ui screenshots ui lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,browser]'
 	@touch $@
 
 setup: $(STAMP)
@@ -29,6 +29,14 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+# In a real browser: Debian's package `chromium`.
+test-ui: $(STAMP)
+	$(BIN)/python -m pytest -m browser tests/browser
+
+# Pictures of the web UI for the README.
+screenshots: $(STAMP)
+	CURTAIL_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser tests/browser
 
 clean:
 	rm -rf $(VENV) .curtail build *.egg-info

@@ -1,56 +1,93 @@
 """One segment of training per partition: the aggregated checkpoint and its held-out loss."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
-from curtail_pipeline.orchestration.metadata import check_result, checkpoint_metadata, log_progress, replay_metadata
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.orchestration.metadata import checkpoint_observation, evaluation_metadata
+from curtail_pipeline.orchestration.on_demand import Mode, OnDemand, answer, committed, mark_segment, skip
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource
-from curtail_pipeline.stages.check_tokens import DESCRIPTION, TOKEN_LEDGER, check_tokens
+from curtail_pipeline.orchestration.runs import SEGMENT_ASSET
+from curtail_pipeline.orchestration.story import Story, plain_failure
+from curtail_pipeline.stages.check_tokens import DESCRIPTION, TOKEN_LEDGER
+from curtail_pipeline.stages.replay_check import DESCRIPTION as REPLAY_DESCRIPTION
+from curtail_pipeline.stages.replay_check import REPLAY_IDENTICAL
 from curtail_pipeline.stages.run_events import Progress
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.tables import ledger_key
+
+ABOUT = """\
+The model after one segment: a Hugging Face folder with the outer optimiser's state and a manifest.
+
+A key that the membership sensor requested is trained by one Flower run over its sites. A key that is committed is
+replayed from its parent in scratch and compared, or what the launchpad's config says is done (evaluate, export, extend,
+branch); what is committed is never replaced. `ckpt-000000` is the initialised model.
+"""
 
 
-@dg.asset(
+@dg.multi_asset(
+    name=SEGMENT_ASSET,
+    specs=[
+        dg.AssetSpec(
+            SEGMENT_ASSET,
+            deps=[
+                dg.AssetDep("curtailment_windows", partition_mapping=dg.AllPartitionMapping()),
+                dg.AssetDep("training_shards", partition_mapping=dg.AllPartitionMapping()),
+            ],
+            description=ABOUT,
+            group_name="training",
+            kinds={"pytorch", "flower", "safetensors"},
+            owners=["team:training"],
+            skippable=True,
+        )
+    ],
     partitions_def=CHECKPOINTS,
-    group_name="training",
-    kinds={"pytorch", "flower", "safetensors"},
-    owners=["team:training"],
-    deps=[
-        dg.AssetDep("curtailment_windows", partition_mapping=dg.AllPartitionMapping()),
-        dg.AssetDep("training_shards", partition_mapping=dg.AllPartitionMapping()),
-    ],
     check_specs=[
-        dg.AssetCheckSpec(TOKEN_LEDGER, asset="aggregated_checkpoint", blocking=True, description=DESCRIPTION)
+        dg.AssetCheckSpec(TOKEN_LEDGER, asset=SEGMENT_ASSET, blocking=True, description=DESCRIPTION),
+        dg.AssetCheckSpec(REPLAY_IDENTICAL, asset=SEGMENT_ASSET, description=REPLAY_DESCRIPTION),
     ],
+    can_subset=True,  # so that a segment without a round, and a check that has nothing to say, may be left out
 )
 def aggregated_checkpoint(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, progress: dg.ResourceParam[Progress]
-) -> dg.MaterializeResult:
-    """The model after one segment: a Hugging Face folder with the outer optimiser's state and a manifest.
-
-    A key that the membership sensor requested is trained by one Flower run over its sites. A key that is committed is
-    replayed from its parent in scratch and compared; what is committed is never replaced. `ckpt-000000` is the
-    initialised model.
-    """
+    context: dg.AssetExecutionContext,
+    config: OnDemand,
+    pipeline: PipelineResource,
+    progress: dg.ResourceParam[Progress],
+) -> Iterator[dg.MaterializeResult]:
+    """See `ABOUT`."""
     from curtail_pipeline.stages.initialise import ensure_initialised
-    from curtail_pipeline.stages.replay import replay_segment
-    from curtail_pipeline.stages.train import read_request, train_segment
-    from curtail_pipeline.storage.checkpoints import FIRST_KEY
+    from curtail_pipeline.stages.train import NoRound, read_request, train_segment
 
     project, key = pipeline.project(), context.partition_key
-    observe = log_progress(context.log, progress)
-    if key == FIRST_KEY:
-        metadata = checkpoint_metadata(project, ensure_initialised(project))
-    elif project.checkpoints.exists(key):
-        metadata = replay_metadata(project, replay_segment(project, key, observe))
-    else:
-        metadata = checkpoint_metadata(project, train_segment(project, read_request(project, key), observe))
-    return dg.MaterializeResult(metadata=metadata, check_results=[check_result(check_tokens(project, key))])
+    observe = Story(context.log, progress)
+    with plain_failure(context.log, key):
+        if key == FIRST_KEY:
+            made = ensure_initialised(project)
+            if config.mode is Mode.replay:
+                yield committed(project, made)
+                return
+        if project.checkpoints.exists(key):
+            yield answer(project, key, config, observe)
+            return
+        if config.mode is not Mode.replay:
+            raise SettingsError(
+                f"{key} is not committed, so there is nothing to {config.mode.value}; let it be trained"
+            )
+        request = read_request(project, key)
+        mark_segment(context, request)
+        trained = train_segment(project, request, observe)
+        if isinstance(trained, NoRound):
+            skip(context, key, trained.reason)
+        else:
+            yield committed(project, trained)
 
 
 @dg.asset(
     partitions_def=CHECKPOINTS,
     group_name="training",
-    deps=[aggregated_checkpoint, "heldout_shard"],
+    deps=[SEGMENT_ASSET, "heldout_shard"],
     kinds={"pytorch"},
     owners=["team:training"],
 )
@@ -58,5 +95,9 @@ def checkpoint_evaluation(context: dg.AssetExecutionContext, pipeline: PipelineR
     """Held-out loss (nats per token), perplexity and bits per byte."""
     from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 
-    found = evaluate_checkpoint(pipeline.project(), context.partition_key)
-    return dg.MaterializeResult(metadata=found.model_dump(exclude={"schema_"}))
+    project, key = pipeline.project(), context.partition_key
+    with plain_failure(context.log, f"the evaluation of {key}"):
+        found = evaluate_checkpoint(project, key)
+    if project.store.exists(ledger_key(key)):
+        context.log_event(checkpoint_observation(project, key))
+    return dg.MaterializeResult(metadata=evaluation_metadata(found))

@@ -5,10 +5,12 @@
 """
 
 import os
+import warnings
 
 import dagster as dg
 
 from assets import corpus, emissions, policies_compared, segments, traces
+from curtail_pipeline.orchestration.code_links import with_code_links
 from curtail_pipeline.orchestration.io import TableIOManager
 from curtail_pipeline.orchestration.jobs import (
     corpus_preparation,
@@ -18,11 +20,17 @@ from curtail_pipeline.orchestration.jobs import (
     local_training,
     reporting,
 )
+from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
 from curtail_pipeline.stages.run_events import Progress
+from sensors.automation import automation
+from sensors.failures import failure_sensor
 from sensors.membership import membership_sensor
+from sensors.reaper import reaper_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
+
+ASSETS = [traces, corpus, segments, emissions, policies_compared]
 
 
 def build(progress: Progress = silent) -> dg.Definitions:
@@ -30,10 +38,19 @@ def build(progress: Progress = silent) -> dg.Definitions:
     pipeline = PipelineResource(
         experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
     )
-    return dg.Definitions(
-        assets=dg.load_assets_from_modules([traces, corpus, segments, emissions, policies_compared]),
-        jobs=[daily_pipeline, intraday_pipeline, corpus_preparation, local_training, federated_rounds, reporting],
-        sensors=[membership_sensor],
+    found = dg.Definitions(
+        assets=with_code_links(dg.load_assets_from_modules(ASSETS)),
+        asset_checks=dg.load_asset_checks_from_modules(ASSETS),
+        jobs=[
+            prepare,
+            daily_pipeline,
+            intraday_pipeline,
+            corpus_preparation,
+            local_training,
+            federated_rounds,
+            reporting,
+        ],
+        sensors=[membership_sensor, reaper_sensor, failure_sensor, automation],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
             "pipeline": pipeline,
@@ -42,6 +59,11 @@ def build(progress: Progress = silent) -> dg.Definitions:
         },
         executor=dg.in_process_executor,
     )
+    with warnings.catch_warnings():
+        # Binding the resources of a sensor's op job warns of a parameter that is not used here.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        found.get_repository_def()
+    return found
 
 
 defs = build()

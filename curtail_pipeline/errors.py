@@ -23,6 +23,10 @@ class TraceError(CurtailError):
     """A trace that is missing, unreadable or implausible."""
 
 
+class IncompleteError(TraceError):
+    """Some of what was asked for could not be had; everything else is stored."""
+
+
 class CorpusError(CurtailError):
     """A text source, tokenizer or token shard that cannot be used."""
 

@@ -74,6 +74,17 @@ def days_between(start: datetime, end: datetime) -> list[date]:
     return [day_of(start) + timedelta(days=n) for n in range((last - day_of(start)).days + 1)]
 
 
+def stretches(days: Iterable[date]) -> list[list[date]]:
+    """Ascending days in runs of consecutive ones."""
+    found: list[list[date]] = []
+    for day in days:
+        if found and day - found[-1][-1] == timedelta(days=1):
+            found[-1].append(day)
+        else:
+            found.append([day])
+    return found
+
+
 def to_us(stamp: datetime) -> int:
     """Microseconds since 1970 of an aware datetime."""
     return (stamp - EPOCH) // _TICK

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from curtail_pipeline.federation.orders import Heartbeat, Order, agent_key
 from curtail_pipeline.federation.simulated import SimulatedSite
-from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus
+from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, StopOrder, Stopped, TrainerStatus
 from curtail_pipeline.flower.processes import exit_with
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
@@ -33,7 +33,8 @@ def main() -> None:
     site = SimulatedSite(options.site, store)
     stop = threading.Event()
     idle = TrainerStatus(
-        site=options.site, pid=os.getpid(), busy=False, key=None, round=None, step=None, steps=None, loss=2.0,
+        site=options.site, pid=os.getpid(), busy=False, key=None, attempt=None, replay=None, round=None, step=None,
+        steps=None, loss=2.0,
         tokens_per_s=None,
     )  # fmt: skip
     state = [idle]
@@ -42,7 +43,7 @@ def main() -> None:
         if order.seed == 666:
             return 500, Refusal(error=f"shards/{options.site} is corrupt")
         stop.clear()
-        busy = {"busy": True, "key": order.key, "round": order.round}
+        busy = {"busy": True, **order.model_dump(include={"key", "attempt", "replay", "round"})}
         state[0] = idle.model_copy(update=busy)
         if order.seed == 7:
             for step in range(order.max_steps):
@@ -66,8 +67,11 @@ def main() -> None:
             elif self.path == "/train":
                 self.reply(*train(Order.read(body, "the order")))
             else:
-                stop.set()
-                self.reply(200, Stopped(stopped=True))
+                wanted = StopOrder.read(body, "what to stop")
+                mine = state[0].works_on(wanted.key, wanted.attempt, wanted.replay)
+                if mine:
+                    stop.set()
+                self.reply(200, Stopped(stopped=mine))
 
         def stranger(self) -> bool:
             return self.headers["Authorization"] != f"Bearer {TOKEN}"

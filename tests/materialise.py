@@ -1,12 +1,16 @@
-"""Materialise checkpoint keys of a home through its code location: `python materialise.py HOME KEY...`."""
+"""Materialise checkpoint keys of a home through its code location: `python materialise.py HOME KEY[=CONFIG]...`.
+
+Prints a list: the metadata of each, in order, plain values only; its `checks` say which asset checks passed.
+"""
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def main(home: Path, keys: list[str]) -> None:
+def main(home: Path, wanted: list[str]) -> None:
     os.environ |= {
         "CURTAIL_EXPERIMENT": str(home / "experiment.yaml"),
         "CURTAIL_CLOCK": "headless",
@@ -16,16 +20,25 @@ def main(home: Path, keys: list[str]) -> None:
 
     from curtail_pipeline.definitions import defs
 
-    found = {}
+    found: list[dict[str, Any]] = []
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         job = defs.resolve_implicit_global_asset_job_def()
-        for key in keys:
+        for one in wanted:
+            key, _, config = one.partition("=")
+            ops = {"ops": {"aggregated_checkpoint": {"config": json.loads(config)}}} if config else None
             result = job.execute_in_process(
-                instance=instance, partition_key=key, asset_selection=[dg.AssetKey("aggregated_checkpoint")]
+                instance=instance,
+                partition_key=key,
+                asset_selection=[dg.AssetKey("aggregated_checkpoint")],
+                run_config=ops,
+                raise_on_error=False,
             )
-            (event,) = result.get_asset_materialization_events()
-            metadata = event.materialization.metadata
-            found[key] = {name: metadata[name].value for name in ("identical", "replayed_sha256", "started_fresh")}
+            events = result.get_asset_materialization_events()
+            values = {name: value.value for event in events for name, value in event.materialization.metadata.items()}
+            plain = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+            errors = [str(step.event_specific_data.error) for step in result.get_step_failure_events()]
+            checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+            found.append({"key": key, "success": result.success, "errors": errors, "checks": checks, **plain})
     print(json.dumps(found))
 
 

@@ -43,15 +43,15 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
-def signal(region: str, minute: int) -> float:
-    return 20.0 if any(start <= minute < end for start, end in CURTAILED[region]) else 500.0
+def signal(region: str, minute: int, curtailed: dict[str, list[tuple[int, int]]] = CURTAILED) -> float:
+    return 20.0 if any(start <= minute < end for start, end in curtailed[region]) else 500.0
 
 
-def write_trace(path: Path) -> Path:
-    rows = ["time," + ",".join(CURTAILED)]
+def write_trace(path: Path, curtailed: dict[str, list[tuple[int, int]]] = CURTAILED) -> Path:
+    rows = ["time," + ",".join(curtailed)]
     for minute in range(0, HOURS * 60, 5):
         stamp = START + timedelta(minutes=minute)
-        rows.append(stamp.isoformat() + "," + ",".join(f"{signal(region, minute)}" for region in CURTAILED))
+        rows.append(stamp.isoformat() + "," + ",".join(f"{signal(region, minute, curtailed)}" for region in curtailed))
     path.write_text("\n".join(rows) + "\n")
     return path
 

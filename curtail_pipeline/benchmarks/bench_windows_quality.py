@@ -29,7 +29,15 @@ RULES = {
     "marginal_intensity < 100 g/kWh": RuleSettings(kind="marginal_intensity", enter=100, exit_delay_s=0),
     "price <= 0": RuleSettings(kind="price", enter=0, exit_delay_s=0),
     "marginal_intensity, default rule": RuleSettings(),
+    "curtailed_power, default rule": RuleSettings(kind="curtailed_power"),
     "marginal_intensity or price, default rules": RuleSettings(any_of=[SignalRule(), SignalRule(kind="price")]),
+    "marginal_intensity and price, default rules": RuleSettings(all_of=[SignalRule(), SignalRule(kind="price")]),
+    "marginal_intensity or curtailed_power, default rules": RuleSettings(
+        any_of=[SignalRule(), SignalRule(kind="curtailed_power")]
+    ),
+    "marginal_intensity and curtailed_power, default rules": RuleSettings(
+        all_of=[SignalRule(), SignalRule(kind="curtailed_power")]
+    ),
 }
 
 

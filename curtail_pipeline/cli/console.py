@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import polars as pl
 from rich.console import Console, Group
@@ -14,13 +14,25 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from curtail_pipeline.cli.windows_of_file import FileWindows
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
-from curtail_pipeline.simulation.compare import Summary
-from curtail_pipeline.stages.account import CheckpointRow, RunSummary
-from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Event, Paused, Preparing, SegmentStarted
+from curtail_pipeline.stages.run_events import (
+    AttemptFailed,
+    Committed,
+    Event,
+    Incomplete,
+    Paused,
+    Preparing,
+    SegmentStarted,
+)
 from curtail_pipeline.times import parse_utc
+
+if TYPE_CHECKING:
+    from curtail_pipeline.cli.signals_listed import Answer, Source
+    from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
+    from curtail_pipeline.simulation.compare import Summary
+    from curtail_pipeline.stages.account import RunSummary
+    from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
+    from curtail_pipeline.stages.project import Project
 
 ERR = Console(stderr=True)
 OUT = Console(width=None if sys.stdout.isatty() else 150)
@@ -30,7 +42,7 @@ OUT = Console(width=None if sys.stdout.isatty() else 150)
 class RunConsole:
     """Takes the events of a headless run; a live panel on a terminal, a line per event elsewhere."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: "Project") -> None:
         self.project = project
         self._head = ""
         self._sites: dict[str, StepDone] = {}
@@ -53,6 +65,8 @@ class RunConsole:
         match event:
             case Preparing():
                 self._say(f"preparing {event.what}")
+            case Incomplete():
+                self._say(event.error)
             case Paused():
                 self._head = f"{event.end:%Y-%m-%d %H:%M}  pause"
                 self._say(f"{event.start:%m-%d %H:%M} -> {event.end:%m-%d %H:%M}  pause       {event.reason}")
@@ -101,40 +115,63 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def checkpoints_table(rows: Sequence[CheckpointRow]) -> Table:
+COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
+    ("key", "left"),
+    ("mode", "left"),
+    ("members", "left"),
+    ("rounds", "right"),
+    ("tokens", "right"),
+    ("held-out loss", "right"),
+    ("kWh", "right"),
+    ("gCO2", "right"),
+    ("stop reason", "left"),
+)
+"""Of the list of checkpoints, each with the side its values are aligned to."""
+LONG = 500
+"""Rows from which a list is plain aligned lines: drawing a box around ten thousand takes seconds."""
+
+
+def _cells(row: "CheckpointRow") -> tuple[str, ...]:
+    return (
+        row.key,
+        row.mode,
+        ", ".join(row.members),
+        str(row.rounds),
+        f"{row.tokens:,}",
+        _number(row.heldout_loss, 3),
+        _number(row.kwh, 2),
+        _number(row.co2_g, 0),
+        row.stop_reason,
+    )
+
+
+def checkpoints_table(rows: "Sequence[CheckpointRow]") -> Table:
     table = Table(title="Checkpoints", title_justify="left")
-    for name, justify in (
-        ("key", "left"),
-        ("mode", "left"),
-        ("members", "left"),
-        ("rounds", "right"),
-        ("tokens", "right"),
-        ("held-out loss", "right"),
-        ("kWh", "right"),
-        ("gCO2", "right"),
-        ("stop reason", "left"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "stop reason")  # type: ignore[arg-type]
+    for name, side in COLUMNS:
+        table.add_column(name, justify=side, overflow="fold", no_wrap=name != "stop reason")
     for row in rows:
-        table.add_row(
-            row.key,
-            row.mode,
-            ", ".join(row.members),
-            str(row.rounds),
-            f"{row.tokens:,}",
-            _number(row.heldout_loss, 3),
-            _number(row.kwh, 2),
-            _number(row.co2_g, 0),
-            row.stop_reason,
-        )
+        table.add_row(*map(escape, _cells(row)))
     return table
 
 
-def print_checkpoints(rows: Sequence[CheckpointRow]) -> None:
-    OUT.print(checkpoints_table(rows))
+def aligned_lines(rows: "Sequence[CheckpointRow]") -> list[str]:
+    """A line per checkpoint below one of names."""
+    lines = [tuple(name for name, _ in COLUMNS), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if side == "left" else ">" for _, side in COLUMNS]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return [form.format(*cells).rstrip() for cells in lines]
 
 
-def print_summary(summary: RunSummary, reason: str) -> None:
+def print_checkpoints(rows: "Sequence[CheckpointRow]") -> None:
+    """The list, newest last."""
+    if len(rows) < LONG:
+        OUT.print(checkpoints_table(rows))
+    else:
+        print("\n".join(aligned_lines(rows)))
+
+
+def print_summary(summary: "RunSummary", reason: str) -> None:
     """The closing table, totals against each always-on baseline, and where the results are."""
     OUT.print(checkpoints_table(summary.checkpoints))
     if summary.baselines:
@@ -165,7 +202,14 @@ def print_summary(summary: RunSummary, reason: str) -> None:
     OUT.print(f"checkpoint: {summary.checkpoint}")
 
 
-def print_windows(found: FileWindows) -> None:
+def warn_checks(checks: "Sequence[CheckSaid]") -> None:
+    """A line on standard error for each check that did not pass."""
+    for check in checks:
+        if not check.passed:
+            print(f"curtail: warning: {check.name}: {check.description}", file=sys.stderr, flush=True)
+
+
+def print_windows(found: "FileWindows") -> None:
     table = Table(title=f"Windows, policy {found.policy}", title_justify="left")
     for name in ("site", "region", "start", "end", "hours", "opened by", "closed by"):
         table.add_column(name)
@@ -185,7 +229,41 @@ def print_windows(found: FileWindows) -> None:
     OUT.print(f"{found.nulls} missing values, {found.duplicates} duplicates")
 
 
-def print_simulation(result: Summary) -> None:
+def print_sources(sources: "Sequence[Source]") -> None:
+    table = Table(title="Sources of signals (traces.provider)", title_justify="left")
+    for name in ("provider", "kinds", "needs", "windows"):
+        table.add_column(name, overflow="fold")
+    for source in sources:
+        windows = "yes" if source.defines_windows else "no, accounting only"
+        table.add_row(source.provider, ", ".join(source.kinds), source.needs, windows)
+    OUT.print(table)
+
+
+def print_answers(answers: "Sequence[Answer]") -> None:
+    """What each source gave for a day, and on standard error why one gave nothing."""
+    table = Table(title="One day of each source", title_justify="left")
+    for name in ("provider", "region", "kind", "values", "missing", "every", "from", "to", "least", "most"):
+        table.add_column(name)
+    for answer in answers:
+        if answer.error:
+            print(f"curtail: {answer.provider} {answer.region}: {answer.error}", file=sys.stderr, flush=True)
+            continue
+        table.add_row(
+            answer.provider,
+            escape(answer.region),
+            answer.kind,
+            str(answer.values),
+            str(answer.missing),
+            f"{answer.cadence_s} s",
+            answer.first or "-",
+            answer.last or "-",
+            _number(answer.low, 1),
+            _number(answer.high, 1),
+        )
+    OUT.print(table)
+
+
+def print_simulation(result: "Summary") -> None:
     table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
     for key, value in result.items():
         if isinstance(value, Mapping):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curtail_pipeline.cli.file_options import Reading, takes_file_options
 from curtail_pipeline.errors import CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trai
 app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
+signals_app = typer.Typer(no_args_is_help=True, help="Sources of signals: which there are, and what yours answer.")
+app.add_typer(signals_app, name="signals")
 
 ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
@@ -45,23 +48,30 @@ def _print_json(value: Any) -> None:
 
 @contextmanager
 def _opened(
-    experiment: str, out: Path | None, traces: Path | None = None, clock: "ClockMode" = "headless"
+    experiment: str,
+    out: Path | None,
+    traces: Path | None = None,
+    clock: "ClockMode" = "headless",
+    file: Reading | None = None,
 ) -> Iterator["Project"]:
     """The project, with the environment set so that a code location loaded afterwards serves it."""
     from curtail_pipeline.settings.experiment import load_experiment, with_traces
     from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 
-    loaded = load_experiment(experiment)
-    if traces is not None:
-        loaded = with_traces(loaded, traces)
-    project = Project.open(loaded, clock, out)
+    if traces is None and file:
+        option = next(iter(file)).removesuffix("_s").replace("_", "-")
+        raise typer.BadParameter(f"--{option} says how the file of --traces is read; give --traces as well")
+    chosen = experiment if traces is None else with_traces(load_experiment(experiment), traces, file)
+    project = Project.open(chosen, clock, out)
     os.environ[EXPERIMENT_ENV] = str(project.home.experiment_file)
     os.environ[CLOCK_ENV] = clock
     yield project
 
 
 @app.command()
+@takes_file_options
 def run(
+    file: Reading,
     experiment: ExperimentOption = "laptop",
     traces: TracesOption = None,
     out: OutOption = None,
@@ -69,11 +79,13 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Dagster's log too.")] = False,
 ) -> None:
     """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
-    from curtail_pipeline.cli.console import RunConsole, print_summary
+    from curtail_pipeline.cli.console import RunConsole, print_summary, warn_checks
+    from curtail_pipeline.cli.windows_of_file import said
+    from curtail_pipeline.stages.ingest import check_project
     from curtail_pipeline.stages.run_events import Preparing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    with _opened(experiment, out, traces) as project, project.home.lock():
+    with _opened(experiment, out, traces, file=file) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
         from curtail_pipeline.cli.interrupts import resending
         from curtail_pipeline.definitions import build
@@ -81,6 +93,8 @@ def run(
         from curtail_pipeline.stages.account import summarise
         from sensors.membership import membership_sensor
 
+        checks = said(check_project(project))
+        warn_checks(checks)
         with RunConsole(project) as console, open_instance(project) as instance:
             headless = Headless(
                 project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
@@ -96,7 +110,7 @@ def run(
         summary = summarise(project)
         print_summary(summary, reason)
         if json_:
-            _print_json(asdict(summary))
+            _print_json({**asdict(summary), "checks": [asdict(check) for check in checks]})
 
 
 @app.command()
@@ -111,13 +125,15 @@ def ui(
 
     With a local federation, or on the SuperLink that CURTAIL_SUPERLINK names.
     """
-    from curtail_pipeline.cli.ui import serve
+    from curtail_pipeline.cli.ui import services
     from curtail_pipeline.flower.standing import connect
     from curtail_pipeline.stages.run_events import Event, Preparing
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores SIGINT
     with _opened(experiment, out) as project:
         from curtail_pipeline.definitions import build
-        from curtail_pipeline.orchestration.headless import Headless, open_instance
+        from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
         from curtail_pipeline.orchestration.runs import end_abandoned
         from sensors.membership import membership_sensor
 
@@ -125,38 +141,37 @@ def ui(
             if isinstance(event, Preparing):
                 typer.echo(f"preparing {event.what}", err=True)
 
-        with project.home.lock(), open_instance(project) as instance:
-            end_abandoned(instance)
-            Headless(project, instance, build(say), membership_sensor, say).prepare()
-            with connect(project.home.root, project.experiment):
-                raise typer.Exit(serve(project, host, port, sensors))
+        try:
+            with project.home.lock(), open_instance(project) as instance:
+                end_abandoned(instance)
+                if not sensors or project.checkpoints.last() is not None:  # the sensor prepares an empty home
+                    Headless(project, instance, build(say), membership_sensor, say).prepare()
+                with services(project, host, port, sensors) as found:
+                    typer.echo("starting the web UI and the federation", err=True)
+                    found.prepare()
+                    with connect(project.home.root, project.experiment):
+                        typer.echo(f"the UI is at {found.run()} (Ctrl-C ends it)", err=True)
+                        found.wait()
+        except INTERRUPTS:
+            typer.echo("stopped; what is committed stays", err=True)
 
 
 @app.command()
+@takes_file_options
 def windows(
+    file: Reading,
     traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
     experiment: SitesOption = None,
     policy: Annotated[str | None, typer.Option(help="paper, threshold, ...")] = None,
-    unit: Annotated[str | None, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")] = None,
-    kind: Annotated[str | None, typer.Option(help="marginal_intensity, price or curtailed_power.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Of stamps without an offset.")] = None,
-    interval: Annotated[str | None, typer.Option(help="A stamp is the begin or the end of its interval.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Curtailment windows of a trace file, without training."""
-    from curtail_pipeline.cli.console import print_windows
+    from curtail_pipeline.cli.console import print_windows, warn_checks
     from curtail_pipeline.cli.windows_of_file import windows_of_file
     from curtail_pipeline.settings.experiment import load_experiment
 
-    found = windows_of_file(
-        traces,
-        load_experiment(experiment) if experiment else None,
-        policy,
-        unit=unit,
-        kind=kind,
-        timezone=timezone,
-        interval=interval,
-    )
+    found = windows_of_file(traces, load_experiment(experiment) if experiment else None, policy, **file)
+    warn_checks(found.checks)
     if json_:
         _print_json(asdict(found))
     else:
@@ -164,7 +179,9 @@ def windows(
 
 
 @app.command()
+@takes_file_options
 def simulate(
+    file: Reading,
     traces: Annotated[Path, typer.Option("--traces", help="A trace file, CSV or Parquet.")],
     experiment: ExperimentOption = "laptop",
     policy: Annotated[str | None, typer.Option(help="In place of the experiment's.")] = None,
@@ -180,23 +197,54 @@ def simulate(
     json_: JsonOption = False,
 ) -> None:
     """What-if: hours, energy, CO2, and how far from the best possible, without training."""
-    from curtail_pipeline.cli.console import print_comparison, print_simulation
+    from curtail_pipeline.cli.console import print_comparison, print_simulation, warn_checks
     from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
+    from curtail_pipeline.cli.windows_of_file import said
 
     check_usage(compare, plot, policy, interpolate)
-    options = what_if(overheads, forecast, start, deadline)
+    options = what_if(overheads, forecast, start, deadline, file)
     if compare:
-        table = compare_file(traces, experiment, plot, options)
+        table, checks = compare_file(traces, experiment, plot, options)
+        warn_checks(said(checks))
         if json_:
-            _print_json({"policies": table.to_dicts()})
+            _print_json({"policies": table.to_dicts(), "checks": [asdict(check) for check in said(checks)]})
         else:
             print_comparison(table, plot)
         return
-    result = simulate_file(traces, experiment, policy, interpolate, options)
+    result, checks = simulate_file(traces, experiment, policy, interpolate, options)
+    warn_checks(said(checks))
     if json_:
-        _print_json(result)
+        _print_json({**result, "checks": [asdict(check) for check in said(checks)]})
     else:
         print_simulation(result)
+
+
+@signals_app.command("list")
+def signals_list(json_: JsonOption = False) -> None:
+    """Every source: its kinds, what it needs, whether it can define windows."""
+    from curtail_pipeline.cli.console import print_sources
+    from curtail_pipeline.cli.signals_listed import SOURCES
+
+    if json_:
+        _print_json({"sources": [asdict(source) for source in SOURCES]})
+    else:
+        print_sources(SOURCES)
+
+
+@signals_app.command("check")
+def signals_check(experiment: ExperimentOption = "laptop", json_: JsonOption = False) -> None:
+    """Ask each configured source for one day and print what came."""
+    from curtail_pipeline.cli.console import print_answers
+    from curtail_pipeline.cli.signals_listed import ask_sources
+    from curtail_pipeline.settings.experiment import load_experiment
+
+    answers = ask_sources(load_experiment(experiment))
+    if json_:
+        _print_json({"answers": [asdict(answer) for answer in answers]})
+    else:
+        print_answers(answers)
+    if any(answer.error for answer in answers):
+        raise typer.Exit(1)
 
 
 @federation_app.command("up")
@@ -233,7 +281,7 @@ def checkpoints_list(experiment: ExperimentOption = "laptop", out: OutOption = N
     from curtail_pipeline.cli.console import print_checkpoints
 
     with _opened(experiment, out) as project:
-        from curtail_pipeline.stages.account import checkpoint_rows
+        from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 
         rows = checkpoint_rows(project)
         if json_:

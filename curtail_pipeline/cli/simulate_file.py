@@ -8,9 +8,11 @@ from typing import get_args
 import polars as pl
 import typer
 
+from curtail_pipeline.cli.file_options import Reading
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.settings.overheads import OverheadsName
+from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.whole_file import read_all
 from curtail_pipeline.simulation.compare import Summary, compare, simulate
 from curtail_pipeline.times import parse_utc
@@ -26,9 +28,13 @@ class WhatIf:
     forecast: str | None
     start: datetime | None
     deadline_h: float | None
+    file: Reading
+    """How the file is read, in place of the experiment's own."""
 
 
-def what_if(overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None) -> WhatIf:
+def what_if(
+    overheads: str | None, forecast: str | None, start: str | None, deadline_h: float | None, file: Reading
+) -> WhatIf:
     """The options as they were typed.
 
     Raises:
@@ -38,7 +44,7 @@ def what_if(overheads: str | None, forecast: str | None, start: str | None, dead
     if overheads not in known:
         raise SettingsError(f"unknown overheads {overheads!r}; use paper or product, or leave it out")
     try:
-        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h)
+        return WhatIf(known[overheads], forecast, parse_utc(start) if start else None, deadline_h, file)
     except ValueError as error:
         raise SettingsError(f"--start: {error}") from error
 
@@ -58,12 +64,15 @@ def check_usage(compare: bool, plot: Path | None, policy: str | None, interpolat
         raise SettingsError(f"--plot {plot}: a plot is written as .svg, .png or .html")
 
 
-def simulate_file(traces: Path, experiment: str, policy: str | None, interpolate: bool, options: WhatIf) -> Summary:
-    """One policy."""
+def simulate_file(
+    traces: Path, experiment: str, policy: str | None, interpolate: bool, options: WhatIf
+) -> tuple[Summary, list[CheckOutcome]]:
+    """One policy, and what the checks say of the file."""
     loaded = load_experiment(experiment)
-    return simulate(
+    whole = read_all(traces, loaded, options.file)
+    summary = simulate(
         loaded,
-        read_all(traces, loaded),
+        whole.traces,
         policy=policy,
         interpolate=interpolate,
         overheads=options.overheads,
@@ -71,14 +80,18 @@ def simulate_file(traces: Path, experiment: str, policy: str | None, interpolate
         start=options.start,
         deadline_h=options.deadline_h,
     )
+    return summary, whole.checks
 
 
-def compare_file(traces: Path, experiment: str, plot: Path | None, options: WhatIf) -> pl.DataFrame:
-    """Every policy; the plot is written where a path is given, in the format of its suffix."""
+def compare_file(
+    traces: Path, experiment: str, plot: Path | None, options: WhatIf
+) -> tuple[pl.DataFrame, list[CheckOutcome]]:
+    """Every policy, and what the checks say of the file; a plot is written where a path is given."""
     loaded = load_experiment(experiment)
+    whole = read_all(traces, loaded, options.file)
     table, chart = compare(
         loaded,
-        read_all(traces, loaded),
+        whole.traces,
         overheads=options.overheads,
         forecast=options.forecast,
         start=options.start,
@@ -87,4 +100,4 @@ def compare_file(traces: Path, experiment: str, plot: Path | None, options: What
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         chart.save(str(plot))
-    return table
+    return table, whole.checks

@@ -1,5 +1,6 @@
 """What `curtail windows` prints: the windows of a trace file, without any training."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,12 +10,12 @@ import polars as pl
 from pydantic import ValidationError
 
 from curtail_pipeline.errors import PolicyError, SettingsError
-from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.experiment import Experiment, explain
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, rule_of
 from curtail_pipeline.settings.sites import Site
-from curtail_pipeline.settings.trace_settings import FileTraces, Kind
-from curtail_pipeline.signals.checks import require_plausible
+from curtail_pipeline.settings.trace_settings import FileTraces, Kind, on_file
+from curtail_pipeline.signals.checks import CheckOutcome, check_recording
 from curtail_pipeline.signals.provider import Provider, make_provider
 from curtail_pipeline.signals.trace import Ingested
 from curtail_pipeline.times import iso
@@ -41,6 +42,19 @@ class FoundWindow:
 
 
 @dataclass(frozen=True)
+class CheckSaid:
+    """What a check said of a trace, as `--json` prints it."""
+
+    name: str
+    passed: bool
+    description: str
+
+
+def said(checks: Sequence[CheckOutcome]) -> list[CheckSaid]:
+    return [CheckSaid(check.name, check.passed, check.description) for check in checks]
+
+
+@dataclass(frozen=True)
 class FileWindows:
     """The windows of a trace file; `--json` prints these keys."""
 
@@ -52,17 +66,17 @@ class FileWindows:
     """Missing values, over the signals of all sites."""
     duplicates: int
     """Values dropped because another one of the same stamp was kept."""
+    agreeing: int
+    """Of them, those that were equal to the kept one."""
+    disagreeing: int
+    checks: list[CheckSaid]
 
 
 def windows_of_file(
     traces: str | Path,
     experiment: Experiment | None = None,
     policy: str | None = None,
-    *,
-    unit: str | None = None,
-    kind: str | None = None,
-    timezone: str | None = None,
-    interval: str | None = None,
+    **reading: object,
 ) -> FileWindows:
     """The windows of a trace file over all the time it covers.
 
@@ -71,24 +85,24 @@ def windows_of_file(
         experiment: gives sites, rules and, where its own traces are a file, how to read one. Without it every region
             of the file is a site.
         policy: in place of the experiment's (`paper` without one). A region's own rule in the experiment stands.
-        unit, kind, timezone, interval: of the file, as in the `traces` section of an experiment.
+        reading: how the file is read: keys of the `traces` section, e.g. unit, kind, timezone, interval.
 
     Raises:
         TraceError, SettingsError, PolicyError: what cannot be read, understood or used.
     """
-    if kind == "average_intensity":
+    if reading.get("kind") == "average_intensity":
         raise PolicyError(f"{traces}: {AVERAGE_REFUSED}")
-    given = {"unit": unit, "kind": kind, "timezone": timezone, "interval": interval}
-    settings = _file_settings(traces, experiment, {key: value for key, value in given.items() if value is not None})
+    settings = _file_settings(traces, experiment, reading)
     provider = make_provider(settings)
     sites = _sites(provider, experiment)
     # The pipeline reads what the policy says; only a file of which nothing else is known decides by its own kind.
-    chosen = _policy(experiment, policy, settings.kind if experiment is None or kind is not None else None)
+    chosen = _policy(experiment, policy, settings.kind if experiment is None or "kind" in reading else None)
     rules = experiment.rules if experiment else {}
     by_region = {site.region: rule_of(chosen, site.region, rules) for site in sites}
     span = provider.span()
     assert span is not None  # a file without values is refused
     read = _read(provider, by_region, span)
+    checks = said(check_recording([part for _, part in read]))
     table, _ = derive_windows(
         pl.concat(part.trace for _, part in read),
         sites,
@@ -99,6 +113,8 @@ def windows_of_file(
         forecasts=_forecasts(provider, by_region, span),
         cadence_s=_cadences(read),
     )
+    agreeing = sum(part.report.duplicates for _, part in read)
+    disagreeing = sum(part.report.disagreeing for _, part in read)
     timed = window_hours(table, *span)
     hours = dict(timed.group_by("site").agg(pl.col("hours").sum()).iter_rows())
     return FileWindows(
@@ -106,20 +122,20 @@ def windows_of_file(
         windows=[_found(row) for row in timed.sort("start", "site").iter_rows(named=True)],
         hours={site.name: round(hours.get(site.name, 0.0), 6) for site in sites},
         nulls=sum(part.report.nulls for _, part in read),
-        duplicates=sum(part.report.duplicates + part.report.conflicts for _, part in read),
+        duplicates=agreeing + disagreeing,
+        agreeing=agreeing,
+        disagreeing=disagreeing,
+        checks=checks,
     )
 
 
 def _read(provider: Provider, rules: dict[str, RuleSettings], span: Span) -> list[tuple[str, Ingested]]:
     """Every signal that a rule reads, with its region."""
-    read = [
+    return [
         (region, provider.ingest(region, *span, signal.kind))
         for region, rule in rules.items()
         for signal in rule.signals
     ]
-    for _, part in read:
-        require_plausible(part.trace)
-    return read
 
 
 def _cadences(read: list[tuple[str, Ingested]]) -> dict[str, float]:
@@ -142,18 +158,12 @@ def _found(row: dict[str, Any]) -> FoundWindow:
     )
 
 
-def _file_settings(traces: str | Path, experiment: Experiment | None, given: dict[str, str]) -> FileTraces:
+def _file_settings(traces: str | Path, experiment: Experiment | None, reading: Mapping[str, object]) -> FileTraces:
     declared = experiment.traces if experiment is not None else None
-    base = declared.model_dump(exclude_unset=True) if isinstance(declared, FileTraces) else {}
-    if "kind" in given and "unit" not in given:
-        base.pop("unit", None)
     try:
-        return FileTraces.model_validate({**base, **given, "path": str(traces)})
+        return on_file(declared, traces, reading)
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"]) or "traces"
-        message = item["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{traces}: {where}: {message} (got {item['input']!r})") from error
+        raise SettingsError(explain(error, str(traces))) from error
 
 
 def _sites(provider: Provider, experiment: Experiment | None) -> list[Site]:

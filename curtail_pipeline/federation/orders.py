@@ -59,11 +59,13 @@ class Order(Message):
     watch: Watch | None = None
     out: str = Field(min_length=1)
     """Store key for the new weights."""
+    replay: str = ""
+    """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
 
     @property
-    def name(self) -> tuple[str, int, int]:
+    def name(self) -> tuple[str, int, str, int]:
         """What makes two orders the same order."""
-        return (self.key, self.attempt, self.round)
+        return (self.key, self.attempt, self.replay, self.round)
 
 
 class WrittenWeights(StoredWeights):
@@ -165,7 +167,8 @@ class Plan(Message):
     norm_history: tuple[float, ...] = ()
     ledger: dict[str, SiteLedger] = Field(default_factory=dict)
     """What the lineage has consumed at the segment's start, rebalanced text included."""
-    replay: bool = False
+    replay: str = ""
+    """Which repetition of the segment this is (`plan.replay_folder` is where it works); empty for a live segment."""
     stop_reason: str = "plan finished"
     """Why the segment ends when every planned round has run."""
 
@@ -237,6 +240,8 @@ class JournalLine(Message):
     orders: dict[str, Order]
     results: dict[str, Result]
     merge: MergeReport
+    wall_s: float | None = None
+    """Of the whole round, whatever its own times say; None in what an earlier version wrote."""
 
 
 class OuterState(Record):
@@ -269,3 +274,5 @@ class Answer(Message):
     name: str
     result: Result | None = None
     error: str | None = None
+    waiting: bool = False
+    """The order is a replay's and not done yet: send it again later."""

@@ -6,6 +6,8 @@ from pathlib import PurePosixPath
 from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment
 from curtail_pipeline.storage.store import Store
 
+REPLAYS = "scratch/replays"
+
 
 def folder_of(plan_key: str) -> str:
     """The scratch folder that a plan lies in; everything a segment writes goes there."""
@@ -15,6 +17,11 @@ def folder_of(plan_key: str) -> str:
 def scratch_of(key: str, attempt: int) -> str:
     """The scratch folder of an attempt at a checkpoint."""
     return f"scratch/{key}/{attempt}"
+
+
+def replay_folder(replay: str) -> str:
+    """The scratch folder of a repetition; no attempt at a checkpoint is ever in it."""
+    return f"{REPLAYS}/{replay}"
 
 
 def plan_key(folder: str) -> str:
@@ -45,7 +52,7 @@ def read_journal(store: Store, folder: str) -> list[JournalLine]:
     return parse_journal(store.read_bytes(key), key) if store.exists(key) else []
 
 
-def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str]) -> Plan:
+def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: str) -> Plan:
     """The plan that repeats a realised segment.
 
     Every site gets the steps and the ranges it really consumed. A site whose update was refused or lost is left out,
@@ -53,6 +60,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str]) -> Plan:
 
     Args:
         states: per site the inner state to begin with.
+        replay: identity of this repetition, which no other has.
     """
     rounds = [
         PlannedRound(
@@ -64,6 +72,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str]) -> Plan:
             members=done.members,
         )
         for done in realised.rounds
+        if done.steps  # a round that gave nothing left the weights as they were
     ]
-    changes = {"rounds": tuple(rounds), "open": None, "replay": True, "inner_state": dict(states)}
+    changes = {"rounds": tuple(rounds), "open": None, "replay": replay, "inner_state": dict(states)}
     return Plan.model_validate({**dict(plan), **changes})

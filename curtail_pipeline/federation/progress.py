@@ -3,6 +3,23 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from curtail_pipeline.federation.orders import JournalLine
+
+
+@dataclass(frozen=True)
+class SegmentPlanned:
+    """What is about to be trained, and why."""
+
+    key: str
+    attempt: int
+    mode: str
+    parent: str
+    members: Mapping[str, str]
+    """Each with why it trains; empty where that is not known."""
+    reason: str
+    rounds: int | None
+    """How many there will be; None where the membership ends the segment."""
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -30,6 +47,15 @@ class RoundMerged:
     tokens: int
     loss: float | None
     """Of the sites' last steps, weighted by tokens."""
+    tokens_per_s: float | None = None
+    """Of all sites while they trained."""
+    bytes: int = 0
+    """Of weights, from the sites and to them."""
+    training_s: float = 0.0
+    """Wall seconds of the site that trained longest."""
+    moving_s: float | None = None
+    """Wall seconds of the round that are neither training nor merging; None where the round's are not known."""
+    merging_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,5 +74,37 @@ class SiteLost:
     reason: str
 
 
-SegmentEvent = Submitted | StepDone | RoundMerged | SiteRefused | SiteLost
+@dataclass(frozen=True)
+class SegmentEnded:
+    """The segment is a committed checkpoint."""
+
+    key: str
+    stop_reason: str
+    rounds: int
+    steps: int
+    tokens: int
+
+
+SegmentEvent = SegmentPlanned | SegmentEnded | Submitted | StepDone | RoundMerged | SiteRefused | SiteLost
 SegmentProgress = Callable[[SegmentEvent], None]
+
+
+def merged_round(line: JournalLine) -> RoundMerged:
+    """What a line of the journal tells whoever watches."""
+    done = line.done
+    counted = [line.results[site] for site in done.tokens if site in line.results]
+    tokens = sum(done.tokens.values())
+    losses = [(done.tokens[site], last) for site, (_, last) in done.loss.items() if last is not None]
+    training_s = max((result.seconds for result in counted), default=0.0)
+    up = sum(result.weights.bytes for result in line.results.values())
+    return RoundMerged(
+        round=done.index,
+        steps=done.steps,
+        tokens=tokens,
+        loss=sum(count * last for count, last in losses) / tokens if losses and tokens else None,
+        tokens_per_s=sum(result.tokens_per_s for result in counted) or None,
+        bytes=up + line.merge.weights.bytes * len(line.orders),
+        training_s=training_s,
+        moving_s=None if line.wall_s is None else max(0.0, line.wall_s - training_s - line.merge.seconds),
+        merging_s=line.merge.seconds,
+    )

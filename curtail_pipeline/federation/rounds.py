@@ -204,13 +204,14 @@ class _Running:
             seed=plan.seed,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.generation) if plan.open else None,
             out=f"{self._round_folder(upcoming.index)}/{site}.safetensors",
+            replay=plan.replay,
         )
 
     def _round_folder(self, index: int) -> str:
         return f"{self.folder}/round-{index:04d}"
 
     def _round(self, upcoming: _Round) -> None:
-        begun, before = utc_now(), self.step
+        begun, before, began = utc_now(), self.step, time.monotonic()
         orders = {site: self._order(upcoming, site) for site in self.plan.members if site in upcoming.steps}
         for site, order in orders.items():
             self.liveness.watch(site)
@@ -241,7 +242,9 @@ class _Running:
             weights=self.weights,
         )
         self.rounds.append(done)
-        self._write_journal(JournalLine(done=done, orders=orders, results=results, merge=report))
+        self._write_journal(
+            JournalLine(done=done, orders=orders, results=results, merge=report, wall_s=time.monotonic() - began)
+        )
         self._tidy(upcoming.index, list(orders))
         self.log(
             f"round {upcoming.index}: {self.step - before} steps by {', '.join(counted) or 'no site'}"

@@ -2,9 +2,9 @@
 
 | request | answer |
 |---|---|
-| `POST /train` (an `Order`) | the `Result`, when the round is done |
+| `POST /train` (an `Order`) | the `Result` when the round is done; `Waiting` (202) for a replay's that is not yet |
 | `GET /status` | `TrainerStatus` |
-| `POST /stop` | `Stopped`; ends the running round after its step |
+| `POST /stop` (a `StopOrder`) | `Stopped`; ends that order, and no other one, after its step |
 | `POST /shutdown` | `Stopped`; ends the process as well |
 
 Whatever is refused is a `Refusal` with an HTTP status of 400 or more.
@@ -29,6 +29,9 @@ class TrainerStatus(Record):
     busy: bool
     key: str | None
     """The segment whose order is worked on."""
+    attempt: int | None
+    replay: str | None
+    """Empty for a live segment."""
     round: int | None
     step: int | None
     """Global number of the last step."""
@@ -37,10 +40,31 @@ class TrainerStatus(Record):
     loss: float | None
     tokens_per_s: float | None
 
+    def works_on(self, key: str, attempt: int, replay: str) -> bool:
+        """Whether the order is one of that segment's."""
+        return self.busy and (self.key, self.attempt, self.replay) == (key, attempt, replay)
+
+
+class StopOrder(Message):
+    """Which order to stop. Nothing happens to any other, so that who gives up late ends no one else's work."""
+
+    key: str
+    attempt: int
+    replay: str = ""
+    round: int | None = None
+    """Any of the segment's when not given."""
+
 
 class Stopped(Record):
     stopped: bool
-    """Whether there was a round to stop."""
+    """Whether there was such an order."""
+
+
+class Waiting(Record):
+    """A replay's order is taken and not done yet; send it again to ask for its result."""
+
+    running: bool
+    """False while it waits for the trainer to have spare time."""
 
 
 class Refusal(Record):

@@ -11,8 +11,17 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.federation.orders import Answer, Order
+from curtail_pipeline.federation.trainer_api import Waiting
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.trainer_client import Trainer
+
+
+def _ask(name: str, trainer: Trainer, order: Order) -> Answer:
+    if not order.replay:
+        return Answer(name=name, result=trainer.train(order))
+    # A node takes one message at a time: a replay that waits for spare time must not keep live orders from it.
+    found = trainer.replay(order)
+    return Answer(name=name, waiting=True) if isinstance(found, Waiting) else Answer(name=name, result=found)
 
 
 def answer(message: Message, context: Context) -> Message:
@@ -28,7 +37,7 @@ def answer(message: Message, context: Context) -> Message:
             order = Order.read(str(record["order"]), "the order")
             if order.site != name:
                 raise FederationError(f"an order for {order.site!r} reached {name!r}; the node map is out of date")
-            answer = Answer(name=name, result=Trainer(Path(str(context.node_config["endpoint"]))).train(order))
+            answer = _ask(name, Trainer(Path(str(context.node_config["endpoint"]))), order)
         except (FederationError, MessageError) as error:
             answer = Answer(name=name, error=str(error))
     content = ConfigRecord({"answer": answer.model_dump_json()})

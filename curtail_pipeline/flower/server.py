@@ -21,14 +21,21 @@ from curtail_pipeline.storage.store import Store
 TTL_S = 7 * 24 * 3600.0
 """How long a message may wait: above the longest window."""
 QUERY_TIMEOUT_S = 60.0
+ASK_AGAIN_S = 1.0
+"""After an answer that a replay's order is not done yet."""
 
 
 class FlowerTransport:
-    """Orders as TRAIN messages to nodes, one message per order; replies as they come."""
+    """Orders as TRAIN messages to nodes; replies as they come.
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
-        self._grid, self._nodes = grid, dict(nodes)
-        self._waiting: dict[str, str] = {}
+    A live order is one message. That of a replay is sent again until it is done, since a node takes one message at a
+    time and its agent must not wait for a trainer that live orders keep busy.
+    """
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._grid, self._nodes, self._clock = grid, dict(nodes), clock
+        self._waiting: dict[str, tuple[str, Order]] = {}
+        self._later: list[tuple[float, str, Order]] = []
 
     def send(self, site: str, order: Order) -> None:
         content = RecordDict({"order": ConfigRecord({"order": order.model_dump_json()})})
@@ -38,16 +45,26 @@ class FlowerTransport:
         (message_id,) = self._grid.push_messages([message])
         if not message_id:
             raise FederationError(f"the SuperLink did not take the order for {site}; see its log")
-        self._waiting[message_id] = site
+        self._waiting[message_id] = (site, order)
 
     def poll(self) -> list[tuple[str, Reply]]:
+        now = self._clock()
+        due, self._later = [x for x in self._later if x[0] <= now], [x for x in self._later if x[0] > now]
+        for _, site, order in due:
+            self.send(site, order)
         if not self._waiting:
             return []
         answers: list[tuple[str, Reply]] = []
         for reply in self._grid.pull_messages(list(self._waiting)):
-            site = self._waiting.pop(reply.metadata.reply_to_message_id, None)
-            if site is not None:
-                answers.append((site, _read(reply)))
+            sent = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+            if sent is None:
+                continue
+            site, order = sent
+            found = _read(reply)
+            if found is None:
+                self._later.append((now + ASK_AGAIN_S, site, order))
+            else:
+                answers.append((site, found))
         return answers
 
 
@@ -55,13 +72,16 @@ def _answer(reply: Message) -> Answer:
     return Answer.read(str(reply.content.config_records["answer"]["answer"]), "the agent's answer")
 
 
-def _read(reply: Message) -> Reply:
+def _read(reply: Message) -> Reply | None:
+    """What came of an order; None while it waits or is worked on."""
     if reply.has_error():
         return Failure(f"Flower error {reply.error.code}: {reply.error.reason}")
     try:
         answer = _answer(reply)
     except MessageError as error:
         return Malformed(str(error))
+    if answer.waiting:
+        return None
     if answer.result is None:
         return Failure(answer.error or "its agent answered without a result")
     return answer.result

@@ -2,20 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from curtail_pipeline.errors import FederationError, MessageError
-from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.orders import JournalLine, Plan, Segment
 from curtail_pipeline.federation.plan import folder_of, journal_key, read_journal, segment_key
 from curtail_pipeline.federation.progress import (
-    RoundMerged,
     SegmentEvent,
     SegmentProgress,
     SiteLost,
     SiteRefused,
     StepDone,
     Submitted,
+    merged_round,
 )
+from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.flower.control_api import Control, RunStatus
 from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.run_config import FlowerRun, RunConfig
@@ -67,7 +68,7 @@ def submit_and_follow(
             run_id = control.start_run(config.to_flower())
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id))
-        follower = _Follower(federation, control, store, folder, run_id, plan.members, on_progress, should_cancel)
+        follower = _Follower(federation, control, store, folder, run_id, plan, on_progress, should_cancel)
         try:
             return follower.follow()
         except FederationError:
@@ -97,12 +98,12 @@ class _Follower:
         store: Store,
         folder: str,
         run_id: int,
-        members: Sequence[str],
+        plan: Plan,
         on_progress: SegmentProgress,
         should_cancel: Callable[[], bool],
     ) -> None:
         self.federation, self.control, self.store, self.folder = federation, control, store, folder
-        self.run_id, self.members = run_id, members
+        self.run_id, self.plan = run_id, plan
         self.on_progress, self.should_cancel = on_progress, should_cancel
         self.seen_rounds = 0
         self.seen_steps: dict[str, StepDone] = {}
@@ -143,20 +144,16 @@ class _Follower:
     def round_events(self) -> Iterator[SegmentEvent]:
         for line in read_journal(self.store, self.folder)[self.seen_rounds :]:
             self.seen_rounds += 1
-            done = line.done
-            tokens = sum(done.tokens.values())
-            losses = [(done.tokens[site], last) for site, (_, last) in done.loss.items() if last is not None]
-            loss = sum(count * last for count, last in losses) / tokens if losses and tokens else None
-            yield RoundMerged(done.index, done.steps, tokens, loss)
-            yield from (SiteRefused(site, done.index, reason) for site, reason in done.refused.items())
-            yield from (SiteLost(site, done.index, reason) for site, reason in done.lost.items())
+            yield from events_of(line)
 
     def step_events(self) -> Iterator[StepDone]:
-        for site in self.members:
+        """Of this segment's own orders: a trainer may be at another one's."""
+        for site in self.plan.members:
             with contextlib.suppress(FederationError, MessageError):
                 status = Trainer(self.federation.endpoint(site)).status(timeout_s=1.0)
                 event = StepDone(site, status.round, status.step, status.loss, status.tokens_per_s)
-                if status.busy and event != self.seen_steps.get(site):
+                mine = status.works_on(self.plan.key, self.plan.attempt, self.plan.replay)
+                if mine and event != self.seen_steps.get(site):
                     self.seen_steps[site] = event
                     yield event
 
@@ -168,9 +165,18 @@ class _Follower:
 
     def stop_sites(self) -> None:
         """Have the members finish their current step: stopping a Flower run does not reach them."""
-        for site in self.members:
-            with contextlib.suppress(FederationError):
-                Trainer(self.federation.endpoint(site)).stop(timeout_s=30.0)
+        mine = StopOrder(key=self.plan.key, attempt=self.plan.attempt, replay=self.plan.replay)
+        for site in self.plan.members:
+            with contextlib.suppress(FederationError, MessageError):
+                Trainer(self.federation.endpoint(site)).stop(mine, timeout_s=30.0)
+
+
+def events_of(line: JournalLine) -> Iterator[SegmentEvent]:
+    """What a merged round tells."""
+    done = line.done
+    yield merged_round(line)
+    yield from (SiteRefused(site, done.index, reason) for site, reason in done.refused.items())
+    yield from (SiteLost(site, done.index, reason) for site, reason in done.lost.items())
 
 
 def _outcome(store: Store, folder: str) -> Segment:

@@ -9,7 +9,7 @@ import httpx
 
 from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.federation.orders import Order, Result
-from curtail_pipeline.federation.trainer_api import Endpoint, Stopped, TrainerStatus
+from curtail_pipeline.federation.trainer_api import Endpoint, StopOrder, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.storage.records import Json, Record, read_record
 
 _PULSE_S = 5.0
@@ -34,9 +34,16 @@ class Trainer:
         """What it is doing."""
         return read_record(TrainerStatus, self._call("GET", "/status", timeout_s=timeout_s), "the trainer's status")
 
-    def stop(self, timeout_s: float) -> Stopped:
-        """End the running round after its step."""
-        return read_record(Stopped, self._call("POST", "/stop", timeout_s=timeout_s), "the trainer's answer")
+    def stop(self, order: StopOrder, timeout_s: float) -> Stopped:
+        """End that order after its step; nothing happens to another one."""
+        return read_record(Stopped, self._call("POST", "/stop", order, timeout_s=timeout_s), "the trainer's answer")
+
+    def replay(self, order: Order) -> Result | Waiting:
+        """A replay's order: its result, or within a second that it is not done. Send it again until it is."""
+        found = self._call("POST", "/train", order, timeout_s=_LONGEST_STEP_S)
+        if isinstance(found, Mapping) and "running" in found:
+            return read_record(Waiting, found, "the trainer's answer")
+        return Result.read(found, "the trainer's result")
 
     def _call(self, method: str, path: str, body: Record | None = None, timeout_s: float | None = 10.0) -> Json:
         """The JSON answer of a request; no time limit when `timeout_s` is None.
@@ -60,7 +67,7 @@ class Trainer:
         return content
 
     def train(self, order: Order, patience: int = 6) -> Result:
-        """The result of an order. As long as the trainer answers `/status`, there is no time limit.
+        """The result of a live order. As long as the trainer answers `/status`, there is no time limit.
 
         A trainer that still works on another round, of a segment that was given up, is told to stop first. After
         `patience` unanswered pulses (one every 5 s) the order is given up.
@@ -95,14 +102,17 @@ class Trainer:
         return Result.read(found, "the trainer's result")
 
     def _make_room(self, order: Order) -> None:
-        def busy_elsewhere() -> bool:
+        def busy_elsewhere() -> StopOrder | None:
             status = self.status()
-            return status.busy and (status.key, status.round) != (order.key, order.round)
+            if not status.busy or status.key is None or status.attempt is None or status.replay:
+                return None  # a replay gives way by itself
+            same = status.works_on(order.key, order.attempt, order.replay) and status.round == order.round
+            return None if same else StopOrder(key=status.key, attempt=status.attempt, round=status.round)
 
-        if busy_elsewhere():
-            self.stop(_LONGEST_STEP_S)
+        if (other := busy_elsewhere()) is not None:
+            self.stop(other, _LONGEST_STEP_S)
             deadline = time.monotonic() + _LONGEST_STEP_S
-            while busy_elsewhere():
+            while busy_elsewhere() is not None:
                 if time.monotonic() > deadline:
                     raise FederationError(f"the trainer (process {self.pid}) did not end an earlier round; see its log")
                 time.sleep(0.1)

@@ -13,21 +13,26 @@ import dagster as dg
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
+from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
-from curtail_pipeline.orchestration.runs import end_abandoned
+from curtail_pipeline.orchestration.run_queue import site_tag
+from curtail_pipeline.orchestration.runs import PREPARE_JOB, end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Paused, Preparing, Progress, SegmentStarted
+from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Paused, Progress, SegmentStarted
 from curtail_pipeline.stages.tick import remember, remembered
-from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.tables import windows_key
 
 MAX_ATTEMPTS = 3
 """Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
 
 INSTANCE_YAML = """\
+run_coordinator:
+  module: curtail_pipeline.orchestration.run_queue
+  class: SiteQueue
+  config:
+    dequeue_interval_seconds: 1
 telemetry:
   enabled: false
 nux:
@@ -38,13 +43,19 @@ concurrency:
     tag_concurrency_limits:
       - key: curtail/checkpoint
         limit: 1
-run_monitoring:
+      - key: curtail/on_demand
+        limit: 2
+{sites}run_monitoring:
   enabled: true
+  poll_interval_seconds: 30
+  start_timeout_seconds: 60
+  cancel_timeout_seconds: 180
   free_slots_after_run_end_seconds: 60
 retention:
   sensor:
-    purge_after_days: {skipped: 2, success: 30, failure: -1}
+    purge_after_days: {{skipped: 2, success: 30, failure: -1}}
 """
+"""Runs on demand leave room in the queue for live segments, and no two train at one site."""
 
 INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 """What a run raises when it is told to stop, by whichever handler is in place."""
@@ -54,7 +65,8 @@ def prepare_instance(project: Project) -> None:
     """Write the instance's configuration into the home, where nobody has written another."""
     file = project.home.dagster / "dagster.yaml"
     if not file.exists():
-        file.write_text(INSTANCE_YAML)
+        limits = [f"      - key: {site_tag(site.name)}\n        limit: 1\n" for site in project.experiment.sites]
+        file.write_text(INSTANCE_YAML.format(sites="".join(limits)))
 
 
 @contextmanager
@@ -95,7 +107,6 @@ class Headless:
         job: str,
         partition: str | None = None,
         *,
-        assets: list[str] | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
         """Run a job to its end on the instance; the first failed step's error is raised as it was."""
@@ -103,28 +114,13 @@ class Headless:
             instance=self.instance,
             partition_key=partition,
             tags=tags,
-            asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
             run_config={"loggers": {"console": {"config": {"log_level": self.log_level}}}},
         )
 
     def prepare(self) -> None:
         """Traces, windows, corpus and the initialised model: whatever of it is missing."""
-        project = self.project
-        for day in (day.isoformat() for day in project.days):
-            if not project.store.exists(windows_key(day)):
-                self.observe(Preparing(f"traces and windows of {day}"))
-                self.execute("daily_pipeline", day)
-        if project.checkpoints.exists(FIRST_KEY):
-            return
-        for asset in ("tokenizer", "heldout_shard"):
-            self.observe(Preparing(asset.replace("_", " ")))
-            self.execute("corpus_preparation", assets=[asset])
-        for site in project.experiment.sites:
-            self.observe(Preparing(f"training shards of {site.name}"))
-            self.execute("corpus_preparation", site.name, assets=["training_shards"])
-        self.observe(Preparing("the initialised model"))
-        self.instance.add_dynamic_partitions("checkpoints", [FIRST_KEY])
-        self.execute("local_training", FIRST_KEY)
+        if missing_parts(self.project):
+            self.execute(PREPARE_JOB)
 
     def report(self) -> None:
         """Materialise the emissions report."""
@@ -188,6 +184,8 @@ class Headless:
                 if attempt == MAX_ATTEMPTS:
                     raise
                 continue
+            if not self.project.checkpoints.exists(request.partition_key):
+                raise FederationError(f"{request.partition_key} ended before its first round, which a plan has; {plan}")
             manifest: Manifest = self.project.checkpoints.manifest(request.partition_key)
             remember(self.project, plan.sites, manifest.key, ended=True)
             self.observe(Committed(manifest))

@@ -7,6 +7,7 @@ tables are found by the library without Dagster.
 import dagster as dg
 import polars as pl
 
+from curtail_pipeline.orchestration.metadata import table_facts
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.storage.tables import read_table, write_table
 
@@ -29,9 +30,7 @@ class TableIOManager(dg.ConfigurableIOManager):
         store = self.pipeline.project().store
         key = template.format(**_dimensions(context.partition_key if context.has_partition_key else ""))
         write_table(store, key, obj)
-        context.add_output_metadata(
-            {"dagster/row_count": len(obj), "dagster/uri": str(store.path(key)), "schema": _schema(obj)}
-        )
+        context.add_output_metadata(table_facts(self.pipeline.project(), key, obj))
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:
         upstream = context.upstream_output
@@ -48,9 +47,3 @@ def _typed(definition: dg.PartitionsDefinition | None, key: str) -> str:
     if isinstance(definition, dg.MultiPartitionsDefinition) and not isinstance(key, dg.MultiPartitionKey):
         return definition.get_partition_key_from_str(key)
     return key
-
-
-def _schema(table: pl.DataFrame) -> dg.TableSchemaMetadataValue:
-    return dg.MetadataValue.table_schema(
-        dg.TableSchema([dg.TableColumn(name, str(dtype)) for name, dtype in table.schema.items()])
-    )

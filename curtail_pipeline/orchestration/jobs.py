@@ -1,18 +1,10 @@
-"""Jobs. Training jobs are asset jobs over one checkpoint; the daily and intraday ones are ops.
+"""Jobs: training jobs over one checkpoint, the daily and intraday ones over days.
 
-They are ops because one run refreshes assets of different partitions (a trace per day and region, one table of windows
-per day), which an asset job cannot; the events they log are those of the assets.
+An asset job has one kind of partition. The daily one has days, so that it starts from `trace_ingestion`, which logs a
+`carbon_traces` of each region.
 """
 
-from datetime import UTC, datetime
-
 import dagster as dg
-
-from curtail_pipeline.orchestration.metadata import report_check, trace_event, windows_event
-from curtail_pipeline.orchestration.partitions import DAYS
-from curtail_pipeline.orchestration.resources import PipelineResource
-from curtail_pipeline.stages.derive_windows import derive_following, save_derived
-from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 
 SEGMENT_ASSETS = dg.AssetSelection.assets("aggregated_checkpoint", "checkpoint_evaluation", "emissions_ledger")
 
@@ -40,46 +32,18 @@ reporting = dg.define_asset_job(
     description="The emissions report over all checkpoints.",
     executor_def=dg.in_process_executor,
 )
-
-
-def _refresh(context: dg.OpExecutionContext, pipeline: PipelineResource, day: str, plot: bool) -> None:
-    project = pipeline.project()
-    for region in project.experiment.regions:
-        found = ingest_day(project, region, day)
-        for check in found.checks:
-            report_check(context.instance, check, f"{day}|{region}")
-        if found.blocked:
-            # The stored day stays as it is; its signal ages and the windows of the region close.
-            context.log.error(
-                f"{region} {day} is not stored: {'; '.join(check.description for check in found.blocked)}"
-            )
-            continue
-        save_ingested(project, found)
-        context.log_event(trace_event(found, project))
-    for derived in derive_following(project, day):
-        save_derived(project, derived)
-        context.log_event(windows_event(derived, project, plot))
-
-
-@dg.op(description="Every region's trace of the partition's day, checked, then the day's windows.")
-def refresh_day(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    _refresh(context, pipeline, context.partition_key, plot=True)
-
-
-@dg.job(
-    partitions_def=DAYS,
+daily_pipeline = dg.define_asset_job(
+    "daily_pipeline",
+    dg.AssetSelection.assets("trace_ingestion", "curtailment_windows", "what_if", "emissions_report"),
+    description=(
+        "Whole UTC days: traces of all regions with their checks, windows of all sites, what every policy would have "
+        "made of each day, and the report. Any number of consecutive days is one run."
+    ),
     executor_def=dg.in_process_executor,
-    description="A whole UTC day: traces of all regions with their checks, then the windows of all sites.",
 )
-def daily_pipeline() -> None:
-    refresh_day()
-
-
-@dg.op(description="Today's traces so far, checked, then today's windows.")
-def refresh_today(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    _refresh(context, pipeline, datetime.now(UTC).date().isoformat(), plot=False)
-
-
-@dg.job(executor_def=dg.in_process_executor, description="Today so far; cheap enough for every five minutes.")
-def intraday_pipeline() -> None:
-    refresh_today()
+intraday_pipeline = dg.define_asset_job(
+    "intraday_pipeline",
+    dg.AssetSelection.assets("trace_ingestion", "curtailment_windows"),
+    description="Traces of all regions and windows of all sites, nothing else; cheap enough for every five minutes.",
+    executor_def=dg.in_process_executor,
+)

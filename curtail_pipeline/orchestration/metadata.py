@@ -2,9 +2,10 @@
 
 import base64
 import json
-import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -12,51 +13,94 @@ import polars as pl
 import polars.selectors as cs
 
 from curtail_pipeline.corpus.corpus_records import ShardManifest
+from curtail_pipeline.corpus.tokenizer import TokenizerInfo
+from curtail_pipeline.emissions.formats import percent, short
+from curtail_pipeline.emissions.grams import totals
+from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.federation.plan import read_journal
-from curtail_pipeline.federation.progress import StepDone
+from curtail_pipeline.federation.progress import merged_round
+from curtail_pipeline.orchestration.story import first_line
+from curtail_pipeline.settings.trace_settings import UNITS
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.stages.derive_windows import DerivedDay
 from curtail_pipeline.stages.ingest import IngestedDay
+from curtail_pipeline.stages.ingest_days import Attempt, Ingested
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.stages.run_events import Event, Progress
+from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import trace_key, windows_key
 from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
     from curtail_pipeline.stages.account import RunSummary
-    from curtail_pipeline.stages.replay import Replayed
+    from curtail_pipeline.stages.replay_check import Replayed
+    from curtail_pipeline.training.heldout_loss import Evaluation
 
 Facts = dict[str, dg.MetadataValue | str | int | float | bool]
 """What the UI shows of a materialisation, by name."""
 
+COLUMNS = {
+    "time": "UTC; the value holds from here until the next",
+    "value": "in the unit of the kind: g/kWh, currency/MWh or MW; null where a stamp is missing",
+    "kind": "marginal_intensity, average_intensity, price or curtailed_power",
+    "source": "who says so; `synthetic` is a model, not a grid",
+    "estimated": "not measured by the source",
+    "retrieved_at": "UTC",
+    "site": "a GPU cluster",
+    "region": "a grid region with a signal",
+    "start": "UTC",
+    "end": "UTC; null while the window is open",
+    "opened_by": "why the window opened",
+    "closed_by": "why it closed; null while it is open",
+    "mean_signal": "over the window, in the unit of the rule's signal",
+    "state": "power state of the site: training, idle or start_up",
+    "hours": "h",
+    "kwh": "kWh, PUE included",
+    "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",
+    "curtailed_kwh": "kWh inside the site's curtailment windows",
+    "unaccounted_kwh": "kWh without an accounting signal",
+}
+"""What a column holds, for the UI."""
+
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
-
-
-def log_progress(log: logging.Logger | dg.DagsterLogManager, observe: Progress) -> Progress:
-    """Report to the Dagster log what is worth a line there, and everything to `observe`."""
-
-    def both(event: Event) -> None:
-        if not isinstance(event, StepDone):
-            log.info("%s: %s", type(event).__name__, ", ".join(f"{key} {value}" for key, value in vars(event).items()))
-        observe(event)
-
-    return both
 
 
 def table(rows: pl.DataFrame) -> dg.MetadataValue:
     """A small frame as a table in the UI."""
     if rows.is_empty():
         return dg.MetadataValue.text("none")
-    rounded = rows.with_columns(cs.float().round(3))
+    rounded = rows.with_columns(cs.float().round_sig_figs(3))
     records = [dg.TableRecord(json.loads(json.dumps(row, default=str))) for row in rounded.iter_rows(named=True)]
     return dg.MetadataValue.table(records)
 
 
 def image(png: bytes, alt: str) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def significant(value: float, digits: int = 3) -> float:
+    """Rounded for the eye; what is stored elsewhere keeps every digit."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else value
+
+
+def brief(sha256: str) -> str:
+    """The first of a hash, as people compare it."""
+    return sha256.removeprefix("sha256:")[:12]
+
+
+def table_facts(project: Project, key: str, rows: pl.DataFrame) -> Facts:
+    """Where a stored table is, relative to the store, and what its columns are."""
+    return {
+        "dagster/row_count": len(rows),
+        "dagster/uri": key,
+        "dagster/relation_identifier": f"{project.experiment.name}.{key.split('/', 1)[0]}",
+        "dagster/column_schema": dg.MetadataValue.table_schema(
+            dg.TableSchema(
+                [dg.TableColumn(name, str(dtype), description=COLUMNS.get(name)) for name, dtype in rows.schema.items()]
+            )
+        ),
+    }
 
 
 # Signals
@@ -72,62 +116,112 @@ def check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
     )
 
 
-def report_check(instance: dg.DagsterInstance, outcome: CheckOutcome, partition: str) -> None:
-    """Record a check's outcome from outside an asset step."""
-    instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey("carbon_traces"),
-            check_name=outcome.name,
-            passed=outcome.passed,
-            severity=SEVERITY[outcome.blocking],
-            description=outcome.description,
-            metadata={**outcome.metadata, "partition": partition},
+def check_event(outcome: CheckOutcome, partition: str) -> dg.AssetCheckEvaluation:
+    """A check of one region's day, for a run that refreshes many of them."""
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey("carbon_traces"),
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=SEVERITY[outcome.blocking],
+        description=outcome.description,
+        metadata=outcome.metadata,
+        blocking=outcome.blocking,
+        partition=partition,
+    )
+
+
+def trace_events(ingested: Ingested, project: Project) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """The trace, if it was stored, and then its checks: they count for the materialisation before them."""
+    found = ingested.found
+    if found is None:
+        return
+    day = found.day.isoformat()
+    key = dg.MultiPartitionKey({"day": day, "region": found.region})
+    if ingested.stored:
+        yield dg.AssetMaterialization(
+            "carbon_traces",
+            partition=key,
+            metadata={
+                **trace_metadata(found),
+                **table_facts(project, trace_key(day, found.region), found.table),
+            },
         )
-    )
+    for outcome in found.checks:
+        yield check_event(outcome, key)
 
 
-def trace_event(found: IngestedDay, project: Project) -> dg.AssetMaterialization:
-    key = dg.MultiPartitionKey({"day": found.day.isoformat(), "region": found.region})
-    uri = str(project.store.path(trace_key(found.day.isoformat(), found.region)))
-    return dg.AssetMaterialization(
-        "carbon_traces",
-        partition=key,
-        metadata={**found.metadata, "dagster/row_count": len(found.table), "dagster/uri": uri},
-    )
+def trace_metadata(found: IngestedDay) -> Facts:
+    """What is known of a day's trace; only what changes from day to day is a number, which the UI plots."""
+    known, changes = found.metadata, ("revised", "filled", "withdrawn", "added")
+    shown: Facts = {
+        "source": str(known["source"]),
+        "signals": str(known["kinds"]),
+        **_means(found.table),
+        "missing values": int(known["nulls"]),
+        "duplicates": f"{known['duplicates']}, of them {known['conflicts']} with different values",
+        "estimated": percent(float(known["estimated_share"])),
+        "against the stored day": ", ".join(f"{known[name]} {name}" for name in changes),
+    }
+    if "largest_change_at" in known:
+        shown["largest revision"] = f"{float(known['largest_change']):.3g} at {known['largest_change_at']}"
+    if "forecasts_issued" in known:
+        shown["forecasts issued"] = str(known["forecasts_issued"])
+    if "warnings" in known:
+        shown["warnings"] = str(known["warnings"])
+    return shown
+
+
+def _means(table: pl.DataFrame) -> Facts:
+    """Per signal, in its unit."""
+    means = table.drop_nulls("value").group_by("kind", maintain_order=True).agg(pl.col("value").mean())
+    return {
+        f"mean {kind.replace('_', ' ')} ({UNITS[kind][0]})": significant(value) for kind, value in means.iter_rows()
+    }
+
+
+def ingestion_metadata(attempts: Sequence[Attempt]) -> Facts:
+    """Which regions of a day were stored, and why others were not."""
+    failed = [attempt for attempt in attempts if attempt.reason is not None]
+    rows = [{"region": each.region, "stored": each.reason is None, "reason": each.reason or ""} for each in attempts]
+    return {
+        "stored": len(attempts) - len(failed),
+        "failed": len(failed),
+        "regions": table(pl.DataFrame(rows, schema={"region": pl.String, "stored": pl.Boolean, "reason": pl.String})),
+    }
 
 
 def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
     """Hours per site, the windows, what changed and, if wanted, a plot of signal and windows (about 0.5 s of CPU)."""
     start = midnight(derived.day)
     end = start + timedelta(days=1)
-    hours = day_summary(derived.table, derived.sites, start, end)
+    hours = day_summary(derived.table, derived.sites, start, end).with_columns(
+        fails_closed=pl.col("region").replace_strict(derived.missing, default="", return_dtype=pl.String)
+    )
     metadata: Facts = {
-        "hours": table(hours),
+        "curtailed (site-hours)": significant(float(hours["hours"].sum())),
+        "hours by site": table(hours),
         "windows": table(derived.table.select("site", "start", "end", "opened_by", "closed_by")),
-        "total_hours": float(hours["hours"].sum()),
-        "later_days_changed": derived.state_changed,
+        "later days": "have to be derived again" if derived.state_changed else "stay as they are",
     }
-    if plot:
+    if derived.hole:
+        metadata["hole"] = (
+            f"{derived.hole} days before this one have no windows: derived from the state of "
+            f"{derived.derivation.after}, and again as soon as they have"
+        )
+    if plot and not derived.traces.is_empty():
         from curtail_pipeline.emissions.charts import to_png
 
         chart = plot_windows(derived.traces, derived.table, start=start, end=end)
-        metadata["plot"] = image(to_png(chart, scale=0.7), "signal with windows shaded")
+        metadata["signal and windows"] = image(to_png(chart, scale=0.7), "signal with windows shaded")
     if derived.previous is not None:
-        metadata["changed"] = table(diff_windows(derived.previous, derived.table))
+        metadata["against the stored day"] = table(diff_windows(derived.previous, derived.table))
     return metadata
 
 
-def windows_event(derived: DerivedDay, project: Project, plot: bool = True) -> dg.AssetMaterialization:
-    day = derived.day.isoformat()
-    return dg.AssetMaterialization(
-        "curtailment_windows",
-        partition=day,
-        metadata={
-            **window_metadata(derived, plot),
-            "dagster/row_count": len(derived.table),
-            "dagster/uri": str(project.store.path(windows_key(day))),
-        },
-    )
+def windows_facts(derived: DerivedDay, project: Project, plot: bool = True) -> Facts:
+    """All that the UI shows of a day's windows."""
+    key = windows_key(derived.day.isoformat())
+    return {**window_metadata(derived, plot), **table_facts(project, key, derived.table)}
 
 
 # Text
@@ -139,47 +233,100 @@ def log_slices(log: dg.DagsterLogManager) -> Callable[[int, int], None]:
 
 
 def shards_metadata(manifest: ShardManifest) -> Facts:
-    """The counts of a shard manifest, and the whole of it."""
-    content = manifest.model_dump(mode="json")
-    plain = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
-    return {**plain, "dagster/row_count": manifest.documents, "manifest": dg.MetadataValue.json(content)}
+    """What a target has of the text, and the whole of its manifest."""
+    return {
+        "tokens": f"{short(manifest.tokens)} in {len(manifest.files)} files of {manifest.dtype}",
+        "documents": f"{short(manifest.documents)}, {short(manifest.bytes)}B of UTF-8",
+        "vocabulary": f"{manifest.vocab_size:,}",
+        "tokenizer": brief(manifest.tokenizer_sha256),
+        "dealing": brief(manifest.dealing_sha256),
+        "dagster/row_count": manifest.documents,
+        "manifest": dg.MetadataValue.json(manifest.model_dump(mode="json")),
+    }
+
+
+def tokenizer_metadata(info: TokenizerInfo) -> Facts:
+    """What the tokenizer is."""
+    return {
+        "vocabulary": f"{info.vocab_size:,} tokens, kept as {info.dtype}",
+        "separator": f"{info.separator} ({info.separator_id})",
+        "tokenizer.json": brief(info.sha256),
+        "all of it": dg.MetadataValue.json(info.model_dump(mode="json")),
+    }
 
 
 # Training
 
 
 def checkpoint_metadata(project: Project, manifest: Manifest) -> Facts:
-    losses: dict[str, float] = {}
-    for line in read_journal(project.store, f"checkpoints/{manifest.key}"):
-        for site, result in line.results.items():
-            losses[site] = float("nan") if result.loss_last is None else result.loss_last
-    return {
+    """What a checkpoint is, with its picture; the manifest, with every hash in full, is one click away."""
+    merged = [merged_round(line) for line in read_journal(project.store, f"checkpoints/{manifest.key}")]
+    shown: Facts = {
+        "picture": checkpoint_image(project, manifest.key),
         "mode": manifest.mode,
-        "members": ", ".join(manifest.members),
+        "members": ", ".join(manifest.members) or "none",
         "parent": manifest.parent or "none",
-        "stop_reason": manifest.stop_reason,
-        "rounds": manifest.rounds,
-        "steps": manifest.steps.end - manifest.steps.begin,
-        "total_steps": manifest.steps.end,
-        "tokens": manifest.tokens.segment,
-        "total_tokens": manifest.tokens.total,
+        "stop reason": manifest.stop_reason,
+        "trained": f"{manifest.rounds:,} rounds, {manifest.steps.end - manifest.steps.begin:,} steps, "
+        f"{short(manifest.tokens.segment)} tokens",
+        "since the start": f"{manifest.steps.end:,} steps, {short(manifest.tokens.total)} tokens",
         "start": dg.MetadataValue.timestamp(manifest.start),
         "end": dg.MetadataValue.timestamp(manifest.end),
-        **{f"training_loss/{site}": loss for site, loss in losses.items()},
-        "sha256": manifest.files["model.safetensors"].sha256,
-        "dagster/uri": str(project.checkpoints.folder(manifest.key)),
+        "weights": brief(manifest.files[WEIGHTS_FILE].sha256),
+        "folder": project.store.key(project.checkpoints.folder(manifest.key)),
         "manifest": dg.MetadataValue.json(
             {**manifest.model_dump(mode="json", exclude={"intervals"}), "intervals": len(manifest.intervals)}
         ),
     }
+    losses = [event.loss for event in merged if event.loss is not None]
+    speeds = [event.tokens_per_s for event in merged if event.tokens_per_s is not None]
+    if losses:
+        shown["training loss (nat/token)"] = significant(losses[-1])
+    if speeds:
+        shown["speed (tokens/s)"] = significant(sum(speeds) / len(speeds))
+    return shown
+
+
+def checkpoint_image(project: Project, key: str) -> dg.MetadataValue:
+    """Its picture, as far as it is known by now; never a reason for a trained segment to fail."""
+    from curtail_pipeline.stages.picture import checkpoint_picture
+
+    try:
+        return image(checkpoint_picture(project, key), f"{key}: loss, tokens, power and gCO2 by site")
+    except CurtailError as error:
+        return dg.MetadataValue.text(f"cannot be drawn: {first_line(error)}")
+
+
+def checkpoint_observation(project: Project, key: str) -> dg.AssetObservation:
+    """For the checkpoint's page: the picture with all that was found out since it was trained."""
+    return dg.AssetObservation(
+        "aggregated_checkpoint",
+        partition=key,
+        description="evaluated and accounted",
+        metadata={"picture": checkpoint_image(project, key)},
+    )
+
+
+def evaluation_metadata(found: "Evaluation") -> Facts:
+    """Of one measure in three units the first is a number, which the UI plots."""
+    return {
+        "held-out loss (nat/token)": significant(found.loss, 4),
+        "perplexity": f"{found.perplexity:.3g}",
+        "bits per byte": f"{found.bits_per_byte:.3g}",
+        "predicted": f"{short(found.tokens)} tokens",
+    }
 
 
 def ledger_metadata(ledger: pl.DataFrame) -> Facts:
+    """Sums of a checkpoint's ledger, and the ledger."""
+    found = totals(ledger)
+    shown: Facts = {"energy (kWh)": significant(found.kwh)}
+    if found.co2_g is not None:
+        shown["emissions (gCO2)"] = significant(found.co2_g)
     return {
-        "kwh": float(ledger["kwh"].sum()),
-        "co2_g": float(ledger["co2_g"].sum()),
-        "curtailed_kwh": float(ledger["curtailed_kwh"].sum()),
-        "unaccounted_kwh": float(ledger["unaccounted_kwh"].sum()),
+        **shown,
+        "inside curtailment windows": percent(found.curtailed_share),
+        "without an accounting signal": f"{found.unaccounted_kwh:.3g} kWh",
         "ledger": table(ledger),
     }
 
@@ -188,32 +335,35 @@ def replay_metadata(project: Project, replayed: "Replayed") -> Facts:
     """What the committed checkpoint is, and whether repeating it gave the same weights."""
     return {
         **checkpoint_metadata(project, replayed.manifest),
-        "replayed": True,
+        "on_demand": "replay",
         "identical": replayed.identical,
+        "committed_sha256": replayed.committed_sha256,
         "replayed_sha256": replayed.replayed_sha256,
+        "replayed_steps": replayed.steps,
+        "seconds": round(replayed.seconds, 3),
         "started_fresh": ", ".join(replayed.fresh_states) or "no site",
     }
 
 
-def report_metadata(report: "RunSummary") -> Facts:
+def report_metadata(report: "RunSummary", project: Project) -> Facts:
     """Totals, baselines and where the page is."""
-    totals = {
-        "kwh": report.kwh,
-        "co2_g": report.co2_g,
-        "curtailed_share": report.curtailed_share,
-        "unaccounted_kwh": report.unaccounted_kwh,
-        "tokens": report.tokens,
-        "steps": report.steps,
-    }
+    shown: Facts = {}
+    if report.kwh is not None:
+        shown["energy (kWh)"] = significant(report.kwh)
+    if report.co2_g is not None:
+        shown["emissions (gCO2)"] = significant(report.co2_g)
     return {
-        **{key: value for key, value in totals.items() if value is not None},
+        **shown,
+        "inside curtailment windows": percent(report.curtailed_share),
+        "without an accounting signal": f"{report.unaccounted_kwh or 0.0:.3g} kWh",
+        "trained": f"{report.steps:,} steps, {short(report.tokens)} tokens",
+        "signal": "synthetic: a model, not a grid" if report.synthetic else "recorded",
         "baselines": table(pl.DataFrame(report.baselines)),
-        "report": dg.MetadataValue.path(report.report),
+        "page": project.store.key(Path(report.report)),
     }
 
 
-def comparison_metadata(policies: pl.DataFrame, plot: "Chart") -> Facts:
-    """The policies' table and their plot of kg against hours."""
-    from curtail_pipeline.emissions.charts import to_png
-
-    return {"policies": table(policies), "plot": image(to_png(plot, scale=0.8), "kgCO2 against hours, by policy")}
+def comparison_metadata(policies: pl.DataFrame, plot: bytes | None) -> Facts:
+    """The policies' table and their plot (PNG) of kg against hours."""
+    drawn = {} if plot is None else {"kgCO2 against hours": image(plot, "kgCO2 against hours, by policy")}
+    return {"policies": table(policies), **drawn}

@@ -6,12 +6,18 @@ experiment is another location. Checkpoints are added while training goes on.
 
 import os
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 
 import dagster as dg
 
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.stages.project import EXPERIMENT_ENV, recorded_days
+
+# What this location uses of Dagster 1.13 under these names: backfill policies, the mapping from a region's day to the
+# day (beta), and checks by partition (preview). The version is pinned; users can do nothing about it.
+for _kind in (dg.BetaWarning, dg.PreviewWarning):
+    warnings.filterwarnings("ignore", category=_kind)
 
 _NAMED = os.environ.get(EXPERIMENT_ENV, "laptop")
 EXPERIMENT = load_experiment(_NAMED)
@@ -28,7 +34,13 @@ DAY_AND_REGION = dg.MultiPartitionsDefinition({"day": DAYS, "region": REGIONS})
 SITES = dg.StaticPartitionsDefinition([site.name for site in EXPERIMENT.sites])
 CHECKPOINTS = dg.DynamicPartitionsDefinition(name="checkpoints")
 
-with warnings.catch_warnings():
-    # Beta in Dagster 1.13, but the one mapping the UI understands from a region's day to the day.
-    warnings.simplefilter("ignore", dg.BetaWarning)
-    ALL_REGIONS = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="day")
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+def range_tags(days: Sequence[str]) -> dict[str, str]:
+    """Tags of one run over consecutive days; Dagster gives such a run its partitions."""
+    return {RANGE_START: days[0], RANGE_END: days[-1]}
+
+
+ALL_REGIONS = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="day")
+"""The one mapping the UI understands from a region's day to the day."""

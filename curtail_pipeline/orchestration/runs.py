@@ -1,19 +1,35 @@
-"""What the Dagster instance knows of segments."""
+"""What the Dagster instance knows of segments and of the preparation."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 SEGMENT_JOBS = ("local_training", "federated_rounds")
+SEGMENT_ASSET = "aggregated_checkpoint"
+PARTITION_TAG = "dagster/partition"
+PREPARE_JOB = "prepare"
+CHECKPOINT_TAG = "curtail/checkpoint"
+"""Of every run that trains a segment: its key."""
+MEMBERS_TAG = "curtail/members"
+SKIPPED_TAG = "curtail/skipped"
+"""Of a run whose segment ended before its first round: why."""
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
+CUT_SHORT = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
-def active_segment(instance: dg.DagsterInstance) -> tuple[str, ...] | None:
-    """Members of the segment whose run is queued or running; None when there is none."""
+def active_segment(instance: dg.DagsterInstance, key: str) -> tuple[str, ...] | None:
+    """Members of the segment whose run is queued or running; None when there is none.
+
+    Args:
+        key: the next one to be committed. A run of an earlier one is that segment's end, unless it was executed again
+            by hand: then it repeats what is committed.
+    """
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
-        if run.job_name in SEGMENT_JOBS and "curtail/members" in run.tags:
-            return tuple(run.tags["curtail/members"].split(","))
+        of = run.tags.get(CHECKPOINT_TAG)
+        if of is not None and MEMBERS_TAG in run.tags and (of == key or run.parent_run_id is None):
+            return tuple(run.tags[MEMBERS_TAG].split(","))
     return None
 
 
@@ -24,19 +40,68 @@ def end_abandoned(instance: dg.DagsterInstance) -> list[str]:
     """
     ended = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
-        if run.job_name in SEGMENT_JOBS:
+        if run.job_name in (*SEGMENT_JOBS, PREPARE_JOB) or CHECKPOINT_TAG in run.tags:
             instance.report_run_failed(run, "the process that executed this run was killed")
             ended.append(run.run_id)
     return ended
 
 
 def last_failure(instance: dg.DagsterInstance, key: str) -> datetime | None:
-    """When the newest failed or cancelled run for this checkpoint ended (wall time)."""
-    statuses = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    records = instance.get_run_records(
-        filters=dg.RunsFilter(statuses=statuses, tags={"curtail/checkpoint": key}), limit=1
-    )
-    if not records:
+    """When the newest run for this checkpoint that came to nothing ended (wall time)."""
+    newest = _newest(instance, dg.RunsFilter(tags={CHECKPOINT_TAG: key}))
+    if newest is None:
         return None
-    ended = records[0].end_time or records[0].update_timestamp.timestamp()
-    return datetime.fromtimestamp(ended, UTC)
+    if newest.dagster_run.status not in CUT_SHORT and SKIPPED_TAG not in newest.dagster_run.tags:
+        return None
+    return _ended(newest)
+
+
+def terminated(instance: dg.DagsterInstance, key: str) -> str | None:
+    """The run of this checkpoint's segment that somebody terminated; None when a later one was started since.
+
+    A run that ended because its process was told to stop (the daemon's host went down) was terminated by nobody.
+    """
+    newest = _newest(instance, dg.RunsFilter(tags={CHECKPOINT_TAG: key}))
+    return newest.dagster_run.run_id if newest is not None and _by_somebody(instance, newest) else None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How far the job `prepare` has come on this instance."""
+
+    active: bool
+    attempts: int
+    terminated: str | None
+    """The newest run, where somebody terminated it."""
+    last_failure: datetime | None
+
+
+def preparation(instance: dg.DagsterInstance) -> Preparation:
+    """What is known of runs of the job `prepare`."""
+    newest = _newest(instance, dg.RunsFilter(job_name=PREPARE_JOB))
+    if newest is None:
+        return Preparation(False, 0, None, None)
+    status = newest.dagster_run.status
+    return Preparation(
+        active=status in UNFINISHED,
+        attempts=instance.get_runs_count(dg.RunsFilter(job_name=PREPARE_JOB)),
+        terminated=newest.dagster_run.run_id if _by_somebody(instance, newest) else None,
+        last_failure=_ended(newest) if status in CUT_SHORT else None,
+    )
+
+
+def _newest(instance: dg.DagsterInstance, filters: dg.RunsFilter) -> dg.RunRecord | None:
+    found = instance.get_run_records(filters=filters, limit=1)
+    return found[0] if found else None
+
+
+def _ended(record: dg.RunRecord) -> datetime:
+    return datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
+
+
+def _by_somebody(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Whether a run was cancelled through the instance; then that was recorded before it ended."""
+    if record.dagster_run.status is not dg.DagsterRunStatus.CANCELED:
+        return False
+    asked = instance.all_logs(record.dagster_run.run_id, of_type=dg.DagsterEventType.RUN_CANCELING)
+    return bool(asked)

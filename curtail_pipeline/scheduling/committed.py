@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from curtail_pipeline.scheduling.plans import Plan, Stay
 from curtail_pipeline.scheduling.rollout import Course, Standing
+from curtail_pipeline.scheduling.stays import Plan, Stay
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.times import FOREVER, duration_us, to_us

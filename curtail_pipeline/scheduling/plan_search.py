@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curtail_pipeline.scheduling.planner import OFF, TOP_PRICE, TRAINS, Slots, best_actions, prices_by_spread
-from curtail_pipeline.scheduling.plans import Plan, Stay, with_joins, without_cuts
 from curtail_pipeline.scheduling.rollout import Course, Rollout
+from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without_cuts
 from curtail_pipeline.times import FOREVER, Floats, Micros
 
 GRID, FINE = 20, 8

@@ -12,10 +12,10 @@ from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
 from curtail_pipeline.scheduling.plan_search import Search
 from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, prices_by_spread
-from curtail_pipeline.scheduling.plans import Plan, stays_of
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
 from curtail_pipeline.scheduling.rollout import Course, Rollout, Tariff
+from curtail_pipeline.scheduling.stays import Plan, stays_of
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.sites import Site, power_kw

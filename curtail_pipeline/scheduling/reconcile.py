@@ -77,6 +77,13 @@ class Attempts:
     number: int = 0
     last_failure: datetime | None = None
     """Wall time."""
+    paused: str = ""
+    """That somebody stopped the key's segment, and how to go on; empty when nobody did."""
+
+
+def backoff_due(failures: int, last: datetime) -> datetime:
+    """When the next attempt may start after so many that failed, the last one at that wall time."""
+    return last + timedelta(seconds=BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
 
 
 @dataclass(frozen=True)
@@ -133,9 +140,10 @@ def reconcile(
     if not decision.members:
         then = f"; next at {iso(decision.next_change)}" if decision.next_change else ""
         return Action(desired, changed, None, f"pause: {decision.reason}{then}")
+    if attempts.paused:
+        return Action(desired, changed, None, attempts.paused)
     if attempts.number and attempts.last_failure is not None:
-        wait = BACKOFF_S[min(attempts.number, len(BACKOFF_S)) - 1]
-        due = attempts.last_failure + timedelta(seconds=wait)
+        due = backoff_due(attempts.number, attempts.last_failure)
         if wall < due:
             return Action(
                 desired, changed, None, f"attempt {attempts.number} at {key} failed; the next is due at {iso(due)}"

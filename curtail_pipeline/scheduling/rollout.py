@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from curtail_pipeline.scheduling.plans import Plan, Stay, touching
+from curtail_pipeline.scheduling.stays import Plan, Stay, touching
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import power_kw
@@ -287,27 +287,32 @@ class _PlanWalk:
                     active.remove(i)
             if not active:
                 steps = counts(FOREVER)
-                lasts = (first[i] + n * of.step[i] if n else 0 for i, n in zip(members, steps, strict=True))
-                stop = max(*leave.values(), *lasts)
+                lasts = [
+                    max(first[i] + n * of.step[i], leave[i]) if n else leave[i]
+                    for i, n in zip(members, steps, strict=True)
+                ]
+                stop = max(lasts)
                 break
             if len(active) == 1 and of.open_local and self._next_join(active, event) <= event:
                 steps, stop = counts(event), event
                 break
         if sum(steps) >= left:
             steps, stop = self._last_steps(members, first, steps, left)
-        self._count(members, first, steps)
-        self.done -= counted
+        self._book(members, first, steps)
+        self.done += sum(steps) - counted
         self.now = stop + (merge if any(steps) else 0)
-        if at_clock_end and self.done < self.total:
+        if self.done >= self.total:
+            return False
+        if at_clock_end:
             self.now = of.end
-        return self.done < self.total and not at_clock_end
+            return False
+        return True
 
-    def _count(self, members: list[int], first: dict[int, int], steps: list[int]) -> None:
-        for i, n in zip(members, steps, strict=True):
+    def _book(self, members: list[int], first: dict[int, int], counts: list[int]) -> None:
+        for i, n in zip(members, counts, strict=True):
             if n:
                 self.training[i].append((first[i], n))
                 self.last_step = max(self.last_step, first[i] + n * self.of.step[i])
-        self.done += sum(steps)
 
     def _last_steps(
         self, members: list[int], first: dict[int, int], counts: list[int], wanted: int

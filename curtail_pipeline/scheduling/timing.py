@@ -4,7 +4,7 @@ The headless run executes these plans and the simulator adds them up. A round st
 (or a member leaves, or the job is done), then merges. All arithmetic is in integer microseconds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -14,12 +14,11 @@ from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.decide import Decision, Mode, decide
 from curtail_pipeline.scheduling.policies import policy_of
+from curtail_pipeline.scheduling.power_intervals import Span, power_intervals
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.overheads import Overheads
-from curtail_pipeline.settings.sites import PowerState as PowerState
 from curtail_pipeline.settings.sites import Site
-from curtail_pipeline.settings.sites import power_kw as power_kw
 from curtail_pipeline.times import FOREVER, SECOND, Micros, duration_us, from_us, to_us
 
 
@@ -117,15 +116,6 @@ def split_last_steps(first: Micros, step: Micros, counts: Micros, wanted: int) -
     return done, low
 
 
-@dataclass(frozen=True)
-class _Span:
-    """A decision in force over `[start, end)`."""
-
-    start: int
-    end: int
-    sites: Mapping[str, SiteDecision]
-
-
 def clock_end(view: View, experiment: Experiment) -> int:
     """Where headless time ends: the trace's end or the configured one, whichever comes first."""
     end = view.end_us
@@ -165,8 +155,7 @@ class _Round:
         )
         self.leave = np.full(len(members), FOREVER, dtype=np.int64)
         self.stops: dict[str, str] = {}
-        self.spans: list[_Span] = []
-        self.joined = False
+        self.spans: list[Span] = []
         self.at_clock_end = False
         self._merge_us = {
             many: max(duration_us(of.round_tail_s if many else of.round_tail_single_s) for of in overheads)
@@ -179,48 +168,68 @@ class _Round:
         return step_counts(self.first, self.step, np.minimum(stop, self.cap), self.leave)
 
     def _walk(self, end_us: int) -> None:
-        view, rounds = self.view, self.view.experiment.rounds
-        left = self.job.steps_left
+        self.cap = max(self.start, end_us - self._merge_us[len(self.names) > 1])
         now = self.start
         while True:
-            active = int((self.leave == FOREVER).sum())
-            alone = active == 1 and rounds.open_local
-            limit = FOREVER if alone else self.start + duration_us(rounds.round_s)
-            self.cap = max(self.start, end_us - self._merge_us[len(self.names) > 1])
-            event = policy_of(view).next_event(view, now)
-            stop = min(limit, self.cap, event)
-            if int(self._counts(stop).sum()) >= left:
-                self.steps, self.stop = split_last_steps(self.first, self.step, self._counts(stop), left)
+            event = policy_of(self.view).next_event(self.view, now)
+            if self._over_before(event):
                 break
-            if stop < event or event >= min(limit, self.cap):
-                self.steps, self.stop = self._counts(stop), stop
-                self.at_clock_end = stop == self.cap and self.cap < limit
-                break
-            done = self.job.steps_done + int(self._counts(event).sum())
-            following = _steps_at(view, event, self.job, done, self.current, self.start)
-            self.spans.append(_Span(now, event, self.current.sites))
-            self.current, now = following, event
-            for i, name in enumerate(self.names):
-                if self.leave[i] == FOREVER and following.sites[name].state != "train":
-                    self.leave[i] = event
-                    self.stops[name] = following.sites[name].reason
-            others = set(following.members) - {n for i, n in enumerate(self.names) if self.leave[i] == FOREVER}
-            staying = int((self.leave == FOREVER).sum())
-            self.joined = staying == 1 and rounds.open_local and bool(others)
-            if staying == 0:
-                self.steps = self._counts(FOREVER)
-                if int(self.steps.sum()) >= left:
-                    self.steps, self.stop = split_last_steps(self.first, self.step, self.steps, left)
-                    break
-                last = self.first + self.steps * self.step
-                self.stop = int(np.max(np.where(self.steps > 0, np.maximum(last, self.leave), self.leave)))
-                break
-            if self.joined:
-                self.steps, self.stop = self._counts(event), event
+            self._decide_at(now, event)
+            now = event
+            if self._over_at(event):
                 break
         self.last = self.first + self.steps * self.step
         self.end = self.stop + (self._merge_us[len(self.names) > 1] if self.steps.any() else 0)
         self._finish_spans(now)
+
+    @property
+    def _training(self) -> list[str]:
+        """The members that have not left."""
+        return [name for name, leave in zip(self.names, self.leave, strict=True) if leave == FOREVER]
+
+    def _over_before(self, event: int) -> bool:
+        """Whether the job is done or the round's time is up before anything can change."""
+        rounds = self.view.experiment.rounds
+        alone = len(self._training) == 1 and rounds.open_local
+        limit = FOREVER if alone else self.start + duration_us(rounds.round_s)
+        stop = min(limit, self.cap, event)
+        counts = self._counts(stop)
+        if int(counts.sum()) >= self.job.steps_left:
+            self.steps, self.stop = split_last_steps(self.first, self.step, counts, self.job.steps_left)
+            return True
+        if event >= min(limit, self.cap):
+            self.steps, self.stop = counts, stop
+            self.at_clock_end = stop == self.cap and self.cap < limit
+            return True
+        return False
+
+    def _decide_at(self, now: int, event: int) -> None:
+        """Takes the decision of `event`, which follows the one of `now`; members it names no longer leave."""
+        done = self.job.steps_done + int(self._counts(event).sum())
+        following = _steps_at(self.view, event, self.job, done, self.current, self.start)
+        self.spans.append(Span(now, event, self.current.sites))
+        self.current = following
+        for i, name in enumerate(self.names):
+            if self.leave[i] == FOREVER and following.sites[name].state != "train":
+                self.leave[i] = event
+                self.stops[name] = following.sites[name].reason
+
+    def _over_at(self, event: int) -> bool:
+        """Whether the decision of `event` ends the round: every member has left, or others join an open round."""
+        training = self._training
+        if not training:
+            self.steps = self._counts(FOREVER)
+            if int(self.steps.sum()) >= self.job.steps_left:
+                self.steps, self.stop = split_last_steps(self.first, self.step, self.steps, self.job.steps_left)
+                return True
+            last = self.first + self.steps * self.step
+            self.stop = int(np.max(np.where(self.steps > 0, np.maximum(last, self.leave), self.leave)))
+            return True
+        others = set(self.current.members) - set(training)
+        if len(training) == 1 and self.view.experiment.rounds.open_local and others:
+            self.steps, self.stop = self._counts(event), event
+            return True
+        return False
 
     def _finish_spans(self, now: int) -> None:
         """Goes on deciding through the merge, so that the power of joining and leaving sites is right."""
@@ -229,9 +238,9 @@ class _Round:
             event = policy_of(self.view).next_event(self.view, now)
             if event >= min(self.end, self.view.end_us):
                 break
-            self.spans.append(_Span(now, event, self.current.sites))
+            self.spans.append(Span(now, event, self.current.sites))
             self.current, now = _steps_at(self.view, event, self.job, done, self.current, self.start), event
-        self.spans.append(_Span(now, self.end, self.current.sites))
+        self.spans.append(Span(now, self.end, self.current.sites))
 
 
 def _ready_us(site: SiteDecision, start: int) -> int:
@@ -254,7 +263,7 @@ def plan_segment(view: View, experiment: Experiment, start: datetime, job: Job, 
     members, current, now = decision.members, decision, begin
     done = job.steps_done
     rounds: list[RoundPlan] = []
-    spans: list[_Span] = []
+    spans: list[Span] = []
     training: list[tuple[str, int, int]] = []
     last_step, reason = begin, "length cap"
     for _ in range(experiment.rounds.max_rounds):
@@ -274,7 +283,7 @@ def plan_segment(view: View, experiment: Experiment, start: datetime, job: Job, 
             break
         if part.at_clock_end or now >= end_us:
             now, reason = end_us, "clock end"
-            spans.append(_Span(part.end, end_us, current.sites))
+            spans.append(Span(part.end, end_us, current.sites))
             break
         current = _steps_at(view, now, job, done, current)
         ended = _membership_change(members, part.stops, current)
@@ -289,7 +298,7 @@ def plan_segment(view: View, experiment: Experiment, start: datetime, job: Job, 
         trained,
         mode,
         tuple(rounds),
-        _intervals(view, spans, training),
+        power_intervals(view, spans, training),
         reason,
         from_us(last_step),
         current.sites,
@@ -304,61 +313,14 @@ def _membership_change(members: tuple[str, ...], stops: dict[str, str], current:
     return "; ".join(parts)
 
 
-def _base_power(site: Site, overheads: Overheads, span: _Span) -> Iterator[tuple[PowerState, int, int]]:
-    """Power of a site that is not training, from the decision in force."""
-    state = span.sites[site.name]
-    if state.state == "off":
-        if state.ready is not None:
-            drained = min(span.end, to_us(state.since) + duration_us(overheads.stop_drain_s))
-            yield "idle", span.start, drained
-        return
-    if state.ready is None:
-        yield "idle", span.start, span.end
-        return
-    provisioned = to_us(state.ready) - duration_us(overheads.connect_s)
-    yield "start_up", span.start, min(span.end, provisioned)
-    yield "idle", max(span.start, provisioned), span.end
-
-
-def _intervals(view: View, spans: list[_Span], training: list[tuple[str, int, int]]) -> tuple[PowerInterval, ...]:
-    intervals: list[PowerInterval] = []
-    for site in view.sites:
-        busy = sorted((first, last) for name, first, last in training if name == site.name)
-        overheads = view.experiment.overheads_of(site)
-        pieces: list[tuple[PowerState, int, int]] = [("training", first, last) for first, last in busy]
-        for span in spans:
-            for state, start, end in _base_power(site, overheads, span):
-                for first, last in busy:
-                    if first >= end:
-                        break
-                    if last > start:
-                        if first > start:
-                            pieces.append((state, start, first))
-                        start = last
-                if end > start:
-                    pieces.append((state, start, end))
-        pieces.sort(key=lambda piece: piece[1])
-        merged: list[tuple[PowerState, int, int]] = []
-        for piece in pieces:
-            if merged and merged[-1][0] == piece[0] != "training" and merged[-1][2] == piece[1]:
-                merged[-1] = (piece[0], merged[-1][1], piece[2])
-            else:
-                merged.append(piece)
-        intervals += [
-            PowerInterval(site.name, state, from_us(start), from_us(end), power_kw(site, state))
-            for state, start, end in merged
-        ]
-    return tuple(intervals)
-
-
 def _idle_walk(
     view: View, start: int, limit: int, job: Job, *, until_members: bool
-) -> tuple[int, Decision, list[_Span]]:
+) -> tuple[int, Decision, list[Span]]:
     current = decide(view, from_us(start), job)
     now, spans = start, []
     while now < limit and not (until_members and current.members):
         event = min(limit, policy_of(view).next_event(view, now))
-        spans.append(_Span(now, event, current.sites))
+        spans.append(Span(now, event, current.sites))
         if event < limit:
             current = _steps_at(view, event, job, job.steps_done, current)
         now = event
@@ -371,7 +333,7 @@ def idle_intervals(
     """Power of provisioned sites over `[start, end)` while no segment runs: start-up, idle, stopping."""
     limit = min(to_us(end), clock_end(view, experiment))
     _, _, spans = _idle_walk(view, to_us(start), limit, job, until_members=False)
-    return _intervals(view, spans, [])
+    return power_intervals(view, spans, [])
 
 
 def advance(view: View, experiment: Experiment, now: datetime, job: Job) -> SegmentPlan | Pause | Finished:
@@ -388,7 +350,7 @@ def advance(view: View, experiment: Experiment, now: datetime, job: Job) -> Segm
     decision = decide(view, now, job)
     if not decision.members:
         until, following, spans = _idle_walk(view, begin, end_us, job, until_members=True)
-        return Pause(now, from_us(until), decision.reason, _intervals(view, spans, []), following.sites)
+        return Pause(now, from_us(until), decision.reason, power_intervals(view, spans, []), following.sites)
     plan = plan_segment(view, experiment, now, job, decision)
     if not plan.rounds:
         return Pause(now, plan.end, f"no step completed: {plan.stop_reason}", plan.intervals, plan.sites)

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.alert_settings import AlertSettings
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
@@ -21,7 +23,7 @@ from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName,
 from curtail_pipeline.settings.rule_settings import RuleSettings
 from curtail_pipeline.settings.section import Section
 from curtail_pipeline.settings.sites import Site
-from curtail_pipeline.settings.trace_settings import TracesSettings
+from curtail_pipeline.settings.trace_settings import TracesSettings, on_file
 from curtail_pipeline.settings.training_settings import TrainingSettings
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -61,6 +63,7 @@ class Experiment(Section):
     corpus: CorpusSettings = CorpusSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -105,8 +108,8 @@ class Experiment(Section):
         return site.overheads or self.overheads
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end and liveness."""
-        content = self.model_dump(mode="json", exclude={"replay", "federation"})
+        """What a result depends on: everything but the replay speed, the clock's end, liveness and alerts."""
+        content = self.model_dump(mode="json", exclude={"replay", "federation", "alerts"})
         content["clock"].pop("end")
         return content
 
@@ -114,7 +117,8 @@ class Experiment(Section):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def explain(error: ValidationError, source: str) -> str:
+    """What is wrong with settings, in one line; `source` names them."""
     parts = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "experiment"
@@ -139,7 +143,7 @@ def parse_experiment(content: Any, source: str) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(_explain(error, source)) from error
+        raise SettingsError(explain(error, source)) from error
 
 
 def experiment_file(name_or_path: str | Path) -> Path:
@@ -169,19 +173,31 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     return parse_experiment(content, str(path))
 
 
-def with_traces(experiment: Experiment, path: str | Path) -> Experiment:
-    """The experiment on a trace file of g/kWh in place of its own traces, over the file's whole time.
+def with_traces(experiment: Experiment, path: str | Path, reading: Mapping[str, object] | None = None) -> Experiment:
+    """The experiment on a trace file in place of its own traces, over the file's whole time.
 
-    Its name gets the file's, so that its home is another one.
+    The file is read as the experiment's own traces are where those are a file, else as g/kWh in UTC. The experiment's
+    name gets the file's, so that its home is another one.
+
+    Args:
+        reading: keys of `traces` that are set for this file.
+
+    Raises:
+        SettingsError: a value that cannot be.
     """
     path = Path(path).resolve()
+    source = f"{experiment.name} with traces {path}"
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.name.split(".")[0])
+    try:
+        traces = on_file(experiment.traces, path, reading)
+    except ValidationError as error:
+        raise SettingsError(explain(error, source)) from error
     content = experiment.model_dump(mode="json") | {
         "name": f"{experiment.name}-{stem}"[:64],
-        "traces": {"provider": "file", "path": str(path)},
+        "traces": traces.model_dump(mode="json", exclude_unset=True) | {"provider": "file"},
         "clock": {},
     }
-    return parse_experiment(content, f"{experiment.name} with traces {path}")
+    return parse_experiment(content, source)
 
 
 ClockMode = Literal["headless", "replay", "live"]

@@ -1,5 +1,7 @@
 """Settings of rounds, of the outer step, and of the processes that a federation consists of."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from curtail_pipeline.settings.section import Section
@@ -26,3 +28,6 @@ class FederationSettings(Section):
     liveness_s: float = Field(default=10.0, gt=0)
     """A site whose agent shows no heartbeat for so long is lost to the round."""
     start_timeout_s: float = Field(default=120.0, gt=0)
+    replay: Literal["spare", "own"] = "spare"
+    """Who repeats a committed checkpoint: the sites' trainers in the time that live segments leave them, or a process
+    of its own on the machine that asks, which needs the sites' devices there."""

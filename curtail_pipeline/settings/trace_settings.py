@@ -1,9 +1,11 @@
 """Settings of the trace providers (the `traces` section of an experiment)."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from curtail_pipeline.settings.section import Section
 
@@ -90,7 +92,7 @@ class ForecastColumns(Section):
 
 
 class FileTraces(ProviderSettings):
-    """CSV (also .gz) or Parquet files, wide (`time, REGION, ...`) or long (`time, region, value`)."""
+    """CSV (also .gz and .zip), Parquet or .xlsx files, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
     implementation: ClassVar[str] = "curtail_pipeline.signals.files:FileProvider"
     provider: Literal["file"] = "file"
@@ -101,7 +103,17 @@ class FileTraces(ProviderSettings):
     time_column: str | None = None
     """The first column of a wide file, `time` of a long one when not given."""
     time_format: str | None = None
-    """strftime format of stamps that are not ISO 8601, e.g. `%m/%d/%y %H:%M`."""
+    """strftime format of stamps that are not ISO 8601, e.g. `%m/%d/%y %H:%M`. Of ranges that of the begin or of both
+    ends; `%Z` at its end reads abbreviations such as CDT as the timezone's."""
+    hour_column: str | None = None
+    """Beside a column of dates: hours or settlement periods of the day (1 to 25, HE01, 0 to 23, 1 to 50) or times of
+    day. Found by its name (Hour, HE, Period, ...) where the time column holds nothing but dates."""
+    period_s: int | None = Field(default=None, ge=60, le=86_400)
+    """What one number of the hour column stands for; an hour, or found from a day's last number, when not given."""
+    hours_from: Literal[0, 1] | None = None
+    """The first number of a day in the hour column, where it does not show."""
+    fold_column: str | None = None
+    """Column that is true (Y, 1) in the second pass of the hour that is repeated when clocks go back."""
     region_column: str = "region"
     """Of a long file."""
     value_column: str = "value"
@@ -113,19 +125,45 @@ class FileTraces(ProviderSettings):
     """The kind's canonical unit when not given."""
     kind: Kind = "marginal_intensity"
     timezone: str = "UTC"
-    """Of stamps without an offset; an IANA name."""
-    ambiguous: Literal["infer", "earliest", "latest", "refuse"] = "infer"
-    """Local stamps that occur twice when clocks go back. `infer` takes the first in the file as the earlier, and
-    refuses a stamp that is there only once."""
+    """Of stamps without an offset; an IANA name, or an offset from UTC such as `+10:00`."""
+    ambiguous: Literal["infer", "earliest", "latest", "drop", "refuse"] = "infer"
+    """Local stamps that occur twice when clocks go back. The order of the file tells which is which, oldest or newest
+    first; this says what happens to a stamp where it does not: `infer` refuses it, `earliest` and `latest` choose,
+    `drop` counts it as missing. `refuse` refuses all that have no offset and no fold_column."""
     interval: Literal["begin", "end"] = "begin"
-    """Whether a stamp is the begin or the end of the interval its value is for."""
-    cadence_s: int | None = Field(default=None, ge=1)
-    """Found from the stamps when not given."""
+    """Whether a stamp is the begin or the end of the interval its value is for. Ranges and numbered hours say so."""
+    cadence_s: int | None = Field(default=None, ge=1, validation_alias=AliasChoices("cadence_s", "cadence"))
+    """Seconds between values where the source measures without a pause; found from the stamps when not given."""
+    snap_s: float | None = Field(default=None, ge=0)
+    """How far stamps that jitter by seconds are moved to their cadence; a tenth of it, at most a minute, when not
+    given."""
+    separator: Literal[",", ";", "\t", "|"] = ","
+    """Of the columns of a CSV."""
+    decimal: Literal[".", ","] = "."
+    """The mark in 400.5; with a comma, a point separates thousands."""
+    skip_lines: int = Field(default=0, ge=0)
+    """Lines of a CSV before its header."""
+    sheet: str | None = None
+    """Of a spreadsheet; needed where it has several."""
+    where: dict[str, str | float] = Field(default_factory=dict)
+    """Column -> the value that the rows to read have in it, e.g. `INTERVENTION: 0`."""
+    combine: Literal["sum", "first", "last"] | None = None
+    """What several rows of a stamp and region come to. When not given, more than a few that disagree are refused."""
+    missing: Literal["null", "zero"] = "null"
+    """`zero`: a listing of curtailed power that leaves out the intervals without any; those are 0 MW."""
     forecast: ForecastColumns | None = None
 
     @model_validator(mode="after")
     def _measurable(self) -> "FileTraces":
         check_unit_of(self.kind, self.unit)
+        if self.missing == "zero" and "curtailed_power" not in self.kinds_declared:
+            raise ValueError(
+                "missing: zero declares a listing of curtailed power; set kind: curtailed_power, or leave it out"
+            )
+        if self.period_s is not None and 86_400 % self.period_s:
+            raise ValueError(f"period_s {self.period_s} does not divide a day; use e.g. 3600, 1800, 900 or 300")
+        if self.decimal == self.separator:
+            raise ValueError("decimal and separator are both ','; set separator to the mark between columns, e.g. ';'")
         seen: dict[tuple[str, Kind], str] = {}
         for name, entry in self.columns.items():
             held = (entry, self.kind) if isinstance(entry, str) else (entry.region, entry.kind or self.kind)
@@ -134,9 +172,34 @@ class FileTraces(ProviderSettings):
             seen[held] = name
         return self
 
+    @property
+    def kinds_declared(self) -> set[Kind]:
+        """The file's own kind and those of single columns."""
+        return {self.kind, *(c.kind for c in self.columns.values() if isinstance(c, Column) and c.kind)}
+
+
+def on_file(
+    declared: ProviderSettings | None, path: str | Path, given: Mapping[str, object] | None = None
+) -> FileTraces:
+    """The settings of another file, read as the declared traces are where those are a file (or one of several).
+
+    Args:
+        given: keys of FileTraces that are set in place of the declared ones. A kind without a unit is in its own unit.
+
+    Raises:
+        pydantic.ValidationError: a value that cannot be.
+    """
+    sources = declared.sources if isinstance(declared, CombinedTraces) else [declared]
+    files = [source for source in sources if isinstance(source, FileTraces)]
+    base = files[0].model_dump(exclude_unset=True) if len(files) == 1 else {}
+    given = given or {}
+    if "kind" in given and "unit" not in given:
+        base.pop("unit", None)
+    return FileTraces.model_validate({**base, **given, "path": str(path)})
+
 
 class WattTimeTraces(ProviderSettings):
-    """WattTime v3. Credentials come from WATTTIME_USERNAME and WATTTIME_PASSWORD."""
+    """WattTime v3. Credentials come from WATTTIME_USER and WATTTIME_PASSWORD."""
 
     implementation: ClassVar[str] = "curtail_pipeline.signals.watttime:WattTimeProvider"
     provider: Literal["watttime"] = "watttime"

@@ -5,7 +5,7 @@ windows close, which is the safe side.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -14,7 +14,8 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.section import Section
-from curtail_pipeline.signals.trace import Report
+from curtail_pipeline.signals.trace import Ingested, Report, Withheld
+from curtail_pipeline.signals.withhold import FROZEN_S, FROZEN_VALUES, Reason
 from curtail_pipeline.times import iso
 
 Severity = Literal["error", "warn"]
@@ -25,10 +26,15 @@ CHECKS: Final[Mapping[str, str]] = {
     "range": "Values are physically possible for their kind.",
     "duplicates": "One value per stamp; where the source gave several, whether they agreed.",
     "gaps": "Not too many stamps without a value.",
+    "zeros": "Zeros are measurements by the region's own history; those that stand for a missing value are withheld.",
+    "sentinels": "No value is a mark for a missing one, such as -999 or 9999; those are withheld.",
     "frozen_feed": "The feed moves. A long run of exact zeros is legal: it is what curtailment looks like.",
     "staleness": "The newest value is recent.",
 }
 """Names of the checks, with what each asserts."""
+
+_SHOWN: Final = 3
+"""Stretches that a description names."""
 
 
 class CheckLimits(Section):
@@ -48,10 +54,8 @@ class CheckLimits(Section):
     """Caps: 20,300 AUD (NEM 2025-26), 15,000 EUR (Europe, balancing), 5,000 USD (ERCOT)."""
     curtailed_max_mw: float = 100_000.0
     gap_share: float = 0.1
-    frozen_s: float = 6 * 3600.0
-    """Longest legal run of one value other than zero. The longest in 28 months of California: 4.8 h, at a cap."""
-    frozen_values: int = 24
-    """... and of at least so many values, so that an hourly feed may repeat itself."""
+    frozen_s: float = FROZEN_S
+    frozen_values: int = FROZEN_VALUES
     stale_s: float = 3600.0
 
 
@@ -135,23 +139,13 @@ def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> Check
         if bad.is_empty():
             return None, metadata
         metadata["outside"] = len(bad)
+        fix = " (declare kind: price if it is one)" if kind != "price" and bad["value"][0] < 0 else ""
         return (
             f"{len(bad)} values outside [{low:g}, {high:g}], the first {bad['value'][0]:g} at {iso(bad['time'][0])}; "
-            "check the source's unit and column, and leave invalid values empty"
+            f"check the source's unit and column{fix}, and leave invalid values empty"
         ), metadata
 
     return _per_kind(trace, "range", look, "all values are possible")
-
-
-def require_plausible(trace: pl.DataFrame) -> None:
-    """For commands that use a trace without storing it.
-
-    Raises:
-        TraceError: the unit or some value cannot be.
-    """
-    for outcome in (check_unit(trace), check_range(trace)):
-        if not outcome.passed:
-            raise TraceError(outcome.description)
 
 
 def check_duplicates(trace: pl.DataFrame, reports: Sequence[Report] = ()) -> CheckOutcome:
@@ -163,21 +157,26 @@ def check_duplicates(trace: pl.DataFrame, reports: Sequence[Report] = ()) -> Che
         first = iso(doubled.sort("time")["time"][0])
         text = f"{_region(trace)}: {len(doubled)} stamps occur twice, the first {first}; materialise the day again"
         return CheckOutcome("duplicates", False, "error", text, metadata)
-    if conflicts:
+    if conflicts and not all(r.chosen for r in reports):
         example = next(c for r in reports for c in r.conflict_examples)
         text = (
             f"{_region(trace)}: the source gave different values for {conflicts} stamps, e.g. {example.dropped:g} and "
             f"{example.kept:g} at {iso(example.time)}; the latest revision was kept. Remove the outdated rows or files "
-            "if that is not the right one"
+            "if that is not the right one, or choose with traces.where or traces.combine"
         )
         return CheckOutcome("duplicates", False, "warn", text, metadata)
     return CheckOutcome("duplicates", True, "error", "one value per stamp", metadata)
 
 
+def _is_withheld(rows: pl.DataFrame) -> pl.Series:
+    """Which values were taken away because they are no measurement; a check of their own speaks of them."""
+    return rows["value"].is_null() & rows["warnings"].str.contains("withheld: ", literal=True).fill_null(False)
+
+
 def check_gaps(
     trace: pl.DataFrame, expected: tuple[datetime, datetime] | None = None, limits: CheckLimits | None = None
 ) -> CheckOutcome:
-    """The share of stamps without a value.
+    """The share of stamps without a value; of withheld ones other checks speak. Holes of a recording only warn.
 
     Args:
         expected: the range that should be covered; what the table lacks of it counts as a gap. The table's own
@@ -190,9 +189,10 @@ def check_gaps(
         stamps = len(rows)
         if expected is not None:
             stamps = max(stamps, int((expected[1] - expected[0]).total_seconds() // step))
-        known = len(rows) - rows["value"].null_count()
+        withheld = _is_withheld(rows)
+        known = len(rows) - rows["value"].null_count() + int(withheld.sum())
         share = 1 - known / stamps if stamps else 0.0
-        longest = _longest_run(rows["value"].is_null().to_numpy().astype(np.int8), 1)[0]
+        longest = _longest_run((rows["value"].is_null() & ~withheld).to_numpy().astype(np.int8), 1)[0]
         metadata: Metadata = {
             "share": share,
             "missing": stamps - known,
@@ -208,12 +208,49 @@ def check_gaps(
 
     if trace.is_empty():
         return CheckOutcome("gaps", False, "error", "the source gave no stamps at all; check region and range", {})
-    return _per_kind(trace, "gaps", look, "coverage is sufficient")
+    found = _per_kind(trace, "gaps", look, "coverage is sufficient")
+    return found if expected is not None else replace(found, severity="warn")
 
 
-def check_frozen_feed(trace: pl.DataFrame, limits: CheckLimits | None = None) -> CheckOutcome:
+def check_withheld(
+    trace: pl.DataFrame, reports: Sequence[Report], name: str, reason: Reason, fine: str
+) -> CheckOutcome:
+    """Values that became null because they are no measurement. Windows stay closed there, so that it only warns."""
+    parts = [part for report in reports for part in report.withheld if part.reason == reason]
+    if not parts:
+        return CheckOutcome(name, True, "warn", fine)
+    count = sum(part.count for part in parts)
+    metadata: Metadata = {"withheld": count, "stretches": len(parts)}
+    return CheckOutcome(name, False, "warn", f"{_region(trace)}: {_withheld_text(reason, parts, count)}", metadata)
+
+
+def _withheld_text(reason: Reason, parts: Sequence[Withheld], count: int) -> str:
+    first = parts[0]
+    hours = sum((part.until - part.time).total_seconds() for part in parts) / 3600
+    many = f" in {len(parts)} stretches" if len(parts) > 1 else ""
+    when = f"{hours:.1f} h{many} from {iso(first.time)}"
+    longest = sorted(parts, key=lambda part: part.time - part.until)[:_SHOWN]
+    stands = ", ".join(
+        f"at {part.value:g} for {(part.until - part.time).total_seconds() / 3600:.1f} h from {iso(part.time)}"
+        for part in longest
+    )
+    what: dict[Reason, str] = {
+        "zero": f"{count} zeros ({when}) are no measurement by the region's own history: the signal jumps to exact "
+        "zero and back",
+        "sentinel": f"{count} values such as {first.value:g} ({when}) are marks for a missing value",
+        "stuck": f"stands {stands}{many}: the feed is stuck",
+    }
+    return f"{what[reason]}. They count as missing; fetch again, or leave them empty in the file"
+
+
+def check_frozen_feed(
+    trace: pl.DataFrame, limits: CheckLimits | None = None, reports: Sequence[Report] = ()
+) -> CheckOutcome:
     """A long run of one value other than zero: the feed repeats its last answer."""
     limit = limits or CheckLimits()
+    stuck = check_withheld(trace, reports, "frozen_feed", "stuck", "the feed moves")
+    if not stuck.passed:
+        return stuck
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
         known = rows.drop_nulls("value")
@@ -246,7 +283,8 @@ def check_staleness(
     until = min(now, end) if end is not None else now
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
-        known = rows.drop_nulls("value")
+        # Of a recording that ends in withheld values nothing can be fetched again; of a live source it may.
+        known = rows.filter(rows["value"].is_not_null() | (_is_withheld(rows) & (end is None)))
         if known.is_empty():
             return "has no value at all; check the source, its credentials and the region's name", {}
         last = known["time"][-1]
@@ -261,7 +299,8 @@ def check_staleness(
 
     if trace.is_empty():
         return CheckOutcome("staleness", False, "error", "there is no value; check region, range and source", {})
-    return _per_kind(trace, "staleness", look, "the newest value is recent")
+    found = _per_kind(trace, "staleness", look, "the newest value is recent")
+    return found if end is not None else replace(found, severity="warn")
 
 
 def run_checks(
@@ -284,9 +323,46 @@ def run_checks(
         check_range(trace, limits),
         check_duplicates(trace, reports),
         check_gaps(trace, covered, limits),
-        check_frozen_feed(trace, limits),
+        check_withheld(trace, reports, "zeros", "zero", "zeros are what the region has"),
+        check_withheld(trace, reports, "sentinels", "sentinel", "no marks for missing values"),
+        check_frozen_feed(trace, limits, reports),
         check_staleness(trace, now, covered and covered[1], limits),
     ]
+
+
+def check_recording(parts: Sequence[Ingested]) -> list[CheckOutcome]:
+    """All checks of recorded signals over their whole time, one outcome per name over all regions, as CHECKS orders.
+
+    Args:
+        parts: one region and kind each.
+
+    Raises:
+        TraceError: a check failed that would keep the trace out of the store.
+    """
+    by_region: dict[str, list[Ingested]] = {}
+    for part in parts:
+        if len(part.trace):
+            by_region.setdefault(str(part.trace["region"][0]), []).append(part)
+    found: dict[str, list[CheckOutcome]] = {}
+    for region_parts in by_region.values():
+        table = pl.concat(part.trace for part in region_parts)
+        end = max(part.trace["time"][-1] + timedelta(seconds=part.report.cadence_s) for part in region_parts)
+        for outcome in run_checks(table, now=end, reports=[part.report for part in region_parts]):
+            found.setdefault(outcome.name, []).append(outcome)
+    merged = [_merged(outcomes) for outcomes in found.values()]
+    blocking = [outcome.description for outcome in merged if outcome.blocking and not outcome.passed]
+    if blocking:
+        raise TraceError("; ".join(blocking))
+    return merged
+
+
+def _merged(outcomes: Sequence[CheckOutcome]) -> CheckOutcome:
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    if not failed:
+        return outcomes[0]
+    worst: Severity = "error" if any(outcome.blocking for outcome in failed) else "warn"
+    shown = [outcome.description for outcome in sorted(failed, key=lambda outcome: not outcome.blocking)]
+    return CheckOutcome(outcomes[0].name, False, worst, "; ".join(shown))
 
 
 def _cadence_s(rows: pl.DataFrame) -> float:

@@ -7,14 +7,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import polars as pl
 from pydantic import Field
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import ElectricityMapsTraces, Kind
-from curtail_pipeline.signals.http import A, Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
+from curtail_pipeline.signals.http import Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Ingested, normalise
 from curtail_pipeline.times import iso, utc_now
@@ -27,6 +27,7 @@ CADENCE_S: Final[Mapping[str, int]] = {"5_minutes": 300, "15_minutes": 900, "hou
 
 
 class _Point(Answer):
+    zone: str | None = None
     at: Stamp = Field(alias="datetime")
     value: Value | None = Field(default=None, alias="carbonIntensity")
     factors: str | None = Field(default=None, alias="emissionFactorType")
@@ -35,12 +36,29 @@ class _Point(Answer):
     updated: Known = Field(default=None, alias="updatedAt")
 
 
-class _History(Answer):
+class _Intensities(Answer):
+    zone: str | None = None
+    granularity: str | None = Field(default=None, alias="temporalGranularity")
+
+    def items(self) -> list[_Point]:
+        return []
+
+
+A = TypeVar("A", bound=_Intensities)
+
+
+class _History(_Intensities):
     history: list[_Point] | None = None
 
+    def items(self) -> list[_Point]:
+        return self.history or []
 
-class _PastRange(Answer):
+
+class _PastRange(_Intensities):
     data: list[_Point] | None = None
+
+    def items(self) -> list[_Point]:
+        return self.data or []
 
 
 class ElectricityMapsProvider(Provider):
@@ -118,12 +136,14 @@ class ElectricityMapsProvider(Provider):
         zone = self.settings.zones.get(region, region)
         asked = {
             "zone": zone,
+            # Without it a zone that is not known is answered for the place that asks.
+            "disableCallerLookup": "true",
             "temporalGranularity": self.settings.granularity,
             "emissionFactorType": self.settings.emission_factors,
             **params,
         }
         try:
-            return self._api.get(path, kind, asked, headers={"auth-token": token})
+            answer = self._api.get(path, kind, asked, headers={"auth-token": token})
         except ApiError as error:
             if error.status in (401, 403) and "past-range" in path:
                 reason = (
@@ -135,6 +155,18 @@ class ElectricityMapsProvider(Provider):
             else:
                 reason = f"check the zone of region {region!r} in traces.zones"
             raise ApiError(f"{error}; {reason}", error.status, error.body) from error
+        for answered in (answer.zone, *(item.zone for item in answer.items())):
+            _require_same(zone, answered, "zone")
+        _require_same(self.settings.granularity, answer.granularity, "granularity")
+        return answer
+
+
+def _require_same(asked: str, answered: str | None, what: str) -> None:
+    if answered is not None and answered != asked:
+        raise TraceError(
+            f"Electricity Maps was asked for {what} {asked!r} and answered for {answered!r}; check traces.zones, "
+            "traces.granularity and what the plan covers"
+        )
 
 
 def _points(items: list[_Point]) -> pl.DataFrame:

@@ -1,18 +1,23 @@
-"""Trace files as tables: CSV (also compressed) and Parquet, wide or long, to one row per value."""
+"""Trace files as tables, wide or long, to one row per value."""
 
-import csv
-import gzip
+import logging
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
-from curtail_pipeline.signals.stamps import parse_stamps
+from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, Kind, Unit
+from curtail_pipeline.signals.combine import Telling, summed, telling_columns
+from curtail_pipeline.signals.file_content import ROW, FileContent
+from curtail_pipeline.signals.file_times import FileTimes, is_time_part
+from curtail_pipeline.signals.flags import parse_flags
+from curtail_pipeline.signals.kinds import is_period_column, require_believable_names
+from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
+
+log = logging.getLogger(__name__)
 
 MISSING = ("", "-", "na", "n/a", "nan", "null", "none")
 """Texts that stand for a missing value, in any case."""
@@ -25,7 +30,8 @@ VALUES_SCHEMA: dict[str, pl.DataType] = {
 }
 """A file's values: POINT_SCHEMA and whose they are. Values are as in the file, in `unit`."""
 
-_GZIP = b"\x1f\x8b"
+_THOUSANDS = r"^[+-]?\d{1,3}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"
+"""Numbers with a decimal comma, with or without points between thousands."""
 
 
 def find_files(path: str | list[str]) -> list[Path]:
@@ -50,65 +56,35 @@ def find_files(path: str | list[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def column_names(path: Path) -> list[str]:
-    """The names of a file's columns.
-
-    Raises:
-        TraceError: the file cannot be read.
-    """
-    try:
-        if path.suffix == ".parquet":
-            return list(pl.read_parquet_schema(path))
-        with path.open("rb") as stream:
-            compressed = stream.read(2) == _GZIP
-        with gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig") as text:
-            header = next(csv.reader(text), [])
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, error) from error
-    return _unique(path, header)
-
-
-def _unique(path: Path, header: list[str]) -> list[str]:
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise TraceError(f"{path} has two columns {twice!r}; give each column a name of its own")
-    return header
-
-
-def _unreadable(path: Path, error: Exception) -> TraceError:
-    reason = " ".join(str(error).split())[:200]
-    return TraceError(f"{path} cannot be read as {path.suffix.lstrip('.') or 'CSV'}: {reason}; replace the file")
-
-
-def _read(path: Path, columns: Iterable[str]) -> pl.DataFrame:
-    wanted = list(columns)
-    try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path, columns=wanted)
-        rows = pl.read_csv(path, columns=wanted, infer_schema=False).select(wanted)
-        return rows.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _numbers(column: pl.Series, path: Path) -> pl.Series:
+def _numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".") -> pl.Series:
     if column.dtype.is_numeric():
         return column.cast(pl.Float64)
     if column.dtype == pl.Null:
         return pl.Series(column.name, [None] * len(column), dtype=pl.Float64)
-    if column.dtype.is_nested():
+    if column.dtype.is_nested() or column.dtype.is_temporal() or column.dtype in (pl.Binary, pl.Object):
         raise TraceError(
             f"{path}: column {column.name!r} holds {column.dtype}, not numbers; name the columns to read in "
             "traces.columns"
         )
     text = column.cast(pl.String).str.strip_chars()
-    numbers = text.cast(pl.Float64, strict=False)
+    plain = text
+    if decimal == ",":
+        fitting = text.str.contains(_THOUSANDS)
+        plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        plain = pl.select(pl.when(fitting).then(plain)).to_series()
+    numbers = plain.cast(pl.Float64, strict=False)
     bad = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
     if len(bad):
         row = int(bad[0])
+        fix = "leave a missing value empty, or name the columns to read in traces.columns"
+        if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", str(text[row])):
+            fix = (
+                "write a decimal point, or set traces.decimal to ',' if the comma is one (and does not part thousands)"
+            )
+        elif decimal == ",":
+            fix = "write 1.234,5 as traces.decimal ',' says, or set traces.decimal to '.'"
         raise TraceError(
-            f"{path}: {column[row]!r} in column {column.name!r}, data row {row + 1}, is not a number; leave a missing "
-            "value empty, or name the columns to read in traces.columns"
+            f"{path}: {column[row]!r} in column {column.name!r}, data row {rows[row]}, is not a number; {fix}"
         )
     return numbers
 
@@ -118,6 +94,7 @@ class TraceFiles:
 
     def __init__(self, settings: FileTraces) -> None:
         self.settings = settings
+        self._begins: set[bool] = set()
         self.files = find_files(settings.path)
         self.name = ", ".join(
             Path(p).name for p in ([settings.path] if isinstance(settings.path, str) else settings.path)
@@ -137,19 +114,59 @@ class TraceFiles:
         parts: list[pl.DataFrame] = []
         unmapped = set(self.settings.columns)
         for path in self.files:
-            names = column_names(path)
-            if self._is_long(path, names):
-                unmapped.clear()
-                parts.append(self._long(path, names))
-            else:
-                unmapped -= set(names)
-                parts.append(self._wide(path, names))
+            content = self._opened(path)
+            is_long = self._is_long(path, content.names)
+            unmapped = set() if is_long else unmapped - set(content.names)
+            part = self._long(content) if is_long else self._wide(content)
+            parts.append(summed(part) if self.settings.combine == "sum" else part)
         if unmapped:
             raise TraceError(
                 f"{self.name}: has no column {min(unmapped)!r}, which traces.columns names; it has "
-                f"{', '.join(column_names(self.files[0]))}"
+                f"{', '.join(self._opened(self.files[0]).names)}"
             )
+        if (text := sign_warning(self.settings.timezone)) is not None:
+            log.warning("%s: %s", self.name, text)
         return pl.concat(parts)
+
+    @property
+    def end_stamped(self) -> bool:
+        """Whether the times of `values` are interval ends.
+
+        Raises:
+            TraceError: those of some files are and those of others are not.
+        """
+        if len(self._begins) > 1:
+            raise TraceError(
+                f"{self.name}: some files name intervals by their begin, others by their end; read them apart"
+            )
+        return self.settings.interval == "end" and self._begins != {True}
+
+    def _opened(self, path: Path) -> FileContent:
+        settings = self.settings
+        return FileContent(path, settings.separator, settings.skip_lines, settings.sheet)
+
+    def _read(self, content: FileContent, columns: list[str]) -> pl.DataFrame:
+        """Columns of the rows that `traces.where` chooses."""
+        chosen = self.settings.where
+        unknown = next((name for name in chosen if name not in content.names), None)
+        if unknown is not None:
+            raise TraceError(
+                f"{content.path}: has no column {unknown!r}, which traces.where names; it has "
+                f"{', '.join(content.names)}"
+            )
+        table = content.read([*columns, *chosen])
+        for name, value in chosen.items():
+            held = table[name].cast(pl.String, strict=False).str.strip_chars()
+            same = held == str(value)
+            if isinstance(value, float):
+                same = same | (held.cast(pl.Float64, strict=False) == value).fill_null(False)
+            table = table.filter(same.fill_null(False))
+            if table.is_empty():
+                known = ", ".join(map(repr, held.unique().sort().head(5)))
+                raise TraceError(
+                    f"{content.path}: no row has {value!r} in column {name!r}, as traces.where asks; it holds {known}"
+                )
+        return table
 
     def _is_long(self, path: Path, names: list[str]) -> bool:
         settings = self.settings
@@ -169,17 +186,6 @@ class TraceFiles:
             raise TraceError(f"{path}: has no time column {name!r}; it has {', '.join(names)}. Set traces.time_column")
         return name
 
-    def _stamps(self, raw: pl.Series, path: Path, groups: pl.Series | None = None) -> pl.Series:
-        settings = self.settings
-        return parse_stamps(
-            raw,
-            str(path),
-            settings.timezone,
-            time_format=settings.time_format,
-            groups=groups,
-            ambiguous=settings.ambiguous,
-        ).alias("time")
-
     def _meaning(self, name: str) -> tuple[str, Kind, Unit]:
         """Region, kind and unit of a wide file's column."""
         settings = self.settings
@@ -190,44 +196,58 @@ class TraceFiles:
         inherited = settings.unit if kind == settings.kind else None
         return entry.region, kind, entry.unit or inherited or UNITS[kind][0]
 
-    def _wide(self, path: Path, names: list[str]) -> pl.DataFrame:
-        if not names:
-            raise TraceError(f"{path}: is empty; a trace needs a header line, a time column and a value column")
+    def _wide(self, content: FileContent) -> pl.DataFrame:
+        path, names = content.path, content.names
         time = self._time_column(path, names, names[0])
-        columns = [
-            name
-            for name in names
-            if name != time
-            and (name in self.settings.columns if self.settings.columns else True)
-            and not (self._forecast and self._forecast.fullmatch(name))
-        ]
+        columns = [name for name in names if self._is_signal(name, time)]
         if not columns and not self.settings.columns:
-            parted = next((f"{mark!r}" for mark in ";\t|" if mark in time), None)
-            fix = f"separate columns by commas, not by {parted}" if parted else "add a value column per region"
-            raise TraceError(f"{path}: has only the column {time!r}; {fix}")
-        raw = _read(path, [time, *columns])
-        stamps = self._stamps(raw[time], path)
+            raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
+        times = FileTimes(self.settings, content, time)
+        if self._undeclared(names):
+            require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
+        raw = self._read(content, [time, *times.columns, *columns])
+        numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
+        stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
+        self._begins.add(times.begins)
         parts = [
-            pl.DataFrame({"time": stamps, "value": _numbers(raw[name], path)}).with_columns(
-                region=pl.lit(region), kind=pl.lit(kind), unit=pl.lit(unit)
-            )
+            pl.DataFrame({"time": stamps, "value": numbers[name]})
+            .drop_nulls("time")
+            .with_columns(region=pl.lit(region), kind=pl.lit(kind), unit=pl.lit(unit))
             for name in columns
+            if name != times.hour_column
             for region, kind, unit in [self._meaning(name)]
         ]
         return pl.concat([_with_schema(part) for part in parts] or [pl.DataFrame(schema=VALUES_SCHEMA)])
 
-    def _long(self, path: Path, names: list[str]) -> pl.DataFrame:
+    def _is_signal(self, name: str, time: str) -> bool:
+        """Whether a wide file's column holds the values of a region."""
         settings = self.settings
+        if name in (time, settings.hour_column, settings.fold_column) or name in settings.where:
+            return False
+        if settings.columns:
+            return name in settings.columns
+        return (
+            not is_time_part(name)
+            and not is_period_column(name)
+            and not (self._forecast and self._forecast.fullmatch(name))
+        )
+
+    def _long(self, content: FileContent) -> pl.DataFrame:
+        settings, path, names = self.settings, content.path, content.names
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
         extra = [name for name in ("kind", "unit", "model", "estimated", "warnings", "updated") if name in others]
-        raw = _read(path, [time, settings.region_column, settings.value_column, *extra])
+        times = FileTimes(settings, content, time)
+        if self._undeclared(names):
+            require_believable_names(str(path), [settings.value_column])
+        raw = self._read(content, [time, settings.region_column, settings.value_column, *times.columns, *extra])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
         nameless = (regions.is_null() | (regions == "")).arg_true()
         if len(nameless):
             raise TraceError(
-                f"{path}: data row {int(nameless[0]) + 1} has no {settings.region_column!r}; name each row's region"
+                f"{path}: data row {raw[ROW][int(nameless[0])]} has no {settings.region_column!r}; name each "
+                "row's region"
             )
         kinds = (
             raw["kind"].cast(pl.String) if "kind" in extra else pl.Series([settings.kind] * len(raw), dtype=pl.String)
@@ -245,25 +265,53 @@ class TraceFiles:
                 settings.kind: settings.unit or UNITS[settings.kind][0]
             }
             units = kinds.replace_strict(own, return_dtype=pl.String)
+        values = _numbers(raw[settings.value_column], path, raw[ROW], settings.decimal)
+        groups = pl.select(pl.concat_str(regions, kinds, separator="/")).to_series()
+        stamps = times.utc(raw, groups, needed=values.is_not_null())
+        self._begins.add(times.begins)
         table = pl.DataFrame(
             {
-                "time": self._stamps(
-                    raw[time], path, pl.select(pl.concat_str(regions, kinds, separator="/")).to_series()
-                ),
+                "time": stamps,
                 "region": regions.replace(mapping),
                 "kind": kinds,
                 "unit": units,
-                "value": _numbers(raw[settings.value_column], path),
+                "value": values,
             }
         )
         for name in set(extra) - {"kind", "unit"}:
             column = raw[name]
             if name == "estimated":
-                column = column.cast(pl.String).str.to_lowercase().is_in(["true", "1", "yes"])
+                column = parse_flags(column, str(path), raw[ROW])
             elif name == "updated":
-                column = self._stamps(column, path)
+                column = times.revised(column, raw[ROW])
             table = table.with_columns(column.alias(name))
-        return _with_schema(table)
+        return _with_schema(table.drop_nulls("time"))
+
+    def _undeclared(self, names: list[str]) -> bool:
+        """Whether nobody said what the file's values measure."""
+        return "kind" not in self.settings.model_fields_set and "kind" not in names
+
+    def _kind_undeclared(self, name: str) -> bool:
+        entry = self.settings.columns.get(name)
+        return not isinstance(entry, Column) or entry.kind is None
+
+    def telling(self, region: str) -> list[Telling]:
+        """The columns that tell the rows of one stamp and region apart, best first."""
+        for path in self.files:
+            content = self._opened(path)
+            names = content.names
+            is_long = self._is_long(path, names)
+            used = [self.settings.region_column, self.settings.value_column] if is_long else []
+            default = next(name for name in (["time"] if is_long else []) + names if name in names and name not in used)
+            time = self.settings.time_column or default
+            rows = self._read(content, names)
+            if is_long:
+                own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
+                rows = rows.filter(rows[used[0]].cast(pl.String).str.strip_chars().is_in([region, *own]))
+            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, region])
+            if found:
+                return found
+        return []
 
     def forecasts(self) -> pl.DataFrame:
         """Forecast columns as `time` and one Float64 column per step, named by the step; empty without any.
@@ -275,7 +323,8 @@ class TraceFiles:
             return pl.DataFrame(schema={"time": POINT_SCHEMA["time"]})
         parts = []
         for path in self.files:
-            names = column_names(path)
+            content = self._opened(path)
+            names = content.names
             steps = {name: match[1] for name in names if (match := self._forecast.fullmatch(name))}
             if not steps:
                 raise TraceError(
@@ -283,10 +332,22 @@ class TraceFiles:
                     f"{', '.join(names)}"
                 )
             time = self._time_column(path, names, names[0])
-            raw = _read(path, [time, *steps])
-            numbers = [_numbers(raw[name], path).alias(step) for name, step in steps.items()]
-            parts.append(pl.DataFrame([self._stamps(raw[time], path), *numbers]))
+            times = FileTimes(self.settings, content, time)
+            raw = self._read(content, [time, *times.columns, *steps])
+            numbers = [
+                _numbers(raw[name], path, raw[ROW], self.settings.decimal).alias(step) for name, step in steps.items()
+            ]
+            parts.append(pl.DataFrame([times.utc(raw), *numbers]).drop_nulls("time"))
         return pl.concat(parts, how="diagonal").unique("time", keep="last", maintain_order=True).sort("time")
+
+
+def _region_of(entry: str | Column) -> str:
+    return entry if isinstance(entry, str) else entry.region
+
+
+def _any_value(numbers: dict[str, pl.Series]) -> pl.Series:
+    """Whether a row has a value in one of the columns."""
+    return pl.DataFrame(numbers).select(pl.any_horizontal(pl.all().is_not_null())).to_series()
 
 
 def _with_schema(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,7 +1,9 @@
-"""Traces from files: CSV and Parquet, wide (`time, REGION, ...`) or long (`time, region, value`)."""
+"""Traces from files: CSV, Parquet and spreadsheets, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +11,13 @@ from pathlib import Path
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind
+from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
+from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
+from curtail_pipeline.signals.kinds import require_believable_values
 from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.screen import screen_series
+from curtail_pipeline.signals.snapping import require_small_grid, snapped
 from curtail_pipeline.signals.trace import (
     FORECAST_SCHEMA,
     Ingested,
@@ -23,6 +29,11 @@ from curtail_pipeline.signals.trace import (
 )
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import utc_now
+
+log = logging.getLogger(__name__)
+
+ROUNDING_MW = 0.5
+"""A curtailed power above its negative is 0: possible less dispatched power, each rounded to a MW or less."""
 
 
 class FileProvider(Provider):
@@ -37,6 +48,7 @@ class FileProvider(Provider):
         self.settings = settings
         self.source = TraceFiles(settings)
         self._series: dict[tuple[str, Kind], Series] = {}
+        self._notes: dict[tuple[str, Kind], list[str]] = {}
 
     @cached_property
     def _values(self) -> pl.DataFrame:
@@ -73,20 +85,55 @@ class FileProvider(Provider):
                     f"{self.source.name}: {kind} of region {region!r} is given in {', '.join(map(str, units))}; "
                     f"give all its values in one of {', '.join(UNITS[kind])}"
                 )
-            self._series[region, kind] = build_series(
-                rows,
-                kind=kind,
-                unit=units[0],
-                cadence_s=self.settings.cadence_s,
-                end_stamped=self.settings.interval == "end",
-            )
+            self._series[region, kind] = self._built(region, kind, rows, units[0])
         return self._series[region, kind]
+
+    def _built(self, region: str, kind: Kind, rows: pl.DataFrame, unit: Unit) -> Series:
+        settings = self.settings
+        series = build_series(
+            self._cleaned(rows, kind),
+            kind=kind,
+            unit=unit,
+            cadence_s=settings.cadence_s,
+            end_stamped=self.source.end_stamped,
+            keep="first" if settings.combine == "first" else "last",
+        )
+        require_small_grid(series.points["time"], series.cadence_s, f"{self.source.name}, {region}")
+        if settings.combine is None and disagrees_much(series):
+            require_one_row_per_stamp(self.source.name, region, series, self.source.telling(region))
+        if "kind" not in settings.model_fields_set and kind == settings.kind:
+            require_believable_values(self.source.name, region, series.points["value"], series.cadence_s)
+        if "missing" not in settings.model_fields_set:
+            require_no_listing(self.source.name, region, kind, series)
+        return replace(series, absent_is_zero=settings.missing == "zero" and kind == "curtailed_power")
+
+    @cached_property
+    def _screened(self) -> dict[tuple[str, Kind], Series]:
+        """Every signal, without the values that are no measurement; an outage shows in several regions at once."""
+        return screen_series(
+            {(region, kind): self._series_of(region, kind) for region, kinds in self._signals.items() for kind in kinds}
+        )
+
+    def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+        """Rows on their cadence, without the negative powers that rounding leaves; what was changed is noted."""
+        name = f"{self.source.name}, {rows['region'][0]}"
+        times, note = snapped(rows["time"], name, self.settings.cadence_s, self.settings.snap_s)
+        notes = [note] if note is not None else []
+        rows = rows.with_columns(times.alias("time"))
+        rounded = pl.col("value").is_between(-ROUNDING_MW, 0, closed="left")
+        if kind == "curtailed_power" and (count := rows.filter(rounded).height):
+            rows = rows.with_columns(value=pl.when(rounded).then(0.0).otherwise("value"))
+            notes.append(f"{count} values between -{ROUNDING_MW:g} and 0 MW are taken for rounding and read as 0")
+        for text in notes:
+            log.warning("%s %s: %s", name, kind, text)
+        self._notes[rows["region"][0], kind] = notes
+        return rows
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
         chosen = self._kind(region, kind)
-        series = self._series_of(region, chosen)
+        series = self._screened[region, chosen]
         first, last = series.span or (start, start)
-        return to_trace(
+        found = to_trace(
             series,
             region=region,
             kind=chosen,
@@ -94,6 +141,15 @@ class FileProvider(Provider):
             start=max(start, first),
             end=min(end, last),
             retrieved_at=utc_now().replace(microsecond=0),
+        )
+        return replace(
+            found,
+            report=replace(
+                found.report,
+                warnings=(*found.report.warnings, *self._notes[region, chosen]),
+                screened=True,
+                chosen=self.settings.combine is not None,
+            ),
         )
 
     def forecasts(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> pl.DataFrame:
@@ -146,7 +202,7 @@ class FileProvider(Provider):
             for kind in kinds
             if (span := self._series_of(region, kind).span) is not None
         ]
-        if not spans:
+        if not spans or self._values["value"].null_count() == len(self._values):
             raise TraceError(f"{self.source.name}: has no value in any row; give a file with values")
         return min(first for first, _ in spans), max(last for _, last in spans)
 

@@ -158,7 +158,11 @@ class JsonApi:
         def once() -> A:
             if self._limiter is not None:
                 self._limiter.wait()
-            response = self._client.get(path, params=dict(params or {}), headers=dict(headers or {}), auth=auth)
+            try:
+                response = self._client.get(path, params=dict(params or {}), headers=dict(headers or {}), auth=auth)
+            except httpx.DecodingError as error:
+                text = f"{self.name}'s answer to {path} is corrupt ({error}); ask again later"
+                raise _Busy(ApiError(text, 502, ""), None) from error
             if response.is_success:
                 try:
                     content = response.json()

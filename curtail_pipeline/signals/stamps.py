@@ -1,158 +1,247 @@
-"""Time stamps of files to UTC: ISO 8601 or a given format, with an offset or in a named time zone.
+"""Time stamps of files: ISO 8601 and its near relatives, epochs, ranges, or a given format; to UTC by `local_time`."""
 
-Stamps in local time are never shifted silently: an hour that clocks skip is refused, an hour that they repeat is
-resolved by the order of the file, by a setting, or refused.
-"""
-
-from functools import cache
-from typing import Literal
-from zoneinfo import available_timezones
+import re
+from dataclasses import dataclass
+from datetime import timedelta
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.time_zones import abbreviated_offset
 from curtail_pipeline.times import TIME
 
-Ambiguous = Literal["infer", "earliest", "latest", "refuse"]
-
-_ISO_FORMATS = (
+_FORMATS = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
     "%Y%m%d %H%M%S",
     "%Y%m%d %H%M",
+    "%Y%m%d %H:%M:%S%.f",
+    "%Y%m%d %H:%M",
+    "%Y%m%d",
+    "%Y%m%d%H%M%S",
+    "%Y%m%d%H%M",
 )
+_NATIONAL = tuple(
+    f"{date} {time}".strip()
+    for date in ("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%y", "%m-%d-%Y", "%d-%m-%Y")
+    for time in ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "")
+)
+"""Formats that are not read unasked, since day and month cannot be told apart, but proposed where they fit."""
 _OFFSET = r"\s*([+-]\d{2}(?::?\d{2})?)$"
+_ABBREVIATION = r"\s*\(?\b([A-Z]{2,5})\)?$"
+_RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
+_ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
+_DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+_24 = r"([ T])24(:00(?::00(?:\.0+)?)?)?$"
+_EPOCHS = {10: 1_000_000, 13: 1_000, 16: 1}
+"""Microseconds in the unit of an epoch, by its number of digits."""
 
 
-_known_timezones = cache(available_timezones)
+@dataclass(frozen=True)
+class Stamps:
+    """Stamps of a column, as they are written."""
 
-
-def _check_timezone(timezone: str, source: str) -> None:
-    if timezone != "UTC" and timezone not in _known_timezones():
-        raise TraceError(
-            f"{source}: unknown timezone {timezone!r}; use an IANA name such as America/Los_Angeles, or UTC"
-        )
-
-
-def localise(naive: pl.Series, groups: pl.Series | None, source: str, timezone: str, ambiguous: Ambiguous) -> pl.Series:
-    """Stamps without a zone (null where there is none to convert), read as local time of `timezone`, to UTC.
-
-    Args:
-        groups: what each stamp belongs to; a stamp may occur once per group and pass of the clock. None: one group.
-
-    Raises:
-        TraceError: a stamp that clocks skipped, or a repeated one that cannot be told apart.
-    """
-    _check_timezone(timezone, source)
-    if timezone == "UTC":
-        return naive.dt.replace_time_zone("UTC")
-    table = pl.DataFrame({"naive": naive}).with_columns(group=pl.lit(0) if groups is None else groups)
-    table = table.with_columns(
-        earliest=pl.col("naive").dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null"),
-        latest=pl.col("naive").dt.replace_time_zone(timezone, ambiguous="latest", non_existent="null"),
-    )
-    skipped = table.filter(pl.col("naive").is_not_null() & pl.col("earliest").is_null())
-    if len(skipped):
-        raise TraceError(
-            f"{source}: {skipped['naive'][0]} does not exist in {timezone}, where clocks skip that hour; the stamps "
-            "are in another zone, so set traces.timezone to it (e.g. UTC, or Etc/GMT+8: Pacific standard time all year)"
-        )
-    if ambiguous in ("earliest", "latest"):
-        return table[ambiguous].dt.convert_time_zone("UTC")
-    repeated = table["earliest"] != table["latest"]
-    if not repeated.any():
-        return table["earliest"].dt.convert_time_zone("UTC")
-    table = table.with_columns(
-        repeated=repeated,
-        nth=pl.int_range(pl.len()).over("group", "naive"),
-        times=pl.len().over("group", "naive"),
-    )
-    unclear = table.filter("repeated" if ambiguous == "refuse" else pl.col("repeated") & (pl.col("times") != 2))
-    if len(unclear):
-        row = unclear.row(0, named=True)
-        raise TraceError(
-            f"{source}: {row['naive']} occurs twice in {timezone}, where clocks go back, and is {row['times']} times "
-            "in the file, so that its UTC time is not known; set traces.ambiguous to earliest or latest, or give "
-            "stamps with an offset"
-        )
-    late = pl.col("repeated") & (pl.col("nth") == 1)
-    return table.select(pl.when(late).then("latest").otherwise("earliest").alias("time"))["time"].dt.convert_time_zone(
-        "UTC"
-    )
+    naive: pl.Series
+    """Datetime[us] without a zone; with the offset taken off where there is one. Not null."""
+    utc: pl.Series
+    """Boolean: `naive` is UTC, because the stamp says its offset."""
+    begins: bool = False
+    """They are begins, because each stamp is a range."""
+    at_24: bool = False
+    """Some are 24:00."""
 
 
 def parse_stamps(
     text: pl.Series,
     source: str,
-    timezone: str = "UTC",
-    *,
     time_format: str | None = None,
-    groups: pl.Series | None = None,
-    ambiguous: Ambiguous = "infer",
-) -> pl.Series:
-    """Parse stamps to `Datetime("us", "UTC")`; those without an offset are in `timezone`.
+    zone: str | timedelta = "UTC",
+    rows: pl.Series | None = None,
+) -> Stamps:
+    """Parse a column of stamps.
+
+    Args:
+        zone: tells what an abbreviation such as CDT in a stamp stands for.
+        rows: number of each row in the file, for errors; counted from 1 when not given.
 
     Raises:
-        TraceError: a stamp cannot be parsed (names its value and row), the time zone is unknown, or a local stamp
-            has no one UTC time.
+        TraceError: one cannot be parsed (names its value and row), or the format is none.
     """
-    _check_timezone(timezone, source)
-    if text.dtype == pl.Datetime:
-        if text.null_count():
-            raise TraceError(f"{source}: data row {text.is_null().arg_true()[0] + 1} has no time; give every row one")
-        if text.dtype.time_zone is not None:  # type: ignore[attr-defined]
-            return text.dt.convert_time_zone("UTC").cast(TIME)
-        return localise(text.cast(pl.Datetime("us")), groups, source, timezone, ambiguous).cast(TIME)
+    numbers = pl.Series(range(1, len(text) + 1)) if rows is None else rows
+    if text.null_count():
+        raise TraceError(
+            f"{source}: data row {numbers[int(text.is_null().arg_true()[0])]} has no time in column {text.name!r}; "
+            "give every row one"
+        )
+    if isinstance(text.dtype, pl.Datetime):
+        aware = text.dtype.time_zone is not None
+        naive = (text.dt.convert_time_zone("UTC") if aware else text).dt.replace_time_zone(None)
+        return Stamps(naive.cast(pl.Datetime("us")), pl.Series([aware] * len(text), dtype=pl.Boolean))
     if text.dtype == pl.Date:
-        return localise(text.cast(pl.Datetime("us")), groups, source, timezone, ambiguous).cast(TIME)
+        return Stamps(text.cast(pl.Datetime("us")), pl.Series([False] * len(text), dtype=pl.Boolean))
+    if text.dtype.is_numeric() and time_format is None and (epoch := _epoch(text.cast(pl.Float64))) is not None:
+        return epoch
     if text.dtype != pl.String:
         raise TraceError(
             f"{source}: the time column {text.name!r} holds {text.dtype}, not times; choose another with "
             "traces.time_column, or store times as ISO 8601 or timestamps"
         )
-    stripped = text.str.strip_chars()
-    if time_format is not None:
-        parts = pl.DataFrame({"stamp": stripped.str.to_datetime(time_format, time_unit="us", strict=False)})
-        if parts["stamp"].dtype.time_zone is not None:  # type: ignore[attr-defined]
-            return _without_unparsed(parts["stamp"], text, source, time_format).dt.convert_time_zone("UTC").cast(TIME)
-        parts = parts.with_columns(offset=pl.lit(None, pl.String))
-    else:
-        cleaned = stripped.str.replace(r"\s*[Zz]$", "+00:00").str.replace("[Tt]", " ")
+    return _Parser(text, source, time_format, zone, numbers).parsed()
+
+
+def _epoch(values: pl.Series) -> Stamps | None:
+    """Numbers since 1970 as stamps, where all have the size that one unit gives in our days."""
+    for digits, factor in _EPOCHS.items():
+        low, high = 10.0 ** (digits - 1), 1.9 * 10.0 ** (digits - 1)
+        if len(values) and values.is_between(low, high).all():
+            micros = (values * factor).round().cast(pl.Int64)
+            return Stamps(micros.cast(pl.Datetime("us")), pl.Series([True] * len(values), dtype=pl.Boolean))
+    return None
+
+
+class _Parser:
+    """Texts of one column, brought step by step to what a format can parse."""
+
+    def __init__(
+        self, text: pl.Series, source: str, time_format: str | None, zone: str | timedelta, rows: pl.Series
+    ) -> None:
+        self.given, self.source, self.format, self.zone, self.rows = text, source, time_format, zone, rows
+        self.text = text.str.strip_chars()
+        self.begins = False
+
+    def parsed(self) -> Stamps:
+        if self.format is None and self.text.str.contains(r"^\d{10}$|^\d{13}$|^\d{16}$").all():
+            epoch = _epoch(self.text.cast(pl.Float64, strict=False))
+            if epoch is not None:
+                return epoch
+        self._take_begins()
+        abbreviated = self._take_abbreviations()
+        end_of_day = self.text.str.contains(_24)
+        if end_of_day.any():
+            self.text = self.text.str.replace(_24, "${1}00$2")
+        naive, offset = self._formatted() if self.format is not None else self._iso()
+        offset = pl.select(pl.coalesce(abbreviated, offset)).to_series()
+        stamp = pl.select(
+            pl.when(end_of_day.fill_null(False)).then(naive + timedelta(days=1)).otherwise(naive)
+            - offset.fill_null(timedelta(0))
+        ).to_series()
+        return Stamps(stamp.cast(pl.Datetime("us")), offset.is_not_null(), self.begins, bool(end_of_day.any()))
+
+    def _take_begins(self) -> None:
+        """Of ranges (`a - b`) the first end."""
+        if self.format is not None and (both := re.match(r"^(.*%[HIsT].*?)\s+[-–—]\s+(%.+)$", self.format)):
+            self.format = both[1]
+        first, last = (
+            pl.select(pl.coalesce(self.text.str.extract(_RANGE, n), self.text.str.extract(_ISO_RANGE, n))).to_series()
+            for n in (1, 2)
+        )
+        # A date and a time of day that are joined by a dash are no range.
+        timed = first.str.contains("[:T]") | last.str.contains(_DATE)
+        begin = pl.select(pl.when(timed).then(first)).to_series()
+        if begin.null_count() == len(begin) or (self.format is not None and " - " in self.format):
+            return
+        if begin.null_count():
+            self._refuse(begin.is_null(), "is not a range as other rows are", "give all rows in one form")
+        self.text, self.begins = begin, True
+
+    def _take_abbreviations(self) -> pl.Series:
+        """The offsets that trailing abbreviations (CDT) stand for, as Duration; they are cut off."""
+        none = pl.Series([None] * len(self.text), dtype=pl.Duration("us"))
+        if self.format is not None and "%Z" in self.format:
+            stripped = re.sub(r"\s*\(?%Z\)?$", "", self.format)
+            if "%Z" in stripped:
+                raise TraceError(
+                    f"{self.source}: traces.time_format {self.format!r} has %Z inside; a zone is read at the end of a "
+                    "stamp only. Give stamps with an offset"
+                )
+            self.format = stripped
+        names = self.text.str.extract(_ABBREVIATION, 1)
+        names = pl.select(pl.when(~names.is_in(["AM", "PM"])).then(names)).to_series()
+        known = {name: self._offset_of(name, names) for name in names.drop_nulls().unique(maintain_order=True)}
+        if not known:
+            return none
+        self.text = pl.select(
+            pl.when(names.is_not_null()).then(self.text.str.replace(_ABBREVIATION, "")).otherwise(self.text)
+        ).to_series()
+        return names.replace_strict(known, default=None, return_dtype=pl.Duration("us"))
+
+    def _offset_of(self, name: str, names: pl.Series) -> timedelta:
+        value = self.given[int((names == name).arg_true()[0])]
+        return abbreviated_offset(name, self.zone, self.source, value)
+
+    def _formatted(self) -> tuple[pl.Series, pl.Series]:
+        """Stamps in the declared format and their offsets (null: none)."""
+        assert self.format is not None
+        form, text = self.format, self.text
+        if re.search("%[HI]", form) and not re.search("%[MTRrX]", form):
+            form, text = f"{form}:%M", text + ":00"
+        try:
+            stamp = text.str.to_datetime(form, time_unit="us", strict=False)
+        except pl.exceptions.PolarsError as error:
+            raise TraceError(
+                f"{self.source}: traces.time_format {self.format!r} is not a format: {str(error).splitlines()[0]}; "
+                "write one like %m/%d/%Y %H:%M"
+            ) from error
+        self._refuse(
+            stamp.is_null(), f"is not a time as traces.time_format {self.format!r} says", "correct it or the format"
+        )
+        if isinstance(stamp.dtype, pl.Datetime) and stamp.dtype.time_zone is not None:
+            utc = stamp.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+            return utc, pl.Series([timedelta(0)] * len(utc), dtype=pl.Duration("us"))
+        return stamp, pl.Series([None] * len(stamp), dtype=pl.Duration("us"))
+
+    def _iso(self) -> tuple[pl.Series, pl.Series]:
+        cleaned = self.text.str.replace(r"\s*[Zz]$", "+00:00").str.replace(r"(\d)[Tt]", "$1 ")
+        cleaned = cleaned.str.replace(r"^(\d{4})/(\d{1,2})/(\d{1,2})", "$1-$2-$3")
+        cleaned = cleaned.str.replace(r"^(\d{4}-\d{2}-\d{2}|\d{8}) (\d{2})((?:[+-]\d{2}(?::?\d{2})?)?)$", "$1 $2:00$3")
+        cleaned = cleaned.str.replace(r"^((?:19|20)\d{6})(\d{2})$", "$1 $2:00")
         # A date's own dashes are no offset.
-        offset = cleaned.str.extract(r"\s\d{2}:?\d{2}\S*?" + _OFFSET, 1)
-        naive = pl.select(pl.when(offset.is_not_null()).then(cleaned.str.replace(_OFFSET, "")).otherwise(cleaned))
-        bare_text = naive.to_series()
-        stamp = bare_text.str.to_datetime(_ISO_FORMATS[0], time_unit="us", strict=False)
-        for form in _ISO_FORMATS[1:]:
+        sign = cleaned.str.extract(r"\s\d{2}:?\d{2}\S*?" + _OFFSET, 1)
+        bare = pl.select(pl.when(sign.is_not_null()).then(cleaned.str.replace(_OFFSET, "")).otherwise(cleaned))
+        text = bare.to_series()
+        stamp = text.str.to_datetime(_FORMATS[0], time_unit="us", strict=False)
+        for form in _FORMATS[1:]:
             if not stamp.null_count():
                 break
-            stamp = stamp.fill_null(bare_text.str.to_datetime(form, time_unit="us", strict=False))
-        parts = pl.DataFrame({"stamp": stamp, "offset": offset})
-    _without_unparsed(parts["stamp"], text, source, time_format)
-    digits = pl.col("offset").str.replace(":", "")
-    minutes = digits.str.slice(1, 2).cast(pl.Int64) * 60 + digits.str.slice(3, 2).str.pad_end(2, "0").cast(pl.Int64)
-    signed = pl.when(digits.str.starts_with("-")).then(-minutes).otherwise(minutes)
-    with_offset = parts.select((pl.col("stamp") - pl.duration(minutes=signed)).dt.replace_time_zone("UTC"))
-    if parts["offset"].null_count() == 0:
-        return with_offset.to_series().cast(TIME)
-    bare = parts.select(pl.when(pl.col("offset").is_null()).then("stamp")).to_series()
-    local = localise(bare, groups, source, timezone, ambiguous)
-    return pl.DataFrame([with_offset.to_series().alias("a"), local.alias("b")]).select(
-        time=pl.coalesce("a", "b").cast(TIME)
-    )["time"]
+            stamp = stamp.fill_null(text.str.to_datetime(form, time_unit="us", strict=False))
+        if stamp.null_count():
+            self._refuse(stamp.is_null(), "is not a time in ISO 8601", self._proposal())
+        digits = pl.col("sign").str.replace(":", "")
+        size = pl.duration(
+            hours=digits.str.slice(1, 2).cast(pl.Int64),
+            minutes=digits.str.slice(3, 2).str.pad_end(2, "0").cast(pl.Int64),
+            time_unit="us",
+        )
+        signed = pl.when(digits.str.starts_with("-")).then(-size).otherwise(size)
+        return stamp, pl.DataFrame({"sign": sign}).select(signed).to_series()
 
+    def _proposal(self) -> str:
+        """The formats of traces.time_format that all rows fit."""
+        fitting: dict[str, pl.Series] = {}
+        for form in _NATIONAL:
+            parsed = self.text.str.to_datetime(form, time_unit="us", strict=False)
+            if not parsed.null_count() and (parsed.dt.year() > 1900).all():
+                fitting[form] = parsed
+        if not fitting:
+            return "write e.g. 2026-01-11T17:00:00Z, or give the file's format as traces.time_format"
+        if len(fitting) == 1:
+            return f"set traces.time_format to {next(iter(fitting))!r}"
+        return "set traces.time_format to " + ", or to ".join(
+            f"{form!r} (row 1 is {parsed[0]:%d %B %Y})" for form, parsed in fitting.items()
+        )
 
-def _without_unparsed(stamps: pl.Series, text: pl.Series, source: str, time_format: str | None) -> pl.Series:
-    bad = stamps.is_null().arg_true()
-    if len(bad):
-        row = int(bad[0])
-        if time_format is not None:
-            expected, fix = f"as traces.time_format {time_format!r} says", "correct it or the format"
-        else:
-            expected = "in ISO 8601"
-            fix = (
-                "write e.g. 2026-01-11T17:00:00Z, or give the file's format as traces.time_format, e.g. %m/%d/%y %H:%M"
+    def _refuse(self, bad: pl.Series, what: str, fix: str) -> None:
+        rows = bad.arg_true()
+        if len(rows):
+            row = int(rows[0])
+            raise TraceError(
+                f"{self.source}: {self.given[row]!r} in column {self.given.name!r}, data row {self.rows[row]}, {what}; "
+                f"{fix}"
             )
-        raise TraceError(f"{source}: {text[row]!r} in data row {row + 1} is not a time {expected}; {fix}")
-    return stamps
+
+
+def to_utc(stamps: Stamps, local: pl.Series) -> pl.Series:
+    """Stamps that say their offset, and what `localise` made of the others."""
+    own = stamps.naive.dt.replace_time_zone("UTC")
+    return pl.select(pl.when(stamps.utc).then(own).otherwise(local)).to_series().cast(TIME).alias("time")

@@ -12,7 +12,7 @@ parameters: not on how a range is split, nor on which other regions are asked fo
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -194,7 +194,7 @@ class SyntheticProvider(Provider):
         points = pl.DataFrame(
             {"time": pl.Series(epoch * 1_000_000).cast(TIME), "value": values, "model": [MODEL] * len(values)}
         )
-        return normalise(
+        found = normalise(
             points,
             region=region,
             kind=chosen,
@@ -205,6 +205,7 @@ class SyntheticProvider(Provider):
             retrieved_at=utc_now().replace(microsecond=0),
             cadence_s=cadence,
         )
+        return replace(found, report=replace(found.report, screened=True))
 
     def regions(self) -> list[str] | None:
         return None

@@ -6,12 +6,15 @@ finest one by holding; a hole in it stays a hole.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, Kind, Unit
+from curtail_pipeline.signals.cadence import local_cadence
+from curtail_pipeline.signals.withhold import Reason
 from curtail_pipeline.times import TIME, iso, times_column
 
 TRACE_SCHEMA: dict[str, pl.DataType] = {
@@ -55,13 +58,6 @@ CANONICAL_UNIT: dict[Kind, Unit] = {kind: units[0] for kind, units in UNITS.item
 TO_G_PER_KWH: dict[Unit, float] = {"g/kWh": 1.0, "kg/kWh": 1000.0, "lb/MWh": 0.45359237}
 """Factors to g/kWh. 1 lb = 0.45359237 kg exactly (international avoirdupois pound), so 1 lb/MWh = 0.45359237 g/kWh."""
 
-DEFAULT_CADENCE_S = 300
-"""Cadence of a range in which a source gave fewer than two stamps: the five minutes of WattTime and most grids."""
-
-_LONGEST_HELD_S = 3600
-_ESTABLISHED = 3
-_SHORTEST_FOUND_S = 60
-
 
 def conversion_factor(kind: Kind, unit: Unit) -> float:
     """What a value in `unit` is multiplied by to be in the canonical unit of `kind`.
@@ -84,6 +80,17 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """Neighbouring values that became null because they are no measurement (`signals/withhold.py`)."""
+
+    reason: Reason
+    time: datetime
+    until: datetime
+    value: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What normalisation found in a provider's answer. Counts are of stamps."""
 
@@ -92,12 +99,19 @@ class Report:
     """Rows dropped because an equal value for the stamp is kept."""
     conflicts: int = 0
     """Stamps for which the source gave different values."""
+    disagreeing: int = 0
+    """Rows dropped because another value for the stamp is kept."""
     conflict_examples: tuple[Conflict, ...] = ()
     nulls: int = 0
     """Grid stamps without a value."""
     off_grid: int = 0
     """Source stamps beside the grid, held from the next grid stamp on."""
     warnings: tuple[str, ...] = ()
+    withheld: tuple[Withheld, ...] = ()
+    screened: bool = False
+    """Values that are no measurement were looked for in all that the source has."""
+    chosen: bool = False
+    """The settings say which of several values for a stamp counts."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,13 @@ LONGEST_GAP = timedelta(days=366)
 """A longer hole in a trace is taken for a wrong stamp."""
 YEARS = (1970, 2200)
 
-_DROPPED_SCHEMA = {"time": TIME, "dropped": pl.Float64(), "kept": pl.Float64(), "conflict": pl.Boolean()}
+_DROPPED_SCHEMA = {
+    "time": TIME,
+    "dropped": pl.Float64(),
+    "kept": pl.Float64(),
+    "conflict": pl.Boolean(),
+    "revised": pl.Boolean(),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +147,9 @@ class Series:
     dropped: pl.DataFrame
     cadence_s: int
     anchor_s: int
+    withheld: tuple[Withheld, ...] = ()
+    absent_is_zero: bool = False
+    """The source lists what is not zero: between the first and the last stamp, where nothing is valid, it is 0."""
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -147,58 +170,36 @@ def _complete(points: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _unique(points: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _unique(points: pl.DataFrame, keep: Literal["first", "last"] = "last") -> tuple[pl.DataFrame, pl.DataFrame]:
     """One row per stamp, the last revision that has a value; and the others (_DROPPED_SCHEMA)."""
     if points["time"].is_unique().all():
         return points.sort("time"), pl.DataFrame(schema=_DROPPED_SCHEMA)
-    ordered = points.with_row_index("order").sort("time", pl.col("value").is_not_null(), "updated", "order")
+    order = pl.int_range(pl.len()) if keep == "last" else -pl.int_range(pl.len())
+    ordered = points.with_columns(order=order).sort("time", pl.col("value").is_not_null(), "updated", "order")
     kept = ordered.unique("time", keep="last", maintain_order=True)
     others = ordered.join(kept.select("order"), on="order", how="anti", maintain_order="left").join(
-        kept.select("time", kept="value"), on="time", how="left", maintain_order="left"
+        kept.select("time", kept="value", later="updated"), on="time", how="left", maintain_order="left"
     )
     # A null beside a value is a gap that was filled later, not a disagreement.
     differs = (pl.col("value") - pl.col("kept")).abs() > 1e-9 * pl.col("kept").abs().clip(1e-6)
     dropped = others.select(
-        "time", pl.col("value").alias("dropped"), "kept", differs.fill_null(False).alias("conflict")
+        "time",
+        pl.col("value").alias("dropped"),
+        "kept",
+        differs.fill_null(False).alias("conflict"),
+        (pl.col("updated") < pl.col("later")).fill_null(False).alias("revised"),
     )
     return kept.drop("order"), dropped
 
 
-def local_cadence(seconds: np.ndarray) -> tuple[np.ndarray, int]:
-    """How long each stamp is valid, and the finest cadence.
-
-    A difference between neighbours that occurs three times in a row is a cadence of the source; a longer one is a
-    hole, of which only the neighbouring cadence is valid. Differences of more than an hour are holes as well, unless
-    nothing is finer. Where none repeats so often, the cadence is the largest of which all differences are multiples.
-
-    Args:
-        seconds: sorted unique stamps [n] in seconds since the epoch.
-
-    Returns:
-        Validity in seconds [n] and the finest cadence in seconds.
-    """
-    steps = np.diff(seconds)
-    if len(steps) == 0:
-        return np.full(len(seconds), DEFAULT_CADENCE_S), DEFAULT_CADENCE_S
-    starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
-    lengths = np.diff(np.r_[starts, len(steps)])
-    established = np.repeat(lengths >= _ESTABLISHED, lengths)
-    if established.any():
-        finest = max(1, round(steps[established].min()))
-    else:
-        common = int(np.gcd.reduce(np.round(steps).astype(np.int64)))
-        finest = common if common >= _SHORTEST_FOUND_S else max(1, round(np.median(steps)))
-    established &= (steps <= _LONGEST_HELD_S) | (steps == finest)
-    index = np.where(established, np.arange(len(steps)), -1)
-    left = np.maximum.accumulate(index)
-    first = int(np.argmax(established)) if established.any() else -1
-    neighbour = np.where(left >= 0, steps[left], steps[first] if first >= 0 else finest)
-    valid = np.minimum(steps, np.where(established, steps, neighbour))
-    return np.r_[valid, valid[-1]], finest
-
-
 def build_series(
-    points: pl.DataFrame, *, kind: Kind, unit: Unit, cadence_s: int | None = None, end_stamped: bool = False
+    points: pl.DataFrame,
+    *,
+    kind: Kind,
+    unit: Unit,
+    cadence_s: int | None = None,
+    end_stamped: bool = False,
+    keep: Literal["first", "last"] = "last",
 ) -> Series:
     """Clean a source's values of one region and find their cadence.
 
@@ -206,12 +207,13 @@ def build_series(
         points: POINT_SCHEMA, values in `unit`, any order.
         cadence_s: the source's cadence where it is known; found from the stamps otherwise.
         end_stamped: a stamp marks the end of its interval; it is moved to the interval's begin.
+        keep: which of several rows for a stamp of one revision.
 
     Raises:
         TraceError: the unit cannot measure the kind, or a stamp is far from all others.
     """
     factor = conversion_factor(kind, unit)
-    rows, dropped = _unique(_complete(points).with_columns(pl.col("value") * factor))
+    rows, dropped = _unique(_complete(points).with_columns(pl.col("value") * factor), keep)
     stamps = rows["time"].dt.epoch("us").to_numpy()
     _require_one_period(rows["time"])
     seconds = stamps / 1_000_000
@@ -270,10 +272,13 @@ def to_trace(
     held = grid.join_asof(points, on="time", strategy="backward").with_columns(
         valid=(pl.col("time") < pl.col("valid_until")).fill_null(False)
     )
+    absent = pl.lit(None, pl.Float64)
+    if series.absent_is_zero and series.span is not None:
+        absent = pl.when(pl.col("time").is_between(*series.span, closed="left")).then(0.0)
     trace = held.select(
         "time",
         pl.lit(region).alias("region"),
-        pl.when("valid").then(pl.col("value")).alias("value"),
+        pl.when("valid").then(pl.col("value")).otherwise(absent).alias("value"),
         pl.lit(kind).alias("kind"),
         pl.lit(CANONICAL_UNIT[kind]).alias("unit"),
         pl.lit(source).alias("source"),
@@ -290,12 +295,14 @@ def to_trace(
         cadence_s=series.cadence_s,
         duplicates=len(dropped.filter(~pl.col("conflict"))),
         conflicts=len(conflicts),
+        disagreeing=len(dropped.filter("conflict")),
         conflict_examples=tuple(
             Conflict(row["time"], row["kept"], row["dropped"]) for row in conflicts.head(5).iter_rows(named=True)
         ),
         nulls=trace["value"].null_count(),
         off_grid=len(points.filter(inside & beside)),
         warnings=tuple(trace["warnings"].drop_nulls().unique(maintain_order=True).to_list()),
+        withheld=tuple(part for part in series.withheld if part.time < end and part.until > start),
     )
     return Ingested(trace, report)
 

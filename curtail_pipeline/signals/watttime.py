@@ -4,6 +4,7 @@ Values come in lb CO2/MWh and are valid from `point_time` for `meta.data_point_p
 https://docs.watttime.org.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,10 @@ from pydantic import Field
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit, WattTimeTraces
+from curtail_pipeline.signals.cadence import DEFAULT_CADENCE_S
 from curtail_pipeline.signals.http import A, Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.trace import (
-    DEFAULT_CADENCE_S,
     FORECAST_SCHEMA,
     POINT_SCHEMA,
     TO_G_PER_KWH,
@@ -27,6 +28,8 @@ from curtail_pipeline.signals.trace import (
     normalise,
 )
 from curtail_pipeline.times import iso, utc_now
+
+_log = logging.getLogger(__name__)
 
 SIGNAL_TYPES: Final[Mapping[Kind, str]] = {"marginal_intensity": "co2_moer", "average_intensity": "co2_aoer"}
 UNITS_SAID: Final[Mapping[str, Unit]] = {"lbs_co2_per_mwh": "lb/MWh"}
@@ -37,6 +40,7 @@ LONGEST_FORECAST_RANGE = timedelta(days=1)
 """Of one `forecast/historical` request."""
 RENEW_AFTER = timedelta(minutes=25)
 """Age at which a token, which lives for 30 minutes, is replaced: early enough that a request with it still arrives."""
+OLD_USER: Final = "WATTTIME_USERNAME"
 REQUESTS_PER_S = 10
 """3,000 in any five minutes are allowed."""
 
@@ -46,8 +50,13 @@ class _Model(Answer):
 
 
 class _Warning(Answer):
+    """Documented as an object; met as a string too."""
+
     type: str = "warning"
     message: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
 
 
 class _Meta(Answer):
@@ -55,7 +64,7 @@ class _Meta(Answer):
     region: str | None = None
     data_point_period_seconds: int | None = None
     model: _Model | None = None
-    warnings: list[_Warning] | None = None
+    warnings: list[_Warning | str] | None = None
     generated_at: Known = None
 
 
@@ -231,15 +240,19 @@ class WattTimeProvider(Provider):
         try:
             return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token}"})
         except ApiError as error:
-            if error.status != 401:
+            # A plan that does not cover what is asked says so; another login would not help.
+            if error.status not in (401, 403) or "scope" in error.body.lower():
                 raise
         # The token ended before its time; a second refusal is final.
         self._login()
         return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token}"})
 
     def _login(self) -> None:
-        names = ("WATTTIME_USERNAME", "WATTTIME_PASSWORD")
+        names = ("WATTTIME_USER", "WATTTIME_PASSWORD")
         user, password = (self._environ.get(name, "") for name in names)
+        if not user and self._environ.get(OLD_USER):
+            user = self._environ[OLD_USER]
+            _log.warning("%s is the old name of WATTTIME_USER, the official client's; rename it", OLD_USER)
         if not user or not password:
             missing = " and ".join(name for name, value in zip(names, (user, password), strict=True) if not value)
             raise TraceError(
@@ -252,7 +265,7 @@ class WattTimeProvider(Provider):
             if error.status not in (401, 403):
                 raise
             raise ApiError(
-                "WattTime refused the user name and password; correct WATTTIME_USERNAME and WATTTIME_PASSWORD",
+                "WattTime refused the user name and password; correct WATTTIME_USER and WATTTIME_PASSWORD",
                 error.status,
                 error.body,
             ) from error
@@ -279,7 +292,7 @@ def _points(answer: _Values) -> pl.DataFrame:
     meta = answer.meta
     _check_units(meta)
     model = meta.model.date if meta.model else None
-    said = "; ".join(f"{warning.type}: {warning.message}" for warning in meta.warnings or [])
+    said = "; ".join(map(str, meta.warnings or []))
     rows = [
         (item.point_time, item.value, model, bool(item.imputed_data_used), said or None, item.last_updated)
         for item in answer.data or []

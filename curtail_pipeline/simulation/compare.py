@@ -18,7 +18,7 @@ from curtail_pipeline.settings.experiment import Experiment, with_overheads
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.overheads import OverheadsName
 from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, rule_of
-from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal
 from curtail_pipeline.simulation.accounts import Account, account, baselines, regret
 from curtail_pipeline.simulation.oracle import least_co2, least_co2_with_overheads
 from curtail_pipeline.simulation.walk import Walk, walk
@@ -222,6 +222,7 @@ def _configured(
     stamps = traces.filter(pl.col("region").is_in([site.region for site in run.sites]))["time"]
     if stamps.is_empty():
         raise TraceError(f"the traces have no values of {', '.join(site.region for site in run.sites)}")
+    _require_accounting(run, traces)
     first = stamps.min()
     assert isinstance(first, datetime)
     begin = start or run.clock.start or first
@@ -243,6 +244,22 @@ def _configured(
             "job": run.job.model_copy(update={"deadline": deadline}),
         }
     )
+
+
+def _require_accounting(run: Experiment, traces: pl.DataFrame) -> None:
+    """A price or a power says when to train and nothing about grams.
+
+    Raises:
+        TraceError: a region has values, and no intensity among them.
+    """
+    known = traces.drop_nulls("value").select("region", "kind").unique()
+    for region in run.regions:
+        kinds = known.filter(region=region)["kind"].sort().to_list()
+        if kinds and not set(kinds) & set(ACCOUNTING_KINDS):
+            raise TraceError(
+                f"region {region!r} has no intensity, only {', '.join(kinds)}, by which no CO2 can be counted; add a "
+                "column of marginal_intensity or average_intensity (traces.columns), or a source of it (traces.sources)"
+            )
 
 
 def _table(run: Experiment, traces: pl.DataFrame, policy: PolicySettings) -> pl.DataFrame:

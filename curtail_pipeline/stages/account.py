@@ -16,7 +16,6 @@ from curtail_pipeline.emissions.grams import (
     is_synthetic,
     ledger,
     totals,
-    totals_by,
 )
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
@@ -26,41 +25,17 @@ from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.signals.held import Signal
+from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_rows
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import read_table
+from curtail_pipeline.storage.tables import ledger_key, read_table
 from curtail_pipeline.times import days_between, iso, midnight
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
-
-
-@dataclass(frozen=True)
-class CheckpointRow:
-    """A committed checkpoint, as the command line lists it."""
-
-    key: str
-    parent: str | None
-    mode: str
-    members: list[str]
-    rounds: int
-    steps: int
-    """Of the whole lineage."""
-    tokens: int
-    """Of its own segment."""
-    total_tokens: int
-    start: str
-    end: str
-    stop_reason: str
-    weights_sha256: str | None
-    heldout_loss: float | None
-    """nat per token; None while it was not evaluated."""
-    kwh: float | None
-    """None while it was not accounted."""
-    co2_g: float | None
 
 
 @dataclass(frozen=True)
@@ -85,10 +60,6 @@ class RunSummary:
     home: str
 
 
-def ledger_key(key: str) -> str:
-    return f"emissions/{key}.parquet"
-
-
 def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
     """Energy and CO2 of one checkpoint per site and power state, the pause before its segment included.
 
@@ -97,12 +68,12 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
         TraceError: the traces of its days have not been ingested.
     """
     manifest = project.checkpoints.manifest(key)
-    days = _days(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
+    days = days_of(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
     signals = accounting_signals(project.traces(days), max_signal_ages(project.experiment))
     return ledger(intervals_table(manifest.intervals, key), signals, project.experiment.sites, project.windows(days))
 
 
-def _days(project: Project, start: datetime, end: datetime) -> Sequence[date]:
+def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
     """The days of a stretch of time, and those before in which a value or a window that still counts may begin."""
     longest = max(age or 0.0 for age in max_signal_ages(project.experiment).values())
     first = days_between(start - timedelta(days=1, seconds=longest), start)[0]
@@ -114,37 +85,6 @@ def stored_ledgers(project: Project) -> pl.DataFrame | None:
     """The ledgers of all committed checkpoints."""
     keys = [ledger_key(key) for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
     return pl.concat([read_table(project.store, key) for key in keys]) if keys else None
-
-
-def checkpoint_rows(project: Project) -> list[CheckpointRow]:
-    """A row per committed checkpoint with loss, energy and CO2, in order."""
-    ledgers = stored_ledgers(project)
-    used = totals_by(ledgers, "checkpoint") if ledgers is not None else {}
-    return [
-        _row(project, manifest, used.get(manifest.key))
-        for manifest in map(project.checkpoints.manifest, project.checkpoints.keys())
-    ]
-
-
-def _row(project: Project, manifest: Manifest, used: Totals | None) -> CheckpointRow:
-    weights = manifest.files.get("model.safetensors")
-    return CheckpointRow(
-        key=manifest.key,
-        parent=manifest.parent,
-        mode=manifest.mode,
-        members=manifest.members,
-        rounds=manifest.rounds,
-        steps=manifest.steps.end,
-        tokens=manifest.tokens.segment,
-        total_tokens=manifest.tokens.total,
-        start=iso(manifest.start),
-        end=iso(manifest.end),
-        stop_reason=manifest.stop_reason,
-        weights_sha256=weights.sha256 if weights else None,
-        heldout_loss=stored_loss(project, manifest.key),
-        kwh=used.kwh if used else None,
-        co2_g=used.co2_g if used else None,
-    )
 
 
 @dataclass(frozen=True)
@@ -221,8 +161,8 @@ def write_report(project: Project) -> RunSummary:
             intervals=pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in manifests]),
             ledger=accounts.ledgers,
             baselines=accounts.baselines,
-            losses=_training_losses(project, manifests),
-            heldout=_heldout_losses(project, manifests),
+            losses=training_losses(project, manifests),
+            heldout=heldout_losses(project, manifests),
             threshold=_threshold(experiment),
         )
     )
@@ -235,7 +175,10 @@ def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     from curtail_pipeline.simulation.compare import compare
 
     wanted = date.fromisoformat(day)
-    return compare(project.experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
+    # Days after the clock's end are ingested too, and compared like all others.
+    clock = project.experiment.clock.model_copy(update={"end": None})
+    experiment = project.experiment.model_copy(update={"clock": clock})
+    return compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
 
 
 def card_of(project: Project, key: str) -> str:
@@ -254,7 +197,7 @@ def card_of(project: Project, key: str) -> str:
         project.experiment.sites,
         ledgers,
         heldout_loss=stored_loss(project, key),
-        synthetic=is_synthetic(project.traces(_days(project, lineage[0].start, lineage[-1].end))),
+        synthetic=is_synthetic(project.traces(days_of(project, lineage[0].start, lineage[-1].end))),
     )
 
 
@@ -265,7 +208,8 @@ def _threshold(experiment: Experiment) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+def training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+    """Of every round of these checkpoints and site: `checkpoint, site, tokens (cumulative), loss`."""
     rows = []
     for manifest in manifests:
         tokens = manifest.tokens.total - manifest.tokens.segment
@@ -278,7 +222,8 @@ def _training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.Data
     return pl.DataFrame(rows, schema=LOSS_SCHEMA)
 
 
-def _heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+def heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
+    """Of those of these checkpoints that were evaluated: `checkpoint, tokens, loss`."""
     rows = [
         {"checkpoint": manifest.key, "tokens": manifest.tokens.total, "loss": loss}
         for manifest in manifests

@@ -7,14 +7,29 @@ from filelock import FileLock
 from curtail_pipeline.corpus.batches import ShardReader
 from curtail_pipeline.corpus.dealing import Dealing, freeze_dealing, frozen_shares
 from curtail_pipeline.federation.orders import Plan
+from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.records import Message
+from curtail_pipeline.storage.tables import trace_key
 from curtail_pipeline.tokens.balance import balance
 from curtail_pipeline.tokens.ledger import Ledger, Report, SiteRanges
 from curtail_pipeline.tokens.ranges import Ranges
 
 LEAST_SHARE = 0.01
 """Of the expected hours of all sites: what a site that is never curtailed in the trace counts."""
+BASIS_KEY = "corpus/shares.json"
+SHOWN = 5
+"""Missing days that are named; the rest is counted."""
+
+
+class SharesBasis(Message):
+    """`corpus/shares.json`: what traces there were when shares by expected hours were frozen."""
+
+    cells: int
+    """Days times regions of sites that the experiment had until then."""
+    missing: tuple[str, ...]
+    """Those of them without a trace, e.g. `SPP_TX 2026-03-22`."""
 
 
 def ensure_dealt(project: Project) -> Dealing:
@@ -27,8 +42,40 @@ def ensure_dealt(project: Project) -> Dealing:
     lock = project.store.path("corpus/.dealing.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # sites' shards are built in runs of their own; they must find the same shares
-        shares = frozen_shares(project.store) or initial_shares(project)
+        shares = frozen_shares(project.store)
+        if shares is None:
+            shares = initial_shares(project)
+            if shares_need_traces(project.experiment):
+                project.store.write_record(BASIS_KEY, _basis(project))
         return freeze_dealing(project.experiment.corpus, project.store, shares)
+
+
+def shares_need_traces(experiment: Experiment) -> bool:
+    """Whether the shares are by the hours that a simulation on the traces expects."""
+    return experiment.corpus.shares == "expected" and not any(site.share for site in experiment.sites)
+
+
+def _basis(project: Project) -> SharesBasis:
+    cells = [(day, region) for day in project.days for region in {site.region for site in project.experiment.sites}]
+    missing = [
+        f"{region} {day}" for day, region in cells if not project.store.exists(trace_key(day.isoformat(), region))
+    ]
+    return SharesBasis(cells=len(cells), missing=tuple(sorted(missing)))
+
+
+def shares_gap(project: Project) -> str | None:
+    """What the traces lacked when the shares were frozen on them; None where nothing, or where shares need none."""
+    if not project.store.exists(BASIS_KEY):
+        return None
+    basis = project.store.read_record(BASIS_KEY, SharesBasis)
+    if not basis.missing:
+        return None
+    more = ", ..." if len(basis.missing) > SHOWN else ""
+    return (
+        f"the shares were frozen on traces that lacked {len(basis.missing)} of {basis.cells} regions' days "
+        f"({', '.join(basis.missing[:SHOWN])}{more}), where no site was expected to train. Ingest them and use another "
+        "experiment name to deal anew, or give every site a `share`"
+    )
 
 
 def initial_shares(project: Project) -> dict[str, float]:
@@ -39,7 +86,7 @@ def initial_shares(project: Project) -> dict[str, float]:
         TraceError: shares are by expected hours and no trace has been ingested.
     """
     sites = project.experiment.sites
-    if project.experiment.corpus.shares == "equal" or any(site.share for site in sites):
+    if not shares_need_traces(project.experiment):
         return {site.name: site.share or 1.0 for site in sites}
     hours = expected_hours(project)
     least = LEAST_SHARE * sum(hours.values())

@@ -1,5 +1,7 @@
 """Held-out loss of a committed checkpoint, kept in the store beside the checkpoints."""
 
+from pathlib import Path
+
 from curtail_pipeline.corpus.batches import HeldoutReader
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.training.heldout_loss import Evaluation, evaluate
@@ -15,27 +17,31 @@ def evaluate_checkpoint(project: Project, key: str) -> Evaluation:
     Raises:
         StoreError: there is no such checkpoint, or it is corrupt.
     """
+    project.checkpoints.verify(key)
+    found = evaluate_folder(project, project.checkpoints.folder(key))
+    project.store.write_record(evaluation_key(key), found)
+    return found
+
+
+def evaluate_folder(project: Project, folder: Path) -> Evaluation:
+    """Held-out loss of a model folder; nothing is stored."""
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-    project.checkpoints.verify(key)
     settings = project.experiment.training
     reader = HeldoutReader(project.store, settings.sequence_length)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # short batches; more threads only wait for each other on a busy machine
     try:
-        found = evaluate(
-            project.checkpoints.folder(key),
+        return evaluate(
+            folder,
             reader,
             max_sequences=settings.evaluation_sequences,
             batch_sequences=settings.device_batch_sequences,
         )
     finally:
         torch.set_num_threads(threads)
-    project.store.write_record(evaluation_key(key), found)
-    return found
 
 
 def stored_loss(project: Project, key: str) -> float | None:

@@ -1,24 +1,27 @@
 """One region's signals of one UTC day: fetched, checked, compared with what is stored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 import polars as pl
 
-from curtail_pipeline.errors import TraceError
+from curtail_pipeline.errors import StoreError, TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.signals.checks import CheckOutcome, Metadata, run_checks
+from curtail_pipeline.signals.checks import CheckOutcome, Metadata, check_recording, run_checks
 from curtail_pipeline.signals.held import accounting_kind
 from curtail_pipeline.signals.revisions import compare
-from curtail_pipeline.signals.trace import FORECAST_SCHEMA
+from curtail_pipeline.signals.screen import screen_ingested
+from curtail_pipeline.signals.trace import FORECAST_SCHEMA, Ingested
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.tables import forecast_key, read_table, trace_key, write_table
+from curtail_pipeline.storage.tables import forecast_key, read_table, read_tables, trace_key, write_table
 from curtail_pipeline.times import midnight, utc_now
 
 COMPLETE_WITHIN = timedelta(minutes=10)
 """A day whose last issue is this close to its end is not asked for again: two cadences of the sources there are."""
+HISTORY_DAYS = 30
+"""Stored days that a live source's values are judged by."""
 
 STORED_SCHEMA: dict[str, pl.DataType] = {**FORECAST_SCHEMA, "kind": pl.String()}
 
@@ -48,6 +51,52 @@ def kinds_of(project: Project, region: str) -> list[Kind]:
     return list(dict.fromkeys([project.provider.kinds(region)[0], *(signal.kind for signal in rule.signals)]))
 
 
+def check_project(project: Project) -> list[CheckOutcome]:
+    """The checks of a recorded source over all of its time; none of a live one, which is checked day by day.
+
+    Raises:
+        TraceError: a check failed that would keep days out of the store.
+    """
+    if project.span is None:
+        return []
+    provider = project.provider
+    return check_recording(
+        [
+            provider.ingest(region, *project.span, kind)
+            for region in project.experiment.regions
+            for kind in kinds_of(project, region)
+        ]
+    )
+
+
+def keep_nowcasts(found: Ingested, stored: pl.DataFrame | None) -> Ingested:
+    """A live answer with the estimates that were stored before, where it has no value: its history lags behind them.
+
+    Args:
+        stored: the same day and region as it is in the store.
+    """
+    if found.report.screened or stored is None or found.trace.is_empty():
+        return found
+    kept = ["value", "model", "estimated", "warnings"]
+    earlier = stored.filter(pl.col("estimated") & pl.col("value").is_not_null(), kind=found.trace["kind"][0])
+    joined = found.trace.join(earlier.select("time", *kept), on="time", how="left", suffix="_kept")
+    lacks = pl.col("value").is_null() & pl.col("value_kept").is_not_null()
+    taken = [pl.when(lacks).then(f"{name}_kept").otherwise(name).alias(name) for name in kept]
+    trace = joined.with_columns(taken).select(found.trace.columns)
+    return Ingested(trace, replace(found.report, nulls=trace["value"].null_count()))
+
+
+def _screened(project: Project, found: Ingested, day: date) -> Ingested:
+    """A live answer without the values that are no measurement by the stored days before it."""
+    if found.report.screened or found.trace.is_empty():
+        return found
+    region, kind = str(found.trace["region"][0]), str(found.trace["kind"][0])
+    keys = [trace_key((day - timedelta(days=back)).isoformat(), region) for back in range(1, HISTORY_DAYS + 1)]
+    past = read_tables(project.store, keys)
+    history = found.trace.clear() if past is None else past.filter(kind=kind)
+    return screen_ingested(found, history)
+
+
 def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     """Fetch and check a day. A recorded trace is asked only for what it covers.
 
@@ -60,11 +109,16 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     now = utc_now()
     if project.span is not None:
         start, end = max(start, project.span[0]), min(end, project.span[1])
-    found = [project.provider.ingest(region, start, end, kind) for kind in kinds_of(project, region)]
+    key = trace_key(day.isoformat(), region)
+    stored, unreadable = _stored(project, key)
+    found = [
+        _screened(project, keep_nowcasts(project.provider.ingest(region, start, end, kind), stored), day)
+        for kind in kinds_of(project, region)
+    ]
     table = pl.concat([part.trace for part in found])
     reports = [part.report for part in found]
-    key = trace_key(day.isoformat(), region)
-    revisions = compare(read_table(project.store, key) if project.store.exists(key) else None, table)
+    warnings = [text for report in reports for text in report.warnings]
+    revisions = compare(stored, table)
     known = table.drop_nulls("value")
     metadata: Metadata = {
         "source": ", ".join(table["source"].unique().sort()),
@@ -72,15 +126,16 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         "nulls": table["value"].null_count(),
         "duplicates": sum(report.duplicates for report in reports),
         "conflicts": sum(report.conflicts for report in reports),
+        "withheld": sum(part.count for report in reports for part in report.withheld),
         "estimated_share": float(table["estimated"].mean() or 0.0),  # type: ignore[arg-type]
         "mean": float(known["value"].mean() or 0.0),  # type: ignore[arg-type]
         **revisions.metadata(),
     }
-    warnings = [text for report in reports for text in report.warnings]
+    warnings += [f"{unreadable}; it is replaced"] if unreadable else []
     forecasts = None
     try:
         forecasts = fetch_forecasts(project, region, start, end)
-    except TraceError as error:
+    except (TraceError, StoreError) as error:
         # Windows and plans do without; a signal that is there must not be lost for it.
         warnings.append(f"no new forecasts: {error}")
     if forecasts is not None:
@@ -89,6 +144,14 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         metadata["warnings"] = "; ".join(warnings)
     checks = run_checks(table, now=now, expected=(start, end), reports=reports)
     return IngestedDay(region, day, table, forecasts, metadata, checks)
+
+
+def _stored(project: Project, key: str) -> tuple[pl.DataFrame | None, str | None]:
+    """The table that is about to be replaced, or why it cannot be read."""
+    try:
+        return (read_table(project.store, key) if project.store.exists(key) else None), None
+    except StoreError as error:
+        return None, str(error)
 
 
 def save_ingested(project: Project, found: IngestedDay) -> None:
@@ -127,7 +190,8 @@ def fetch_forecasts(project: Project, region: str, start: datetime, end: datetim
     if not kinds:
         return None
     key = forecast_key(start.date().isoformat(), region)
-    parts = [read_table(project.store, key)] if project.store.exists(key) else []
+    stored, _ = _stored(project, key)
+    parts = [] if stored is None else [stored]
     for kind in kinds:
         since = start
         if parts:

@@ -1,5 +1,7 @@
 """`ckpt-000000`: the initialised model, committed once."""
 
+from filelock import FileLock
+
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import Manifest
@@ -12,9 +14,16 @@ def ensure_initialised(project: Project) -> Manifest:
     Raises:
         CorpusError: the tokenizer has not been built, or does not fit the model's vocabulary.
     """
+    lock = project.store.path("scratch/.initialise.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # of two at once the second finds what the first has made
+        if project.checkpoints.exists(FIRST_KEY):
+            return project.checkpoints.verify(FIRST_KEY)
+        return _initialise(project)
+
+
+def _initialise(project: Project) -> Manifest:
     checkpoints, store, experiment = project.checkpoints, project.store, project.experiment
-    if checkpoints.exists(FIRST_KEY):
-        return checkpoints.verify(FIRST_KEY)
     scratch = f"scratch/{FIRST_KEY}"
     store.delete(scratch)
     folder = store.path(scratch)

@@ -1,57 +1,65 @@
-"""A committed segment again, from its parent, in scratch; what is committed is never touched."""
+"""A committed segment again, from its parent; what is committed is never touched."""
 
-import itertools
-from dataclasses import dataclass
+import time
 
-from curtail_pipeline.errors import StoreError
+from curtail_pipeline.errors import FederationError, StoreError
 from curtail_pipeline.federation.orders import Plan, Segment
 from curtail_pipeline.federation.plan import plan_key, replay_of, segment_key
 from curtail_pipeline.federation.progress import SegmentProgress
-from curtail_pipeline.flower.standing import connect
-from curtail_pipeline.flower.submit import submit_and_follow
+from curtail_pipeline.stages.aside import aside, run_aside
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.replay_check import Replayed
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE
-from curtail_pipeline.storage.manifest import FRESH, Manifest
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.training.retention import has_snapshot
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """What repeating a committed checkpoint gave."""
-
-    manifest: Manifest
-    committed_sha256: str
-    replayed_sha256: str
-    fresh_states: tuple[str, ...]
-    """Sites whose inner state at the segment's start was pruned, so that they started fresh."""
-
-    @property
-    def identical(self) -> bool:
-        return self.committed_sha256 == self.replayed_sha256
-
-
-def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> Replayed:
-    """Repeat a committed segment and compare.
+def realised_plan(project: Project, key: str) -> tuple[Manifest, Plan, Segment]:
+    """A committed segment as it was asked for and as it went.
 
     Raises:
-        StoreError: the checkpoint or its parent is damaged, or it is the initialised model.
+        StoreError: the checkpoint or its parent is damaged, or nothing was trained to get it.
     """
     store, manifest = project.store, project.checkpoints.verify(key)
     if manifest.parent is None:
-        raise StoreError(f"{key} is the initialised model and has no segment to replay")
+        raise StoreError(f"{key} is the initialised model and has no segment to repeat; choose a later checkpoint")
+    if manifest.steps.end == manifest.steps.begin:
+        raise StoreError(f"{key} was committed without a step, so there is nothing to repeat; choose another one")
     project.checkpoints.verify(manifest.parent)
     committed = f"checkpoints/{key}"
-    plan = store.read_record(plan_key(committed), Plan)
-    realised = store.read_record(segment_key(committed), Segment)
+    return (
+        manifest,
+        store.read_record(plan_key(committed), Plan),
+        store.read_record(segment_key(committed), Segment),
+    )
+
+
+def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> Replayed:
+    """Repeat a committed segment and compare; any number of times, also beside a live segment.
+
+    Raises:
+        StoreError: the checkpoint or its parent is damaged, or nothing was trained to get it.
+        FederationError: the repetition failed or did not train all steps.
+    """
+    began = time.monotonic()
+    manifest, plan, realised = realised_plan(project, key)
     states = {site: result.inner_state.begin for site, result in manifest.sites.items()}
-    pruned = tuple(site for site, state in states.items() if not has_snapshot(store, site, state))
-    number = next(n for n in itertools.count(1) if not store.exists(f"scratch/{key}/replay-{n}"))
-    scratch = f"scratch/{key}/replay-{number}"
-    begin = {site: FRESH if site in pruned else state for site, state in states.items()}
-    store.write_record(plan_key(scratch), replay_of(plan, realised, begin))
-    with connect(project.home.root, project.experiment) as federation:
-        segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
-    replayed = file_sha256(store.path(segment.weights.key))
-    store.delete(scratch)
-    return Replayed(manifest, manifest.files[WEIGHTS_FILE].sha256, replayed, pruned)
+    with aside(project.store) as place:
+        begin = place.take_states(states)
+        segment = run_aside(project, place, replay_of(plan, realised, begin, place.identity), on_progress)
+        wanted = manifest.steps.end - manifest.steps.begin
+        if segment.steps != wanted:
+            why = "; ".join(f"{site}: {reason}" for site, reason in {**segment.refused, **segment.lost}.items())
+            raise FederationError(
+                f"the repetition of {key} trained {segment.steps} of {wanted} steps ({why or segment.stop_reason}); "
+                "materialise it again"
+            )
+        replayed = file_sha256(project.store.path(segment.weights.key))
+    return Replayed(
+        manifest,
+        manifest.files[WEIGHTS_FILE].sha256,
+        replayed,
+        segment.steps,
+        time.monotonic() - began,
+        tuple(site for site, state in states.items() if begin[site] != state),
+    )

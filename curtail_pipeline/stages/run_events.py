@@ -14,6 +14,13 @@ class Preparing:
 
 
 @dataclass(frozen=True)
+class Incomplete:
+    """Something could not be prepared; the run goes on without it."""
+
+    error: str
+
+
+@dataclass(frozen=True)
 class Paused:
     """No site trains in `[start, end)`."""
 
@@ -43,5 +50,5 @@ class Committed:
     manifest: Manifest
 
 
-Event = Preparing | Paused | SegmentStarted | AttemptFailed | Committed | SegmentEvent
+Event = Preparing | Incomplete | Paused | SegmentStarted | AttemptFailed | Committed | SegmentEvent
 Progress = Callable[[Event], None]

@@ -16,6 +16,7 @@ from curtail_pipeline.scheduling.reconcile import (
 )
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.checkpoints import following
 
 IN_FORCE_KEY = "decision.json"
 
@@ -65,8 +66,17 @@ class Tick:
     decision: Decision | None
 
 
-def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: datetime | None, wall: datetime) -> Tick:
+def tick(
+    project: Project,
+    *,
+    active: tuple[str, ...] | None,
+    last_failure: datetime | None,
+    wall: datetime,
+    paused: str = "",
+) -> Tick:
     """Decide at the clock's now and bring the store in line; returns the segment to start, if any.
+
+    A headless run takes no notice of failures and of `paused`: whoever started it wants it to go on.
 
     Raises:
         StoreError: there is no initialised model yet.
@@ -79,7 +89,7 @@ def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: date
     previous = remembered(project)
     decision = decide(project.view(now), now, project.job(parent, previous))
     desired = store.read_record(MEMBERSHIP_KEY, Desired) if store.exists(MEMBERSHIP_KEY) else None
-    key = project.checkpoints.next_key()
+    key = following(parent.key)
     earlier = store.read_record(request_key(key), SegmentRequest).attempt if store.exists(request_key(key)) else 0
     action = reconcile(
         decision,
@@ -87,7 +97,7 @@ def tick(project: Project, *, active: tuple[str, ...] | None, last_failure: date
         active=active,
         parent=parent.key,
         key=key,
-        attempts=Attempts(earlier, None if project.clock_mode == "headless" else last_failure),
+        attempts=Attempts(earlier) if project.clock_mode == "headless" else Attempts(earlier, last_failure, paused),
         wall=wall,
         previous=previous,
         before_pause=_before_pause(project, parent.key),

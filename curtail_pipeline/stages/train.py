@@ -4,9 +4,10 @@ A segment is planned from its request and its parent alone; nothing here reads "
 round's steps, computed from the trace; with a replayed or live clock it is open-ended and membership ends it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import StoreError
@@ -20,11 +21,11 @@ from curtail_pipeline.federation.orders import (
     Segment,
 )
 from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, scratch_of, segment_key
-from curtail_pipeline.federation.progress import SegmentProgress
+from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import submit_and_follow
 from curtail_pipeline.scheduling.decide import decide
-from curtail_pipeline.scheduling.reconcile import SegmentRequest, request_key
+from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
@@ -33,6 +34,7 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
+from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
@@ -69,7 +71,15 @@ def read_request(project: Project, key: str) -> SegmentRequest:
     return project.store.read_record(request_key(key), SegmentRequest)
 
 
-def train_segment(project: Project, request: SegmentRequest, on_progress: SegmentProgress) -> Manifest:
+@dataclass(frozen=True)
+class NoRound:
+    """A segment that ended before its first round: there is nothing to commit, and nothing failed."""
+
+    key: str
+    reason: str
+
+
+def train_segment(project: Project, request: SegmentRequest, on_progress: SegmentProgress) -> Manifest | NoRound:
     """Plan, train and commit one segment. Safe to call again after any failure: what is committed stays.
 
     Raises:
@@ -81,16 +91,38 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         return checkpoints.manifest(request.key)
     checkpoints.claim(request.key, request.generation, request.attempt)
     prospect = _prospect(project, request)
+    on_progress(_planned(project, prospect))
     scratch = scratch_of(request.key, request.attempt)
     if not store.exists(plan_key(scratch)):
         store.write_record(plan_key(scratch), _plan(project, prospect))
     began = utc_now()
     with connect(project.home.root, project.experiment) as federation:
         segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
+    if not segment.rounds:
+        store.delete(f"scratch/{request.key}")
+        return NoRound(request.key, segment.stop_reason)
     manifest = _commit(project, prospect, segment, scratch, began)
+    steps = manifest.steps.end - manifest.steps.begin
+    on_progress(SegmentEnded(manifest.key, manifest.stop_reason, manifest.rounds, steps, manifest.tokens.segment))
     store.delete(f"scratch/{request.key}")
     _prune_inner_states(project)
     return manifest
+
+
+def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
+    request, store, why = prospect.request, project.store, dict[str, str]()
+    if store.exists(MEMBERSHIP_KEY):
+        desired = store.read_record(MEMBERSHIP_KEY, Desired)
+        why = desired.reasons if desired.generation == request.generation else {}
+    return SegmentPlanned(
+        key=request.key,
+        attempt=request.attempt,
+        mode=request.mode,
+        parent=request.parent,
+        members={site: why.get(site, "") for site in request.members},
+        reason=request.reason,
+        rounds=len(prospect.scheduled.rounds) if prospect.scheduled else None,
+    )
 
 
 def _prospect(project: Project, request: SegmentRequest) -> Prospect:
@@ -210,19 +242,14 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
     start, end, intervals = (
         _virtual_time(prospect.scheduled, segment)
         if prospect.scheduled
-        else _wall_time(project, request.members, journal, began)
+        else wall_time(project, request.members, journal, began, _to_clock(project))
     )
     intervals = [*_pause_power(project, prospect, start), *intervals]
     plan = store.read_record(plan_key(scratch), Plan)
-    files = {name: folder / name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).exists()}
-    files |= {key.rsplit("/", 1)[1]: store.path(key) for key in (plan_key(scratch), segment_key(scratch))}
-    files |= {"rounds.jsonl": store.path(journal_key(scratch)), WEIGHTS_FILE: store.path(segment.weights.key)}
-    if segment.outer is not None:
-        files[OUTER_FILE] = store.path(segment.outer.key)
     steps = sum(site.steps for site in segment.sites.values())
     return project.checkpoints.commit(
         request.key,
-        files,
+        checkpoint_files(store, folder, scratch, segment),
         {
             "parent": parent.key,
             "mode": plan.mode,
@@ -245,6 +272,16 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
     )
 
 
+def checkpoint_files(store: Store, parent: Path, scratch: str, segment: Segment) -> dict[str, Path]:
+    """What a checkpoint's folder is made of: what the model was and is, and how it came to be."""
+    files = {name: parent / name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (parent / name).exists()}
+    files |= {key.rsplit("/", 1)[1]: store.path(key) for key in (plan_key(scratch), segment_key(scratch))}
+    files |= {"rounds.jsonl": store.path(journal_key(scratch)), WEIGHTS_FILE: store.path(segment.weights.key)}
+    if segment.outer is not None:
+        files[OUTER_FILE] = store.path(segment.outer.key)
+    return files
+
+
 def _pause_power(project: Project, prospect: Prospect, start: datetime) -> tuple[PowerInterval, ...]:
     """Power of sites that were warm, starting or held at idle power between the parent's end and this segment."""
     parent = prospect.parent
@@ -260,12 +297,21 @@ def _virtual_time(scheduled: SegmentPlan, segment: Segment) -> tuple[datetime, d
     return scheduled.start, end, cut
 
 
-def _wall_time(
-    project: Project, members: tuple[str, ...], journal: list[JournalLine], began: datetime
-) -> tuple[datetime, datetime, list[PowerInterval]]:
-    """In the clock's time: a site trains from a round's start for the seconds its trainer reports, and idles else."""
+def _to_clock(project: Project) -> Callable[[datetime], datetime]:
+    """From wall time to the experiment's."""
     clock = project.clock
-    to_clock = clock.to_virtual if isinstance(clock, ReplayClock) else (lambda wall: wall)
+    return clock.to_virtual if isinstance(clock, ReplayClock) else (lambda wall: wall)
+
+
+def wall_time(
+    project: Project,
+    members: Sequence[str],
+    journal: Sequence[JournalLine],
+    began: datetime,
+    to_clock: Callable[[datetime], datetime] = lambda wall: wall,
+) -> tuple[datetime, datetime, list[PowerInterval]]:
+    """Start, end and power of a segment: a site trains from a round's start for the seconds its trainer reports, and
+    idles else."""
     ended = to_clock(utc_now())
     intervals: list[PowerInterval] = []
     for name in members:

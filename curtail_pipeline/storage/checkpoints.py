@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from filelock import FileLock
 
 from curtail_pipeline.errors import SPACE, StoreError
 from curtail_pipeline.storage.atomic import replacing, sync_file
+from curtail_pipeline.storage.checkpoint_index import CheckpointSummary, summarise_bytes
 from curtail_pipeline.storage.claims import Claim, Claims
+from curtail_pipeline.storage.file_index import FileIndex
 from curtail_pipeline.storage.manifest import (
     KEY_PATTERN,
     Content,
@@ -40,6 +42,7 @@ MODEL_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "segment.json", "outer.safetensors")
 """Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
+_MANIFEST = "manifest"
 _PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
 
 
@@ -66,6 +69,11 @@ def number(key: str) -> int:
     return int(key.removeprefix("ckpt-"))
 
 
+def following(key: str) -> str:
+    """The key after this one."""
+    return f"ckpt-{number(key) + 1:06d}"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a result depends on."""
     found = {"python": platform.python_version()}
@@ -82,6 +90,7 @@ class Checkpoints:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.index = FileIndex(store.path("index.sqlite"))
         self._claims = Claims(store)
 
     # Reading
@@ -93,16 +102,30 @@ class Checkpoints:
 
     def keys(self) -> list[str]:
         """Keys of committed checkpoints, in order. A folder without a valid manifest does not exist."""
-        return [key for key in self._names() if self.exists(key)]
+        return [key for key, found in self._indexed(self._names()) if found is not None]
+
+    def summaries(self) -> list[CheckpointSummary]:
+        """What a list says of each committed checkpoint, in order; a manifest that has not changed is not read."""
+        found = [content for _, content in self._indexed(self._names()) if content is not None]
+        return [CheckpointSummary.model_validate_json(content) for content in found]
 
     def last(self) -> str | None:
-        """The newest committed key."""
-        return next((key for key in reversed(self._names()) if self.exists(key)), None)
+        """The newest committed key. Its manifest is read and checked, whatever the index says."""
+        for key, found in self._indexed(reversed(self._names())):
+            if found is not None:
+                if self.exists(key):
+                    return key
+                self.index.forget(_MANIFEST, key)
+        return None
 
     def next_key(self) -> str:
         """The key after the newest committed one; `ckpt-000000` in an empty store."""
         last = self.last()
-        return FIRST_KEY if last is None else f"ckpt-{number(last) + 1:06d}"
+        return FIRST_KEY if last is None else following(last)
+
+    def _indexed(self, names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+        root = str(self.store.path("checkpoints"))
+        return self.index.look(_MANIFEST, ((key, f"{root}/{key}/manifest.json") for key in names), summarise_bytes)
 
     def exists(self, key: str) -> bool:
         try:
@@ -329,7 +352,11 @@ class Checkpoints:
             yield
 
     def _names(self) -> Sequence[str]:
-        return [name for name in self.store.list("checkpoints") if re.fullmatch(KEY_PATTERN, name)]
+        try:
+            found = os.listdir(self.store.path("checkpoints"))  # noqa: PTH208 - names alone, thousands of them
+        except FileNotFoundError:
+            return []
+        return sorted(filter(re.compile(KEY_PATTERN).fullmatch, found))
 
 
 def _complete(

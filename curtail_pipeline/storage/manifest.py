@@ -19,6 +19,7 @@ from curtail_pipeline.tokens.ledger import Ledger, Moved, Report, SiteRanges
 from curtail_pipeline.tokens.ranges import Range
 
 KEY_PATTERN = r"^ckpt-\d{6}$"
+_SEAL = b' "content_sha256": "'
 FRESH = "fresh"
 """The name of an inner optimiser state that has seen no step."""
 
@@ -213,6 +214,16 @@ def parse_manifest(data: bytes, key: str) -> Manifest:
     if manifest.key != key:
         raise StoreError(f"{where} is the manifest of {manifest.key!r}; {fix}")
     return manifest
+
+
+def sealed(data: bytes) -> bool:
+    """Whether these bytes, without the line of their own hash, hash to what it says. True of every valid manifest."""
+    begin = data.find(_SEAL)
+    end = data.find(b"\n", begin)
+    if begin < 0 or end < 0:
+        return False
+    line = data[begin + len(_SEAL) : end]
+    return hashlib.sha256(data[:begin] + data[end + 1 :]).hexdigest().encode() == line.rstrip(b'",')
 
 
 def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dict[str, SiteRanges]:

@@ -22,10 +22,19 @@ def read_table(store: Store, key: str) -> pl.DataFrame:
     Raises:
         StoreError: absent, or not readable as Parquet.
     """
+    return parse_table(store.read_bytes(key), f"{key} in the store {store.root}")
+
+
+def parse_table(data: bytes, source: str) -> pl.DataFrame:
+    """The table in these bytes; `source` names it in errors.
+
+    Raises:
+        StoreError: not readable as Parquet.
+    """
     try:
-        return pl.read_parquet(io.BytesIO(store.read_bytes(key)))
+        return pl.read_parquet(io.BytesIO(data))
     except pl.exceptions.PolarsError as error:
-        raise StoreError(f"{key} in the store {store.root} is not a readable Parquet table ({error})") from error
+        raise StoreError(f"{source} is not a readable Parquet table ({error}); materialise it again") from error
 
 
 def read_tables(store: Store, keys: Iterable[str]) -> pl.DataFrame | None:
@@ -47,6 +56,21 @@ def windows_key(day: str) -> str:
     return f"windows/{day}.parquet"
 
 
+def ledger_key(key: str) -> str:
+    """Energy and CO2 of a checkpoint."""
+    return f"emissions/{key}.parquet"
+
+
 def windows_state_key(day: str) -> str:
     """What the window rule carries over from this day into the next."""
     return f"windows/{day}.state.json"
+
+
+def derivation_key(day: str) -> str:
+    """What the windows of this day were derived from."""
+    return f"windows/{day}.derivation.json"
+
+
+def attempt_key(day: str, region: str) -> str:
+    """What the last attempt to ingest a region's day came to."""
+    return f"ingestion/{day}/{region}.json"

@@ -1,21 +1,24 @@
 """Orders of a resident trainer, worked off one at a time: who waits, who gives way, what is answered twice.
 
-An order nobody waits for any more goes on, since its sender may come back; another order ends it after its step and
-takes its place. The same order again gets the same answer.
+*Live* orders come first. One that nobody waits for any more goes on, since its sender may come back; another live order
+ends it after its step and takes its place. *Replays* get the time that live orders leave: they queue, and one that is
+being worked on gives way after its step and is begun again later; one that nobody has asked for in a while is dropped.
+The same order again gets the same answer, as long as the weights that the answer names are there.
 """
 
 import logging
 import os
-import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from curtail_pipeline.errors import CurtailError, MessageError, StoreError
 from curtail_pipeline.federation.orders import Order, Result, Watch
-from curtail_pipeline.federation.trainer_api import Refusal, TrainerStatus
+from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.trainer import SiteTrainer, StepProgress
@@ -25,6 +28,8 @@ log = logging.getLogger("curtail.trainer")
 WATCH_S = 0.5
 REMEMBERED = 64
 """Answers kept for orders that are sent again."""
+FORGOTTEN_S = 30.0
+"""A replay's order that nobody has asked for in so long is dropped."""
 
 
 class Refused(Exception):
@@ -33,6 +38,10 @@ class Refused(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+class _GaveWay(Exception):
+    """A replay's order left the trainer before its result was stored."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,13 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     waiting: int = 0
     """Senders that still wait for the answer."""
+    asked: float = 0.0
+    """When it was last sent, on the queue's clock."""
 
 
 def name_of(order: Order) -> str:
-    return f"{order.key} attempt {order.attempt} round {order.round}"
+    what = f"replay {order.replay} of {order.key}" if order.replay else f"{order.key} attempt {order.attempt}"
+    return f"{what} round {order.round}"
 
 
 class OrderQueue:
@@ -62,15 +74,22 @@ class OrderQueue:
     Args:
         trainer: does the work.
         ended: set from outside (signal, death of the parent) to end `work` after the current step.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, trainer: SiteTrainer, ended: threading.Event) -> None:
+    def __init__(
+        self, trainer: SiteTrainer, ended: threading.Event, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.trainer = trainer
         self.ended = ended
+        self._clock = clock
         self._guard = threading.Lock()
-        self._jobs: dict[tuple[str, int, int], Job] = {}
+        self._came = threading.Condition(self._guard)
+        self._jobs: dict[tuple[str, int, str, int], Job] = {}
+        self._live: Job | None = None
+        """The live order that is worked on or comes next."""
+        self._replays: deque[Job] = deque()
         self._current: Job | None = None
-        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._progress: StepProgress | None = None
 
     @property
@@ -93,29 +112,54 @@ class OrderQueue:
         if order.site != self.site:
             raise Refused(400, f"the order is for site {order.site!r}, this is {self.site!r}'s trainer; send it there")
         with self._guard:
-            job, current = self._jobs.get(order.name), self._current
-            if job is not None and job.order != order:
-                raise Refused(
-                    409, f"{name_of(order)} was ordered before with other content; give the new order another attempt"
-                )
+            job = self._known(order)
             if job is not None:
+                job.asked = self._clock()
                 return job
             if self.ended.is_set():
                 raise Refused(503, self._ending)
-            if current is None:
-                job = self._current = self._jobs[order.name] = Job(order)
-                while len(self._jobs) > REMEMBERED:
-                    del self._jobs[next(iter(self._jobs))]
-                self._queue.put(job)
+            if order.replay:
+                job = self._take(order)
+                self._replays.append(job)
                 return job
-            if current.waiting > 0:
+            busy = self._live
+            if busy is None:
+                job = self._live = self._take(order)
+                return job
+            if busy.waiting > 0:
                 raise Refused(
                     409,
-                    f"site {self.site} is busy with {name_of(current.order)}; POST /stop ends that, then send again",
+                    f"site {self.site} is busy with {name_of(busy.order)}; POST /stop ends that, then send again",
                 )
-            log.info("%s gives way to %s: nobody waits for it", name_of(current.order), name_of(order))
-            current.stop.set()
-            return current
+            log.info("%s gives way to %s: nobody waits for it", name_of(busy.order), name_of(order))
+            busy.stop.set()
+            return busy
+
+    def _known(self, order: Order) -> Job | None:
+        job = self._jobs.get(order.name)
+        if job is None:
+            return None
+        if job.order != order:
+            raise Refused(
+                409, f"{name_of(order)} was ordered before with other content; give the new order another attempt"
+            )
+        answer = job.outcome.result().answer if job.outcome.done() else None
+        if isinstance(answer, Result) and not self.trainer.store.exists(answer.weights.key):
+            log.info("%s comes again and its weights are gone: it is done again", name_of(order))
+            return None
+        return job
+
+    def _take(self, order: Order) -> Job:
+        job = self._jobs[order.name] = Job(order, asked=self._clock())
+        answered = [name for name, known in self._jobs.items() if known.outcome.done()]
+        for name in answered[:-REMEMBERED]:
+            del self._jobs[name]
+        self._came.notify()
+        return job
+
+    def runs(self, job: Job) -> bool:
+        """Whether it is worked on now."""
+        return self._current is job
 
     @contextmanager
     def waited_for(self, job: Job) -> Iterator[None]:
@@ -136,6 +180,8 @@ class OrderQueue:
             pid=os.getpid(),
             busy=job is not None,
             key=job.order.key if job else None,
+            attempt=job.order.attempt if job else None,
+            replay=job.order.replay if job else None,
             round=job.order.round if job else None,
             step=done.step if done else None,
             steps=done.steps if done else None,
@@ -143,25 +189,60 @@ class OrderQueue:
             tokens_per_s=done.tokens_per_s if done else None,
         )
 
-    def stop(self) -> Job | None:
-        """Ask the running round to end after its step; the job, whose outcome can be waited for."""
+    def stop(self, wanted: StopOrder) -> Job | None:
+        """Ask an order to end after its step; the job, whose outcome can be waited for. None where there is none."""
+        with self._guard:
+            jobs = [job for job in (self._live, self._current, *self._replays) if job is not None]
+            for job in jobs:
+                order = job.order
+                same = (order.key, order.attempt, order.replay) == (wanted.key, wanted.attempt, wanted.replay)
+                if same and wanted.round in (None, order.round):
+                    job.stop.set()
+                    if job in self._replays:
+                        self._replays.remove(job)
+                        self._drop(job, "it was stopped")
+                    return job
+        return None
+
+    def stop_all(self) -> Job | None:
+        """Ask whatever is worked on to end after its step, as `stop` does."""
         with self._guard:
             job = self._current
-        if job is not None:
-            job.stop.set()
-        return job
+            if job is not None:
+                job.stop.set()
+            return job
 
     def work(self) -> None:
         """Work off orders until ended."""
         while not self.ended.is_set():
-            try:
-                job = self._queue.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            self._run(job)
+            with self._guard:
+                job = self._current = self._next()
+                if job is None:
+                    self._came.wait(0.2)
+            if job is not None:
+                self._run(job)
         with self._guard:
-            if self._current is not None:  # it came while the last one was ending
-                self._current.outcome.set_result(Outcome(503, Refusal(error=self._ending)))
+            for job in (self._live, *self._replays):  # they came while the last one was ending
+                if job is not None:
+                    job.outcome.set_result(Outcome(503, Refusal(error=self._ending)))
+
+    def _next(self) -> Job | None:
+        if self._live is not None:
+            return self._live
+        while self._replays:
+            job = self._replays.popleft()
+            if not self._forgotten(job):
+                return job
+            self._drop(job, "nobody has asked for it any more")
+        return None
+
+    def _forgotten(self, job: Job) -> bool:
+        return self._clock() - job.asked > FORGOTTEN_S
+
+    def _drop(self, job: Job, why: str) -> None:
+        log.info("%s is dropped: %s", name_of(job.order), why)
+        self._jobs.pop(job.order.name, None)
+        job.outcome.set_result(Outcome(409, Refusal(error=f"{name_of(job.order)} was dropped: {why}; send it again")))
 
     @property
     def _ending(self) -> str:
@@ -172,9 +253,13 @@ class OrderQueue:
         try:
             with MembershipWatch(self.trainer.store, self.site, order.watch) as watch:
                 result = self.trainer.train(
-                    order, self._note, lambda: job.stop.is_set() or self.ended.is_set() or watch.left.is_set()
+                    order,
+                    self._note,
+                    lambda: self._gives_way(job) or job.stop.is_set() or self.ended.is_set() or watch.left.is_set(),
                 )
             outcome = Outcome(200, result)
+        except _GaveWay:
+            return
         except CurtailError as error:
             log.error("%s: %s", name_of(order), error)
             outcome = Outcome(400, Refusal(error=str(error)))
@@ -185,7 +270,27 @@ class OrderQueue:
             if outcome.status != 200:  # a failed order may be sent again once its cause is mended
                 self._jobs.pop(order.name, None)
             self._current = self._progress = None
+            if self._live is job:
+                self._live = None
         job.outcome.set_result(outcome)
+
+    def _gives_way(self, job: Job) -> bool:
+        """Of a replay's order, before every step: leave the trainer to a live one, or because nobody wants it.
+
+        What it has done is thrown away: an order's result depends on the order alone, so that it is the same later.
+        """
+        if not job.order.replay:
+            return False
+        with self._guard:
+            if self._live is not None:
+                log.info("%s gives way to %s and is begun again later", name_of(job.order), name_of(self._live.order))
+                self._replays.appendleft(job)
+            elif job.stop.is_set() or self._forgotten(job):
+                self._drop(job, "it was stopped" if job.stop.is_set() else "nobody has asked for it any more")
+            else:
+                return False
+            self._current = self._progress = None
+        raise _GaveWay
 
     def _note(self, progress: StepProgress) -> None:
         with self._guard:

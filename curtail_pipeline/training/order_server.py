@@ -18,11 +18,14 @@ from starlette.routing import Route
 
 from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.federation.orders import Order
-from curtail_pipeline.federation.trainer_api import Refusal, Stopped
+from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, Stopped, Waiting
 from curtail_pipeline.training.order_queue import Job, OrderQueue, Outcome, Refused, name_of
 
 log = logging.getLogger("curtail.trainer")
 
+REPLAY_ANSWER_S = 1.0
+"""How long the sender of a replay's order waits at most: agents take one message at a time, and a live order must not
+wait behind it."""
 POLL_S = 0.5
 """How often a handler that waits for a round looks whether its sender is still there."""
 FAREWELL_S = 5
@@ -52,7 +55,7 @@ class OrderServer:
             ("GET", "/status"): self._status,
             ("POST", "/train"): self._train,
             ("POST", "/stop"): self._stop,
-            ("POST", "/shutdown"): self._stop,
+            ("POST", "/shutdown"): self._shutdown,
         }
 
     @property
@@ -89,8 +92,13 @@ class OrderServer:
     async def _status(self, _: Request) -> Reply:
         return 200, self.orders.status()
 
-    async def _stop(self, _: Request) -> Reply:
-        job = self.orders.stop()
+    async def _stop(self, request: Request) -> Reply:
+        return await self._stopped(self.orders.stop(StopOrder.read(await _body(request), "what to stop")))
+
+    async def _shutdown(self, _: Request) -> Reply:
+        return await self._stopped(self.orders.stop_all())
+
+    async def _stopped(self, job: Job | None) -> Reply:
         if job is not None:
             await asyncio.wrap_future(job.outcome)
         return 200, Stopped(stopped=job is not None)
@@ -100,6 +108,10 @@ class OrderServer:
         order = Order.read(await _body(request), "the order")
         while (job := self.orders.enter(order)).order != order:
             await asyncio.wrap_future(job.outcome)
+        if order.replay:
+            await asyncio.wait({asyncio.wrap_future(job.outcome)}, timeout=REPLAY_ANSWER_S)
+            if not job.outcome.done():
+                return 202, Waiting(running=self.orders.runs(job))
         with self.orders.waited_for(job):
             outcome = await self._outcome(job, request)
         return outcome.status, outcome.answer

@@ -6,10 +6,13 @@ from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
 
+SNAPSHOTS = "inner_state"
+"""Where the states of live segments are; a replay keeps its own in its scratch folder."""
 
-def snapshot_key(site: str, state: str) -> str:
+
+def snapshot_key(site: str, state: str, folder: str = SNAPSHOTS) -> str:
     """The store key of a state called `sha256:<hex>`."""
-    return f"inner_state/{site}/{state.removeprefix('sha256:')}.safetensors"
+    return f"{folder}/{site}/{state.removeprefix('sha256:')}.safetensors"
 
 
 def has_snapshot(store: Store, site: str, state: str) -> bool:

@@ -38,7 +38,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _follow_parent(parent: int, ended: threading.Event) -> None:
+def follow_parent(parent: int, ended: threading.Event) -> None:
     """Set `ended` once the process `parent` is gone."""
     import psutil
 
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: ended.set())
     _bound_ending(ended)
     if arguments.parent_pid is not None:
-        _follow_parent(arguments.parent_pid, ended)
+        follow_parent(arguments.parent_pid, ended)
 
     from filelock import FileLock, Timeout
 

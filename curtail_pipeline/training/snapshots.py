@@ -1,4 +1,4 @@
-"""Snapshots of a site's inner optimiser state: `inner_state/<site>/<sha256>.safetensors`, named by their content."""
+"""Snapshots of a site's inner optimiser state: `<folder>/<site>/<sha256>.safetensors`, named by their content."""
 
 import uuid
 from collections.abc import Mapping
@@ -8,28 +8,28 @@ import torch
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.training.retention import snapshot_key
+from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
 from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 
-def save_snapshot(store: Store, site: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def save_snapshot(store: Store, site: str, tensors: Mapping[str, torch.Tensor], folder: str = SNAPSHOTS) -> str:
     """Store a state and return its name; a state without tensors is `fresh`."""
     if not tensors:
         return FRESH
-    scratch = f"inner_state/{site}/.{uuid.uuid4().hex}.tmp"
+    scratch = f"{folder}/{site}/.{uuid.uuid4().hex}.tmp"
     digest, _ = store_tensors(store, scratch, tensors)
     name = f"sha256:{digest}"
-    store.path(scratch).replace(store.path(snapshot_key(site, name)))
+    store.path(scratch).replace(store.path(snapshot_key(site, name, folder)))
     return name
 
 
-def load_snapshot(store: Store, site: str, state: str) -> dict[str, torch.Tensor]:
+def load_snapshot(store: Store, site: str, state: str, folder: str = SNAPSHOTS) -> dict[str, torch.Tensor]:
     """Read a state by name.
 
     Raises:
         TrainingError: it was pruned, lost or damaged.
     """
-    key = snapshot_key(site, state)
+    key = snapshot_key(site, state, folder)
     if not store.exists(key):
         raise TrainingError(
             f"the inner optimiser state {state} of site {site} is not in the store ({key}): it was pruned under "

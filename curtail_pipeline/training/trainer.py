@@ -25,6 +25,7 @@ from torch import nn
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order, Result, StopReason, WrittenWeights
+from curtail_pipeline.federation.plan import replay_folder
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
@@ -33,7 +34,7 @@ from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
-from curtail_pipeline.training.retention import prune_snapshots
+from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
 from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import read_tensors, store_tensors
@@ -148,9 +149,12 @@ class SiteTrainer:
         tokens = steps * self.settings.total_batch_tokens
         model, optimisers = self._built()
         sha256, size = store_tensors(self.store, order.out, model.state_dict())
-        inner = order.inner_state if steps == 0 else save_snapshot(self.store, self.site.name, optimisers.state())
+        inner = order.inner_state
+        if steps:
+            inner = save_snapshot(self.store, self.site.name, optimisers.state(), _snapshots(order))
         self._weights, self._inner = sha256, inner
-        self._prune(order, inner)
+        if not order.replay:
+            self._prune(order, inner)
         return Result(
             site=self.site.name,
             round=order.round,
@@ -197,7 +201,8 @@ class SiteTrainer:
             optimisers.reset()
         elif self._inner != order.inner_state:
             self._inner = None
-            optimisers.load(load_snapshot(self.store, self.site.name, order.inner_state), order.inner_state)
+            state = load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
+            optimisers.load(state, order.inner_state)
         self._inner = order.inner_state
 
     def _build(self, config: bytes, source: str) -> None:
@@ -309,6 +314,11 @@ class SiteTrainer:
         self._recent |= {order.inner_state, inner}
         if self.settings.keep_inner_states is not None:
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
+
+
+def _snapshots(order: Order) -> str:
+    """Where the order's inner states are: a replay's apart from those of live segments."""
+    return f"{replay_folder(order.replay)}/{SNAPSHOTS}" if order.replay else SNAPSHOTS
 
 
 def _copy_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -1,8 +1,11 @@
 """What a run prints when it has ended."""
 
+import pytest
+
 from curtail_pipeline.cli import console
 from curtail_pipeline.emissions.baselines import Compared
 from curtail_pipeline.stages.account import RunSummary
+from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
 
 
 def test_the_closing_line_says_why_the_run_ended() -> None:
@@ -40,3 +43,37 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
     lines = [line.strip() for line in printed.get().splitlines()]
     assert "no gCO2 of a baseline: the trace of EAST ends too early" in lines
     assert "try: job done; 3 steps, 24 tokens on recorded traces" in lines
+
+
+def row(number: int, **changes: object) -> CheckpointRow:
+    content = {
+        "key": f"ckpt-{number:06d}",
+        "parent": None,
+        "mode": "local",
+        "members": ["EAST"],
+        "rounds": 2,
+        "steps": number,
+        "tokens": 1_024,
+        "total_tokens": 1_024 * number,
+        "start": "2026-05-01T00:00:00Z",
+        "end": "2026-05-01T02:00:00Z",
+        "stop_reason": "EAST leaves: [500] >= 100",
+        "weights_sha256": None,
+        "heldout_loss": None,
+        "kwh": 1.0,
+        "co2_g": 80.0,
+    }
+    return CheckpointRow(**{**content, **changes})  # type: ignore[arg-type]
+
+
+def test_a_long_list_says_what_a_short_one_does(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(number, tokens=1_024 * number) for number in range(console.LONG)]
+    console.print_checkpoints(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + console.LONG and len(set(map(len, lines))) <= 2
+    with console.OUT.capture() as printed:
+        console.print_checkpoints(rows[-2:])
+    boxed = [line.split("│")[1:-1] for line in printed.get().splitlines() if "ckpt-" in line]
+    for line, cells in zip(lines[-2:], boxed, strict=True):
+        assert line.split() == " ".join(cells).split()
+        assert line.endswith("EAST leaves: [500] >= 100")

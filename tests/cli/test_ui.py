@@ -1,69 +1,158 @@
-"""A real `dagster dev` on a replayed trace: its daemon alone trains locally, then federated, and leaves nothing."""
+"""A real `dagster dev` on a replayed trace: daemon, webserver and federation, from an empty home to federated rounds.
 
-import json
-import signal
-import urllib.error
-import urllib.request
-from pathlib import Path
-
-import pytest
-from micro import EXPERIMENT, start_curtail, write_experiment
-from test_end_to_end import manifests, processes_of, wait_for
-
-from curtail_pipeline.flower.processes import free_port
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-SPEED = 40.0
-QUERY = """
-{ sensorsOrError(repositorySelector: {repositoryName: "__repository__", repositoryLocationName: "curtail_pipeline"}) {
-    ... on Sensors { results { name sensorState { status } } } } }
+The tests share one UI and follow each other in its time: NORTH trains first, then nobody, then SOUTH and EAST together.
 """
 
+import os
+from collections.abc import Iterator
+from datetime import timedelta
 
-def ask(port: int, query: str) -> dict | None:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        data=json.dumps({"query": query}).encode(),
-        headers={"Content-Type": "application/json"},
+import dagster as dg
+import pytest
+from micro import EXPERIMENT, START, write_experiment, write_trace
+from test_end_to_end import manifests, processes_of
+from waiting import wait_until
+from web_ui import WebUi, web_ui
+
+from curtail_pipeline.federation.plan import REPLAYS
+from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SPEED = 20.0
+CURTAILED = {"NORTH": [(0, 25)], "SOUTH": [(40, 240)], "EAST": [(40, 240)]}
+"""Minutes; a site goes on for ten more."""
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
+    home = tmp_path_factory.mktemp("ui")
+    experiment = write_experiment(
+        home / "input",
+        replay={"speed": SPEED},
+        clock={"start": (START + timedelta(minutes=2)).isoformat()},
+        rounds={"round_s": 100, "max_rounds": 2},
+        overheads={"provisioning_s": 0, "connect_s": 0},
+        sites=[{**site, "steps_per_s": 0.02} for site in EXPERIMENT["sites"]],
+        job={"steps": 10**6},
     )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.loads(answer.read())["data"]
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return None
+    write_trace(home / "input" / "trace.csv", CURTAILED)
+    with web_ui(home, experiment) as found:
+        yield found
+    wait_until(lambda: not processes_of(home), 30, "the end of every process of the UI and the federation")
 
 
-def test_the_daemon_by_itself_starts_a_local_and_a_federated_segment(tmp_path: Path) -> None:
-    rounds = {"round_s": 240, "max_rounds": 2}
-    sites = [{**site, "steps_per_s": 0.02} for site in EXPERIMENT["sites"]]
-    job = {"steps": 10**6}
-    experiment = write_experiment(tmp_path / "input", replay={"speed": SPEED}, rounds=rounds, sites=sites, job=job)
-    port = free_port()
-    log = tmp_path / "log"
-    process = start_curtail("ui", "--experiment", str(experiment), "--port", str(port), home=tmp_path, log=log)
-    try:
-        running: list[str] = []
+@pytest.fixture(scope="module")
+def instance(ui: WebUi) -> Iterator[dg.DagsterInstance]:
+    folder = ui.home / "micro" / "dagster"
+    wait_until(lambda: (folder / "dagster.yaml").exists(), 120, "the instance")
+    before = os.environ.get("CURTAIL_EXPERIMENT")
+    os.environ["CURTAIL_EXPERIMENT"] = str(ui.home / "micro" / "experiment.yaml")
+    with dg.DagsterInstance.from_config(str(folder)) as found:
+        yield found
+    os.environ.pop("CURTAIL_EXPERIMENT")
+    if before is not None:
+        os.environ["CURTAIL_EXPERIMENT"] = before
 
-        def sensor_runs() -> bool:
-            assert process.poll() is None, log.read_text()
-            data = ask(port, QUERY)
-            results = (data or {}).get("sensorsOrError", {}).get("results", [])
-            running[:] = [found["name"] for found in results if found["sensorState"]["status"] == "RUNNING"]
-            return bool(running)
 
-        wait_for(sensor_runs, 240, "a running membership sensor in the UI")
-        assert running == ["membership_sensor"]
+def committed(ui: WebUi) -> dict[str, Manifest]:
+    return {key: found for key, found in manifests(ui.home).items() if found.mode != "init"}
 
-        def both_modes() -> bool:
-            assert process.poll() is None, log.read_text()
-            return {"local", "federated"} <= {found.mode for found in manifests(tmp_path).values()}
 
-        wait_for(both_modes, 300, f"a local and a federated checkpoint; the log says {log}")
-        committed = [found for found in manifests(tmp_path).values() if found.mode != "init"]
-        assert all(found.tokens.segment > 0 for found in committed)
-        assert all(found.intervals for found in committed)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(90)
-    wait_for(lambda: not processes_of(tmp_path), 30, "the end of every process of the UI and the federation")
+def live_run(instance: dg.DagsterInstance, key: str | None = None) -> dg.DagsterRun | None:
+    """The run of a segment that is under way."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    found = [run for run in runs if "curtail/checkpoint" in run.tags]
+    return next((run for run in found if key in (None, run.tags["curtail/checkpoint"])), None)
+
+
+def undisturbed(found: Manifest, ui: WebUi) -> bool:
+    """Every round went on until its time was up, and the segment until its cap or a change of membership."""
+    journal = (ui.home / "micro" / "store" / "checkpoints" / found.key / "rounds.jsonl").read_text()
+    whole = found.stop_reason != "length cap" or found.rounds == 2
+    left = "leaves" in found.stop_reason
+    return whole and "lost" not in found.stop_reason and ('"membership"' not in journal or left)
+
+
+def replayed(instance: dg.DagsterInstance, run_id: str) -> dict[str, object]:
+    """What a run on demand recorded, and whether its check passed."""
+    logs = instance.all_logs(run_id)
+    events = [entry.dagster_event for entry in logs if entry.dagster_event is not None]
+    (made,) = [e.step_materialization_data.materialization for e in events if e.is_step_materialization]
+    checks = {e.asset_check_evaluation_data.check_name: e.asset_check_evaluation_data for e in events
+              if e.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION}  # fmt: skip
+    found: dict[str, object] = {name: value.value for name, value in made.metadata.items()}
+    return {**found, "check": checks["replay_identical"].passed}
+
+
+def replayed_well(ui: WebUi, instance: dg.DagsterInstance, run_id: str, key: str) -> None:
+    assert ui.ended(run_id, 400) == "SUCCESS"
+    found, manifest = replayed(instance, run_id), committed(ui)[key]
+    assert found["identical"] is True and found["check"] is True
+    assert found["replayed_sha256"] == found["committed_sha256"] == manifest.files["model.safetensors"].sha256
+    assert found["replayed_steps"] == manifest.steps.end - manifest.steps.begin > 0
+    assert isinstance(found["seconds"], float) and found["seconds"] > 0
+
+
+def test_the_sensor_prepares_an_empty_home_and_two_at_once_give_one_result(
+    ui: WebUi, instance: dg.DagsterInstance
+) -> None:
+    wait_until(lambda: ui.sensor().get("status") == "RUNNING", 240, "a running membership sensor in the UI")
+    (first,) = wait_until(lambda: instance.get_runs(dg.RunsFilter(job_name="prepare")), 120, "the sensor's request")
+    second = ui.launch("prepare")
+    assert ui.status(first.run_id) != "SUCCESS", "too late to be at once"
+    assert [ui.ended(run_id) for run_id in (first.run_id, second)] == ["SUCCESS", "SUCCESS"]
+    assert list(manifests(ui.home))[:1] == ["ckpt-000000"]
+    for name in ("carbon_traces", "curtailment_windows", "tokenizer", "training_shards", "aggregated_checkpoint"):
+        assert instance.get_latest_materialization_event(dg.AssetKey(name)) is not None, name
+
+
+def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: dg.DagsterInstance) -> None:
+    wait_until(lambda: committed(ui), 240, "the first segment")
+    assert committed(ui)["ckpt-000001"].members == ["NORTH"]
+    run_id = ui.materialise("ckpt-000001")
+    assert ui.tags(run_id)["curtail.on_demand/NORTH"] == "ckpt-000001"
+    replayed_well(ui, instance, run_id, "ckpt-000001")
+    assert all(undisturbed(found, ui) for found in committed(ui).values())
+
+
+def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
+    wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 400, "a federated segment")
+    before = set(committed(ui))
+    live = wait_until(lambda: live_run(instance), 120, "a live segment")
+    for _ in range(2):
+        replayed_well(ui, instance, ui.materialise("ckpt-000001"), "ckpt-000001")
+    wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 240, "the end of the live segment")
+    after = {key: found for key, found in committed(ui).items() if key not in before}
+    assert after and all(found.mode == "federated" and undisturbed(found, ui) for found in after.values())
+    assert not Store(ui.home / "micro" / "store").list(REPLAYS), "scratch was left behind"
+
+
+def test_terminating_the_live_segment_pauses_until_it_is_executed_again(
+    ui: WebUi, instance: dg.DagsterInstance
+) -> None:
+    def trains() -> dg.DagsterRun | None:
+        found = live_run(instance)
+        return found if found and found.tags["curtail/checkpoint"] not in committed(ui) else None
+
+    live = wait_until(trains, 240, "a segment that trains")
+    key = live.tags["curtail/checkpoint"]
+    ui.terminate(live.run_id)
+    assert ui.ended(live.run_id) == "CANCELED"
+    said = wait_until(lambda: "terminated" in ui.skip_reason() and ui.skip_reason(), 120, "the sensor's reason")
+    assert f"paused: run {live.run_id[:8]} of {key} was terminated" in said and "re-execute that run" in said
+    ticks = instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key}))
+    assert live_run(instance) is None
+    again = ui.execute_again(live.run_id)
+    assert ui.ended(again) == "SUCCESS"
+    assert instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key})) >= ticks + 1
+    wait_until(lambda: key in committed(ui), 120, "the segment")
+    following = f"ckpt-{int(key.removeprefix('ckpt-')) + 1:06d}"
+    wait_until(lambda: following in committed(ui), 240, "the segment after it, by the sensor alone")
+
+
+def test_every_checkpoint_counts_what_it_trained(ui: WebUi) -> None:
+    found = committed(ui)
+    assert {"local", "federated"} <= {manifest.mode for manifest in found.values()}
+    assert all(manifest.tokens.segment > 0 and manifest.intervals for manifest in found.values())

@@ -58,7 +58,7 @@ class Bench:
             "mode": "federated" if len(members) > 1 else "local", "first_step": 100, "total_steps": 1000, "seed": 1,
             "experiment_uri": "experiment.json", "rounds": planned if rounds is not None else None, "open": None,
             "inner_state": {}, "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "norm_history": [],
-            "replay": False,
+            "replay": "",
         } | changes  # fmt: skip
 
     def live(self, members: tuple[str, ...] = SITES, max_rounds: int = 4, **changes: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Bench:
 def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
     """The plan that repeats a segment."""
     states = {site: done["inner_state"]["begin"] for site, done in segment["sites"].items()}
-    again = replay_of(Plan.read(plan, "the plan"), Segment.read(segment, "the segment"), states)
+    again = replay_of(Plan.read(plan, "the plan"), Segment.read(segment, "the segment"), states, "again")
     return json.loads(again.model_dump_json())
 
 
@@ -199,6 +199,14 @@ def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> No
     assert replayed["outer"]["sha256"] == segment["outer"]["sha256"]
     assert replayed["sites"] == segment["sites"] and not replayed["lost"] and not replayed["refused"]
     assert "TX" not in {site for site, order in bench.transport.sent if order.round == 1}
+
+
+def test_a_round_that_gave_nothing_does_not_end_its_replay(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 3}] * 3)
+    segment = bench.run(plan, (Fault("CA", 1, "nan"), Fault("TX", 1, "nan")))
+    assert segment["rounds"][1]["steps"] == {} and segment["rounds"][2]["steps"]
+    replayed = bench.run(replay(plan, segment), folder="scratch/replays/again")
+    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["steps"] == segment["steps"]
 
 
 def test_live_rounds_have_deadlines_and_a_cap(bench: Bench) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Answer, Order, Result, StoredWeights, WrittenWeights
-from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus
+from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import trainer_client
@@ -235,11 +235,10 @@ Scripted = tuple[Path, list[Any], list[str]]
 
 def doing(order: Order | None) -> TrainerStatus:
     """The status of a trainer that works on this order."""
-    key, round_ = (order.key, order.round) if order else (None, None)
-    return TrainerStatus(
-        site="CA", pid=1, busy=order is not None, key=key, round=round_, step=None, steps=None, loss=None,
-        tokens_per_s=None,
-    )  # fmt: skip
+    which = ("key", "attempt", "replay", "round")
+    name = order.model_dump(include={*which}) if order else dict.fromkeys(which)
+    still = dict.fromkeys(("step", "steps", "loss", "tokens_per_s"))
+    return TrainerStatus.model_validate({"site": "CA", "pid": 1, "busy": order is not None, **name, **still})
 
 
 @pytest.fixture
@@ -304,6 +303,13 @@ def test_an_order_reaches_the_trainer(trainer: Scripted) -> None:
     script += [(200, doing(asked)), done]
     seen.clear()
     assert reply().result is not None and seen == ["/train"]
+    again = asked.model_copy(update={"replay": "r"})
+    order = Message(RecordDict({"order": ConfigRecord({"order": again.model_dump_json()})}), 7, MessageType.TRAIN)
+    seen.clear()
+    script += [(202, Waiting(running=False)), (200, result_of(again))]
+    assert reply() == Answer(name="CA", waiting=True), "a replay that waits keeps the node from nothing"
+    assert reply() == Answer(name="CA", result=result_of(again)) and seen == ["/train", "/train"]
+    order = Message(RecordDict({"order": ConfigRecord({"order": asked.model_dump_json()})}), 7, MessageType.TRAIN)
     script.append(None)
     assert "did not answer /train: RemoteProtocolError" in (reply().error or "")
     endpoint.write_text(endpoint.read_text().replace("secret", "guess"))

@@ -29,10 +29,11 @@ def test_the_asset_graph(repository: dg.RepositoryDefinition) -> None:
     parents = {key.to_user_string(): names(graph.get(key).parent_keys) for key in graph.get_all_asset_keys()}
     assert parents == {
         "carbon_traces": set(),
-        "curtailment_windows": {"carbon_traces", "curtailment_windows"},
+        "trace_ingestion": set(),
+        "curtailment_windows": {"trace_ingestion", "carbon_traces", "curtailment_windows"},
         "tokenizer": set(),
-        "training_shards": {"tokenizer"},
-        "heldout_shard": {"tokenizer"},
+        "training_shards": {"tokenizer", "carbon_traces"},
+        "heldout_shard": {"tokenizer", "carbon_traces"},
         "aggregated_checkpoint": {"curtailment_windows", "training_shards"},
         "checkpoint_evaluation": {"aggregated_checkpoint", "heldout_shard"},
         "emissions_ledger": {"aggregated_checkpoint", "carbon_traces"},
@@ -67,7 +68,7 @@ def test_jobs_sensor_and_schedules(repository: dg.RepositoryDefinition) -> None:
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
     assert {"daily_pipeline", "intraday_pipeline", "local_training", "federated_rounds"} <= jobs
     (sensor,) = [found for found in repository.sensor_defs if found.name == "membership_sensor"]
-    assert {target.job_name for target in sensor.targets} == {"local_training", "federated_rounds"}
+    assert {target.job_name for target in sensor.targets} == {"local_training", "federated_rounds", "prepare"}
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED, "a fresh UI must not start training unasked"
     schedules = {found.name: found.job_name for found in repository.schedule_defs}
     assert schedules == {"daily_pipeline_schedule": "daily_pipeline", "intraday_schedule": "intraday_pipeline"}
@@ -98,6 +99,9 @@ def test_everything_explains_itself(repository: dg.RepositoryDefinition) -> None
         assert node.description, key
         assert node.group_name != "default", key
         assert node.owners, key
+    named = [*repository.sensor_defs, *repository.schedule_defs]
+    named += [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    assert [found.name for found in named if not found.description] == []
 
 
 def test_the_definitions_load_and_bind() -> None:

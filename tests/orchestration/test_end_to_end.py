@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -114,25 +115,84 @@ def test_running_again_does_nothing_new(finished: tuple[Path, Path, dict]) -> No
     assert json.loads(again.stdout.splitlines()[-1])["checkpoints"] == summary["checkpoints"]
 
 
-def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Path, Path, dict]) -> None:
-    """A local and a federated one, through Dagster as the UI's button does."""
-    home, _, summary = finished
-    keys = [
-        next(row["key"] for row in summary["checkpoints"] if row["mode"] == mode) for mode in ("local", "federated")
-    ]
+def materialise(home: Path, *wanted: str, **more: str) -> list[dict[str, Any]]:
+    """What materialising came to, through Dagster as the UI's button does it (`tests/materialise.py`)."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[1] / "materialise.py"), str(home / "micro"), *keys],
-        env=environment(home),
+        [sys.executable, str(Path(__file__).parents[1] / "materialise.py"), str(home / "micro"), *wanted],
+        env=environment(home) | more,
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == set(keys)
-    for key in keys:
-        assert found[key]["identical"] is True
-        assert found[key]["replayed_sha256"] == manifests(home)[key].files["model.safetensors"].sha256
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def key_of(summary: dict, mode: str) -> str:
+    return next(row["key"] for row in summary["checkpoints"] if row["mode"] == mode)
+
+
+def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Path, Path, dict]) -> None:
+    """A local and a federated one, the latter twice in a row."""
+    home, _, summary = finished
+    keys = [key_of(summary, "local"), key_of(summary, "federated"), key_of(summary, "federated")]
+    for key, found in zip(keys, materialise(home, *keys), strict=True):
+        committed = manifests(home)[key]
+        assert found["identical"] is True and found["checks"] == {"replay_identical": True, "token_ledger": True}
+        assert found["replayed_sha256"] == committed.files["model.safetensors"].sha256
+        assert found["replayed_steps"] == committed.steps.end - committed.steps.begin > 0
+    assert not Store(home / "micro" / "store").list("scratch/replays")
+
+
+def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished: tuple[Path, Path, dict]) -> None:
+    home, _, summary = finished
+    key = key_of(summary, "federated")
+    before = {name: found.sha256() for name, found in manifests(home).items()}
+    wishes = [
+        {"mode": "evaluate"},
+        {"mode": "export", "destination": "exports/one"},
+        {"mode": "export", "destination": "exports/one"},
+        {"mode": "extend", "rounds": 2},
+        {"mode": "branch", "seed": 99},
+        {"mode": "branch"},
+    ]
+    evaluated, exported, refused, longer, other, unsaid = materialise(
+        home, *(f"{key}={json.dumps(wish)}" for wish in wishes)
+    )
+    row = next(row for row in summary["checkpoints"] if row["key"] == key)
+    assert evaluated["success"] and evaluated["loss"] == row["heldout_loss"] and evaluated["checks"] == {}
+    assert (Path(exported["exported_to"]) / "README.md").exists()
+    assert exported["exported_to"] == str(home / "micro" / "exports" / "one")
+    assert not refused["success"] and "export to a new one" in str(refused["errors"])
+    assert not unsaid["success"] and "set `seed`" in str(unsaid["errors"])
+
+    committed = manifests(home)[key]
+    store = Store(home / "micro" / "store")
+    extended = Checkpoints(Store(store.path(f"branches/{longer['branch']}")))
+    (tip,) = [extended.verify(name) for name in extended.keys() if name != key]
+    assert tip.parent == key and tip.rounds == 2 and tip.steps.begin == committed.steps.end
+    assert longer["branch_steps"] == tip.steps.end - tip.steps.begin > 0
+    seeded = Checkpoints(Store(store.path(f"branches/{other['branch']}")))
+    again = seeded.verify(key)
+    assert again.seed == 99 and again.steps == committed.steps and again.ledger == committed.ledger
+    assert again.files["model.safetensors"].sha256 != committed.files["model.safetensors"].sha256
+    assert {name: found.sha256() for name, found in manifests(home).items()} == before, "the main lineage was touched"
+    assert not store.list("scratch/replays")
+
+
+def test_a_replay_in_a_process_of_its_own_gives_the_same_weights(
+    finished: tuple[Path, Path, dict], tmp_path: Path
+) -> None:
+    """`federation.replay: own`: no SuperLink, no resident trainer."""
+    home, _, summary = finished
+    shutil.copytree(home / "micro", tmp_path / "micro")
+    settings = tmp_path / "micro" / "experiment.yaml"
+    settings.write_text(settings.read_text().replace("replay: spare", "replay: own"))
+    (found,) = materialise(tmp_path, key_of(summary, "federated"), PATH="/nowhere")
+    assert found["success"], found["errors"]
+    assert found["identical"] is True
+    assert not (tmp_path / "micro" / "federation" / "federation.json").exists()
 
 
 def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
@@ -150,15 +210,8 @@ def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
             words = ["site", "run", site, "--superlink", f"127.0.0.1:{port}", "--experiment", str(experiment)]
             roles.append(start_curtail(*words, home=home, log=tmp_path / f"{site}.log"))
         wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 90, "all sites online")
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).parents[1] / "materialise.py"), str(home / "micro"), row["key"]],
-            env={**environment(home), "CURTAIL_SUPERLINK": f"127.0.0.1:{port}"},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])[row["key"]]["identical"] is True
+        (found,) = materialise(home, row["key"], CURTAIL_SUPERLINK=f"127.0.0.1:{port}")
+        assert found["identical"] is True, found["errors"]
         assert "PushMessages" in log.read_text(), "the segment did not run over this SuperLink"
     finally:
         for role in roles:

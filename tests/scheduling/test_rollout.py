@@ -11,10 +11,10 @@ from simulation_cases import START, experiment, minutes, traces, windows
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling import policy_forecast
-from curtail_pipeline.scheduling.plans import Plan, stays_of
 from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
 from curtail_pipeline.scheduling.rollout import Rollout, Standing, Tariff
+from curtail_pipeline.scheduling.stays import Plan, stays_of
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.overheads import PAPER

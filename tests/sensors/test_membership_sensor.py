@@ -9,6 +9,7 @@ import pytest
 from micro import CURTAILED, EXPERIMENT, START, write_experiment
 from test_checkpoints import fields
 
+from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, POLICIES
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
@@ -80,8 +81,88 @@ def test_every_policy_starts_local_and_federated_segments(
     assert generations == sorted(generations) and generations[-1] > 2
 
 
-def test_a_home_without_a_model_says_what_to_materialise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_home_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requested once while it runs, again after a failure and a wait, not by itself after somebody has stopped it."""
     monkeypatch.setenv("CURTAIL_HOME", str(tmp_path / "homes"))
     path = write_experiment(tmp_path / "input")
-    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(Exception, match="ckpt-000000"):
-        tick_at(path, Project.open(path, "replay").store, START, instance)
+    store = Project.open(path, "replay").store
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick() -> tuple[list[tuple[str | None, str | None]], str]:
+            result = tick_at(path, store, START, instance)
+            said = result.skip_reason.skip_message if result.skip_reason else ""
+            return [(request.job_name, request.run_key) for request in result.run_requests or []], said or ""
+
+        assert tick() == ([("prepare", "prepare-1")], "")
+        run = instance.create_run_for_job(prepare)
+        assert tick() == ([], "the home is being prepared")
+        instance.report_run_failed(run)
+        requests, said = tick()
+        assert requests == [] and said.startswith("prepare failed; attempt 2 is due at")
+        again = instance.create_run_for_job(prepare)
+        instance.report_run_canceling(again)
+        instance.report_run_canceled(again)
+        requests, said = tick()
+        assert requests == [] and f"run {again.run_id[:8]} of prepare was terminated" in said
+
+
+def segment_run(instance: dg.DagsterInstance, key: str, **more: str) -> dg.DagsterRun:
+    tags = {"curtail/checkpoint": key, "curtail/members": "NORTH", **more}
+    return instance.create_run_for_job(prepare, tags=tags)
+
+
+def test_terminating_a_segment_pauses_its_key_until_it_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CURTAIL_HOME", str(tmp_path / "homes"))
+    path = prepared(tmp_path, "paper")
+    store = Project.open(path, "replay").store
+    now = START + timedelta(minutes=20)
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick() -> tuple[list[str | None], str]:
+            result = tick_at(path, store, now, instance)
+            said = result.skip_reason.skip_message if result.skip_reason else ""
+            return [request.run_key for request in result.run_requests or []], said or ""
+
+        assert tick()[0] == ["ckpt-000001-1"]
+        stopped = segment_run(instance, "ckpt-000001")
+        instance.report_run_canceling(stopped)
+        assert tick() == ([], tick()[1]) and "runs" in tick()[1]
+        instance.report_run_canceled(stopped)
+        for _ in range(3):
+            requests, said = tick()
+            assert requests == []
+            assert f"paused: run {stopped.run_id[:8]} of ckpt-000001 was terminated" in said
+            assert "re-execute that run, or materialise ckpt-000001" in said
+        resumed = segment_run(instance, "ckpt-000001")
+        assert "runs" in tick()[1]
+        instance.report_run_failed(resumed)
+        monkeypatch.setattr("curtail_pipeline.scheduling.reconcile.BACKOFF_S", (0.0,))
+        assert tick()[0] == ["ckpt-000001-2"]
+
+
+def test_a_run_that_its_host_took_along_is_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURTAIL_HOME", str(tmp_path / "homes"))
+    monkeypatch.setattr("curtail_pipeline.scheduling.reconcile.BACKOFF_S", (0.0,))
+    path = prepared(tmp_path, "paper")
+    store = Project.open(path, "replay").store
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.report_run_canceled(segment_run(instance, "ckpt-000001"))
+        result = tick_at(path, store, START + timedelta(minutes=20), instance)
+        assert [request.partition_key for request in result.run_requests or []] == ["ckpt-000001"]
+
+
+def test_repeating_an_earlier_run_by_hand_does_not_hold_up_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CURTAIL_HOME", str(tmp_path / "homes"))
+    path = prepared(tmp_path, "paper")
+    store = Project.open(path, "replay").store
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = segment_run(instance, "ckpt-000000")
+        instance.report_run_failed(first)
+        tags = {"curtail/checkpoint": "ckpt-000000", "curtail/members": "NORTH"}
+        instance.create_run_for_job(prepare, tags=tags, parent_run_id=first.run_id, root_run_id=first.run_id)
+        result = tick_at(path, store, START + timedelta(minutes=20), instance)
+        assert [request.partition_key for request in result.run_requests or []] == ["ckpt-000001"]

@@ -260,14 +260,14 @@ def test_interval_ends_of_a_market_without_daylight_saving(csv: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("time,A\n2026-03-01T00:00Z,1\nyesterday,2\n", {}, r"'yesterday' in data row 2 is not a time in ISO 8601"),
-        ("time,A\n03/01/26,1\n", {}, r"'03/01/26' in data row 1.*traces\.time_format"),
+        ("time,A\n2026-03-01T00:00Z,1\nyesterday,2\n", {}, r"'yesterday' in column 'time', data row 2, is not a time"),
+        ("time,A\n03/01/26,1\n", {}, r"'03/01/26' in column 'time', data row 1.*traces\.time_format"),
         ("time,A\n2026-03-01T00:00Z,1\n2026-03-01T00:05Z,x1\n", {}, r"'x1' in column 'A', data row 2, is not a number"),
         ("time,A\n2026-03-01T00:00Z,1\n", {"timezone": "Mars/Olympus"}, r"unknown timezone 'Mars/Olympus'"),
         ("time,A\n2026-03-01T00:00Z,1\n", {"columns": {"B": "R"}}, r"has no column 'B'.*it has time, A"),
         ("time,A\n2026-03-01T00:00Z,1\n", {"time_column": "when"}, r"no time column 'when'; it has time, A"),
         ("time\n2026-03-01T00:00Z\n", {}, r"only the column 'time'"),
-        ("time;A\n2026-03-01T00:00Z;1\n", {}, r"only the column 'time;A'; separate columns by commas, not by ';'"),
+        ("time;A\n2026-03-01T00:00Z;1\n", {}, r"only the column 'time;A'.*set traces.separator to ';'"),
         ("time,region,value\n2026-03-01T00:00Z,A,1\n2026-03-01T00:05Z,,1\n", {}, r"data row 2 has no 'region'"),
         ("", {}, r"is empty"),
         ("time,A\n2026-03-01T00:00Z,1\n", {"layout": "long"}, r"needs the columns region and value; it has time, A"),

@@ -67,13 +67,42 @@ def test_nan_and_infinity_are_missing_values_not_zero() -> None:
 
 
 def test_a_cadence_change_is_held_at_the_finest_and_a_hole_in_the_coarse_part_stays_one() -> None:
-    coarse, fine = [0, 30, 60, 90, 150, 180, 210], [215, 220, 225, 230]
-    found = trace_of(points(coarse + fine, [float(m) for m in coarse + fine]), 235)
-    by_minute = dict(zip(range(0, 235, 5), found.trace["value"].to_list(), strict=True))
+    day = 24 * 60
+    coarse = [*range(-day, 0, 30), 0, 30, 60, 90, 150, 180, 210]
+    fine = [215, 220, 225, 230]
+    found = trace_of(points(coarse + fine, [float(m) for m in coarse + fine]), 235, start=-day)
+    by_minute = dict(zip(range(-day, 235, 5), found.trace["value"].to_list(), strict=True))
     assert found.report.cadence_s == 300
     assert [by_minute[m] for m in (0, 25, 30, 55, 115, 120, 145, 150, 205, 210, 215)] == [
         0, 0, 30, 30, 90, None, None, 150, 180, 210, 215,
     ]  # fmt: skip
+
+
+FINE = list(range(0, 60, 5))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "missing"),
+    [
+        # Thinned to hourly values in the middle, at the end and at the begin.
+        ([*FINE, 60, 120, 180, 240, *range(300, 360, 5)], [65, 115, 125, 235, 245, 295]),
+        ([*FINE, 60, 120, 180, 240, 300], [65, 295]),
+        ([0, 60, 120, 180, 240, *range(245, 300, 5)], [5, 55, 235]),
+        # A listing of hits, of which two are neighbours.
+        ([0, 5, 180, 240, 300, 360], [10, 175, 185, 235, 355]),
+    ],
+)
+def test_points_that_were_dropped_are_missing_and_not_held(minutes: list[int], missing: list[int]) -> None:
+    found = trace_of(points(minutes, [float(m) for m in minutes]), minutes[-1] + 5)
+    by_minute = dict(zip(range(0, minutes[-1] + 5, 5), found.trace["value"].to_list(), strict=True))
+    assert found.report.cadence_s == 300
+    assert [by_minute[m] for m in minutes] == minutes
+    assert [by_minute[m] for m in missing] == [None] * len(missing)
+
+
+def test_an_hourly_source_with_one_stray_stamp_stays_hourly() -> None:
+    minutes = sorted([*range(0, 30 * 60, 60), 90])
+    assert trace_of(points(minutes, [1.0] * len(minutes)), 30 * 60).report.cadence_s == 3600
 
 
 def test_agreeing_duplicates_are_dropped_and_of_disagreeing_ones_the_latest_revision_is_kept() -> None:
@@ -105,7 +134,9 @@ def test_stamps_beside_the_grid_are_held_from_the_next_grid_stamp_and_counted() 
 
 
 def test_stamps_of_interval_ends_move_to_the_begin() -> None:
-    table = points([5, 10, 15, 20, 50, 80, 110], [5, 10, 15, 20, 50, 80, 110])
+    day = 24 * 60
+    minutes = [*range(30, day + 31, 30), *range(day + 35, day + 50, 5)]
+    table = points(minutes, [float(m) for m in minutes])
     series = build_series(table, kind="price", unit="currency/MWh", end_stamped=True)
     trace = to_trace(
         series,
@@ -113,11 +144,12 @@ def test_stamps_of_interval_ends_move_to_the_begin() -> None:
         kind="price",
         source="test",
         start=START,
-        end=START + 110 * MINUTE,
+        end=START + (day + 45) * MINUTE,
         retrieved_at=START,
     ).trace
-    by_minute = dict(zip(range(0, 110, 5), trace["value"].to_list(), strict=True))
-    assert [by_minute[m] for m in (0, 5, 10, 15, 20, 45, 50, 75, 80, 105)] == [5, 10, 15, 20, 50, 50, 80, 80, 110, 110]
+    by_minute = dict(zip(range(0, day + 45, 5), trace["value"].to_list(), strict=True))
+    asked = (0, 25, 30, day - 5, day, day + 25, day + 30, day + 35, day + 40)
+    assert [by_minute[m] for m in asked] == [30, 30, 60, day, day + 30, day + 30, day + 35, day + 40, day + 45]
 
 
 def test_nothing_at_all_gives_a_grid_of_nulls() -> None:

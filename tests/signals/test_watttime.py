@@ -20,7 +20,7 @@ from curtail_pipeline.times import iso, parse_utc
 NOW = datetime(2026, 3, 21, 12, 2, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
 FIVE = timedelta(minutes=5)
-SECRETS = {"WATTTIME_USERNAME": "ann-of-grid", "WATTTIME_PASSWORD": "pass-8f2c1e"}
+SECRETS = {"WATTTIME_USER": "ann-of-grid", "WATTTIME_PASSWORD": "pass-8f2c1e"}
 TOKENS = ("jwt-one-77aa", "jwt-two-77bb", "jwt-three-77cc")
 
 
@@ -314,12 +314,12 @@ def test_wrong_or_missing_credentials_are_named_but_never_shown(
     caplog.set_level(logging.DEBUG)
     settings = WattTimeTraces(base_url=api.url)
     with pytest.raises(TraceError, match=r"set WATTTIME_PASSWORD in the environment"):
-        WattTimeProvider(settings, environ={"WATTTIME_USERNAME": "x"}, clock=clock).fetch("DE", NOW - DAY, NOW)
+        WattTimeProvider(settings, environ={"WATTTIME_USER": "x"}, clock=clock).fetch("DE", NOW - DAY, NOW)
     good = WattTimeProvider(settings, environ=SECRETS, clock=clock, sleep=clock.sleep)
     trace = good.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)
     api.respond = lambda request: Answer("Forbidden", 403)
     refused = WattTimeProvider(settings, environ=SECRETS, clock=clock, sleep=clock.sleep)
-    with pytest.raises(ApiError, match=r"correct WATTTIME_USERNAME and WATTTIME_PASSWORD") as error:
+    with pytest.raises(ApiError, match=r"correct WATTTIME_USER and WATTTIME_PASSWORD") as error:
         refused.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)
     seen = caplog.text + str(error.value) + str(trace.to_dict(as_series=False)) + repr(good.__dict__["settings"])
     for secret in (*SECRETS.values(), *TOKENS):

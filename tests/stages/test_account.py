@@ -9,11 +9,11 @@ from micro import START, write_experiment
 from test_checkpoints import fields
 
 from curtail_pipeline.emissions.grams import totals
-from curtail_pipeline.stages.account import card_of, checkpoint_ledger, ledger_key, summarise, write_report
+from curtail_pipeline.stages.account import card_of, checkpoint_ledger, summarise, write_report
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.tables import write_table
+from curtail_pipeline.storage.tables import ledger_key, write_table
 
 HOLE = range(30, 60)
 """Minutes of the one hour that is recorded in which the trace has no stamp."""

@@ -17,8 +17,9 @@ from curtail_pipeline.errors import LedgerError, TraceError
 from curtail_pipeline.federation.orders import Plan, PlannedRound
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.scheduling.view import View
+from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.check_tokens import check_tokens
-from curtail_pipeline.stages.deal import closing_ledger, ensure_dealt, initial_shares, opening_ledger
+from curtail_pipeline.stages.deal import closing_ledger, ensure_dealt, initial_shares, opening_ledger, shares_gap
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.train import Prospect
@@ -77,6 +78,23 @@ def test_declared_shares_win_and_equal_needs_no_trace(tmp_path: Path) -> None:
     assert initial_shares(open_project(tmp_path / "b")) == {"NORTH": 1.0, "SOUTH": 1.0, "EAST": 1.0}
 
 
+def test_shares_on_partial_traces_say_so(tmp_path: Path) -> None:
+    traces = {"provider": "synthetic", "seed": 307, "start": "2026-03-21T00:00:00Z", "days": 2}
+    sites = [{**EXPERIMENT["sites"][0], "name": name, "region": name} for name in ("CAISO_NORTH", "NEM_SA")]
+    corpus = EXPERIMENT["corpus"] | {"shares": "expected", "sample_mib": 0.05, "max_documents": 20}
+    experiment = parse_experiment({**EXPERIMENT, "traces": traces, "sites": sites, "corpus": corpus}, "test")
+    project = Project.open(experiment, "headless", tmp_path)
+    first, second = project.days
+    for region, day in (("CAISO_NORTH", first), ("NEM_SA", first), ("CAISO_NORTH", second)):
+        save_ingested(project, ingest_day(project, region, day))
+    build_tokenizer(project.experiment.corpus, project.store)
+    ensure_dealt(project)
+    gap = shares_gap(project)
+    assert gap is not None and f"1 of 4 regions' days (NEM_SA {second})" in gap
+    save_ingested(project, ingest_day(project, "NEM_SA", second))
+    assert shares_gap(project) == gap, "what came later dealt nothing again"
+
+
 def test_shares_are_computed_once(tmp_path: Path) -> None:
     """What is ingested afterwards, and another end of the clock, deal nothing again."""
     project = open_project(tmp_path, shares="expected", sample_mib=0.05, max_documents=20)
@@ -84,6 +102,7 @@ def test_shares_are_computed_once(tmp_path: Path) -> None:
     build_tokenizer(project.experiment.corpus, project.store)
     assert frozen_shares(project.store) is None
     dealt = ensure_dealt(project)
+    assert shares_gap(project) is None
     expected = initial_shares(project)
     assert dealt.shares == {site: hours / sum(expected.values()) for site, hours in expected.items()}
     before = project.store.path(MANIFEST).read_bytes()

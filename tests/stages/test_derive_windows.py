@@ -5,11 +5,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from micro import EXPERIMENT
 
-from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.stages.derive_windows import derive_day, derive_following, save_derived
+from curtail_pipeline.stages.derive_windows import derive_day, derive_days, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.tables import read_table, trace_key, windows_key, write_table
@@ -50,11 +51,6 @@ def test_days_together_are_the_whole_range(project: Project) -> None:
     assert project.windows(project.days).sort("site", "start").select(columns).equals(whole(project).select(columns))
 
 
-def test_a_day_before_its_predecessor_is_refused_with_the_fix(project: Project) -> None:
-    with pytest.raises(TraceError, match=r"2026-03-22.*materialise curtailment_windows for 2026-03-21"):
-        derive_day(project, project.days[1])
-
-
 def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Project) -> None:
     """The first day's last hours become curtailed in one region: the window now runs into the second day."""
     derive_all(project)
@@ -64,7 +60,7 @@ def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Proj
     late = pl.col("time") >= pl.col("time").max() - timedelta(hours=2)
     write_table(project.store, key, trace.with_columns(value=pl.when(late).then(1.0).otherwise(pl.col("value"))))
     derived = []
-    for found in derive_following(project, day):
+    for found in derive_days(project, [day]):
         save_derived(project, found)
         derived.append(found.day)
     assert derived[0] == day and 2 <= len(derived) <= len(project.days)
@@ -74,7 +70,7 @@ def test_a_revised_day_reaches_exactly_as_far_as_its_state_differs(project: Proj
 
 def test_an_unchanged_day_reaches_no_further(project: Project) -> None:
     derive_all(project)
-    assert [found.day for found in derive_following(project, project.days[0])] == [project.days[0]]
+    assert [found.day for found in derive_days(project, project.days[:1])] == [project.days[0]]
     assert project.store.exists(windows_key(project.days[0].isoformat()))
 
 
@@ -89,3 +85,31 @@ def test_ingesting_again_says_what_was_revised(project: Project) -> None:
     found = ingest_day(project, "NEM_SA", day)
     assert found.metadata["revised"] == 3
     assert found.metadata["largest_change"] == pytest.approx(5.0)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(range(4)), bad=st.sets(st.tuples(st.integers(0, 3), st.sampled_from(["SPP_TX", "NEM_SA"])))
+)
+def test_days_in_any_order_with_any_holes_end_as_the_whole_range(
+    project: Project, order: list[int], bad: set[tuple[int, str]]
+) -> None:
+    """Every day is derived with some regions' traces missing, then the missing ones are repaired, last day first."""
+    store, days = project.store, project.days
+    store.delete("windows")
+    kept = {}
+    for n, region in bad:
+        key = trace_key(days[n].isoformat(), region)
+        kept[key] = read_table(store, key)
+        store.delete(key)
+    for n in order:
+        for derived in derive_days(project, [days[n]]):
+            assert {region for at, region in bad if days[at] == derived.day} == set(derived.missing)
+            save_derived(project, derived)
+    for n, region in sorted(bad, reverse=True):
+        key = trace_key(days[n].isoformat(), region)
+        write_table(store, key, kept[key])
+        for derived in derive_days(project, [days[n]]):
+            save_derived(project, derived)
+    columns = ["site", "region", "start", "end", "opened_by", "closed_by"]
+    assert project.windows(days).sort("site", "start").select(columns).equals(whole(project).select(columns))

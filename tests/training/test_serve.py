@@ -99,12 +99,62 @@ def test_an_order_is_done_once(trainer, filled):
     assert first.status_code == 200
     result = first.json()
     assert result["steps"] == 3
-    filled.delete(order.out)  # were it trained again, it would be written again
+    written = filled.path(order.out).stat().st_mtime_ns  # were it trained again, it would be written again
     assert trainer.post("/train", order).json() == result
-    assert not filled.exists(order.out)
+    assert filled.path(order.out).stat().st_mtime_ns == written
     other = trainer.post("/train", changed(order, max_steps=2))
     assert other.status_code == 409
     assert "ckpt-000010 attempt 0 round 0 was ordered before with other content" in other.json()["error"]
+
+
+def test_an_answer_whose_weights_are_gone_is_worked_out_again(trainer, filled):
+    order = make_order(filled, key="ckpt-000019")
+    first = trainer.train(order)
+    filled.delete(order.out)
+    assert trainer.train(order).weights == first.weights
+    assert filled.exists(order.out)
+
+
+def stop(trainer, order, **changes):
+    wanted = {"schema": 1, **{name: getattr(order, name) for name in ("key", "attempt", "replay", "round")}, **changes}
+    return trainer.post("/stop", wanted).json()["stopped"]
+
+
+def repeated(trainer, order):
+    """The result of a replay's order, asked for until it is there."""
+    return wait_until(lambda: (a := trainer.post("/train", order)).status_code == 200 and Result.read(a.content, "it"))
+
+
+def test_a_replay_gives_way_to_a_live_order_and_is_done_later(trainer, filled):
+    once = trainer.train(make_order(filled, key="ckpt-000020", max_steps=400, lease=LONG["lease"]))
+    again = make_order(
+        filled, key="ckpt-000020", max_steps=400, lease=LONG["lease"], replay="r1", out="scratch/replays/r1/it"
+    )
+    assert trainer.post("/train", changed(again, max_steps=100_000, replay="r0")).json() == {"running": True}
+    wait_until(lambda: (trainer.step() or 0) >= 2)
+    assert trainer.status()["replay"] == "r0"
+    assert trainer.post("/train", again).json() == {"running": False}, "replays come one after the other"
+
+    live = make_order(filled, key="ckpt-000021", **LONG)
+    answers, thread = trainer.post_in_background("/train", live)
+    wait_until(lambda: trainer.status()["key"] == "ckpt-000021" and trainer.step())
+    assert trainer.post("/train", again).json() == {"running": False}
+    # whoever gives up the replay, or an earlier round or attempt, ends nothing of the live segment
+    assert (
+        not stop(trainer, live, round=7) and not stop(trainer, live, attempt=1) and not stop(trainer, live, replay="r1")
+    )
+    assert stop(trainer, changed(again, replay="r0"))
+    before = trainer.step()
+    wait_until(lambda: trainer.step() > before + 5)
+    assert trainer.status()["key"] == "ckpt-000021"
+    assert stop(trainer, live)
+    thread.join(20)
+    assert answers[0].json()["steps"] > before
+    states = filled.list(f"inner_state/{SITE}")
+    done = repeated(trainer, again)
+    assert done.weights.sha256 == once.weights.sha256 and done.inner_state == once.inner_state
+    assert filled.list(f"inner_state/{SITE}") == states, "a replay's inner states are its own"
+    assert len(filled.list(f"scratch/replays/r1/inner_state/{SITE}")) == 1
 
 
 def test_rounds_in_the_process_are_the_rounds_of_the_library(trainer, filled):
@@ -122,9 +172,9 @@ def test_status_and_stop(trainer, filled):
     idle = trainer.status()
     assert idle["site"] == SITE and idle["pid"] == trainer.process.pid
     assert (idle["busy"], idle["key"], idle["round"], idle["step"]) == (False, None, None, None)
-    assert trainer.post("/stop").json() == {"stopped": False}
-
     order = make_order(filled, key="ckpt-000012", round=4, first_step=1000, members=2, **LONG)
+    assert not stop(trainer, order)
+    assert trainer.post("/stop").status_code == 400
     answers, thread = trainer.post_in_background("/train", order)
     wait_until(lambda: (trainer.step() or 0) >= 2)
     busy = trainer.status()
@@ -137,7 +187,7 @@ def test_status_and_stop(trainer, filled):
     assert refused.status_code == 409
     assert f"site {SITE} is busy with ckpt-000012 attempt 0 round 4" in refused.json()["error"]
 
-    assert trainer.post("/stop").json() == {"stopped": True}
+    assert stop(trainer, order)
     assert trainer.status()["busy"] is False
     for waiting in (thread, other_thread):
         waiting.join(20)
@@ -194,6 +244,7 @@ def test_bad_requests(trainer, filled):
 
 
 def test_sign_of_life(trainer, filled):
+    wait_until(lambda: (filled.root / "agents" / f"{SITE}.json").exists())
     first = filled.read_json(f"agents/{SITE}.json")
     assert first["site"] == SITE and first["pid"] == trainer.process.pid
     assert abs((utc_now() - parse_utc(first["at"])).total_seconds()) < 15

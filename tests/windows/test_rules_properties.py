@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.times import FOREVER
 from curtail_pipeline.windows.candidates import history_waits
 from curtail_pipeline.windows.rules import RuleState, derive_windows, merge_days
 
@@ -238,6 +239,7 @@ def test_any_split_into_days_gives_the_windows_and_the_state_of_the_whole(case, 
     days, state, begin = [], None, 0
     for cut in [*sorted(cuts), LENGTH]:
         day, state = derive(rule, content, start=begin, end=cut, state=state)
+        assert str(FOREVER) not in state.model_dump_json(), "what has not ended is null"
         stored = RuleState.read(state.model_dump_json(), "a state")
         assert stored == state
         state = stored

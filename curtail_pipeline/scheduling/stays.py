@@ -1,4 +1,4 @@
-"""The shape of a plan: per site, when it is provisioned and when it trains."""
+"""Plans: per site the times in which it is provisioned, and the stretches of each in which it should train."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ def without_cuts(plan: Plan) -> Plan:
 
 
 def touching(spans: Sequence[Span]) -> list[Span]:
-    """Stretches that touch are one."""
+    """Of ascending stretches, those that touch as one; empty ones are left out."""
     found: list[Span] = []
     for low, high in spans:
         if found and low <= found[-1][1]:

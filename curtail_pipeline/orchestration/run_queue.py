@@ -1,0 +1,75 @@
+"""The run queue of an instance: runs on demand are told apart, so that Dagster limits them per site.
+
+In `dagster.yaml`:
+
+    run_coordinator: {module: curtail_pipeline.orchestration.run_queue, class: SiteQueue}
+    concurrency: {runs: {tag_concurrency_limits: [{key: curtail/on_demand, limit: 2}, ...]}}
+
+A limit by pool would not do: a pool belongs to the asset, and a live segment would wait for the runs on demand.
+"""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+
+from curtail_pipeline.errors import CurtailError
+from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, PARTITION_TAG, SEGMENT_ASSET, SEGMENT_JOBS
+from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.stages.project import EXPERIMENT_ENV
+from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.home import Home
+from curtail_pipeline.storage.store import Store
+
+ON_DEMAND_TAG = "curtail/on_demand"
+"""Of every run that was asked for on a committed checkpoint: its key."""
+WITHOUT_TRAINING = ("evaluate", "export")
+
+
+def site_tag(site: str) -> str:
+    """The tag of runs on demand that train at this site."""
+    return f"curtail.on_demand/{site[:63]}"
+
+
+def on_demand_tags(run: dg.DagsterRun, checkpoints: Checkpoints) -> dict[str, str]:
+    """The tags that limits count: none for a live segment and for what has nothing to do with checkpoints."""
+    asked = run.job_name in SEGMENT_JOBS or dg.AssetKey(SEGMENT_ASSET) in (run.asset_selection or ())
+    key = run.tags.get(PARTITION_TAG)
+    if key is None or not asked or (CHECKPOINT_TAG in run.tags and run.parent_run_id is None):
+        return {}
+    try:
+        members = checkpoints.manifest(key).members
+    except CurtailError:  # not committed: the run trains it, or says what is wrong
+        return {}
+    if _mode(run) in WITHOUT_TRAINING:
+        members = []
+    return {ON_DEMAND_TAG: key, **{site_tag(site): key for site in members}}
+
+
+def _mode(run: dg.DagsterRun) -> str:
+    """What the dialog asks for."""
+    found: object = run.run_config
+    for name in ("ops", SEGMENT_ASSET, "config", "mode"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return str(found or "replay")
+
+
+def _store() -> Store:
+    named = Path(os.environ.get(EXPERIMENT_ENV, "laptop"))
+    if named.name == Home(named.parent).experiment_file.name:
+        return Store(Home(named.parent).store)
+    return Store(Home.of(load_experiment(named)).store)
+
+
+class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):
+    """Dagster's own queue, which tags runs on demand before they wait in it.
+
+    The store is that of the experiment that `CURTAIL_EXPERIMENT` names, as for the code location.
+    """
+
+    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
+        tags = on_demand_tags(context.dagster_run, Checkpoints(_store()))
+        if tags:
+            self._instance.add_run_tags(context.dagster_run.run_id, tags)
+        return super().submit_run(context)

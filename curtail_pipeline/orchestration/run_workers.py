@@ -1,0 +1,90 @@
+"""Run workers of this host: which of them are gone while their run still counts as running.
+
+Dagster's default launcher makes a run worker a child of the code server and cannot be asked whether it lives; a killed
+one leaves its run STARTED for ever, and with it the checkpoint's slot. What the worker said of itself when it started
+tells its process. Other launchers are watched by Dagster's own run monitoring.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import psutil
+from dagster._core.launcher import DefaultRunLauncher
+
+LAUNCH_TIMEOUT = timedelta(seconds=45)
+"""Within which a launched run's worker says that it has started (5 to 15 s on two busy cores)."""
+MOST_RUNS = 100
+"""Runs looked at in one tick: far above what an instance runs at once."""
+WATCHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_SLACK_S = 2.0
+"""By which the clocks of the kernel and of the log may differ."""
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A run whose worker is gone."""
+
+    run: dg.DagsterRun
+    reason: str
+
+
+def dead_runs(instance: dg.DagsterInstance, now: datetime) -> list[Dead]:
+    """Runs whose worker on this host is gone. Looked at again before judging: a worker ends its run before itself."""
+    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+        return []
+    found = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=WATCHED), limit=MOST_RUNS):
+        reason = _why_dead(instance, record, now)
+        if reason is None:
+            continue
+        run = instance.get_run_by_id(record.dagster_run.run_id)
+        if run is not None and run.status in WATCHED:
+            found.append(Dead(run, reason))
+    return found
+
+
+def end_dead(instance: dg.DagsterInstance, now: datetime) -> list[Dead]:
+    """End the runs whose worker is gone: failed, or cancelled where that was asked for."""
+    dead = dead_runs(instance, now)
+    for each in dead:
+        if each.run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(each.run, each.reason)
+        else:
+            instance.report_run_failed(each.run, each.reason)
+    return dead
+
+
+def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime) -> str | None:
+    started = _worker(instance, record.dagster_run.run_id)
+    if started is not None:
+        pid, since = started
+        return None if _alive(pid, since) else f"the run worker (pid {pid}) is gone: it was killed, or its machine was"
+    waiting = now - record.update_timestamp.replace(tzinfo=UTC)
+    if record.dagster_run.status == dg.DagsterRunStatus.STARTING and waiting > LAUNCH_TIMEOUT:
+        return f"no run worker has started in {waiting.total_seconds():.0f} s: the code server was killed"
+    return None
+
+
+def _worker(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
+    """Process id of a run's worker, and when it said so (seconds since 1970)."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
+    for record in reversed(records):
+        event = record.event_log_entry.dagster_event
+        if event is None or not (event.message or "").startswith("Started process for run"):
+            continue
+        pid = event.engine_event_data.metadata.get("pid")
+        if pid is not None:
+            return int(str(pid.value)), record.event_log_entry.timestamp
+    return None
+
+
+def _alive(pid: int, since: float) -> bool:
+    """Whether that process still runs: not another one that was given its number, and no zombie."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() <= since + _SLACK_S and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

@@ -1,0 +1,67 @@
+"""Watches `dagster dev` from outside: what the sensors cannot do while the code server they run in is dead.
+
+`dagster dev` keeps one code server for webserver and daemon, behind a proxy that starts it once. When it is killed,
+every sensor stands still, and so do the runs that were its children.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import httpx
+import psutil
+
+from curtail_pipeline.orchestration.run_workers import end_dead
+
+EVERY_S = 5.0
+RELOAD = "mutation { reloadWorkspace { __typename } }"
+RELOAD_S = 60.0
+"""Within which a code server starts."""
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def watching(dagster_home: Path, pid: int, address: str) -> Iterator[None]:
+    """While inside: a code server that is killed is started again, and runs whose worker is gone are ended.
+
+    Args:
+        pid: of `dagster dev`.
+        address: of its web UI, e.g. http://127.0.0.1:3000.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(dagster_home, pid, address, over), name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(EVERY_S)
+
+
+def _watch(dagster_home: Path, pid: int, address: str, over: threading.Event) -> None:
+    seen: set[int] = set()
+    if over.wait(EVERY_S):  # the first to open an instance makes its tables; that is not this one
+        return
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+        while not over.wait(EVERY_S):
+            try:
+                end_dead(instance, datetime.now(UTC))
+                servers = _code_servers(pid)
+                if seen and not servers & seen:
+                    _log.warning("the code server is gone: starting it again")
+                    httpx.post(f"{address}/graphql", json={"query": RELOAD}, timeout=RELOAD_S).raise_for_status()
+                    servers = _code_servers(pid)
+                seen = servers or seen
+            except (httpx.HTTPError, psutil.Error) as error:
+                _log.warning("watching dagster dev: %s", error)  # and again in a moment
+
+
+def _code_servers(pid: int) -> set[int]:
+    """Process ids of the code servers behind their proxy."""
+    proxies = [each for each in psutil.Process(pid).children(recursive=True) if "code-server" in each.cmdline()]
+    children = [child for proxy in proxies for child in proxy.children() if "grpc" in child.cmdline()]
+    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE}

@@ -1,0 +1,82 @@
+"""How long each value of a source is valid: the source's cadence, not the distance to the next stamp.
+
+A feed that drops points, or a listing of non-zero intervals only, has long distances between stamps and still measures
+at its short cadence. Sources get finer over the years, from hourly to five minutes, and not coarser; so a coarser
+stretch after a finer one is a feed that drops points, and only one at the begin, of a day at least, is a source that
+was coarser then.
+"""
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from curtail_pipeline.times import Bools, Floats, Micros
+
+DEFAULT_CADENCE_S: Final = 300
+"""Cadence of a range in which a source gave fewer than two stamps: the five minutes of WattTime and most grids."""
+
+_LONGEST_HELD_S: Final = 3600
+_ESTABLISHED: Final = 3
+_SHORTEST_FOUND_S: Final = 60
+_CHANGED_AFTER_S: Final = 86_400
+_SAME: Final = 1.5
+"""Differences up to this factor are one cadence with a jitter."""
+_RARELY: Final = 0.1
+"""A difference that divides all others is the cadence when so many of the differences are that short."""
+
+
+def local_cadence(seconds: Floats) -> tuple[Floats, int]:
+    """How long each stamp is valid, and the finest cadence.
+
+    A difference between neighbours that occurs three times in a row is a cadence of the source, unless a finer one
+    came before it or comes within a day; of a longer difference only the cadence is valid. Differences of more than an
+    hour are holes as well, unless nothing is finer. Where none repeats so often, the cadence is the largest of which
+    all differences are multiples.
+
+    Args:
+        seconds: sorted unique stamps [n] in seconds since the epoch.
+
+    Returns:
+        Validity in seconds [n] and the finest cadence in seconds.
+    """
+    steps = np.diff(seconds)
+    if len(steps) == 0:
+        return np.full(len(seconds), float(DEFAULT_CADENCE_S)), DEFAULT_CADENCE_S
+    starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
+    lengths = np.diff(np.r_[starts, len(steps)])
+    established = np.repeat(lengths >= _ESTABLISHED, lengths)
+    finest = _finest(steps, established)
+    established &= (steps <= _LONGEST_HELD_S) | (steps == finest)
+    established &= steps <= _SAME * _coarsest(seconds, steps, established, finest)
+    index = np.where(established, np.arange(len(steps)), -1)
+    left: Micros = np.maximum.accumulate(index)
+    first = int(np.argmax(established)) if established.any() else -1
+    neighbour = np.where(left >= 0, steps[left], steps[first] if first >= 0 else finest)
+    valid = np.minimum(steps, np.where(established, steps, neighbour))
+    return np.r_[valid, valid[-1]], finest
+
+
+def _finest(steps: Floats, established: Bools) -> int:
+    """The finest cadence: the shortest established difference, or a shorter one of which all are multiples."""
+    whole = np.round(steps).astype(np.int64)
+    common = int(np.gcd.reduce(whole))
+    if not established.any():
+        return common if common >= _SHORTEST_FOUND_S else max(1, round(float(np.median(steps))))
+    shortest = max(1, round(float(steps[established].min())))
+    if _SHORTEST_FOUND_S <= common < shortest and np.mean(whole == common) >= _RARELY:
+        return common
+    return shortest
+
+
+def _coarsest(seconds: Floats, steps: Floats, established: Bools, finest: int) -> Floats:
+    """The longest difference [n - 1] that can be the source's cadence: the shortest established one so far, or the
+    next shorter one where that comes within a day."""
+    if not (established & (steps == finest)).any():
+        return np.full(len(steps), float(finest))
+    coarsest: Floats = np.minimum.accumulate(np.where(established, steps, np.inf))
+    bounds = [0, *(np.flatnonzero(coarsest[1:] != coarsest[:-1]) + 1).tolist()]
+    for begin, change in reversed(list(pairwise(bounds))):
+        if seconds[change] - seconds[begin] < _CHANGED_AFTER_S:
+            coarsest[begin:change] = coarsest[change]
+    return coarsest

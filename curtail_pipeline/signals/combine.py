@@ -1,0 +1,141 @@
+"""Several rows of a file for one stamp and region, or none: chosen, added up, or refused; none wins silently.
+
+Grids publish several values per interval in one table: OASIS the components of a price, AEMO the dispatch with and
+without intervention, exchanges two auctions, operators curtailment by fuel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.kinds import is_period_column
+from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
+from curtail_pipeline.times import iso
+
+FEW_STAMPS: Final = 3
+FEW_SHARE: Final = 0.001
+"""Up to so many stamps, or this share of them, may have rows that disagree: those are warned of by name."""
+MANY_SHARE: Final = 0.1
+"""... but more than one stamp may not where it is this share of a short file."""
+_LISTED_SHARE: Final = 0.9
+_MOST_SHOWN: Final = 6
+_MOST_VALUES: Final = 50
+"""A column with more values measures something; it does not tell rows apart."""
+_MOSTLY: Final = 0.9
+"""Of the stamps, so that a row that was repeated besides hides nothing."""
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A column whose values tell the rows of a stamp apart."""
+
+    column: str
+    values: list[str]
+
+
+def summed(values: pl.DataFrame) -> pl.DataFrame:
+    """One row per region, kind, unit and stamp of a file, the sum of its rows; null where none has a value."""
+    keys = ["region", "kind", "unit", "time"]
+    total = pl.when(pl.col("value").count() > 0).then(pl.col("value").sum()).alias("value")
+    others = [
+        pl.col(name).any() if name == "estimated" else pl.col(name).last()
+        for name in POINT_SCHEMA
+        if name not in ("time", "value")
+    ]
+    return values.group_by(keys, maintain_order=True).agg(total, *others).select(values.columns)
+
+
+def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Sequence[Telling]) -> None:
+    """Refuse a signal of which more than a few stamps have rows that disagree.
+
+    Args:
+        apart: the columns that tell such rows apart, best first.
+
+    Raises:
+        TraceError: with the column and the setting that chooses.
+    """
+    conflicts = series.dropped.filter("conflict")
+    stamps = conflicts["time"].n_unique()
+    first = conflicts.sort("time", maintain_order=True).row(0, named=True)
+    combined = "say what they come to with traces.combine (sum, first or last)"
+    if not apart:
+        fix = f"no column tells them apart: keep one row per stamp, or {combined}"
+    elif is_period_column(apart[0].column):
+        fix = (
+            f"the column {apart[0].column!r} holds the hour or period that the stamps lack: write whole stamps, date "
+            "and time, into the time column"
+        )
+    else:
+        fix = (
+            f"the column {apart[0].column!r} tells them apart ({_listed(apart[0].values)}): choose with traces.where, "
+            f"e.g. {{{apart[0].column}: {apart[0].values[0]}}}, or {combined}"
+        )
+    raise TraceError(
+        f"{name}: {stamps} of {len(series.points)} stamps of region {region!r} have rows that disagree, e.g. "
+        f"{first['dropped']:g} and {first['kept']:g} at {iso(first['time'])}; {fix}"
+    )
+
+
+def require_no_listing(name: str, region: str, kind: Kind, series: Series) -> None:
+    """Refuse a listing of the intervals with curtailment whose reading nobody declared.
+
+    Raises:
+        TraceError: with the setting that says what an absent interval is.
+    """
+    values, span = series.points["value"].drop_nulls(), series.span
+    if kind != "curtailed_power" or span is None or len(values) < 2 or (values <= 0).any():
+        return
+    stamps = (span[1] - span[0]).total_seconds() / series.cadence_s
+    if len(values) < _LISTED_SHARE * stamps:
+        raise TraceError(
+            f"{name}: {region!r} has {len(values)} of {stamps:.0f} intervals of {series.cadence_s} s, none of them 0, "
+            "which looks like a listing of the intervals with curtailment; declare traces.missing: zero (absent "
+            "intervals are 0 MW, with traces.cadence_s where it is shorter) or traces.missing: null (they are unknown)"
+        )
+
+
+def disagrees_much(series: Series) -> bool:
+    """Whether more than a few stamps have rows that disagree and that no revision time orders."""
+    stamps = series.dropped.filter(pl.col("conflict") & ~pl.col("revised"))["time"].n_unique()
+    known = len(series.points)
+    return stamps > max(FEW_STAMPS, FEW_SHARE * known) or 1 < stamps > MANY_SHARE * known
+
+
+def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]) -> list[Telling]:
+    """The columns that differ within nearly every group of rows with equal `keys`, the one with fewest values first.
+
+    Args:
+        rows: a file's rows as text.
+        used: columns that hold time, region and value.
+    """
+    found: list[Telling] = []
+    several = rows.filter(pl.len().over(list(keys)) > 1)
+    for column in rows.columns:
+        if column in used or column in keys or not len(several):
+            continue
+        texts = several.select(*keys, pl.col(column).cast(pl.String))
+        values = texts[column].drop_nulls().unique(maintain_order=True).sort().to_list()
+        if not 1 < len(values) <= _MOST_VALUES:
+            continue
+        per_stamp = texts.group_by(list(keys)).agg(pl.col(column).n_unique().alias("n"), pl.len().alias("rows"))
+        if (per_stamp["n"] == per_stamp["rows"]).sum() >= _MOSTLY * len(per_stamp):
+            found.append(Telling(column, values))
+    # Names before numbers: `LMP_TYPE: LMP` says more than `GROUP: 1`, unless the number tells fewer cases apart.
+    return sorted(found, key=lambda t: (len(t.values), all(_is_number(value) for value in t.values)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(values: Sequence[str]) -> str:
+    shown = ", ".join(values[:_MOST_SHOWN])
+    return shown + (", ..." if len(values) > _MOST_SHOWN else "")

@@ -1,0 +1,233 @@
+"""The bytes of a trace file as a table: CSV (plain, gzip or zip; UTF-8 or UTF-16), Parquet, spreadsheets.
+
+What a file is shows in its first bytes, not in its name.
+"""
+
+import csv
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+
+ROW = "\x00row"
+"""Column of a read table: number of the data row in the file, from 1; no file's own column has such a name."""
+
+_GZIP, _PARQUET, _ZIP, _OLD_EXCEL = b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_HEAD = 100_000
+"""Bytes within which a header ends."""
+_SEPARATORS = (";", "\t", "|", ",")
+_DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
+_REFUSED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+def unreadable(path: Path, what: str, error: BaseException) -> TraceError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return TraceError(f"{path} cannot be read as {what}: {reason}; replace the file")
+
+
+class FileContent:
+    """An opened trace file: the names of its columns, and its rows."""
+
+    def __init__(self, path: Path, separator: str = ",", skip_lines: int = 0, sheet: str | None = None) -> None:
+        """Open a file and read its header.
+
+        Args:
+            separator: of a CSV's columns.
+            skip_lines: lines before a CSV's header.
+            sheet: of a spreadsheet; needed where it has several.
+
+        Raises:
+            TraceError: the file is no table.
+        """
+        self.path, self.separator = path, separator
+        self._table: pl.DataFrame | None = None
+        self._text = b""
+        try:
+            with path.open("rb") as stream:
+                head = stream.read(8)
+            if head.startswith(_PARQUET) or path.suffix == ".parquet":
+                self.kind = "parquet"
+                self._own_names = list(pl.read_parquet_schema(path))
+                self.names = self._stripped(self._own_names)
+                return
+            raw = path.read_bytes()
+        except (*_REFUSED, OSError) as error:
+            raise unreadable(path, path.suffix.lstrip(".") or "CSV", error) from error
+        self.kind = "CSV"
+        if head.startswith(_OLD_EXCEL) or (head.startswith(_ZIP) and b"xl/workbook" in raw):
+            self.kind = "xlsx"
+            self._table = _spreadsheet(path, raw, sheet)
+            self._own_names = self._table.columns
+        else:
+            self._text = self._plain_text(raw)
+            self._own_names = self._header(skip_lines)
+        self.names = self._stripped(self._own_names)
+
+    def read(self, columns: Iterable[str]) -> pl.DataFrame:
+        """Columns of the file, and ROW; rows in which all are empty are left out. A CSV's values are texts.
+
+        Raises:
+            TraceError: the rows cannot be read.
+        """
+        wanted = list(dict.fromkeys(columns))
+        places = [self.names.index(name) for name in wanted]
+        own = [self._own_names[place] for place in places]
+        try:
+            if self.kind == "parquet":
+                table = pl.read_parquet(self.path, columns=own)
+            elif self._table is not None:
+                table = self._table
+            else:
+                # By place: polars would call a second unnamed column something else.
+                order = sorted(places)
+                table = pl.read_csv(self._text, columns=order, infer_schema=False, separator=self.separator)
+                table.columns = [self._own_names[place] for place in order]
+        except _REFUSED as error:
+            raise self._explained(error) from error
+        table = table.select(pl.col(old).alias(new) for old, new in zip(own, wanted, strict=True))
+        rows = pl.int_range(1, pl.len() + 1).alias(ROW)
+        kept = table.with_columns(rows)
+        return kept.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
+
+    def _stripped(self, names: list[str]) -> list[str]:
+        """Names without the spaces around them.
+
+        Raises:
+            TraceError: two are equal.
+        """
+        clean = [name.strip() for name in names]
+        twice = next((name for name in clean if clean.count(name) > 1), None)
+        if twice is not None:
+            raise TraceError(f"{self.path} has two columns {twice!r}; give each column a name of its own")
+        return clean
+
+    def _plain_text(self, raw: bytes) -> bytes:
+        """The UTF-8 text of a CSV, unpacked, with line ends `\\n`."""
+        try:
+            if raw.startswith(_ZIP):
+                raw = self._member(raw)
+            elif raw.startswith(_GZIP):
+                raw = gzip.decompress(raw)
+            if raw.startswith(_UTF16):
+                return raw.decode("utf-16").encode()
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            raw.decode()
+        except UnicodeDecodeError as error:
+            if error.encoding != "utf-8":
+                raise unreadable(self.path, "CSV", error) from error
+            line = raw[: error.start].count(b"\n") + 1
+            raise TraceError(
+                f"{self.path}: line {line} holds the byte 0x{raw[error.start]:02x}, which is not UTF-8 text; "
+                "save the file "
+                "as CSV in UTF-8, or replace it"
+            ) from error
+        except _DAMAGED as error:
+            raise unreadable(self.path, self.path.suffix.lstrip(".") or "CSV", error) from error
+        if b"\r" in raw and b"\n" not in raw:
+            raw = raw.replace(b"\r", b"\n")
+        return raw
+
+    def _member(self, raw: bytes) -> bytes:
+        with zipfile.ZipFile(io.BytesIO(raw)) as packed:
+            names = [
+                info.filename
+                for info in packed.infolist()
+                if not info.is_dir() and not info.filename.startswith(("__MACOSX", ".")) and info.file_size
+            ]
+            if len(names) != 1:
+                held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                raise TraceError(
+                    f"{self.path} holds {len(names)} files ({held}); unpack it and name one in traces.path"
+                )
+            return packed.read(names[0])
+
+    def _header(self, skip_lines: int) -> list[str]:
+        """The names of a CSV's columns; what stands before its header is cut off the text."""
+        lines = self._text.split(b"\n", skip_lines)
+        self._text = lines[-1] if len(lines) > skip_lines else b""
+        while (end := self._text.find(b"\n")) >= 0 and not self._text[:end].strip(b" \t\r,;|\x00\xef\xbb\xbf"):
+            self._text = self._text[end + 1 :]
+        start = self._text[:200].lstrip().lower()
+        for mark, what in ((b"<", "a web page or XML"), (b"{", "JSON"), (b"[{", "JSON")):
+            if start.startswith(mark):
+                raise TraceError(f"{self.path} holds {what}, not a table; save the data as CSV or Parquet")
+        if b"\x00" in self._text[:1000]:
+            raise TraceError(f"{self.path} holds bytes that are no text; give CSV, Parquet or a spreadsheet")
+        try:
+            head = self._text[:_HEAD].decode(errors="replace")
+            names = next(csv.reader(io.StringIO(head, newline=""), delimiter=self.separator), [])
+        except csv.Error as error:
+            raise unreadable(self.path, "CSV", error) from error
+        if not names or not any(name.strip() for name in names):
+            raise TraceError(f"{self.path}: is empty; a trace needs a header line, a time column and a value column")
+        if len(names) == 1:
+            self._refuse_one_column(names[0], skip_lines)
+        return names
+
+    def _refuse_one_column(self, name: str, skip_lines: int) -> None:
+        other = next((mark for mark in _SEPARATORS if mark != self.separator and mark in name), None)
+        if other is not None:
+            decimal = " and, if numbers are written 400,5, traces.decimal to ','" if other == ";" else ""
+            raise TraceError(
+                f"{self.path}: has only the column {name!r}; if {other!r} separates its columns, set "
+                "traces.separator to "
+                f"{other!r}{decimal}"
+            )
+        head = self._text[:_HEAD].decode(errors="replace").splitlines()[:50]
+        later = next((n for n, line in enumerate(head) if line.count(self.separator)), None)
+        if later is not None:
+            raise TraceError(
+                f"{self.path}: its first line is {name!r}, not a header; set traces.skip_lines to "
+                f"{skip_lines + later} if "
+                f"the header is {head[later][:80]!r}"
+            )
+        raise TraceError(f"{self.path}: has only the column {name!r}; add a value column per region")
+
+    def _explained(self, error: BaseException) -> TraceError:
+        """The first line of a CSV that does not fit its header."""
+        if self.kind == "CSV":
+            reader = csv.reader(io.StringIO(self._text.decode(), newline=""), delimiter=self.separator)
+            try:
+                header = next(reader)
+                for number, cells in enumerate(reader, 1):
+                    if len(cells) > len(header):
+                        return TraceError(
+                            f"{self.path}: data row {number} has {len(cells)} values, but the header names "
+                            f"{len(header)} columns ({cells[-1]!r} is one too many); correct the row"
+                        )
+            except csv.Error as wrong:
+                return unreadable(self.path, self.kind, wrong)
+        return unreadable(self.path, self.kind, error)
+
+
+def _spreadsheet(path: Path, raw: bytes, sheet: str | None) -> pl.DataFrame:
+    """A sheet of a workbook.
+
+    Raises:
+        TraceError: fastexcel is not installed, there is no such sheet, or several and none is named.
+    """
+    try:
+        import fastexcel
+    except ModuleNotFoundError as error:
+        raise TraceError(
+            f"{path} is a spreadsheet, which needs fastexcel: pip install 'curtail_pipeline[xlsx]', or save it as CSV"
+        ) from error
+    try:
+        workbook = fastexcel.read_excel(raw)
+        names = list(workbook.sheet_names)
+        if sheet is not None and sheet not in names:
+            raise TraceError(
+                f"{path} has no sheet {sheet!r}; it has {', '.join(names)}. Set traces.sheet to one of them"
+            )
+        if sheet is None and len(names) != 1:
+            raise TraceError(f"{path} has the sheets {', '.join(names)}; set traces.sheet to the one to read")
+        return workbook.load_sheet(sheet or names[0], schema_sample_rows=None).to_polars()
+    except (fastexcel.FastExcelError, *_REFUSED, *_DAMAGED) as error:
+        raise unreadable(path, "a spreadsheet", error) from error

@@ -1,0 +1,81 @@
+"""Is what a file holds the kind of signal that it is taken for? Names and sizes of values that say otherwise.
+
+A price of 60 read as gCO2/kWh is below every threshold, so that windows are open all the time; the same holds for an
+average intensity of a clean grid. Both are refused where nobody declared the kind.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+
+_PRICE: Final = {
+    *("rrp", "lmp", "hoep", "price", "prices", "spot", "mcp", "smp", "prc", "tariff", "cost", "preis", "prix"),
+    *("precio", "prezzo", "eur", "euro", "usd", "aud", "gbp", "cad", "nzd", "nok", "sek", "dkk", "pln", "chf", "jpy"),
+    *("dollar", "dollars", "dayahead"),
+}
+_AVERAGE: Final = {"avg", "average", "averaged", "mean", "aoer", "aer", "lifecycle"}
+_PERIOD: Final = re.compile(
+    r"(hour|hr|he|hour_?ending|hourending|ending_?hour|opr_?hr|opr_?hour|delivery_?hour|delivery_?interval|interval|"
+    r"opr_?interval|period|settlement_?period|trading_?period|periodid|sp|mtu|quarter)(_?(no|nr|num|number|of_day))?"
+)
+_TOKENS: Final = re.compile(r"[A-Za-z]+")
+_SMALL_P95: Final = 150.0
+_SMALL_MAX: Final = 300.0
+"""g/kWh. The 95th percentile of real marginal intensities is 450 to 890, their largest above 490, because the next kWh
+of a grid comes from a fossil unit most of the time."""
+_ENOUGH_S: Final = 86_400.0
+"""A grid can be without a fossil unit for half a day."""
+
+
+def is_period_column(name: str) -> bool:
+    """Whether a column counts hours or periods of a day, by its name; it is never a region."""
+    return _PERIOD.fullmatch(re.sub(r"[^a-z0-9]+", "_", _split(name).lower()).strip("_")) is not None
+
+
+def require_believable_names(file: str, columns: Sequence[str]) -> None:
+    """For columns whose kind nobody declared.
+
+    Raises:
+        TraceError: one of them holds a price or an average intensity by its name.
+    """
+    for name in columns:
+        tokens = {token.lower() for token in _TOKENS.findall(_split(name))}
+        if tokens & _PRICE or any(sign in name for sign in "$€£"):
+            raise TraceError(
+                f"{file}: column {name!r} holds a price by its name, and would be read as gCO2/kWh; declare it with "
+                "--kind price (traces.kind: price), or --kind marginal_intensity if it is one"
+            )
+        if tokens & _AVERAGE:
+            raise TraceError(
+                f"{file}: column {name!r} holds an average intensity by its name, which cannot define a curtailment "
+                "window; name the columns to read in traces.columns, with kind: average_intensity for accounting, or "
+                "declare --kind marginal_intensity if it is one"
+            )
+
+
+def require_believable_values(file: str, region: str, values: pl.Series, cadence_s: float) -> None:
+    """For a signal [g/kWh] that is read as a marginal intensity because nobody declared its kind.
+
+    Raises:
+        TraceError: the values are those of a price or of something else.
+    """
+    known = values.drop_nulls()
+    others = known.filter(known > 0)
+    if len(others) * cadence_s < _ENOUGH_S or len(others) < len(known) / 2:
+        return
+    high, largest = float(others.quantile(0.95, "lower") or 0.0), float(others.max() or 0.0)  # type: ignore[arg-type]
+    if 2.0 <= largest < _SMALL_MAX and high < _SMALL_P95:
+        raise TraceError(
+            f"{file}: {region!r} never exceeds {largest:g}, which as gCO2/kWh would be a grid without a fossil unit at "
+            "the margin; declare what it holds with --kind price or --kind curtailed_power (traces.kind), or --kind "
+            "marginal_intensity if the region really is that clean"
+        )
+
+
+def _split(name: str) -> str:
+    """CamelCase as words: `SettlementPointPrice` -> `Settlement Point Price`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)

@@ -1,0 +1,97 @@
+"""One set of options for reading a trace file, with one meaning in `windows`, `simulate` and `run`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from micro import EXPERIMENT, curtail
+
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.experiment import load_experiment, parse_experiment, with_traces
+from curtail_pipeline.settings.trace_settings import FileTraces
+
+DECLARED: dict[str, Any] = {
+    "provider": "file", "path": "moer.csv", "unit": "lb/MWh", "timezone": "America/Los_Angeles", "interval": "end",
+}  # fmt: skip
+OPTIONS = ("unit", "kind", "timezone", "interval", "time-column", "time-format", "columns", "where", "cadence")
+
+
+def test_another_file_is_read_as_the_declared_one_is(tmp_path: Path) -> None:
+    declared = parse_experiment({**EXPERIMENT, "traces": DECLARED}, "x.yaml")
+    traces = with_traces(declared, tmp_path / "t.csv").traces
+    assert isinstance(traces, FileTraces)
+    assert traces.model_dump(exclude_unset=True) == DECLARED | {"path": str(tmp_path / "t.csv")}
+    given = with_traces(declared, tmp_path / "t.csv", {"kind": "price", "timezone": "UTC"}).traces
+    assert isinstance(given, FileTraces)
+    assert (given.kind, given.unit, given.timezone, given.interval) == ("price", None, "UTC", "end")
+    combined = {"provider": "combined", "sources": [{"provider": "watttime"}, DECLARED]}
+    both = with_traces(parse_experiment({**EXPERIMENT, "traces": combined}, "x.yaml"), tmp_path / "t.csv").traces
+    assert isinstance(both, FileTraces) and both.unit == "lb/MWh"
+    assert with_traces(load_experiment("laptop"), "t.csv").traces == FileTraces(path=str(Path("t.csv").resolve()))
+    with pytest.raises(SettingsError, match="timezone"):
+        with_traces(declared, "t.csv", {"timezone": 7})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of typer's own use of click
+def test_the_options_are_keys_of_the_traces_section() -> None:
+    import typer
+
+    from curtail_pipeline.cli.file_options import reading
+
+    given = {"unit": None, "columns": ["RRP=NEM_SA", "R"], "where": ["A=0", "B=x=y"], "cadence": 300}
+    assert reading(given) == {"columns": {"RRP": "NEM_SA", "R": "R"}, "where": {"A": "0", "B": "x=y"}, "cadence_s": 300}
+    for wrong in ({"where": ["A"]}, {"where": ["A="]}, {"columns": ["A=1", "A=2"]}):
+        with pytest.raises(typer.BadParameter):
+            reading(dict(wrong))
+
+
+@pytest.mark.parametrize("command", ["windows", "simulate", "run"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_command_has_every_option(command: str) -> None:
+    from typer.testing import CliRunner
+
+    from curtail_pipeline.cli.main import app
+
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert [option for option in OPTIONS if f"--{option}" not in shown] == []
+
+
+def write(folder: Path) -> tuple[Path, Path]:
+    """A market's export that only the options can read, and an experiment on one of its regions."""
+    rows = [f"{hour},{flag},{-5 if 10 <= hour < 12 and not flag else 60}" for hour in range(24) for flag in (0, 1)]
+    lines = [f"x,04/01/2024 {row.split(',')[0]:0>2}:00,{row.split(',', 1)[1]}" for row in rows]
+    (folder / "t.csv").write_text("\n".join(["id,stamp,INTERVENTION,RRP", *lines]) + "\n")
+    site = {"name": "s", "region": "NEM_SA", "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 1.0}
+    policy = {"name": "threshold", "parameters": {"kind": "price"}}
+    content = {**EXPERIMENT, "sites": [site], "policy": policy, "job": {"steps": 10**6}}
+    content["traces"] = {"provider": "file", "path": "elsewhere.csv"}
+    (folder / "x.yaml").write_text(yaml.safe_dump(content))
+    return folder / "t.csv", folder / "x.yaml"
+
+
+READ = ["--time-column", "stamp", "--time-format", "%m/%d/%Y %H:%M", "--timezone", "+10:00", "--kind", "price"]
+READ += ["--columns", "RRP=NEM_SA", "--where", "INTERVENTION=0", "--cadence", "3600", "--interval", "end"]
+
+
+def test_windows_and_simulate_read_the_same_hours(tmp_path: Path) -> None:
+    trace, experiment = write(tmp_path)
+    done = curtail("windows", "--traces", str(trace), "-e", str(experiment), *READ, "--json", home=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [(w["start"], w["end"]) for w in found["windows"]] == [("2024-03-31T23:00:00Z", "2024-04-01T01:00:00Z")]
+    words = ["simulate", "--traces", str(trace), "-e", str(experiment), *READ, "--json"]
+    done = curtail(*words, home=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert 1.5 < json.loads(done.stdout.splitlines()[-1])["site_hours"]["s"] <= 2
+
+
+def test_run_opens_the_experiment_with_them(tmp_path: Path) -> None:
+    trace, experiment = write(tmp_path)
+    wrong = [*READ[:-1], "middle"]
+    done = curtail("run", "--traces", str(trace), "-e", str(experiment), *wrong, home=tmp_path / "home", timeout=60)
+    assert done.returncode == 1 and "interval: Input should be 'begin' or 'end' (got 'middle')" in done.stderr
+    done = curtail("run", "-e", str(experiment), "--unit", "g/kWh", home=tmp_path / "home", timeout=60)
+    assert done.returncode == 2 and "--unit" in done.stderr and "--traces" in done.stderr
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,61 @@
+"""What the schedules request."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from micro import environment
+
+from curtail_pipeline.orchestration.partitions import RANGE_END, RANGE_START
+from sensors.schedules import daily_pipeline_schedule, intraday_schedule
+
+
+def requested(schedule: dg.ScheduleDefinition, at: datetime) -> list[dg.RunRequest]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = schedule(dg.build_schedule_context(instance=instance, scheduled_execution_time=at))
+    return [found] if isinstance(found, dg.RunRequest) else []
+
+
+@pytest.mark.parametrize(
+    ("day", "first", "last"),
+    [(24, "2026-03-21", "2026-03-23"), (22, "2026-03-21", "2026-03-21"), (26, "2026-03-22", "2026-03-23")],
+)
+def test_the_lookback_of_a_tick_is_one_run_over_the_days_there_are(day: int, first: str, last: str) -> None:
+    (request,) = requested(daily_pipeline_schedule, datetime(2026, 3, day, 0, 30, tzinfo=UTC))
+    assert (request.tags[RANGE_START], request.tags[RANGE_END]) == (first, last)
+
+
+def test_outside_the_trace_nothing_is_requested() -> None:
+    for schedule in (daily_pipeline_schedule, intraday_schedule):
+        assert requested(schedule, datetime(2026, 7, 1, 0, 30, tzinfo=UTC)) == []
+
+
+def test_today_is_one_partition() -> None:
+    (request,) = requested(intraday_schedule, datetime(2026, 3, 22, 10, 5, tzinfo=UTC))
+    assert request.partition_key == "2026-03-22"
+
+
+CODE = """
+from curtail_pipeline.definitions import defs
+repository = defs.get_repository_def()
+found = [*repository.schedule_defs, *repository.sensor_defs]
+print(sorted(each.name for each in found if each.default_status.value == "RUNNING"))
+"""
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_one_switch_for_schedules_and_sensors(tmp_path: Path, switch: str) -> None:
+    chosen = {**environment(tmp_path), "CURTAIL_SENSORS": switch}
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], env=chosen, capture_output=True, text=True)
+    everything = [
+        "automation",
+        "daily_pipeline_schedule",
+        "failure_sensor",
+        "intraday_schedule",
+        "membership_sensor",
+        "reaper_sensor",
+    ]
+    assert found.stdout.strip() == str(everything if switch == "on" else []), found.stderr

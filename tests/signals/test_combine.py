@@ -1,0 +1,128 @@
+"""Several rows per stamp, listings, kinds and flags: the right reading, or one line with the fix."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.trace_settings import FileTraces
+from curtail_pipeline.signals.files import FileProvider
+from curtail_pipeline.signals.kinds import is_period_column
+
+STAMPS = [f"2024-04-01T{hour:02d}:00:00Z" for hour in range(24)]
+
+
+def opened(tmp_path: Path, lines: list[str], **settings: object) -> FileProvider:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return FileProvider(FileTraces.model_validate({"path": str(path), **settings}))
+
+
+def values(provider: FileProvider, region: str = "R") -> list[float | None]:
+    span = provider.span()
+    assert span is not None
+    return provider.fetch(region, *span)["value"].to_list()
+
+
+LMP = [
+    "time,region,LMP_TYPE,GROUP,value",
+    *(f"{stamp},R,{kind},{group},{base + hour}" for hour, stamp in enumerate(STAMPS)
+      for group, (kind, base) in enumerate([("LMP", 40), ("MCC", -2), ("MCE", 50)])),
+]  # fmt: skip
+
+
+def test_rows_that_a_column_tells_apart_are_refused_with_the_setting_that_chooses(tmp_path: Path) -> None:
+    with pytest.raises(TraceError) as refused:
+        values(opened(tmp_path, LMP, kind="price"))
+    assert "24 of 24 stamps" in str(refused.value) and "{LMP_TYPE: LMP}" in str(refused.value)
+    # The advice, followed.
+    chosen = values(opened(tmp_path, LMP, kind="price", where={"LMP_TYPE": "LMP"}))
+    assert chosen == [40.0 + hour for hour in range(24)]
+    assert values(opened(tmp_path, LMP, kind="price", where={"GROUP": 0})) == chosen
+    summed = values(opened(tmp_path, LMP, kind="price", combine="sum"))
+    assert summed == [88.0 + 3 * hour for hour in range(24)]
+    assert values(opened(tmp_path, LMP, kind="price", combine="first")) == chosen
+    assert values(opened(tmp_path, LMP, kind="price", combine="last")) == [50.0 + hour for hour in range(24)]
+
+
+def test_where_names_a_column_and_a_value_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"no row has .ENE. in column .LMP_TYPE.*holds .LMP."):
+        values(opened(tmp_path, LMP, kind="price", where={"LMP_TYPE": "ENE"}))
+    with pytest.raises(TraceError, match=r"no column 'TYPE', which traces.where names"):
+        values(opened(tmp_path, LMP, kind="price", where={"TYPE": "LMP"}))
+
+
+def test_two_auctions_without_a_column_are_refused_and_one_correction_is_reported(tmp_path: Path) -> None:
+    lines = ["time,R", *(f"{stamp},{value}" for stamp in STAMPS for value in (52, 50))]
+    with pytest.raises(TraceError, match="no column tells them apart"):
+        values(opened(tmp_path, lines, kind="price"))
+    lines = ["time,R", *(f"{stamp},{400 + i}" for i, stamp in enumerate(STAMPS)), f"{STAMPS[5]},90"]
+    provider = opened(tmp_path, lines)
+    span = provider.span()
+    assert span is not None
+    report = provider.ingest("R", *span).report
+    assert (report.conflicts, report.disagreeing, report.duplicates) == (1, 1, 0)
+
+
+HITS = ["15:00", "15:05", "15:10", "15:15", "17:00", "18:00"]
+
+
+def test_a_listing_of_curtailment_is_refused_until_it_is_declared(tmp_path: Path) -> None:
+    lines = ["time,R", *(f"2024-04-01T{hit}Z,50" for hit in HITS)]
+    with pytest.raises(TraceError, match=r"traces.missing: zero"):
+        values(opened(tmp_path, lines, kind="curtailed_power"))
+    found = values(opened(tmp_path, lines, kind="curtailed_power", missing="zero"))
+    assert found == [50.0 if f"{15 + i // 12}:{i % 12 * 5:02d}" in HITS else 0.0 for i in range(37)]
+    unknown = values(opened(tmp_path, lines, kind="curtailed_power", missing="null"))
+    assert unknown.count(50.0) == 6 and unknown.count(None) == 31
+    with pytest.raises(ValidationError, match="kind: curtailed_power"):
+        FileTraces(path="x", missing="zero")
+
+
+@pytest.mark.parametrize("name", ["RRP", "LMP", "SettlementPointPrice", "Price (EUR/MWh)", "day $", "spot_price"])
+def test_a_price_without_kind_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    lines = [f"time,{name}", *(f"{stamp},{60 + i}" for i, stamp in enumerate(STAMPS))]
+    with pytest.raises(TraceError, match="--kind price"):
+        values(opened(tmp_path, lines), name)
+    assert values(opened(tmp_path, lines, kind="price"), name)[0] == 60
+
+
+@pytest.mark.parametrize("name", ["avg", "average_ci", "CarbonIntensityAverage"])
+def test_an_average_intensity_without_kind_is_refused(tmp_path: Path, name: str) -> None:
+    lines = [f"time,{name}", *(f"{stamp},{60 + i}" for i, stamp in enumerate(STAMPS))]
+    with pytest.raises(TraceError, match="average intensity"):
+        values(opened(tmp_path, lines), name)
+
+
+def test_small_values_without_kind_are_refused_by_their_size(tmp_path: Path) -> None:
+    lines = ["time,R", *(f"{stamp},{60 + i}" for i, stamp in enumerate(STAMPS))]
+    with pytest.raises(TraceError, match="never exceeds 83"):
+        values(opened(tmp_path, lines))
+    assert values(opened(tmp_path, lines, kind="marginal_intensity"))[0] == 60
+
+
+def test_hours_and_periods_are_no_regions(tmp_path: Path) -> None:
+    names = ["Hour", "HE", "Period", "Interval", "HourEnding", "Hour Ending", "settlement_period", "OPR_HR"]
+    assert [name for name in names if not is_period_column(name)] == []
+    assert [name for name in ("DE", "SPP_TX", "SE3", "HEAD", "NEM_SA", "R") if is_period_column(name)] == []
+    lines = ["time,Hour,R", *(f"{stamp},{i},{400 + i}" for i, stamp in enumerate(STAMPS))]
+    assert opened(tmp_path, lines).regions() == ["R"]
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("Y", "N"), ("yes", "no"), ("1", "0"), ("1.0", "0.0"), ("T", "F"), ("TRUE", "")]
+)
+def test_flags_are_read_in_every_usual_way(tmp_path: Path, yes: str, no: str) -> None:
+    flags = [yes if i % 3 else no for i in range(24)]
+    rows = [f"{stamp},R,{400 + i},{flag}" for i, (stamp, flag) in enumerate(zip(STAMPS, flags, strict=True))]
+    provider = opened(tmp_path, ["time,region,value,estimated", *rows])
+    span = provider.span()
+    assert span is not None
+    assert provider.fetch("R", *span)["estimated"].to_list() == [bool(i % 3) for i in range(24)]
+
+
+def test_a_flag_that_is_none_is_an_error_that_names_it(tmp_path: Path) -> None:
+    lines = ["time,region,value,estimated", f"{STAMPS[0]},R,400,maybe"]
+    with pytest.raises(TraceError, match=r"'maybe' in column 'estimated', data row 1"):
+        opened(tmp_path, lines).regions()

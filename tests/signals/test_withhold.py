@@ -1,0 +1,203 @@
+"""What is no measurement opens no window, and what is one keeps its hours."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curtail_pipeline.cli.windows_of_file import FileWindows, windows_of_file
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.screen import screen_ingested
+from curtail_pipeline.signals.trace import Ingested, normalise
+from curtail_pipeline.signals.withhold import Values, withheld
+
+START = datetime(2026, 4, 1, tzinfo=UTC)
+STEP = timedelta(minutes=5)
+DAY = 288
+
+
+def noisy(n: int, level: float = 400.0, seed: int = 0) -> np.ndarray:
+    return np.round(level * (1 + 0.1 * np.random.default_rng(seed).uniform(-1, 1, n)), 2)
+
+
+def written(tmp_path: Path, **columns: np.ndarray) -> Path:
+    n = len(next(iter(columns.values())))
+    path = tmp_path / "t.csv"
+    stamps = [f"{START + i * STEP:%Y-%m-%dT%H:%M:%SZ}" for i in range(n)]
+    pl.DataFrame({"time": stamps, **columns}).write_csv(path)
+    return path
+
+
+def failing(found: FileWindows) -> dict[str, str]:
+    return {check.name: check.description for check in found.checks if not check.passed}
+
+
+def signal(values: np.ndarray, region: str = "R", kind: Kind = "marginal_intensity") -> Values:
+    times = (int(START.timestamp()) + 300 * np.arange(len(values))) * 1_000_000
+    return Values(region, kind, times, values.astype(float), 300)
+
+
+def count(values: np.ndarray, kind: Kind = "marginal_intensity") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in withheld([signal(values, kind=kind)])[0]:
+        found[part.reason] = found.get(part.reason, 0) + part.after - part.first
+    return found
+
+
+def test_an_outage_served_as_zeros_in_every_region_opens_no_window(tmp_path: Path) -> None:
+    one, other = noisy(3 * DAY), noisy(3 * DAY, 600.0, 1)
+    one[400:532] = other[400:532] = 0.0
+    found = windows_of_file(written(tmp_path, CAISO_NORTH=one, DE=other), policy="threshold")
+    assert found.hours == {"CAISO_NORTH": 0.0, "DE": 0.0} and found.nulls == 264
+    assert set(failing(found)) == {"zeros"} and "132 zeros (11.0 h from" in failing(found)["zeros"]
+
+
+def test_zeros_that_alternate_with_values_are_missing() -> None:
+    values = noisy(3 * DAY)
+    values[300:400:2] = 0.0
+    assert count(values) == {"zero": 50}
+    values[300:400:3] = 0.0
+    assert count(values)["zero"] == len(np.flatnonzero(values == 0))
+
+
+def test_an_outage_that_goes_on_at_the_end_is_one() -> None:
+    values = noisy(3 * DAY)
+    values[-30:] = 0.0
+    assert count(values) == {"zero": 30}
+
+
+def test_a_region_that_is_known_for_zeros_keeps_them_but_for_an_outage_in_two_regions() -> None:
+    values = noisy(6 * DAY)
+    for day in range(6):
+        values[day * DAY + 100 : day * DAY + 160] = 0.0
+        values[day * DAY + 95 : day * DAY + 100] = values[day * DAY + 160 : day * DAY + 165] = 60.0
+    assert count(values) == {}
+    values[4 * DAY + 220 : 4 * DAY + 250] = 0.0
+    assert count(values) == {}
+    other = noisy(6 * DAY, 600.0, 3)
+    other[4 * DAY + 220 : 4 * DAY + 250] = 0.0
+    for parts in withheld([signal(values), signal(other, "S")]):
+        assert [part.after - part.first for part in parts] == [30]
+
+
+def test_zero_is_the_ordinary_curtailed_power_and_a_price_may_clear_at_it() -> None:
+    values = noisy(3 * DAY, 60.0)
+    values[200] = 0.0
+    assert count(values, "price") == {}
+    values[300:400] = 0.0
+    assert count(values, "price") == {"zero": 101}
+    assert count(values, "curtailed_power") == {}
+
+
+def test_a_stuck_feed_keeps_its_first_value_only(tmp_path: Path) -> None:
+    values = noisy(3 * DAY)
+    values[120:] = 40.0
+    found = windows_of_file(written(tmp_path, R=values), policy="threshold")
+    assert found.hours["R"] < 0.2 and set(failing(found)) == {"frozen_feed"}
+    assert "at 40 for 61.9 h from 2026-04-01T10:05:00Z" in failing(found)["frozen_feed"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark"),
+    [("marginal_intensity", -999.0), ("marginal_intensity", 9999.0), ("curtailed_power", -9999.0), ("price", -999.0)],
+)
+def test_marks_of_missing_values_are_missing(tmp_path: Path, kind: str, mark: float) -> None:
+    values = noisy(2 * DAY, 60.0 if kind == "price" else 400.0)
+    if kind == "curtailed_power":
+        values[::3] = 0.0
+    values[[50, 51, 300]] = mark
+    found = windows_of_file(written(tmp_path, R=values), kind=kind, policy="threshold")
+    assert set(failing(found)) == {"sentinels"} and found.nulls == 3
+    assert f"3 values such as {mark:g}" in failing(found)["sentinels"]
+
+
+def test_a_price_of_minus_999_in_a_market_with_such_prices_is_a_price() -> None:
+    values = noisy(2 * DAY, 60.0)
+    values[50:53] = [-999.0, -980.0, -1000.0]
+    assert count(values, "price") == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1, 900, allow_nan=False), min_size=1, max_size=200, unique=True))
+def test_a_signal_without_zeros_runs_or_marks_is_left_alone(values: list[float]) -> None:
+    assert withheld([signal(np.array(values))]) == [[]]
+
+
+def live(values: np.ndarray, start: datetime) -> Ingested:
+    table = pl.DataFrame({"time": [start + i * STEP for i in range(len(values))], "value": values})
+    return normalise(
+        table, region="R", kind="marginal_intensity", unit="g/kWh", source="test", start=start,
+        end=start + len(values) * STEP, retrieved_at=start, cadence_s=300,
+    )  # fmt: skip
+
+
+def test_a_live_day_is_judged_by_the_days_before() -> None:
+    today = noisy(100)
+    today[40:] = 0.0
+    begin = START + 5 * DAY * STEP
+    never = live(noisy(5 * DAY, seed=2), START).trace
+    found = screen_ingested(live(today, begin), never)
+    assert found.trace["value"].null_count() == 60 and found.report.withheld[0].reason == "zero"
+    assert found.trace["warnings"].drop_nulls().unique().to_list() == [
+        "zero withheld: it means a missing value by the region's own history"
+    ]
+    known = noisy(5 * DAY, seed=2)
+    for day in range(5):
+        known[day * DAY : day * DAY + 70] = 0.0
+        known[day * DAY + 70 : day * DAY + 75] = 30.0
+    assert screen_ingested(live(today, begin), live(known, START).trace).report.withheld == ()
+
+
+def experiment(**traces: object) -> Experiment:
+    region = str(traces.pop("region", "R"))
+    return parse_experiment(
+        {
+            "name": "t",
+            "traces": {"provider": "file", "path": "unused", **traces},
+            "sites": [{"name": "s", "region": region, "training_kw": 1, "idle_kw": 0, "steps_per_s": 1}],
+            "policy": {"name": "threshold"},
+            "job": {"steps": 1},
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings_", "region", "hours"),
+    [
+        ("paper/mci.csv", {}, "CAISO_NORTH", 6.083333),
+        ("paper/mci.csv", {}, "NEM_SA", 10.5),
+        ("watttime_caiso_north_2023/watttime_example.csv", {}, "CAISO_NORTH", 123.916667),
+        ("sgip_moer_pge/*.csv.gz", {"columns": {"moer": "PGE"}, "unit": "kg/kWh"}, "PGE", None),
+        (
+            "caiso_np15_weeks/vector_high_curtailment_week_v2.csv",
+            {"columns": {"marginal_co2_lbs_per_mwh": "NP15"}, "unit": "lb/MWh", "time_format": "%m/%d/%y %H:%M"},
+            "NP15",
+            46.0,
+        ),
+    ],
+)
+def test_real_traces_keep_their_exact_hours_and_raise_no_warning(
+    test_data: Path, name: str, settings_: dict[str, object], region: str, hours: float | None
+) -> None:
+    path = test_data / name
+    if name.startswith("watttime"):
+        settings_ = {"columns": {pl.read_csv(path, n_rows=1).columns[1]: region}}
+    found = windows_of_file(path, experiment(region=region, **settings_))
+    assert failing(found) == {}
+    if hours is None:
+        files = sorted(test_data.glob(name))
+        table = pl.concat(pl.read_csv(file, columns=["time", "moer"]) for file in files).unique("time")
+        hours = (table["moer"] < 0.1).sum() * 300 / 3600
+    assert found.hours["s"] == pytest.approx(hours, abs=1e-5)
+
+
+def test_every_month_of_california_alone_keeps_all_its_values(test_data: Path) -> None:
+    for file in sorted((test_data / "sgip_moer_pge").glob("*.csv.gz")):
+        table = pl.read_csv(file, columns=["time", "moer"]).unique("time").sort("time")
+        assert count(table["moer"].to_numpy() * 1000) == {}, file.name

@@ -1,0 +1,162 @@
+"""The index of checkpoints: never believed against the folders, and made again when it is lost."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from test_checkpoints import commit_three, fields, files  # noqa: F401 - the fixture
+
+from curtail_pipeline.storage import checkpoint_index, file_index
+from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.manifest import parse_manifest, sealed
+from curtail_pipeline.storage.store import Store
+
+KEYS = ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as settled at once, so that the index is used."""
+    monkeypatch.setattr(file_index, "SETTLED_NS", 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path, files: dict[str, Path]) -> Store:  # noqa: F811
+    store = Store(tmp_path / "store")
+    commit_three(Checkpoints(store), files)
+    return store
+
+
+def opened(store: Store) -> Checkpoints:
+    """As another process opens it."""
+    return Checkpoints(store)
+
+
+def manifest_of(store: Store, key: str) -> Path:
+    return store.path(f"checkpoints/{key}/manifest.json")
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys whose manifests are read for the index from now on."""
+    seen: list[str] = []
+
+    def read(key: str, data: bytes) -> str | None:
+        seen.append(key)
+        return checkpoint_index.summarise_bytes(key, data)
+
+    monkeypatch.setattr("curtail_pipeline.storage.checkpoints.summarise_bytes", read)
+    return seen
+
+
+def test_what_has_not_changed_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert opened(store).keys() == KEYS
+    seen = reads(monkeypatch)
+    checkpoints = opened(store)
+    assert checkpoints.keys() == KEYS and checkpoints.last() == KEYS[-1]
+    assert [row.total_tokens for row in checkpoints.summaries()] == [0, 40, 80]
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"seed": 1', b'"seed": 2')),
+        lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(manifest_of_another(path)),
+    ],
+    ids=["absent", "cut", "flipped", "longer", "empty", "another's"],
+)
+def test_a_damaged_manifest_does_not_exist_whatever_the_index_says(store: Store, damage) -> None:  # type: ignore[no-untyped-def]
+    checkpoints = opened(store)
+    assert checkpoints.keys() == KEYS
+    path = manifest_of(store, KEYS[-1])
+    whole = path.read_bytes()
+    damage(path)
+    for found in (checkpoints, opened(store)):
+        assert found.keys() == KEYS[:2]
+        assert found.last() == KEYS[1] and found.next_key() == KEYS[2]
+        assert [row.key for row in found.summaries()] == KEYS[:2]
+    path.write_bytes(whole)
+    for found in (checkpoints, opened(store)):
+        assert found.keys() == KEYS and found.last() == KEYS[-1]
+
+
+def manifest_of_another(path: Path) -> bytes:
+    return (path.parent.parent / KEYS[1] / "manifest.json").read_bytes()
+
+
+def test_the_last_one_is_checked_even_when_its_file_looks_unchanged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped bit on the disk changes no time."""
+    checkpoints = opened(store)
+    assert checkpoints.last() == KEYS[-1]
+    path = manifest_of(store, KEYS[-1])
+    before = file_index.Stamp.of(str(path))
+    path.write_bytes(path.read_bytes().replace(b'"seed": 1', b'"seed": 2'))
+    of = file_index.Stamp.of
+    monkeypatch.setattr(file_index.Stamp, "of", lambda name: before if name == str(path) else of(name))
+    assert checkpoints.last() == KEYS[1]
+
+
+@pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_bytes(b"no database" * 1000)])
+def test_a_lost_index_is_made_again(store: Store, monkeypatch: pytest.MonkeyPatch, lost) -> None:  # type: ignore[no-untyped-def]
+    assert opened(store).keys() == KEYS
+    index = store.path("index.sqlite")
+    lost(index)
+    assert opened(store).keys() == KEYS
+    assert opened(store).keys() == KEYS  # a damaged file is removed by the first
+    seen = reads(monkeypatch)
+    assert opened(store).keys() == KEYS and seen == []
+    assert index.read_bytes().startswith(b"SQLite format 3")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_that_cannot_be_written_is_listed(store: Store) -> None:
+    store.root.chmod(0o555)
+    try:
+        assert opened(store).keys() == KEYS
+    finally:
+        store.root.chmod(0o755)
+
+
+def test_an_index_that_another_process_holds_delays_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlite3
+
+    monkeypatch.setattr(file_index, "_BUSY_S", 0.01)
+    assert opened(store).keys() == KEYS
+    holder = sqlite3.connect(store.path("index.sqlite"))
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        begin = time.monotonic()
+        assert opened(store).keys() == KEYS
+        assert time.monotonic() - begin < 2
+    finally:
+        holder.close()
+    assert opened(store).keys() == KEYS
+
+
+def test_a_file_that_has_just_changed_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_index, "SETTLED_NS", 10**12)
+    checkpoints = opened(store)
+    assert checkpoints.keys() == KEYS
+    seen = reads(monkeypatch)
+    assert checkpoints.keys() == KEYS and seen == KEYS
+
+
+def test_sealed_is_true_of_what_was_written_alone(store: Store) -> None:
+    data = manifest_of(store, KEYS[1]).read_bytes()
+    assert sealed(data) and parse_manifest(data, KEYS[1])
+    for place in range(0, len(data), 7):
+        assert not sealed(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+def test_a_commit_is_seen_by_whoever_has_looked_before(store: Store, files: dict[str, Path]) -> None:  # noqa: F811
+    reader, writer = opened(store), opened(store)
+    assert reader.last() == KEYS[-1]
+    writer.commit("ckpt-000003", files, fields(KEYS[-1], begin=10, first=10), 3)
+    assert reader.last() == "ckpt-000003" and reader.keys() == [*KEYS, "ckpt-000003"]

@@ -1,0 +1,117 @@
+"""Who waits for whom at a trainer: a clock that the test moves, a trainer that takes a step a turn."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from waiting import wait_until
+
+from curtail_pipeline.federation.orders import Order, Result
+from curtail_pipeline.federation.simulated import SimulatedSite
+from curtail_pipeline.federation.trainer_api import StopOrder
+from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
+from curtail_pipeline.training.trainer import SiteTrainer
+
+
+class SteppingTrainer:
+    """Ends an order when the test lets it, and asks before every step whether to stop."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.site = store, SimpleNamespace(name="CA")
+        self.done: list[tuple[str, str]] = []
+        self.may_end = threading.Event()
+
+    def train(self, order: Order, progress: object, should_stop: Callable[[], bool]) -> Result:
+        while not should_stop():
+            if self.may_end.wait(0.01):
+                break
+        self.done.append((order.key, order.replay))
+        return SimulatedSite("CA", self.store)(order)
+
+
+class Bench:
+    def __init__(self, store: Store, orders: Callable[..., Order]) -> None:
+        self.now = 0.0
+        self.trainer = SteppingTrainer(store)
+        self.ended = threading.Event()
+        self.queue = OrderQueue(cast(SiteTrainer, self.trainer), self.ended, clock=lambda: self.now)
+        self.order = orders
+        self.thread = threading.Thread(target=self.queue.work)
+        self.thread.start()
+
+    def running(self, replay: str) -> bool:
+        status = self.queue.status()
+        return status.busy and status.replay == replay
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    store = Store(tmp_path)
+    weights = "checkpoints/ckpt-000000/model.safetensors"
+    store.path(weights).parent.mkdir(parents=True)
+    save_file({"a": np.ones((9, 4), np.float32)}, store.path(weights), {"format": "pt"})
+    sha256 = file_sha256(store.path(weights))
+
+    def order(key: str, replay: str = "") -> Order:
+        content: dict[str, Any] = {
+            "key": key, "attempt": 1, "round": 0, "site": "CA", "experiment_uri": "experiment.json",
+            "store": str(store.root), "parent": {"key": weights, "sha256": sha256},
+            "config": "", "inner_state": "fresh", "first_step": 0, "members": 1, "total_steps": 9, "max_steps": 2,
+            "deadline_s": None, "lease": [(1, 0, 99)], "seed": 0, "out": f"scratch/{key}-{replay}.safetensors",
+            "replay": replay,
+        }  # fmt: skip
+        return Order.model_validate(content)
+
+    found = Bench(store, order)
+    yield found
+    found.trainer.may_end.set()
+    found.ended.set()
+    found.thread.join(10)
+
+
+def test_a_live_order_takes_the_trainer_from_a_replay_which_is_done_afterwards(bench: Bench) -> None:
+    replay = bench.queue.enter(bench.order("ckpt-000001", "r"))
+    wait_until(lambda: bench.running("r"))
+    live = bench.queue.enter(bench.order("ckpt-000002"))
+    wait_until(lambda: bench.running(""))
+    assert not replay.outcome.done() and bench.trainer.done == []
+    bench.trainer.may_end.set()
+    assert replay.outcome.result(10).status == live.outcome.result(10).status == 200
+    assert bench.trainer.done == [("ckpt-000002", ""), ("ckpt-000001", "r")]
+
+
+def test_a_replay_that_nobody_asks_for_is_dropped_and_one_that_is_asked_for_is_not(bench: Bench) -> None:
+    first = bench.queue.enter(bench.order("ckpt-000001", "r"))
+    second = bench.queue.enter(bench.order("ckpt-000001", "s"))
+    wait_until(lambda: bench.running("r"))
+    bench.now += FORGOTTEN_S
+    assert bench.queue.enter(bench.order("ckpt-000001", "s")) is second
+    bench.now += 1
+    assert first.outcome.result(10).status == 409
+    wait_until(lambda: bench.running("s"))
+    assert bench.trainer.done == []
+
+
+def test_stopping_a_replay_leaves_a_live_order_alone(bench: Bench) -> None:
+    live = bench.queue.enter(bench.order("ckpt-000001"))
+    waiting = bench.queue.enter(bench.order("ckpt-000001", "r"))
+    wait_until(lambda: bench.running(""))
+    assert bench.queue.stop(StopOrder(key="ckpt-000001", attempt=1, replay="r")) is waiting
+    assert waiting.outcome.result(10).status == 409
+    for other in ({"key": "ckpt-000002"}, {"attempt": 2}, {"replay": "x"}, {"round": 1}):
+        assert bench.queue.stop(StopOrder.model_validate({"key": "ckpt-000001", "attempt": 1, **other})) is None
+    assert bench.running("") and not live.outcome.done()
+    assert bench.queue.stop(StopOrder(key="ckpt-000001", attempt=1, round=0)) is live
+    assert live.outcome.result(10).status == 200
+
+
+def test_another_live_order_is_refused_while_one_is_waited_for(bench: Bench) -> None:
+    live = bench.queue.enter(bench.order("ckpt-000001"))
+    with bench.queue.waited_for(live), pytest.raises(Refused, match="busy with ckpt-000001"):
+        bench.queue.enter(bench.order("ckpt-000002"))
