@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.orchestration.interrupts import resending
 from curtail_pipeline.orchestration.metadata import checkpoint_observation, evaluation_metadata
 from curtail_pipeline.orchestration.on_demand import Mode, OnDemand, answer, committed, mark_segment, skip
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
@@ -62,7 +63,7 @@ def aggregated_checkpoint(
 
     project, key = pipeline.project(), context.partition_key
     observe = Story(context.log, progress)
-    with plain_failure(context.log, key):
+    with plain_failure(context.log, key), resending(dg.DagsterExecutionInterruptedError):
         if key == FIRST_KEY:
             made = ensure_initialised(project)
             if config.mode is Mode.replay:

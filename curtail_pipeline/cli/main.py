@@ -87,9 +87,9 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with _opened(experiment, out, traces, file=file) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
-        from curtail_pipeline.cli.interrupts import resending
         from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
+        from curtail_pipeline.orchestration.interrupts import resending
         from curtail_pipeline.stages.account import summarise
         from sensors.membership import membership_sensor
 

@@ -3,7 +3,7 @@ import sys
 
 CODE = """
 import signal, sys, time
-from curtail_pipeline.cli.interrupts import resending
+from curtail_pipeline.orchestration.interrupts import resending
 
 class Finalised:
     def __del__(self):
