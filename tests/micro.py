@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+ROOT = Path(__file__).resolve().parent.parent
 START = datetime(2026, 5, 1, tzinfo=UTC)
 HOURS = 4
 CURTAILED = {"NORTH": [(10, 100)], "SOUTH": [(50, 160)], "EAST": [(180, 200)]}

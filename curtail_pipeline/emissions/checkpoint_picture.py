@@ -38,7 +38,7 @@ def picture(shown: Shown) -> bytes:
     """The PNG, below `MOST_BYTES`."""
     chart = alt.hconcat(_curve(shown), _bars(shown), spacing=28).properties(title=_title(shown))
     found = b""
-    for scale in (1.5, 1.25, 1.0, 0.75):
+    for scale in (1.5, 1.25, 1.0, 0.75, 0.6):
         found = to_png(chart, scale=scale)
         if len(found) <= MOST_BYTES:
             break

@@ -180,7 +180,7 @@ class Project:
         table = read_tables(self.store, keys)
         if table is None:
             raise TraceError(
-                f"no traces of {days[0]} to {days[-1]} in {self.store.root}; materialise carbon_traces for these days"
+                f"no traces of {_span(days)} in {self.store.root}; materialise carbon_traces for these days"
             )
         return table.sort("region", "time")
 
@@ -197,7 +197,7 @@ class Project:
         tables = [read_table(self.store, key) for day in days if self.store.exists(key := windows_key(day.isoformat()))]
         if not tables:
             raise TraceError(
-                f"no windows of {days[0]} to {days[-1]} in {self.store.root}; materialise curtailment_windows for them"
+                f"no windows of {_span(days)} in {self.store.root}; materialise curtailment_windows for them"
             )
         return merge_days(tables)
 
@@ -285,3 +285,7 @@ def _require_regions(experiment: Experiment, index: TraceIndex) -> None:
             f"the traces of experiment {experiment.name!r} have no region {missing[0]!r}; they have "
             + ", ".join(known or [])
         )
+
+
+def _span(days: Sequence[date]) -> str:
+    return f"{days[0]} to {days[-1]}" if days else "a time that no ingested day covers"

@@ -40,7 +40,7 @@ def test_what_a_benchmark_does_not_take_is_named() -> None:
     assert {"windows", "windows-quality", "simulate", "tokenize", "batches", "training", "forecast-study"} <= set(
         names()
     )
-    with pytest.raises(SettingsError, match="no benchmark 'window'; there are batches, "):
+    with pytest.raises(SettingsError, match="no benchmark 'window'; there are backfill, batches, "):
         run_benchmark("window", [])
     with pytest.raises(SettingsError, match=r"takes --regions, --days, --folder, not --sites"):
         run_benchmark("windows", ["--sites", "3"])

@@ -60,18 +60,29 @@ def test_every_command_has_every_option(command: str) -> None:
 
 def write(folder: Path) -> tuple[Path, Path]:
     """A market's export that only the options can read, and an experiment on one of its regions."""
-    rows = [f"{hour},{flag},{-5 if 10 <= hour < 12 and not flag else 60}" for hour in range(24) for flag in (0, 1)]
+    rows = [f"{hour},{flag},{5 if 10 <= hour < 12 and not flag else 600}" for hour in range(24) for flag in (0, 1)]
     lines = [f"x,04/01/2024 {row.split(',')[0]:0>2}:00,{row.split(',', 1)[1]}" for row in rows]
     (folder / "t.csv").write_text("\n".join(["id,stamp,INTERVENTION,RRP", *lines]) + "\n")
     site = {"name": "s", "region": "NEM_SA", "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 1.0}
-    policy = {"name": "threshold", "parameters": {"kind": "price"}}
+    policy = {"name": "threshold"}
     content = {**EXPERIMENT, "sites": [site], "policy": policy, "job": {"steps": 10**6}}
     content["traces"] = {"provider": "file", "path": "elsewhere.csv"}
     (folder / "x.yaml").write_text(yaml.safe_dump(content))
     return folder / "t.csv", folder / "x.yaml"
 
 
-READ = ["--time-column", "stamp", "--time-format", "%m/%d/%Y %H:%M", "--timezone", "+10:00", "--kind", "price"]
+READ = [
+    "--time-column",
+    "stamp",
+    "--time-format",
+    "%m/%d/%Y %H:%M",
+    "--timezone",
+    "+10:00",
+    "--kind",
+    "marginal_intensity",
+    "--unit",
+    "g/kWh",
+]
 READ += ["--columns", "RRP=NEM_SA", "--where", "INTERVENTION=0", "--cadence", "3600", "--interval", "end"]
 
 

@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from micro import environment, write_experiment
+from micro import ROOT, environment, write_experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -97,7 +97,7 @@ def test_a_region_that_fails_costs_that_region(daily: Daily) -> None:
     (event,) = [
         event for event in result.asset_materializations_for_node("curtailment_windows") if event.partition == KEYS[1]
     ]
-    hours = event.metadata["hours"]
+    hours = event.metadata["hours by site"]
     assert isinstance(hours, dg.TableMetadataValue)
     notes = {record.data["site"]: str(record.data["fails_closed"]) for record in hours.records}
     assert "503" in notes[BAD] and notes["NEM_SA"] == ""

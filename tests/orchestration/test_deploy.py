@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
-from conftest import ROOT
+from micro import ROOT
 
 APP = Path("/app")
 

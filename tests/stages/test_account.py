@@ -64,7 +64,7 @@ def test_the_rules_age_is_that_of_the_ledger_and_of_the_baselines(
     (base,) = found.baselines
     assert (base.kwh, base.co2_g, base.unaccounted_kwh) == pytest.approx((1.0, booked.co2_g, lost))
     assert base.ours_of_baseline == (None if lost else pytest.approx(1.0))
-    assert [(row.key, row.kwh) for row in found.checkpoints] == [("ckpt-000000", None), ("ckpt-000001", 1.0)]
+    assert [(row.key, row.kwh) for row in found.checkpoints] == [("ckpt-000000", 0.0), ("ckpt-000001", 1.0)]
 
 
 def test_the_report_says_what_the_summary_says(tmp_path: Path) -> None:
