@@ -12,10 +12,8 @@ import numpy.typing as npt
 
 from curtail_pipeline.times import Floats
 
-_PRICES = 32
 TOP_PRICE = 4.0
 """At this multiple of the dearest slot's cost every plan trains wherever starting leaves any time for it."""
-_GRID = np.linspace(0.0, 1.0, _PRICES)
 _CHEAP, _BETWEEN, _DEAR = 0, 1, 2
 OFF, HELD, TRAINS = 0, 1, 2
 """States of a site in a plan."""
@@ -95,36 +93,6 @@ def prices_by_spread(sites: list[Slots], wanted: list[float]) -> list[float]:
     return [float(price) for price in cost[order[at]]]
 
 
-def prices_by_plan(sites: list[Slots], wanted: list[float], up: list[bool]) -> list[float]:
-    """The price at which the sites' best plans do the steps, for each number of steps wanted.
-
-    It maximises the dual on a grid that is refined around the best price; of two neighbours it is the upper one, at
-    which the plans do at least the steps.
-
-    Args:
-        wanted: ascending, at most the sites' capacity.
-        up: per site, whether it is up already.
-    """
-    low = prices_by_spread(sites, wanted)[0]
-    dearest = max(float(np.abs(slots.cost).max()) for slots in sites)
-    span = max(0.25 * abs(low), 1e-3 * dearest, 1e-12)
-    while True:
-        chains = [_compressed(slots, low, low + span) for slots in sites]
-        prices = low + span * _GRID
-        worth = _worth(chains, prices, up)
-        if int(np.argmax(prices * wanted[-1] - worth)) < _PRICES - 1 or span > TOP_PRICE * dearest:
-            break
-        span *= 4
-    found = []
-    for steps in wanted:
-        best = int(np.argmax(prices * steps - worth))
-        below, above = prices[max(best - 1, 0)], prices[min(best + 1, _PRICES - 1)]
-        fine = below + (above - below) * _GRID
-        best = int(np.argmax(fine * steps - _worth(chains, fine, up)))
-        found.append(float(fine[min(best + 1, _PRICES - 1)]))
-    return found
-
-
 def expected_cost(sites: list[Slots], price: float | None, steps: float) -> float:
     """Cost of the steps when the sites, all off now, follow their best plans at that price, or all train (None).
 
@@ -132,8 +100,8 @@ def expected_cost(sites: list[Slots], price: float | None, steps: float) -> floa
     """
     if price is None:
         return float(sum((slots.steps * slots.cost).sum() for slots in sites))
-    chains = [_compressed(slots, price, price) for slots in sites]
-    return price * steps - float(_worth(chains, np.array([price]), [False] * len(sites))[0])
+    worth = sum(float(_values(_compressed(slots, price, price), np.array([price]))[0][0]) for slots in sites)
+    return price * steps - worth
 
 
 def advise(slots: Slots, price: float) -> Advice:
@@ -224,14 +192,6 @@ def _values(chain: _Chain, prices: Floats, since: int = 0) -> tuple[Floats, Floa
         held = np.maximum(stays, train - slots.resume_steps[t] * gain)
         training = np.maximum(stays, train)
     return off, held, training
-
-
-def _worth(chains: list[_Chain], prices: Floats, up: list[bool]) -> Floats:
-    """Per price: what the best plans of all sites are worth."""
-    total = np.zeros(len(prices))
-    for chain, is_up in zip(chains, up, strict=True):
-        total = total + _values(chain, prices)[2 if is_up else 0]
-    return total
 
 
 def best_actions(slots: Slots, prices: Floats, state: int) -> npt.NDArray[np.int8]:

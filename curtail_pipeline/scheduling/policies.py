@@ -4,6 +4,7 @@ A policy is one small class. Those that depend on windows alone compute a `Timel
 looks it up and the simulator walks it. Those that depend on the job decide anew at each event.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -66,7 +67,7 @@ class NoParameters(Parameters):
     """Of policies that have none."""
 
 
-class TimelinePolicy:
+class TimelinePolicy(ABC):
     """Base of policies whose decision depends on windows and signals alone, never on the job."""
 
     name = ""
@@ -85,9 +86,9 @@ class TimelinePolicy:
         """Every instant at which some site's state changes, ascending."""
         return np.unique(np.concatenate([timeline.events for timeline in self.timelines]))
 
+    @abstractmethod
     def timeline(self, view: View, site: Site) -> Timeline:
         """The site's stretches over all the view knows; causal: an entry before t must not depend on values after t."""
-        raise NotImplementedError
 
     def sites(self, view: View, us: int, job: Job) -> dict[str, SiteDecision]:
         return {

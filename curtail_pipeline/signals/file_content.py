@@ -23,6 +23,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = 100_000
 """Bytes within which a header ends."""
 _SEPARATORS = (";", "\t", "|", ",")
+# Archives: RuntimeError where they are encrypted, NotImplementedError where their compression is not known.
 _DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
 _REFUSED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 

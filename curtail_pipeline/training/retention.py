@@ -15,11 +15,6 @@ def snapshot_key(site: str, state: str, folder: str = SNAPSHOTS) -> str:
     return f"{folder}/{site}/{state.removeprefix('sha256:')}.safetensors"
 
 
-def has_snapshot(store: Store, site: str, state: str) -> bool:
-    """Whether a state can be begun with."""
-    return state == FRESH or store.exists(snapshot_key(site, state))
-
-
 def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[str] = ()) -> list[str]:
     """Remove a site's snapshots but the newest `keep` that committed checkpoints name and the protected ones.
 

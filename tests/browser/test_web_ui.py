@@ -7,15 +7,12 @@ import pytest
 from browser_demo import Demo
 from waiting import wait_until
 
-from curtail_pipeline.definitions import defs
-
 pytest.importorskip("playwright")
 from playwright.sync_api import Page, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SEGMENT_JOBS = ("local_training", "federated_rounds")
-REPLAYS = any(key.name == "replay_identical" for key in defs.get_repository_def().asset_graph.asset_check_keys)
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }
@@ -131,7 +128,6 @@ def test_a_failed_run_says_why(page: Page, demo: Demo) -> None:
     sees(page, "Failure", re.compile(f"{wrong} failed: {wrong} was never requested"))
 
 
-@pytest.mark.skipif(not REPLAYS, reason="definitions have no check replay_identical: a replay has no identity yet")
 def test_on_demand_twice_in_a_row_while_a_live_segment_runs(page: Page, demo: Demo) -> None:
     live = wait_until(lambda: live_segment(demo), 240, "a live segment")
     for attempt in (1, 2):

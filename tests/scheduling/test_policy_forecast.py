@@ -13,7 +13,7 @@ from simulation_cases import START, experiment, minutes, next_event, traces, win
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.decide import decide
-from curtail_pipeline.scheduling.planner import Slots, _compressed, _values, advise, prices_by_plan, prices_by_spread
+from curtail_pipeline.scheduling.planner import Slots, _compressed, _values, advise
 from curtail_pipeline.scheduling.predictors import (
     DAY,
     PersistenceForecast,
@@ -113,21 +113,6 @@ def test_joining_slots_keeps_the_worth_of_training_through_a_dear_one(part: Slot
     price = 4.0
     joined = [float(worth[0]) for worth in _values(_compressed(part, price, price), np.array([price]))]
     assert joined == pytest.approx(list(plain(part, price)))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(slots(size=20), min_size=1, max_size=3), st.floats(0.05, 0.9))
-def test_at_the_price_the_plans_do_the_steps(sites: list[Slots], share: float) -> None:
-    # What the plans do when a step is worth any cost: less than all slots hold where they have to resume.
-    possible = sum(plain(part, 2e6)[2] - plain(part, 1e6)[2] for part in sites) / 1e6
-    if possible < 1:
-        return
-    up = [True] * len(sites)
-    (price,) = prices_by_plan(sites, [share * possible], up)
-    assert price >= prices_by_spread(sites, [share * possible])[0] - 1e-9
-    width = 1e-4 * max(price, 1.0)
-    above = sum((plain(part, price + 2 * width)[2] - plain(part, price + width)[2]) / width for part in sites)
-    assert above >= share * possible * (1 - 1e-6)
 
 
 def test_advice_to_hold_through_a_spike_and_to_leave_a_long_one() -> None:
