@@ -239,7 +239,7 @@ def run(
     out: str | None = None,
     workers: int = 2,
 ) -> Study:
-    """Measure; some 70 s of processor time per start date.
+    """Measure; some 230 s of processor time per start date, most of it planning with a perfect forecast.
 
     Args:
         starts: number of start dates, evenly spread over the year.
