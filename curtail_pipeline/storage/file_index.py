@@ -98,6 +98,8 @@ class FileIndex:
                     with contextlib.closing(self._open()) as database:
                         for kind, name, *stamp, content in database.execute("SELECT * FROM files"):
                             known.setdefault(kind, {})[name] = _Known(Stamp(*stamp), content)
+                except sqlite3.OperationalError:
+                    known = {}  # busy, or empty as yet: others may be using it
                 except (sqlite3.Error, TypeError):
                     known = {}
                     self._discard()

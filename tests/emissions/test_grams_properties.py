@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, windows
+from test_grams import rows_of
 
 from curtail_pipeline.emissions.baselines import always_on
 from curtail_pipeline.emissions.grams import (
@@ -36,18 +37,7 @@ BEGIN = to_us(START)
 
 
 def trace(values: list[float | None], cadence_s: int, first_s: int = 0) -> pl.DataFrame:
-    rows = [
-        (from_us(BEGIN + (first_s + i * cadence_s) * SECOND), "A", value, "marginal_intensity", "g/kWh")
-        for i, value in enumerate(values)
-    ]
-    schema = {
-        "time": pl.Datetime("us", "UTC"),
-        "region": pl.String,
-        "value": pl.Float64,
-        "kind": pl.String,
-        "unit": pl.String,
-    }
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return rows_of(values, "A", cadence_s).with_columns(pl.col("time") + pl.duration(seconds=first_s))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,9 @@ def test_an_index_that_another_process_holds_delays_nobody(store: Store, monkeyp
 
     monkeypatch.setattr(file_index, "_BUSY_S", 0.01)
     assert opened(store).keys() == KEYS
-    holder = sqlite3.connect(store.path("index.sqlite"))
+    index = store.path("index.sqlite")
+    before = index.stat().st_ino
+    holder = sqlite3.connect(index)
     holder.execute("BEGIN EXCLUSIVE")
     try:
         begin = time.monotonic()
@@ -138,6 +140,7 @@ def test_an_index_that_another_process_holds_delays_nobody(store: Store, monkeyp
     finally:
         holder.close()
     assert opened(store).keys() == KEYS
+    assert index.stat().st_ino == before, "the index of others was removed"
 
 
 def test_a_file_that_has_just_changed_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
