@@ -18,10 +18,12 @@ from curtail_pipeline.orchestration.metadata import (
     Facts,
     check_result,
     checkpoint_metadata,
+    evaluation_metadata,
     ingestion_metadata,
     ledger_metadata,
     log_slices,
     shards_metadata,
+    tokenizer_metadata,
     trace_events,
     windows_facts,
 )
@@ -101,7 +103,7 @@ def prepare_corpus(
         if not store.exists(TOKENIZER):
             progress(Preparing("tokenizer"))
             made = build_tokenizer(settings, store)
-            context.log_event(dg.AssetMaterialization("tokenizer", metadata=made.model_dump()))
+            context.log_event(dg.AssetMaterialization("tokenizer", metadata=tokenizer_metadata(made)))
         ensure_dealt(project)
         if gap := shares_gap(project):
             context.log.warning(gap)
@@ -149,7 +151,7 @@ def prepare_model(
                 metadata=ledger.metadata,
             )
         )
-        tell("checkpoint_evaluation", evaluate_checkpoint(project, FIRST_KEY).model_dump(exclude={"schema_"}))
+        tell("checkpoint_evaluation", evaluation_metadata(evaluate_checkpoint(project, FIRST_KEY)))
         table = checkpoint_ledger(project, FIRST_KEY)
         write_table(project.store, ledger_key(FIRST_KEY), table)
         tell("emissions_ledger", ledger_metadata(table))

@@ -106,6 +106,10 @@ def test_the_sensor_prepares_an_empty_home_and_two_at_once_give_one_result(
     assert list(manifests(ui.home))[:1] == ["ckpt-000000"]
     for name in ("carbon_traces", "curtailment_windows", "tokenizer", "training_shards", "aggregated_checkpoint"):
         assert instance.get_latest_materialization_event(dg.AssetKey(name)) is not None, name
+    for name, shown in (("tokenizer", "vocabulary"), ("checkpoint_evaluation", "held-out loss (nat/token)")):
+        event = instance.get_latest_materialization_event(dg.AssetKey(name))
+        assert event is not None and event.asset_materialization is not None
+        assert shown in event.asset_materialization.metadata, "as when the asset is materialised by itself"
 
 
 def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: dg.DagsterInstance) -> None:
