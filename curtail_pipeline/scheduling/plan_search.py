@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from curtail_pipeline.scheduling.planner import OFF, TOP_PRICE, TRAINS, Slots, best_actions, prices_by_spread
 from curtail_pipeline.scheduling.rollout import Course, Rollout
-from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without_cuts
+from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without, without_cuts
 from curtail_pipeline.times import FOREVER, Floats, Micros
 
 GRID, FINE = 20, 8
@@ -220,7 +220,7 @@ class Search:
                 for k, stay in enumerate(stays):
                     if not any(begin < low and high < end for begin, end in stay.train):
                         continue
-                    held = tuple(part for span in stay.train for part in _without(span, low, high))
+                    held = tuple(part for span in stay.train for part in without(span, low, high))
                     yield (*stays[:k], replace(stay, train=held), *stays[k + 1 :])
                     ready = high + start_up
                     if low > now and ready < stay.down:
@@ -290,11 +290,6 @@ def _changed_spans(stay: Stay, j: int, by: int, now: int) -> Iterator[Stay]:
         for end in {high - by, min(high + by, ceiling)} - {high}:
             if end > low:
                 yield replace(stay, train=(*rest[0], (low, end), *rest[1]))
-
-
-def _without(span: tuple[int, int], low: int, high: int) -> list[tuple[int, int]]:
-    begin, end = span
-    return [part for part in ((begin, min(end, low)), (max(begin, high), end)) if part[0] < part[1]]
 
 
 def _joined(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:

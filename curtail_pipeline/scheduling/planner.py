@@ -74,6 +74,12 @@ class Advice:
     """If it is up and should not train: keep it up."""
 
 
+def or_dearest(values: Floats) -> Floats:
+    """Values with the highest one in place of those that are unknown; 0 when none is known."""
+    unknown = np.isnan(values)
+    return np.where(unknown, 0.0 if unknown.all() else np.nanmax(values), values) if unknown.any() else values
+
+
 def capacity(sites: list[Slots], up: list[bool]) -> float:
     """Steps of all sites if they train in every slot; those that are not up start now."""
     total = 0.0

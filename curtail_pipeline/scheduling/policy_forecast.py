@@ -11,7 +11,7 @@ from curtail_pipeline.emissions.battery import power_at
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
 from curtail_pipeline.scheduling.plan_search import Search
-from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, prices_by_spread
+from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, or_dearest, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
 from curtail_pipeline.scheduling.rollout import Course, Rollout, Tariff
@@ -118,6 +118,9 @@ class ForecastPolicy:
             train, up = plan.wants(i, us)
             before = job.previous.get(site.name)
             value = self.signals(view)[site.region].at(us)
+            if np.isnan(value):
+                # Nothing starts or trains on a signal that is not there; only who knows when it returns waits for it.
+                train, up = False, up and self.perfect and _is_up(before)
             reason = self._reason(value, plan.dearest, train, up, deadline)
             found[site.name] = self._next_state(i, us, job, before, train, up, reason)
         return found
@@ -187,7 +190,7 @@ class ForecastPolicy:
             of = (self.signals(view)[site.region], view.on_site.get(site.name))
             knots += [signal.edges[(signal.edges > us) & (signal.edges < end)] for signal in of if signal is not None]
         cuts = np.unique(np.concatenate(knots))
-        value = np.nan_to_num(self._expected(view, site, us, cuts[:-1]))
+        value = self._expected(view, site, us, cuts[:-1])
         kw = power_kw(site, "training"), power_kw(site, "idle"), power_kw(site, "start_up")
         return Tariff.of(cuts, value, kw, self._own_kw(view, site, us, cuts[:-1]))
 
@@ -331,7 +334,7 @@ class ForecastPolicy:
         value = self.forecast.predict(site.region, us, edges[:-1])
         value[0] = self.signals(view)[site.region].at(us)
         known = ~np.isnan(value)
-        value = np.where(known, value, 0.0)
+        value = or_dearest(value)
         made = self._own_kw(view, site, us, edges[:-1])
         value = value * (1 - np.minimum(made / power_kw(site, "training"), 1.0))
         idle_kw, usable = power_kw(site, "idle"), self.usable[i]

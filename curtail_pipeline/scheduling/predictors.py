@@ -37,13 +37,14 @@ def _held(signal: Signal, at: Micros) -> Floats:
 
 @dataclass(frozen=True)
 class PerfectForecast:
-    """What will really happen, to the record's end. For studies only: it is not causal."""
+    """What will really happen, holes included, to the record's end. For studies only: it is not causal."""
 
     signals: Mapping[str, Signal]
     name: str = "perfect"
 
     def predict(self, region: str, now: int, targets: Micros) -> Floats:
-        return _held(self.signals[region], targets)
+        signal = self.signals[region]
+        return np.where(targets < signal.end, signal.held_at(targets), np.nan)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from curtail_pipeline.scheduling.stays import Plan, Stay, touching
+from curtail_pipeline.scheduling.planner import or_dearest
+from curtail_pipeline.scheduling.stays import Plan, Span, Stay, known, touching
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import power_kw
@@ -57,13 +58,22 @@ class Tariff:
     training: Floats
     idle: Floats
     start_up: Floats
+    unknown: tuple[Span, ...] = ()
+    """Where no value is expected: no site trains there, whatever a plan says."""
 
     @classmethod
     def of(cls, knots: Micros, per_kwh: Floats, kw: tuple[float, float, float], own_kw: Floats) -> "Tariff":
-        """From a price (or intensity) held from each knot to the next, and the site's own free power."""
-        hours = np.diff(knots) / HOUR
-        sums = [np.concatenate(([0.0], np.cumsum(per_kwh * np.maximum(power - own_kw, 0.0) * hours))) for power in kw]
-        return cls(knots, *sums)
+        """From a price (or intensity) held from each knot to the next, NaN where unknown, and own free power.
+
+        What is unknown counts as the dearest that is known, so that no site waits there as if that were free.
+        """
+        hours, missing = np.diff(knots) / HOUR, np.isnan(per_kwh)
+        cost = or_dearest(per_kwh)
+        train, idle, start_up = (
+            np.concatenate(([0.0], np.cumsum(cost * np.maximum(power - own_kw, 0.0) * hours))) for power in kw
+        )
+        holes = zip(knots[:-1][missing].tolist(), knots[1:][missing].tolist(), strict=True)
+        return cls(knots, train, idle, start_up, tuple(touching(list(holes))))
 
 
 class Rollout:
@@ -173,7 +183,8 @@ class _PlanWalk:
         self.of = of
         self.total = FOREVER if endless else of.total
         self.spans = [
-            [(low, high, stay.ready) for stay in stays for low, high in touching(stay.train)] for stays in plan
+            [(low, high, stay.ready) for stay in stays for low, high in known(touching(stay.train), tariff.unknown)]
+            for stays, tariff in zip(plan, of.tariffs, strict=True)
         ]
         self.at = [0] * len(plan)
         self.now = of.standing.us

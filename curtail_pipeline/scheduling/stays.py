@@ -78,3 +78,16 @@ def _uncut(spans: Sequence[Span]) -> tuple[Span, ...]:
         else:
             found.append((low, high))
     return tuple(found)
+
+
+def without(span: Span, low: int, high: int) -> list[Span]:
+    """What of a stretch is not in `[low, high)`."""
+    begin, end = span
+    return [part for part in ((begin, min(end, low)), (max(begin, high), end)) if part[0] < part[1]]
+
+
+def known(spans: Sequence[Span], unknown: Sequence[Span]) -> Sequence[Span]:
+    """What of the stretches is in none of the unknown ones."""
+    for low, high in unknown:
+        spans = [part for span in spans for part in without(span, low, high)]
+    return spans

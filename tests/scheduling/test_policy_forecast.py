@@ -207,6 +207,16 @@ def test_a_perfect_forecast_beats_following_windows() -> None:
     assert forecast["co2_kg"] < 0.4 * threshold["co2_kg"]
 
 
+@pytest.mark.parametrize("kind", ["perfect", "persistence", "seasonal"])
+def test_no_site_trains_or_waits_where_there_is_no_signal(kind: str) -> None:
+    """A hole of 90 minutes beside hours that suffice; all that is up in it are the seconds in which a site stops."""
+    values: list[float | None] = [300.0] * 12 + [50.0] * 6 + [None] * 18 + [80.0] * 12 + [400.0] * 24
+    run = experiment("A", policy={"name": "forecast"}, overheads={"connect_s": 20}, job={"steps": 3600})
+    found = simulate(run, traces({"A": values}), forecast=kind, deadline_h=6.0)
+    assert found["finished"]
+    assert found["unaccounted_kwh"] < 2.0 * 60 / 3600
+
+
 def test_a_perfect_forecast_by_default_is_said(caplog: pytest.LogCaptureFixture) -> None:
     run, rows = planned().experiment, traces(HOURLY)
     simulate(run, rows, forecast="seasonal", deadline_h=4.0)
