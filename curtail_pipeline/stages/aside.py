@@ -19,6 +19,7 @@ from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Plan, Segment
 from curtail_pipeline.federation.plan import REPLAYS, plan_key, read_journal, replay_folder, segment_key
 from curtail_pipeline.federation.progress import SegmentProgress
+from curtail_pipeline.flower.processes import tail
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import events_of, submit_and_follow
 from curtail_pipeline.stages.project import Project
@@ -138,6 +139,7 @@ def _own_process(place: Aside, key: str, on_progress: SegmentProgress) -> Segmen
                 process.kill()
                 process.wait()
     if process.returncode != 0 or not store.exists(segment_key(place.folder)):
-        ending = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        raise FederationError(f"the trainer of {place.folder} ended with {process.returncode}; its log ends:\n{ending}")
+        raise FederationError(
+            f"the trainer of {place.folder} ended with {process.returncode}; its log ends:\n{tail(log)}"
+        )
     return store.read_record(segment_key(place.folder), Segment)
