@@ -5,21 +5,32 @@ with 1; anything that is not a `CurtailError` is a bug and keeps its traceback.
 """
 
 import errno
+import re
 import sqlite3
 
 SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a disk, a quota or a file is full."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters and line ends."""
 
 
 class CurtailError(Exception):
     """Base of every error that a user can mend."""
 
 
-class SettingsError(CurtailError):
+class InputError(CurtailError):
+    """What a user's file says and cannot be used. The message is one line, whatever names and values the file holds."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CONTROL.sub(lambda found: repr(found[0])[1:-1], message))
+
+
+class SettingsError(InputError):
     """An experiment file, a command-line value or an experiment home that cannot be used as it is."""
 
 
-class TraceError(CurtailError):
+class TraceError(InputError):
     """A trace that is missing, unreadable or implausible."""
 
 
@@ -27,7 +38,7 @@ class IncompleteError(TraceError):
     """Some of what was asked for could not be had; everything else is stored."""
 
 
-class CorpusError(CurtailError):
+class CorpusError(InputError):
     """A text source, tokenizer or token shard that cannot be used."""
 
 

@@ -14,20 +14,8 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
-from curtail_pipeline.storage.records import Message
-
 REGIONS = ("CAISO_NORTH", "SPP_TX", "NEM_SA")
 START = "2026-01-01T00:00:00Z"
-
-
-class Measured(Message):
-    """What the child process prints."""
-
-    success: bool
-    partitions: dict[str, int]
-    """Materialised, by asset."""
-    step_s: dict[str, float]
-    """Seconds by step."""
 
 
 class Backfill(TypedDict):
@@ -44,6 +32,7 @@ class Backfill(TypedDict):
 
 def run(days: int = 90, regions: int = 3) -> Backfill:
     """Measure."""
+    from curtail_pipeline.orchestration.backfill import Backfilled
     from curtail_pipeline.orchestration.headless import prepare_instance
     from curtail_pipeline.settings.experiment import parse_experiment
     from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
@@ -67,7 +56,7 @@ def run(days: int = 90, regions: int = 3) -> Backfill:
         command = [sys.executable, "-W", "ignore", "-m", __name__]
         done = subprocess.run(command, env={**os.environ, **chosen}, stdout=subprocess.PIPE, text=True, check=True)
         seconds = round(time.perf_counter() - begun, 1)
-    found = Measured.read(done.stdout.splitlines()[-1], "the child's answer")
+    found = Backfilled.read(done.stdout.splitlines()[-1], "the child's answer")
     return {
         "days": days,
         "regions": regions,
@@ -78,28 +67,12 @@ def run(days: int = 90, regions: int = 3) -> Backfill:
     }
 
 
-def _backfill() -> Measured:
-    import dagster as dg
-
+def _print_backfilled() -> None:
     from curtail_pipeline.definitions import defs
-    from curtail_pipeline.orchestration.partitions import DAYS, range_tags
+    from curtail_pipeline.orchestration.backfill import run_backfill
 
-    assets = ("carbon_traces", "trace_ingestion", "curtailment_windows", "what_if")
-    with dg.DagsterInstance.get() as instance:
-        result = defs.resolve_job_def("daily_pipeline").execute_in_process(
-            instance=instance,
-            tags=range_tags(DAYS.get_partition_keys()),
-            raise_on_error=False,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        )
-        steps = {
-            event.step_key: round(event.step_success_data.duration_ms / 1000, 1)
-            for event in result.all_events
-            if event.step_key is not None and event.event_type_value == "STEP_SUCCESS"
-        }
-        partitions = {name: len(instance.get_materialized_partitions(dg.AssetKey(name))) for name in assets}
-        return Measured(success=result.success, partitions=partitions, step_s=steps)
+    print(run_backfill(defs).model_dump_json())
 
 
 if __name__ == "__main__":
-    print(_backfill().model_dump_json())
+    _print_backfilled()

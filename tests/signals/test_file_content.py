@@ -305,3 +305,10 @@ def test_any_table(tmp_path: Path, header: list[str], rows: list[list[str]], giv
     text = "\n".join(",".join(row) for row in [header, *rows])
     (tmp_path / "t.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
     read_or_refuse(tmp_path / "t.csv", **given_)
+
+
+def test_a_refusal_is_one_line_whatever_the_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('first\na,"b\nc",d\n1,2,3\n')
+    with pytest.raises(TraceError, match=r"it has a, b\\nc, d$") as refused:
+        read(tmp_path / "t.csv", skip_lines=1, hour_column="hour")
+    assert "\n" not in str(refused.value)
