@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TEST_WORKERS ?= 2
+# One more than cores: tests of real servers wait more than they compute.
+TEST_WORKERS ?= 3
 
 .PHONY: setup run test test-ui screenshots ui lint clean
 

@@ -21,7 +21,7 @@ def test_data() -> Path:
     return folder
 
 
-LONG = ("test_end_to_end.py", "test_ui.py")
+LONG = ("test_end_to_end.py", "test_ui.py", "test_run_workers.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

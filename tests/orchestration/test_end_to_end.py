@@ -228,24 +228,39 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_killed_in_a_federated_segment_it_goes_on_and_ends_with_the_same_weights(
+def test_told_to_stop_then_killed_it_goes_on_and_ends_with_the_same_weights(
     finished: tuple[Path, Path, dict], tmp_path: Path
 ) -> None:
+    """SIGTERM in the first segment, SIGKILL in a federated round, then to the end."""
     reference = list(manifests(finished[0]).values())[-1]
     experiment = write_experiment(tmp_path / "input")
+    log = tmp_path / "log"
     scratch = tmp_path / "micro" / "store" / "scratch"
-    process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=tmp_path / "log")
 
-    def federated_round_under_way() -> bool:
-        assert process.poll() is None, (tmp_path / "log").read_text()
+    def interrupted_when(under_way: Callable[[], bool], what: str, told: signal.Signals) -> int:
+        process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=log)
+
+        def seen() -> bool:
+            assert process.poll() is None, log.read_text()
+            return under_way()
+
+        wait_for(seen, 120, what)
+        process.send_signal(told)
+        code = process.wait(60)
+        wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the run had started")
+        return code
+
+    def first_segment() -> bool:
+        return any(scratch.glob("ckpt-000001/*/flower.json"))
+
+    assert interrupted_when(first_segment, "a segment", signal.SIGTERM) == 130
+    assert "run it again" in log.read_text() and "Traceback" not in log.read_text()
+
+    def federated_round() -> bool:
         return any('"federated"' in plan.read_text() for plan in scratch.glob("*/*/plan.json") if plan.exists())
 
-    wait_for(federated_round_under_way, 120, "a federated segment")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert interrupted_when(federated_round, "a federated segment", signal.SIGKILL) == -signal.SIGKILL
     before = manifests(tmp_path)
-    wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the killed run had started")
-
     done = curtail("run", "--experiment", str(experiment), home=tmp_path)
     assert done.returncode == 0, done.stderr
     after = manifests(tmp_path)
@@ -283,16 +298,3 @@ def test_a_flipped_byte_is_found_and_nothing_else_is_touched(finished: tuple[Pat
     assert done.returncode == 1
     assert last in done.stderr and "model.safetensors" in done.stderr and "expected" in done.stderr
     assert experiment.name == "micro" and list(manifests(home)) == list(manifests(finished[0]))
-
-
-def test_told_to_stop_it_says_how_to_go_on_and_leaves_nothing(tmp_path: Path) -> None:
-    experiment = write_experiment(tmp_path / "input")
-    log = tmp_path / "log"
-    process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=log)
-    wait_for(
-        lambda: any((tmp_path / "micro" / "store" / "scratch").glob("ckpt-000001/*/flower.json")), 120, "a segment"
-    )
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
-    assert "run it again" in log.read_text() and "Traceback" not in log.read_text()
-    wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the run had started")
