@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curtail_pipeline.cli.file_options import Reading, takes_file_options
+from curtail_pipeline.cli.remote_sites import deploy_app, site_app, superlink
 from curtail_pipeline.errors import CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 federation_app = typer.Typer(no_args_is_help=True, help="The local federation: SuperLink, SuperNodes, trainers.")
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at and check the checkpoints of an experiment.")
-site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trainer and SuperNode.")
 app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
+app.add_typer(deploy_app, name="deploy")
+app.command()(superlink)
 signals_app = typer.Typer(no_args_is_help=True, help="Sources of signals: which there are, and what yours answer.")
 app.add_typer(signals_app, name="signals")
 
@@ -322,32 +324,6 @@ def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "lap
 
         names = project.checkpoints.export(key, dest, card_of(project, key))
         typer.echo(f"{dest}: {', '.join(names)}")
-
-
-@site_app.command("run")
-def site_run(
-    name: Annotated[str, typer.Argument(help="The site, as the experiment names it.")],
-    superlink: Annotated[str, typer.Option(envvar="CURTAIL_SUPERLINK", help="host:port of the SuperLink.")],
-    experiment: ExperimentOption = "laptop",
-    out: OutOption = None,
-) -> None:
-    """Run a site's trainer and SuperNode until told to stop."""
-    from curtail_pipeline.flower.standing import run_site
-
-    with _opened(experiment, out, clock="live") as project:
-        run_site(project.home.root, project.experiment, name, superlink)
-
-
-@app.command()
-def superlink(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
-    folder: Annotated[Path, typer.Option(help="Where it keeps its state.")] = Path(".curtail/superlink"),
-) -> None:
-    """Become a standing SuperLink that sites join with `curtail site run`."""
-    from curtail_pipeline.flower.standing import run_superlink
-
-    run_superlink(host, port, folder)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

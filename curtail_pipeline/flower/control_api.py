@@ -5,6 +5,7 @@ the release is pinned and a contract test names everything used here: an upgrade
 """
 
 import hashlib
+import ssl
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -90,13 +91,16 @@ def build_fab() -> tuple[str, bytes]:
 
 
 class Control:
-    """A SuperLink's Control API at `host:port`, plain HTTP.
+    """A SuperLink's Control API at `host:port`.
+
+    Args:
+        authority: PEM file of the authority that signed the SuperLink's certificate; None for plain HTTP.
 
     Raises:
         FederationError: (every method) the SuperLink cannot be reached or refuses the request.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, authority: Path | None = None) -> None:
         import httpx
 
         with quiet():
@@ -104,12 +108,15 @@ class Control:
             from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
         self.address = address
+        verify = _trusting(authority) if authority else False
         self._client = ControlHttpClient(
-            f"http://{address}", interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-cli")], verify=False
+            f"{'https' if authority else 'http'}://{address}",
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-cli")],
+            verify=False,
         )
         self._client._client.close()
         # a proxy from the environment must not see loopback requests
-        self._client._client = httpx.Client(trust_env=False, verify=False, timeout=30.0)
+        self._client._client = httpx.Client(trust_env=False, verify=verify, timeout=30.0)
 
     def close(self) -> None:
         self._client._client.close()
@@ -156,6 +163,39 @@ class Control:
         answer = self._call("ListNodes", ListNodesRequest())
         return [Node(int(node.node_id), node.status, node.name) for node in answer.nodes_info]
 
+    def register(self, name: str, public_key: bytes) -> int:
+        """Let the holder of a key join under that name; its node id, which stays the same for this key.
+
+        Raises:
+            FederationError: another key is registered under that name.
+        """
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        if self._registered(name):
+            raise FederationError(
+                f"site {name!r} is registered at {self.address} already; `curtail site revoke {name}` ends that"
+            )
+        request = RegisterNodeRequest(public_key=public_key, name=name)
+        return int(self._call("RegisterNode", request).node_id)
+
+    def revoke(self, name: str) -> None:
+        """Let nobody join under that name any more.
+
+        Raises:
+            FederationError: no such name is registered.
+        """
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        registered = self._registered(name)
+        if not registered:
+            known = ", ".join(sorted({node.name for node in self.nodes() if _is_registered(node)})) or "none"
+            raise FederationError(f"no site {name!r} is registered at {self.address}; it has {known}")
+        for node in registered:
+            self._call("UnregisterNode", UnregisterNodeRequest(node_id=node.node_id))
+
+    def _registered(self, name: str) -> list[Node]:
+        return [node for node in self.nodes() if node.name == name and _is_registered(node)]
+
     def stop_run(self, run_id: int) -> None:
         """Stop a run. The order that a site is working on is not interrupted: ask its trainer to stop."""
         from flwr.proto.control_pb2 import StopRunRequest
@@ -184,6 +224,17 @@ class Control:
                 f"no SuperLink answers at {self.address} ({type(error).__name__}: {error}); run "
                 "`curtail federation up`, or `curtail superlink` where CURTAIL_SUPERLINK names it"
             ) from error
+
+
+def _is_registered(node: Node) -> bool:
+    return bool(node.name) and node.status != "unregistered"
+
+
+def _trusting(authority: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(authority))
+    except (OSError, ssl.SSLError) as error:
+        raise FederationError(f"{authority} is no certificate of an authority ({error}); see CURTAIL_CA") from None
 
 
 def _status(run: Any) -> RunStatus:

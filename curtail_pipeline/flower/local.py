@@ -35,6 +35,8 @@ class Contact:
     """host:port of its Control API."""
     nodes: dict[str, int]
     """Site -> Flower node id; 0 where the ServerApp has to ask."""
+    authority: Path | None = None
+    """Who signed its certificate; None for plain HTTP."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class FlowerTransport:
         self._grid, self._nodes, self._clock = grid, dict(nodes), clock
         self._waiting: dict[str, tuple[str, Order]] = {}
         self._later: list[tuple[float, str, Order]] = []
+        self._untaken: list[tuple[str, Reply]] = []
 
     def send(self, site: str, order: Order) -> None:
         content = RecordDict({"order": ConfigRecord({"order": order.model_dump_json()})})
@@ -44,7 +45,8 @@ class FlowerTransport:
         )
         (message_id,) = self._grid.push_messages([message])
         if not message_id:
-            raise FederationError(f"the SuperLink did not take the order for {site}; see its log")
+            self._untaken.append((site, Failure(f"the SuperLink takes no order for {site}; was it revoked?")))
+            return
         self._waiting[message_id] = (site, order)
 
     def poll(self) -> list[tuple[str, Reply]]:
@@ -52,9 +54,9 @@ class FlowerTransport:
         due, self._later = [x for x in self._later if x[0] <= now], [x for x in self._later if x[0] > now]
         for _, site, order in due:
             self.send(site, order)
+        answers, self._untaken = self._untaken, []
         if not self._waiting:
-            return []
-        answers: list[tuple[str, Reply]] = []
+            return answers
         for reply in self._grid.pull_messages(list(self._waiting)):
             sent = self._waiting.pop(reply.metadata.reply_to_message_id, None)
             if sent is None:
@@ -96,6 +98,8 @@ def resolve_nodes(
 ) -> dict[str, int]:
     """The node of every member: by registered name, by hint if that node is online, else by asking all unknown nodes.
 
+    A node that is registered is asked nothing: its key says which site it is, and it can be no other one.
+
     Raises:
         FederationError: a member has no node that is online.
     """
@@ -106,7 +110,7 @@ def resolve_nodes(
         if site not in found and hints.get(site) in online:
             found[site] = hints[site]
     if set(found) != set(members):
-        unknown = online.keys() - set(found.values())
+        unknown = {node_id for node_id, name in online.items() if not name} - set(found.values())
         queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in sorted(unknown)]
         pending = {i for i in grid.push_messages(queries) if i} if queries else set()
         deadline = clock() + QUERY_TIMEOUT_S

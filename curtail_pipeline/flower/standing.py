@@ -1,7 +1,8 @@
 """A SuperLink that stands elsewhere: which federation a segment uses, and the roles that containers run.
 
 With `CURTAIL_SUPERLINK` (`host:port`) set, segments are submitted to that SuperLink and sites join it with
-`curtail site run`; without it the local federation of the home is used.
+`curtail site run`; without it the local federation of the home is used. `CURTAIL_CA` names the certificate of the
+authority that vouches for the SuperLink; with it all that is said to the SuperLink goes over TLS.
 """
 
 import os
@@ -17,10 +18,11 @@ from typing import NoReturn
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.keys import KeyFolder
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
 from curtail_pipeline.settings.experiment import Experiment
 
-SUPERLINK_ENV = "CURTAIL_SUPERLINK"
+SUPERLINK_ENV, AUTHORITY_ENV = "CURTAIL_SUPERLINK", "CURTAIL_CA"
 BINARIES = Path(sys.executable).parent
 STOP_S = 60.0
 """How long a trainer may take to finish its step when its agent is told to stop."""
@@ -31,10 +33,11 @@ class StandingFederation(Federation):
     """A federation this machine did not start. Its nodes say who they are when the ServerApp asks."""
 
     address: str = ""
+    authority: Path | None = None
 
     def wait_ready(self, sites: Sequence[str]) -> Contact:
         """The SuperLink's address; the ServerApp finds the sites' nodes, and fails when one is not online."""
-        return Contact(self.address, dict.fromkeys(sites, 0))
+        return Contact(self.address, dict.fromkeys(sites, 0), self.authority)
 
 
 @contextmanager
@@ -43,17 +46,34 @@ def connect(home: Path, experiment: Experiment) -> Iterator[Federation]:
     address = os.environ.get(SUPERLINK_ENV)
     if address:
         settings = experiment.federation
-        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.liveness_s, address)
+        authority = Path(os.environ[AUTHORITY_ENV]) if os.environ.get(AUTHORITY_ENV) else None
+        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.liveness_s, address, authority)
         return
     with LocalFederation(home, experiment).ensure() as federation:
         yield federation
 
 
-def run_superlink(host: str, port: int, folder: Path) -> NoReturn:
-    """Become a SuperLink that keeps its state in `folder`. No TLS: for a network that only sites and Dagster share."""
+def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = None) -> NoReturn:
+    """Become a SuperLink that keeps its state in `folder`.
+
+    Args:
+        keys: its certificate; only sites whose key is registered may join then, and everything goes over TLS. Without
+            it there is neither, for a network that only sites and Dagster share. With or without, who reaches the port
+            may start runs, which are code: let sites reach `/v1/fleet/` alone (`deploy/nginx/superlink.conf`).
+
+    Raises:
+        FederationError: a file of the keys is not there.
+    """
+    secured = ["--insecure"]
+    if keys is not None:
+        keys.require()
+        secured = [
+            "--ssl-ca-certfile", str(keys.authority), "--ssl-certfile", str(keys.certificate),
+            "--ssl-keyfile", str(keys.certificate_key), "--enable-supernode-auth",
+        ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        str(BINARIES / "flower-superlink"), "--insecure", "--host", host, "--port", str(port),
+        str(BINARIES / "flower-superlink"), *secured, "--host", host, "--port", str(port),
         "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     os.execve(command[0], command, _environment(folder / "flwr"))
@@ -65,15 +85,43 @@ def _environment(flower_home: Path) -> dict[str, str]:
     return {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(flower_home), "PATH": path}
 
 
-def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> int:
+@dataclass(frozen=True)
+class Credentials:
+    """What a site shows and whom it trusts."""
+
+    authority: Path
+    """Certificate of who vouches for the SuperLink."""
+    key: Path
+    """The site's private key; its public half is registered."""
+
+    def arguments(self) -> list[str]:
+        """Of `flower-supernode`.
+
+        Raises:
+            FederationError: a file is not there.
+        """
+        for path, made in ((self.authority, "curtail deploy keys"), (self.key, "curtail site register")):
+            if not path.is_file():
+                raise FederationError(f"{path} does not exist; `{made}` makes it, bring it to this site")
+        return ["--root-certificates", str(self.authority), "--auth-supernode-private-key", str(self.key)]
+
+
+def run_site(
+    home: Path, experiment: Experiment, name: str, superlink: str, credentials: Credentials | None = None
+) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
     Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
 
+    Args:
+        credentials: for a SuperLink that has keys; plain HTTP without.
+
     Raises:
         SettingsError: the experiment has no such site.
+        FederationError: a part ended by itself, or a credential is not there.
     """
     experiment.site(name)
+    secured = credentials.arguments() if credentials else ["--insecure"]
     folder = home / "federation"
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +132,7 @@ def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> i
             "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
         ],
         [
-            str(BINARIES / "flower-supernode"), "--insecure", "--superlink", superlink,
+            str(BINARIES / "flower-supernode"), *secured, "--superlink", superlink,
             "--host", "127.0.0.1", "--port", str(processes.free_port()),
             "--node-config", f'name="{name}" endpoint="{endpoint}"',
         ],

@@ -58,7 +58,7 @@ def submit_and_follow(
     if store.exists(segment_key(folder)):
         return _outcome(store, folder)
     contact = federation.wait_ready(plan.members)
-    with Control(contact.superlink) as control:
+    with Control(contact.superlink, contact.authority) as control:
         run_id = _attach(control, store, plan_key)
         if run_id is None:
             store.delete(journal_key(folder))

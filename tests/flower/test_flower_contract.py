@@ -45,7 +45,7 @@ def test_the_pinned_release_still_has_what_is_used() -> None:
     from flwr.supercore.version import package_version
 
     assert package_version.startswith(control.PINNED + ".")
-    for method in ("StartRun", "StopRun", "ListRuns", "ListNodes", "StreamLogs"):
+    for method in ("StartRun", "StopRun", "ListRuns", "ListNodes", "StreamLogs", "RegisterNode", "UnregisterNode"):
         assert list(inspect.signature(getattr(ControlHttpClient, method)).parameters) == ["self", "request"]
     assert {"base_url", "interceptors", "verify"} <= inspect.signature(ControlHttpClient.__init__).parameters.keys()
     fields = {
@@ -53,6 +53,9 @@ def test_the_pinned_release_still_has_what_is_used() -> None:
         control_pb2.ListRunsResponse: {"run_dict"},
         control_pb2.ListNodesResponse: {"nodes_info"},
         control_pb2.StreamLogsRequest: {"run_id", "after_timestamp"},
+        control_pb2.RegisterNodeRequest: {"public_key", "name"},
+        control_pb2.RegisterNodeResponse: {"node_id"},
+        control_pb2.UnregisterNodeRequest: {"node_id"},
         run_pb2.Run: {"run_id", "status", "override_config"},
         run_pb2.RunStatus: {"status", "sub_status", "details"},
         node_pb2.NodeInfo: {"node_id", "name", "status"},
@@ -180,6 +183,25 @@ def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
     now = iter(range(0, 10**6, 7))
     with pytest.raises(FederationError, match=r"no SuperNode of TX, NOWHERE is online \(4 nodes are\)"):
         resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, clock=lambda: next(now), wait=lambda _: None)
+
+
+def test_a_registered_node_is_no_other_site() -> None:
+    now = iter(range(0, 10**6, 7))
+    grid = FakeGrid({10: "CA", 11: "TX"}, {11: says("SA")})
+    with pytest.raises(FederationError, match="no SuperNode of SA is online"):
+        resolve_nodes(grid, ["CA", "SA"], {}, clock=lambda: next(now), wait=lambda _: None)
+    assert not grid.pushed
+
+
+def test_an_order_that_the_superlink_does_not_take_is_a_failure_of_that_site() -> None:
+    class Refusing(FakeGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            return [""] * len(list(messages))
+
+    transport = FlowerTransport(Refusing({10: "CA"}, {}), {"CA": 10})
+    transport.send("CA", order_for("CA"))
+    assert transport.poll() == [("CA", Failure("the SuperLink takes no order for CA; was it revoked?"))]
+    assert transport.poll() == []
 
 
 def order_for(site: str, key: str = "ckpt-000001", round_: int = 4) -> Order:

@@ -199,19 +199,25 @@ def test_a_replay_in_a_process_of_its_own_gives_the_same_weights(
 def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
     finished: tuple[Path, Path, dict], tmp_path: Path
 ) -> None:
-    """A federated key again, over `curtail superlink` and one `curtail site run` per member."""
+    """A federated key again, over `curtail superlink` and one `curtail site run` per member, by TLS and keys."""
     home, experiment, summary = finished
     row = next(row for row in summary["checkpoints"] if row["mode"] == "federated")
     port = free_port()
-    log = tmp_path / "superlink.log"
-    roles = [start_curtail("superlink", "--port", str(port), "--folder", str(tmp_path / "link"), home=home, log=log)]
+    log, keys, address = tmp_path / "superlink.log", tmp_path / "keys", f"127.0.0.1:{port}"
+    made = curtail("deploy", "keys", str(keys), "--host", "superlink.example", home=home)
+    assert made.returncode == 0, made.stderr
+    words = ["superlink", "--port", str(port), "--folder", str(tmp_path / "link"), "--keys", str(keys)]
+    roles = [start_curtail(*words, home=home, log=log)]
     try:
         wait_for(lambda: listens(port), 60, "a SuperLink that listens")
         for site in row["members"]:
-            words = ["site", "run", site, "--superlink", f"127.0.0.1:{port}", "--experiment", str(experiment)]
+            key = ["--superlink", address, "--ca", str(keys / "ca.crt"), "--key", str(tmp_path / site)]
+            admitted = curtail("site", "register", site, *key, home=home)
+            assert admitted.returncode == 0, admitted.stderr
+            words = ["site", "run", site, *key, "--experiment", str(experiment)]
             roles.append(start_curtail(*words, home=home, log=tmp_path / f"{site}.log"))
         wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 90, "all sites online")
-        (found,) = materialise(home, row["key"], CURTAIL_SUPERLINK=f"127.0.0.1:{port}")
+        (found,) = materialise(home, row["key"], CURTAIL_SUPERLINK=address, CURTAIL_CA=str(keys / "ca.crt"))
         assert found["identical"] is True, found["errors"]
         assert "PushMessages" in log.read_text(), "the segment did not run over this SuperLink"
     finally:

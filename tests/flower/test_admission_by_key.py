@@ -1,0 +1,207 @@
+"""Who may join a SuperLink that has keys, through the front of `deploy/nginx`, with real processes."""
+
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives import serialization
+from waiting import wait_until
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.flower import control_api as control
+from curtail_pipeline.flower.control_api import Control
+from curtail_pipeline.flower.keys import KeyFolder, make_keys, public_key_of
+from curtail_pipeline.flower.processes import free_port
+from curtail_pipeline.flower.standing import BINARIES, Credentials, _environment
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "nginx" / "superlink.conf"
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+@dataclass
+class Secured:
+    folder: Path
+    keys: KeyFolder
+    superlink: str
+    front: str
+    """The address that sites know: nginx, where it is installed; else the SuperLink itself."""
+
+    def control(self) -> Control:
+        return Control(self.superlink, self.keys.authority)
+
+    def key(self, site: str) -> Path:
+        return self.folder / "sites" / site
+
+    def register(self, site: str) -> int:
+        with self.control() as asked:
+            return asked.register(site, public_key_of(self.key(site)))
+
+    def status(self, site: str) -> str:
+        with self.control() as asked:
+            return next((node.status for node in asked.nodes() if node.name == site), "unknown")
+
+    @contextmanager
+    def node(self, site: str, *secured: str) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+        """A SuperNode of a site and its log."""
+        secured = secured or tuple(Credentials(self.keys.authority, self.key(site)).arguments())
+        command = [
+            str(BINARIES / "flower-supernode"), *secured, "--superlink", self.front, "--host", "127.0.0.1",
+            "--port", str(free_port()), "--node-config", f'name="{site}"',
+        ]  # fmt: skip
+        log = self.folder / f"{site}.log"
+        environment = _environment(self.folder / f"flwr-{site}")
+        with log.open("wb") as stream:
+            process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            yield process, log
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def answers(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    keys = make_keys(folder / "keys", ["superlink.example"])
+    port, outer = free_port(), free_port()
+    words = ["superlink", "--keys", str(keys.folder), "--port", str(port), "--folder", str(folder / "link")]
+    children = [subprocess.Popen([sys.executable, "-m", "curtail_pipeline.cli", *words])]
+    try:
+        if NGINX:
+            text = CONFIG.read_text().replace("/keys/", f"{keys.folder}/").replace("/run/", f"{folder}/")
+            text = text.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("listen 8443", f"listen {outer}")
+            (folder / "nginx.conf").write_text(text)
+            words = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+            children.append(subprocess.Popen([NGINX, *words]))
+        found = Secured(folder, keys, f"127.0.0.1:{port}", f"127.0.0.1:{outer if NGINX else port}")
+        wait_until(lambda: answers(found.superlink) and answers(found.front), 60, "a SuperLink that listens")
+        yield found
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait(30)
+
+
+def test_a_registered_site_joins_and_a_revoked_one_is_out(secured: Secured) -> None:
+    node_id = secured.register("north")
+    with pytest.raises(FederationError, match=r"'north' is registered .* already; `curtail site revoke north`"):
+        secured.register("north")
+    with secured.node("north") as (process, log):
+        wait_until(lambda: secured.status("north") == "online", 60, log.name)
+        with secured.control() as asked:
+            assert [node.node_id for node in asked.nodes() if node.name == "north"] == [node_id]
+            asked.revoke("north")
+        assert secured.status("north") == "unregistered"
+        with secured.control() as asked, pytest.raises(FederationError, match="no site 'north' is registered"):
+            asked.revoke("north")
+    with secured.node("north") as (process, log):
+        assert wait_until(lambda: process.poll() is not None and str(process.poll()), 60, "its refusal") != "0"
+        assert "Failed to activate SuperNode" in log.read_text()
+
+
+def test_an_unregistered_key_is_refused(secured: Secured) -> None:
+    public_key_of(secured.key("stranger"))
+    with secured.node("stranger") as (process, log):
+        assert wait_until(lambda: process.poll() is not None and str(process.poll()), 60, "its refusal") != "0"
+        assert "Failed to activate SuperNode" in log.read_text()
+    assert secured.status("stranger") == "unknown"
+
+
+def test_plain_text_and_another_authority_are_refused(secured: Secured, tmp_path: Path) -> None:
+    with Control(secured.superlink) as asked, pytest.raises(FederationError, match="no SuperLink answers"):
+        asked.nodes()
+    other = make_keys(tmp_path, ["superlink.example"])
+    with (
+        Control(secured.superlink, other.authority) as asked,
+        pytest.raises(FederationError, match="certificate verify failed"),
+    ):
+        asked.nodes()
+    with httpx.Client(trust_env=False) as plain:
+        try:
+            status = plain.post(f"http://{secured.front}/v1/fleet/pull-messages").status_code
+        except httpx.RemoteProtocolError:  # the SuperLink itself says nothing at all
+            status = 400
+    assert status == 400
+
+
+def test_one_site_cannot_speak_for_another(secured: Secured) -> None:
+    """A site's registered key, with the node of another site in what it says."""
+    with control.quiet():
+        from flwr.proto.fleet_pb2 import ActivateNodeRequest
+        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        from flwr.supernode.fleet_http_client import FleetHttpClient
+        from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+    victim, liar = secured.register("victim"), secured.register("liar")
+    key = serialization.load_ssh_private_key(secured.key("liar").read_bytes(), None)
+    public = serialization.load_ssh_public_key((secured.key("liar").parent / "liar.pub").read_bytes())
+    client = FleetHttpClient(
+        f"https://{secured.front}",
+        interceptors=[
+            NodeAuthHttpInterceptor(key, public),
+            RuntimeVersionHttpInterceptor(component_name="flwr-supernode"),
+        ],
+        verify=ssl.create_default_context(cafile=str(secured.keys.authority)),
+    )
+    client.ActivateNode(ActivateNodeRequest(public_key=public_key_of(secured.key("liar")), heartbeat_interval=30.0))
+    client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node={"node_id": liar}, heartbeat_interval=30.0))
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node={"node_id": victim}, heartbeat_interval=30.0))
+    assert refused.value.response.status_code == 401
+    client._client.close()
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed; Debian's package is nginx-light")
+@pytest.mark.parametrize("path", ["control/list-nodes", "control/start-run", "runtime/pull-task", "", "../health"])
+def test_sites_reach_the_fleet_api_alone(secured: Secured, path: str) -> None:
+    trusting = ssl.create_default_context(cafile=str(secured.keys.authority))
+    with httpx.Client(verify=trusting, trust_env=False) as client:
+        assert client.post(f"https://{secured.front}/v1/{path}").status_code == 403
+
+
+def test_keys_are_private_and_the_authority_stays(tmp_path: Path) -> None:
+    made = make_keys(tmp_path / "keys", ["10.0.0.1", "superlink.example"])
+    authority, certificate = made.authority.read_bytes(), made.certificate.read_bytes()
+    for private in (made.authority_key, made.certificate_key):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    again = make_keys(tmp_path / "keys", ["other.example"])
+    assert again.authority.read_bytes() == authority and again.certificate.read_bytes() != certificate
+    with pytest.raises(FederationError, match="'https://a' is no name or address; give it without scheme"):
+        make_keys(tmp_path / "keys", ["https://a"])
+    made.authority_key.unlink()
+    with pytest.raises(FederationError, match=r"only one of ca.crt and ca.key"):
+        make_keys(tmp_path / "keys", ["a"])
+    with pytest.raises(FederationError, match=r"ca.crt does not exist; make it with `curtail deploy keys"):
+        KeyFolder(tmp_path).require()
+
+
+def test_a_key_of_the_site_is_used_and_never_overwritten(tmp_path: Path) -> None:
+    key = tmp_path / "fresno"
+    made = public_key_of(key)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert public_key_of(key) == made
+    key.unlink()
+    assert public_key_of(key) == made, "the public half is enough"
+    (tmp_path / "fresno.pub").unlink()
+    key.write_text("private")
+    with pytest.raises(FederationError, match=r"without fresno.pub"):
+        public_key_of(key)
+    (tmp_path / "rsa.pub").write_text(f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAII{'Ii' * 20}Ii x")
+    with pytest.raises(FederationError, match="no elliptic-curve key; make one with"):
+        public_key_of(tmp_path / "rsa")
