@@ -76,11 +76,10 @@ class Experiment(Section):
                 raise ValueError(
                     f"site {site.name!r} has idle_kw {site.idle_kw} above training_kw {site.training_kw}; swap them?"
                 )
-        training = self.training
-        if training.total_batch_tokens % training.sequence_length:
+        if self.training.warmup_steps >= self.job.steps:
             raise ValueError(
-                f"total_batch_tokens {training.total_batch_tokens} is not a multiple of "
-                f"sequence_length {training.sequence_length}; choose one that is"
+                f"training.warmup_steps {self.training.warmup_steps} is not below the job's {self.job.steps} steps: "
+                "the learning rate would never be reached; lower it"
             )
         return self
 

@@ -1,20 +1,18 @@
 """Settings of model and optimisers (the `training` section of an experiment)."""
 
-import re
-from typing import Final, Literal
+from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_serializer, field_validator, model_validator
 
+from curtail_pipeline.settings.model_shape import DEPTH, ModelOverrides, require_shape
 from curtail_pipeline.settings.section import Section
-
-DEPTH: Final = re.compile(r"d(\d+)")
 
 
 class TrainingSettings(Section):
     preset: str = "tiny"
     """`tiny`, or a depth: `d4`, `d8`, `d12`, `d20` or any even one. All else follows from it as in nanochat."""
-    model_overrides: dict[str, JsonValue] = Field(default_factory=dict)
-    """Keys of the model's config that replace the preset's."""
+    model_overrides: ModelOverrides = ModelOverrides()
+    """What replaces the preset's values."""
     sequence_length: int = Field(default=2048, ge=8)
     device_batch_sequences: int = Field(default=16, ge=1)
     """Sequences per forward pass; the rest of a step is gradient accumulation."""
@@ -45,3 +43,24 @@ class TrainingSettings(Section):
         if preset != "tiny" and (depth is None or int(depth[1]) < 2 or int(depth[1]) % 2):
             raise ValueError("use tiny, or an even depth such as d4, d8, d12, d20")
         return preset
+
+    @field_serializer("model_overrides")
+    def _given(self, overrides: ModelOverrides) -> dict[str, JsonValue]:
+        return overrides.given()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingSettings":
+        require_shape(self.preset, self.model_overrides, self.sequence_length)
+        if self.total_batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"total_batch_tokens {self.total_batch_tokens} is not a multiple of sequence_length "
+                f"{self.sequence_length}; choose one that is"
+            )
+        sequences = self.total_batch_tokens // self.sequence_length
+        if sequences % min(self.device_batch_sequences, sequences):
+            raise ValueError(
+                f"device_batch_sequences {self.device_batch_sequences} does not divide the {sequences} sequences of a "
+                f"step (total_batch_tokens {self.total_batch_tokens} / sequence_length {self.sequence_length}); choose "
+                "one that does"
+            )
+        return self

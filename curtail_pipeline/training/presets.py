@@ -17,45 +17,14 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.settings.training_settings import DEPTH, TrainingSettings
+from curtail_pipeline.settings.model_shape import preset_shape
+from curtail_pipeline.settings.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
     from transformers import NanoChatConfig, PreTrainedConfig, PreTrainedModel
 
 VOCABULARY_MULTIPLE = 64
-WIDTH_PER_LAYER, HEAD_WIDTH = 64, 128
-"""nanochat's aspect ratio and head width (scripts/base_train.py)."""
-
-
-def preset_shape(preset: str) -> dict[str, int]:
-    """The config values that a preset stands for; `TrainingSettings` has checked its name."""
-    depth = DEPTH.fullmatch(preset)
-    layers = int(depth[1]) if depth else 2
-    width = WIDTH_PER_LAYER * layers if depth else 64
-    return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": -(-width // HEAD_WIDTH),
-    }
-
-
-OVERRIDABLE = (
-    "final_logit_softcapping",
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "rope_parameters",
-    "vocab_size",
-)
-"""What `model_overrides` may set. Left out is what the optimisers or a bit-identical replay rely on (no biases, no
-tied head, no dropout) and the special tokens, which the tokenizer decides."""
 
 
 def model_config(settings: TrainingSettings, vocab_size: int, **token_ids: int | None) -> "NanoChatConfig":
@@ -68,27 +37,16 @@ def model_config(settings: TrainingSettings, vocab_size: int, **token_ids: int |
             would never be trained.
 
     Raises:
-        TrainingError: an override that is unknown, or a shape that no model can have.
+        TrainingError: a vocabulary that is too small, or values that transformers refuses.
     """
     from transformers import NanoChatConfig
 
-    unknown = sorted(set(settings.model_overrides) - set(OVERRIDABLE))
-    if unknown:
-        raise TrainingError(
-            f"training.model_overrides: {unknown[0]!r} cannot be overridden; choose from {', '.join(OVERRIDABLE)}"
-        )
     values: dict[str, JsonValue] = {
         **preset_shape(settings.preset),
         "max_position_embeddings": settings.sequence_length,
         "vocab_size": vocab_size,
-        **settings.model_overrides,
+        **settings.model_overrides.given(),
     }
-    hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % (2 * heads):
-        raise TrainingError(
-            f"training.model_overrides: hidden_size {hidden!r} over num_attention_heads {heads!r} gives no even head "
-            f"width (rotary positions need one); choose a hidden_size that is a multiple of twice the heads"
-        )
     real = values["vocab_size"]
     if not isinstance(real, int) or real < vocab_size:
         raise TrainingError(

@@ -7,6 +7,7 @@ the same hardware with the same number of threads.
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
 
+DIVERGED_NATS = 1.0
+"""A step whose loss is so far above ln(vocabulary), which guessing gives and every model starts at, ends the round."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -132,8 +135,8 @@ class SiteTrainer:
 
         Raises:
             TrainingError: an order that is malformed or meant for another site or experiment, weights or inner state
-                that are missing or corrupt, token ids beyond the vocabulary, or a loss that is not finite. Nothing is
-                stored then.
+                that are missing or corrupt, token ids beyond the vocabulary, or a loss that is not finite or far above
+                guessing (`DIVERGED_NATS`). Nothing is stored then.
         """
         if order.site != self.site.name:
             raise TrainingError(
@@ -280,11 +283,13 @@ class SiteTrainer:
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
         value = float(total)
-        if not (np.isfinite(value) and bool(torch.isfinite(norm))):
+        limit = math.log(vocabulary) + DIVERGED_NATS
+        if not (value <= limit and bool(torch.isfinite(norm))):
             model.zero_grad()
             raise TrainingError(
-                f"loss {value} and gradient norm {float(norm)} at global step {step} of site {self.site.name} are not "
-                "finite; lower training.matrix_lr, embedding_lr and unembedding_lr, or raise warmup_steps"
+                f"diverged: loss {value:.4g} (limit {limit:.4g}) and gradient norm {float(norm):.4g} at global step "
+                f"{step} of site {self.site.name}; lower training.matrix_lr, embedding_lr and unembedding_lr, or raise "
+                "warmup_steps"
             )
         optimisers.set_multiplier(
             multiplier(
