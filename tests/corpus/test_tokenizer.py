@@ -1,5 +1,7 @@
 """The tokenizer in its folder, and fast encoding that equals `tokenizers` token for token."""
 
+import json
+import time
 from pathlib import Path
 
 import fastokens
@@ -13,7 +15,14 @@ from tokenizers import Tokenizer, normalizers
 from curtail_pipeline.corpus.dealing import TOKENIZER
 from curtail_pipeline.corpus.encoder import Encoder, EncodingDiffers, with_separator
 from curtail_pipeline.corpus.shard_set import build_tokenizer, load_manifest
-from curtail_pipeline.corpus.tokenizer import CHAT_TOKENS, load_tokenizer, train_tokenizer
+from curtail_pipeline.corpus.tokenizer import (
+    CHAT_TOKENS,
+    LONGEST_RUN,
+    load_tokenizer,
+    save_tokenizer,
+    train_bpe,
+    train_tokenizer,
+)
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.storage.store import Store
 
@@ -156,3 +165,17 @@ def test_a_corpus_without_text_trains_nothing(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no text to train a tokenizer on"):
         build_tokenizer(corpus_settings(tmp_path / "text"), Store(tmp_path / "store"))
     assert not (tmp_path / "store" / TOKENIZER / "tokenizer.json").exists()
+
+
+def test_one_long_word_costs_no_more_than_its_length(tmp_path: Path) -> None:
+    """Learnt in pieces, encoded whole: no token is as long as the word, and the ids give it back."""
+    word = "a" * 40_000
+    begin = time.process_time()
+    save_tokenizer(train_bpe([*texts(), word, "-" * 40_000, " " * 40_000], 512, "<|bos|>"), tmp_path, "<|bos|>")
+    encoder = Encoder(tmp_path)
+    ids, _ = encoder.encode([word])
+    assert time.process_time() - begin < 5, "22 s when words were learnt whole"
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    assert max(map(len, vocabulary)) <= LONGEST_RUN
+    names = {number: token for token, number in vocabulary.items()}
+    assert "".join(names[int(number)] for number in ids) == word
