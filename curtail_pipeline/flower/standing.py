@@ -7,11 +7,14 @@ authority that vouches for the SuperLink; with it all that is said to the SuperL
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +27,8 @@ from curtail_pipeline.settings.experiment import Experiment
 
 SUPERLINK_ENV, AUTHORITY_ENV = "CURTAIL_SUPERLINK", "CURTAIL_CA"
 BINARIES = Path(sys.executable).parent
+BEHIND_S, AHEAD_S = 300.0, 5.0
+"""How far a site's clock may be from the SuperLink's for Flower to take what it signs (flwr.common.constant 1.41)."""
 STOP_S = 60.0
 """How long a trainer may take to finish its step when its agent is told to stop."""
 
@@ -106,6 +111,31 @@ class Credentials:
         return ["--root-certificates", str(self.authority), "--auth-supernode-private-key", str(self.key)]
 
 
+def check_clock(name: str, superlink: str, authority: Path | None) -> None:
+    """Compare this machine's clock with the SuperLink's. A SuperLink that does not answer says nothing about it.
+
+    Raises:
+        FederationError: they are too far apart for the site's signatures to be taken.
+    """
+    import httpx
+
+    verify = ssl.create_default_context(cafile=str(authority)) if authority else False
+    try:
+        with httpx.Client(trust_env=False, verify=verify, timeout=10.0) as client:
+            said = client.get(f"{'https' if authority else 'http'}://{superlink}/v1/fleet/").headers.get("date")
+    except httpx.TransportError:
+        return
+    if said is None:
+        return
+    ahead = (datetime.now(UTC) - parsedate_to_datetime(said)).total_seconds()
+    if not -BEHIND_S <= ahead <= AHEAD_S + 1:  # the header has whole seconds
+        raise FederationError(
+            f"site {name}: its clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} that of the "
+            f"SuperLink at {superlink}, which allows {AHEAD_S:.0f} s ahead and {BEHIND_S:.0f} s behind; set it, e.g. "
+            "with NTP"
+        )
+
+
 def run_site(
     home: Path, experiment: Experiment, name: str, superlink: str, credentials: Credentials | None = None
 ) -> int:
@@ -118,10 +148,12 @@ def run_site(
 
     Raises:
         SettingsError: the experiment has no such site.
-        FederationError: a part ended by itself, or a credential is not there.
+        FederationError: a part ended by itself, a credential is not there, or the machine's clock is off.
     """
     experiment.site(name)
     secured = credentials.arguments() if credentials else ["--insecure"]
+    if credentials:
+        check_clock(name, superlink, credentials.authority)
     folder = home / "federation"
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)

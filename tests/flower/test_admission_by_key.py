@@ -6,10 +6,15 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -21,7 +26,7 @@ from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower.control_api import Control
 from curtail_pipeline.flower.keys import KeyFolder, make_keys, public_key_of
 from curtail_pipeline.flower.processes import free_port
-from curtail_pipeline.flower.standing import BINARIES, Credentials, _environment
+from curtail_pipeline.flower.standing import BINARIES, Credentials, _environment, check_clock
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nginx" / "superlink.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -173,6 +178,43 @@ def test_sites_reach_the_fleet_api_alone(secured: Secured, path: str) -> None:
     trusting = ssl.create_default_context(cafile=str(secured.keys.authority))
     with httpx.Client(verify=trusting, trust_env=False) as client:
         assert client.post(f"https://{secured.front}/v1/{path}").status_code == 403
+
+
+class Clock(BaseHTTPRequestHandler):
+    now: ClassVar[datetime]
+
+    def do_GET(self) -> None:
+        self.send_response_only(404)
+        self.send_header("Date", format_datetime(self.now, usegmt=True))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        (timedelta(hours=1), r"3[56]\d\d s behind"),
+        (timedelta(seconds=-30), r"3\d s ahead of"),
+        (timedelta(minutes=4), ""),
+    ],
+)
+def test_a_site_whose_clock_is_off_is_told_so_by_name(off: timedelta, said: str) -> None:
+    Clock.now = datetime.now(UTC) + off
+    with HTTPServer(("127.0.0.1", 0), Clock) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        if not said:
+            check_clock("fresno", address, None)
+            return
+        with pytest.raises(
+            FederationError, match=f"site fresno: its clock is {said} that of the SuperLink at {address}"
+        ):
+            check_clock("fresno", address, None)
+
+
+def test_a_superlink_that_does_not_answer_says_nothing_of_clocks() -> None:
+    check_clock("fresno", f"127.0.0.1:{free_port()}", None)
 
 
 def test_keys_are_private_and_the_authority_stays(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from curtail_pipeline.federation.orders import Answer, Order, Result, StoredWeig
 from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
-from curtail_pipeline.flower import trainer_client
+from curtail_pipeline.flower import standing, trainer_client
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.storage.manifest import InnerStates
@@ -42,9 +42,11 @@ with control.quiet():
 
 def test_the_pinned_release_still_has_what_is_used() -> None:
     """When an upgrade fails here, `federation/control.py` has to follow it."""
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
     from flwr.supercore.version import package_version
 
     assert package_version.startswith(control.PINNED + ".")
+    assert (TIMESTAMP_TOLERANCE, SYSTEM_TIME_TOLERANCE) == (standing.BEHIND_S, standing.AHEAD_S)
     for method in ("StartRun", "StopRun", "ListRuns", "ListNodes", "StreamLogs", "RegisterNode", "UnregisterNode"):
         assert list(inspect.signature(getattr(ControlHttpClient, method)).parameters) == ["self", "request"]
     assert {"base_url", "interceptors", "verify"} <= inspect.signature(ControlHttpClient.__init__).parameters.keys()
