@@ -15,8 +15,9 @@ from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, rule_of
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.settings.trace_settings import FileTraces, Kind, on_file
-from curtail_pipeline.signals.checks import CheckOutcome, check_recording
+from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.provider import Provider, make_provider
+from curtail_pipeline.signals.recorded_checks import check_recording
 from curtail_pipeline.signals.trace import Ingested
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.day_tables import window_hours

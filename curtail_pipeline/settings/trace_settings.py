@@ -14,6 +14,9 @@ Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_po
 
 Unit = Literal["g/kWh", "kg/kWh", "lb/MWh", "currency/MWh", "MW"]
 
+Reason = Literal["zero", "stuck", "sentinel"]
+"""Why a value is no measurement: a zero or a mark that means missing, or a feed that repeats its last answer."""
+
 UNITS: dict[Kind, tuple[Unit, ...]] = {
     "marginal_intensity": ("g/kWh", "kg/kWh", "lb/MWh"),
     "average_intensity": ("g/kWh", "kg/kWh", "lb/MWh"),
@@ -151,6 +154,8 @@ class FileTraces(ProviderSettings):
     """What several rows of a stamp and region come to. When not given, more than a few that disagree are refused."""
     missing: Literal["null", "zero"] = "null"
     """`zero`: a listing of curtailed power that leaves out the intervals without any; those are 0 MW."""
+    measured: list[Reason] = Field(default_factory=list)
+    """What is believed although it looks like no measurement: `zero`, `stuck`, `sentinel`."""
     forecast: ForecastColumns | None = None
 
     @model_validator(mode="after")

@@ -12,10 +12,10 @@ from typing import Final, Literal
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.section import Section
-from curtail_pipeline.signals.trace import Ingested, Report, Withheld
-from curtail_pipeline.signals.withhold import FROZEN_S, FROZEN_VALUES, Reason
+from curtail_pipeline.settings.trace_settings import Reason
+from curtail_pipeline.signals.trace import Report, Withheld
+from curtail_pipeline.signals.withhold import FROZEN_S, FROZEN_VALUES
 from curtail_pipeline.times import iso
 
 Severity = Literal["error", "warn"]
@@ -240,16 +240,22 @@ def _withheld_text(reason: Reason, parts: Sequence[Withheld], count: int) -> str
         "sentinel": f"{count} values such as {first.value:g} ({when}) are marks for a missing value",
         "stuck": f"stands {stands}{many}: the feed is stuck",
     }
-    return f"{what[reason]}. They count as missing; fetch again, or leave them empty in the file"
+    return (
+        f"{what[reason]}. They count as missing; fetch again, or, of a file that is right, declare traces.measured: "
+        f"[{reason}]"
+    )
 
 
 def check_frozen_feed(
     trace: pl.DataFrame, limits: CheckLimits | None = None, reports: Sequence[Report] = ()
 ) -> CheckOutcome:
-    """A long run of one value other than zero: the feed repeats its last answer."""
+    """A long run of one value other than zero: the feed repeats its last answer.
+
+    Of a signal that was judged by its history, what was withheld is what stands too long.
+    """
     limit = limits or CheckLimits()
     stuck = check_withheld(trace, reports, "frozen_feed", "stuck", "the feed moves")
-    if not stuck.passed:
+    if not stuck.passed or (reports and all(report.screened for report in reports)):
         return stuck
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
@@ -328,41 +334,6 @@ def run_checks(
         check_frozen_feed(trace, limits, reports),
         check_staleness(trace, now, covered and covered[1], limits),
     ]
-
-
-def check_recording(parts: Sequence[Ingested]) -> list[CheckOutcome]:
-    """All checks of recorded signals over their whole time, one outcome per name over all regions, as CHECKS orders.
-
-    Args:
-        parts: one region and kind each.
-
-    Raises:
-        TraceError: a check failed that would keep the trace out of the store.
-    """
-    by_region: dict[str, list[Ingested]] = {}
-    for part in parts:
-        if len(part.trace):
-            by_region.setdefault(str(part.trace["region"][0]), []).append(part)
-    found: dict[str, list[CheckOutcome]] = {}
-    for region_parts in by_region.values():
-        table = pl.concat(part.trace for part in region_parts)
-        end = max(part.trace["time"][-1] + timedelta(seconds=part.report.cadence_s) for part in region_parts)
-        for outcome in run_checks(table, now=end, reports=[part.report for part in region_parts]):
-            found.setdefault(outcome.name, []).append(outcome)
-    merged = [_merged(outcomes) for outcomes in found.values()]
-    blocking = [outcome.description for outcome in merged if outcome.blocking and not outcome.passed]
-    if blocking:
-        raise TraceError("; ".join(blocking))
-    return merged
-
-
-def _merged(outcomes: Sequence[CheckOutcome]) -> CheckOutcome:
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    if not failed:
-        return outcomes[0]
-    worst: Severity = "error" if any(outcome.blocking for outcome in failed) else "warn"
-    shown = [outcome.description for outcome in sorted(failed, key=lambda outcome: not outcome.blocking)]
-    return CheckOutcome(outcomes[0].name, False, worst, "; ".join(shown))
 
 
 def _cadence_s(rows: pl.DataFrame) -> float:

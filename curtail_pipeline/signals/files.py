@@ -111,7 +111,12 @@ class FileProvider(Provider):
     def _screened(self) -> dict[tuple[str, Kind], Series]:
         """Every signal, without the values that are no measurement; an outage shows in several regions at once."""
         return screen_series(
-            {(region, kind): self._series_of(region, kind) for region, kinds in self._signals.items() for kind in kinds}
+            {
+                (region, kind): self._series_of(region, kind)
+                for region, kinds in self._signals.items()
+                for kind in kinds
+            },
+            self.settings.measured,
         )
 
     def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:

@@ -8,8 +8,9 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import Experiment, with_traces
-from curtail_pipeline.signals.checks import CheckOutcome, check_recording
+from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.provider import make_provider
+from curtail_pipeline.signals.recorded_checks import check_recording
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from curtail_pipeline.errors import StoreError, TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.signals.checks import CheckOutcome, Metadata, check_recording, run_checks
+from curtail_pipeline.signals.checks import CheckOutcome, Metadata, run_checks
 from curtail_pipeline.signals.held import accounting_kind
+from curtail_pipeline.signals.recorded_checks import check_recording
 from curtail_pipeline.signals.revisions import compare
 from curtail_pipeline.signals.screen import screen_ingested
 from curtail_pipeline.signals.trace import FORECAST_SCHEMA, Ingested
