@@ -103,7 +103,7 @@ def windows_of_file(
     span = provider.span()
     assert span is not None  # a file without values is refused
     read = _read(provider, by_region, span)
-    checks = said(check_recording([part for _, part in read]))
+    checks = said(check_recording([part for _, part in read], experiment.checks if experiment else None))
     table, _ = derive_windows(
         pl.concat(part.trace for _, part in read),
         sites,

@@ -13,7 +13,7 @@ from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import parse_flags
-from curtail_pipeline.signals.kinds import is_period_column, require_believable_names
+from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
 from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
 
@@ -199,13 +199,15 @@ class TraceFiles:
     def _wide(self, content: FileContent) -> pl.DataFrame:
         path, names = content.path, content.names
         time = self._time_column(path, names, names[0])
-        columns = [name for name in names if self._is_signal(name, time)]
-        if not columns and not self.settings.columns:
-            raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
+        columns = [name for name in names if self._may_be_signal(name, time)]
         times = FileTimes(self.settings, content, time)
+        raw = self._read(content, [time, *times.columns, *columns])
+        if not self.settings.columns:
+            columns = [name for name in columns if not is_no_signal(name, raw[name])]
+            if not columns:
+                raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
-        raw = self._read(content, [time, *times.columns, *columns])
         numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
         self._begins.add(times.begins)
@@ -219,18 +221,14 @@ class TraceFiles:
         ]
         return pl.concat([_with_schema(part) for part in parts] or [pl.DataFrame(schema=VALUES_SCHEMA)])
 
-    def _is_signal(self, name: str, time: str) -> bool:
-        """Whether a wide file's column holds the values of a region."""
+    def _may_be_signal(self, name: str, time: str) -> bool:
+        """Whether a wide file's column can hold the values of a region."""
         settings = self.settings
         if name in (time, settings.hour_column, settings.fold_column) or name in settings.where:
             return False
         if settings.columns:
             return name in settings.columns
-        return (
-            not is_time_part(name)
-            and not is_period_column(name)
-            and not (self._forecast and self._forecast.fullmatch(name))
-        )
+        return not is_time_part(name) and not (self._forecast and self._forecast.fullmatch(name))
 
     def _long(self, content: FileContent) -> pl.DataFrame:
         settings, path, names = self.settings, content.path, content.names
@@ -308,7 +306,9 @@ class TraceFiles:
             if is_long:
                 own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
                 rows = rows.filter(rows[used[0]].cast(pl.String).str.strip_chars().is_in([region, *own]))
-            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, region])
+            # Where nothing else can be a region, what is read as one is.
+            only = [region] if len(names) == 2 else []
+            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, *only])
             if found:
                 return found
         return []

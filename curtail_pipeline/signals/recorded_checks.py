@@ -6,13 +6,13 @@ from datetime import timedelta
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.check_settings import FROZEN_S, FROZEN_VALUES, CheckLimits
 from curtail_pipeline.signals.checks import CheckOutcome, Severity, run_checks
 from curtail_pipeline.signals.trace import Ingested
-from curtail_pipeline.signals.withhold import FROZEN_S, FROZEN_VALUES
 from curtail_pipeline.signals.zeros import ENOUGH
 
 
-def check_recording(parts: Sequence[Ingested]) -> list[CheckOutcome]:
+def check_recording(parts: Sequence[Ingested], limits: CheckLimits | None = None) -> list[CheckOutcome]:
     """All checks of recorded signals over their whole time, one outcome per name over all regions, as CHECKS orders.
 
     Args:
@@ -29,7 +29,7 @@ def check_recording(parts: Sequence[Ingested]) -> list[CheckOutcome]:
     for region_parts in by_region.values():
         table = pl.concat(part.trace for part in region_parts)
         end = max(part.trace["time"][-1] + timedelta(seconds=part.report.cadence_s) for part in region_parts)
-        outcomes = run_checks(table, now=end, reports=[part.report for part in region_parts])
+        outcomes = run_checks(table, now=end, reports=[part.report for part in region_parts], limits=limits)
         for outcome in [*outcomes, *(said for part in region_parts if (said := _one_value(part)) is not None)]:
             found.setdefault(outcome.name, []).append(outcome)
     merged = [_merged(outcomes) for outcomes in found.values()]

@@ -41,4 +41,4 @@ def read_all(path: Path, experiment: Experiment, reading: Mapping[str, object] |
             f"{path} has no region {missing[0]!r}; it has {', '.join(known)}" if missing else f"{path} is empty"
         )
     parts = [provider.ingest(region, *span, kind) for region in experiment.regions for kind in provider.kinds(region)]
-    return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts))
+    return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts, experiment.checks))

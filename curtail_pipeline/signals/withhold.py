@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from curtail_pipeline.settings.check_settings import FROZEN_S, FROZEN_VALUES
 from curtail_pipeline.settings.trace_settings import Kind, Reason
 from curtail_pipeline.signals.judged import Stretch, Values, runs, stretches
 from curtail_pipeline.signals.zeros import wrong_zeros
@@ -23,12 +24,8 @@ SAID: Final[Mapping[Reason, str]] = {
 }
 """What the trace's `warnings` say of a value that was withheld."""
 
-FROZEN_S: Final = 6 * 3600.0
-"""Longest legal run of one value other than zero. The longest in 28 months of California: 4.8 h, at a cap."""
-FROZEN_VALUES: Final = 24
-"""... and of at least so many values, so that an hourly feed may repeat itself."""
 FROZEN_AUCTION_S: Final = 12 * 3600.0
-"""... of a price of quarter-hours or longer: an auction may clear at one bid for all hours of sun."""
+"""Longest legal run of a price of quarter-hours or longer: an auction may clear at one bid for all hours of sun."""
 AUCTION_S: Final = 900.0
 REPEATED_SHARE: Final = 0.5
 """A signal with so many values that are equal to the one before them often repeats itself."""

@@ -66,7 +66,8 @@ def check_project(project: Project) -> list[CheckOutcome]:
             provider.ingest(region, *project.span, kind)
             for region in project.experiment.regions
             for kind in kinds_of(project, region)
-        ]
+        ],
+        project.experiment.checks,
     )
 
 
@@ -143,7 +144,7 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         metadata["forecasts_issued"] = forecasts["issued_at"].n_unique()
     if warnings:
         metadata["warnings"] = "; ".join(warnings)
-    checks = run_checks(table, now=now, expected=(start, end), reports=reports)
+    checks = run_checks(table, now=now, expected=(start, end), reports=reports, limits=project.experiment.checks)
     return IngestedDay(region, day, table, forecasts, metadata, checks)
 
 
