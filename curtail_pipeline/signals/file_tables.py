@@ -14,13 +14,17 @@ from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import parse_flags
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
+from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
 
 log = logging.getLogger(__name__)
 
-MISSING = ("", "-", "na", "n/a", "nan", "null", "none")
+MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none")
 """Texts that stand for a missing value, in any case."""
+
+ESTIMATED = ("estimated", "isestimated", "imputed", "imputeddataused")
+"""Names of a long file's column that says whether a value is an estimate, without case and marks."""
 
 VALUES_SCHEMA: dict[str, pl.DataType] = {
     "region": pl.String(),
@@ -234,11 +238,15 @@ class TraceFiles:
         settings, path, names = self.settings, content.path, content.names
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
-        extra = [name for name in ("kind", "unit", "model", "estimated", "warnings", "updated") if name in others]
+        extra = [name for name in ("kind", "unit", "model", "warnings", "updated") if name in others]
+        flag = next((name for name in others if plain_name(name) in ESTIMATED), None)
         times = FileTimes(settings, content, time)
         if self._undeclared(names):
             require_believable_names(str(path), [settings.value_column])
-        raw = self._read(content, [time, settings.region_column, settings.value_column, *times.columns, *extra])
+        raw = self._read(
+            content,
+            [time, settings.region_column, settings.value_column, *times.columns, *extra, *([flag] if flag else [])],
+        )
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
         nameless = (regions.is_null() | (regions == "")).arg_true()
@@ -277,12 +285,10 @@ class TraceFiles:
             }
         )
         for name in set(extra) - {"kind", "unit"}:
-            column = raw[name]
-            if name == "estimated":
-                column = parse_flags(column, str(path), raw[ROW])
-            elif name == "updated":
-                column = times.revised(column, raw[ROW])
+            column = times.revised(raw[name], raw[ROW]) if name == "updated" else raw[name]
             table = table.with_columns(column.alias(name))
+        if flag is not None:
+            table = table.with_columns(parse_flags(raw[flag], str(path), raw[ROW]).alias("estimated"))
         return _with_schema(table.drop_nulls("time"))
 
     def _undeclared(self, names: list[str]) -> bool:

@@ -35,6 +35,7 @@ _PART: Final = re.compile(
 """Parts of a date, counters of rows and remarks about the clock."""
 _COUNTRY: Final = re.compile("[A-Z]{2}")
 """HR is Croatia, ID Indonesia and SP a part of Brazil, unless the values count hours."""
+_STAMP: Final = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(\D.*)?$"
 _MOST_COUNTED: Final = 50
 _TOKENS: Final = re.compile(r"[A-Za-z]+")
 _SMALL_P95: Final = 150.0
@@ -51,18 +52,28 @@ def is_period_column(name: str) -> bool:
 
 
 def is_no_signal(name: str, values: pl.Series) -> bool:
-    """Whether a column counts periods or rows, or says something about the time, and is never a region.
+    """Whether a column holds times, counts periods or rows, or says something about the time, and is never a region.
 
     Args:
         values: of a name that may be a country's as well, which they tell.
     """
     plain = _plain(name)
+    if values.dtype.is_temporal() or _holds_stamps(values):
+        return True
     if _PERIOD.fullmatch(plain) is None and _PART.fullmatch(plain) is None:
         return False
     if _COUNTRY.fullmatch(name) is None:
         return True
     numbers = values.cast(pl.String, strict=False).cast(pl.Float64, strict=False).drop_nulls()
     return bool(((numbers == numbers.round()) & numbers.is_between(0, _MOST_COUNTED)).all())
+
+
+def _holds_stamps(values: pl.Series) -> bool:
+    """Whether texts are dates, such as the ends of intervals beside their begins."""
+    if values.dtype != pl.String:
+        return False
+    known = values.drop_nulls()
+    return len(known) > 0 and bool(known.str.contains(_STAMP).all())
 
 
 def _plain(name: str) -> str:

@@ -162,6 +162,22 @@ def test_flags_are_read_in_every_usual_way(tmp_path: Path, yes: str, no: str) ->
     assert provider.fetch("R", *span)["estimated"].to_list() == [bool(i % 3) for i in range(24)]
 
 
+@pytest.mark.parametrize("name", ["isEstimated", "Estimated", "imputed_data_used"])
+def test_the_flag_of_estimates_has_several_names(tmp_path: Path, name: str) -> None:
+    rows = [f"{stamp},R,{400 + i},{i % 2}" for i, stamp in enumerate(STAMPS)]
+    provider = opened(tmp_path, [f"time,region,value,{name}", *rows])
+    span = provider.span()
+    assert span is not None
+    assert provider.fetch("R", *span)["estimated"].to_list() == [bool(i % 2) for i in range(24)]
+
+
+def test_ends_of_intervals_and_marks_of_missing_values_are_no_values(tmp_path: Path) -> None:
+    marks = ["n/e", "--", "#N/A", "n.a.", " NaN "]
+    rows = [f"{stamp},{stamp},{marks[i] if i < 5 else 400 + i}" for i, stamp in enumerate(STAMPS)]
+    provider = opened(tmp_path, ["Interval Start,Interval End,R", *rows])
+    assert provider.regions() == ["R"] and values(provider) == [None] * 5 + [400.0 + i for i in range(5, 24)]
+
+
 def test_a_flag_that_is_none_is_an_error_that_names_it(tmp_path: Path) -> None:
     lines = ["time,region,value,estimated", f"{STAMPS[0]},R,400,maybe"]
     with pytest.raises(TraceError, match=r"'maybe' in column 'estimated', data row 1"):
