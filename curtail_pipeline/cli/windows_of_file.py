@@ -70,6 +70,8 @@ class FileWindows:
     agreeing: int
     """Of them, those that were equal to the kept one."""
     disagreeing: int
+    rounded: int
+    """Small negative MW that were read as 0."""
     checks: list[CheckSaid]
 
 
@@ -126,6 +128,7 @@ def windows_of_file(
         duplicates=agreeing + disagreeing,
         agreeing=agreeing,
         disagreeing=disagreeing,
+        rounded=sum(part.report.rounded for _, part in read),
         checks=checks,
     )
 

@@ -109,6 +109,8 @@ class Report:
     withheld: tuple[Withheld, ...] = ()
     screened: bool = False
     """Values that are no measurement were looked for, by a history of the source."""
+    rounded: int = 0
+    """Small negative powers that were read as 0."""
     chosen: bool = False
     """The settings say which of several values for a stamp counts."""
 
