@@ -143,9 +143,10 @@ class FileTraces(ProviderSettings):
     separator: Literal[",", ";", "\t", "|"] = ","
     """Of the columns of a CSV."""
     decimal: Literal[".", ","] = "."
-    """The mark in 400.5; with a comma, a point separates thousands."""
+    """The mark in 400.5; with a comma, a point separates thousands. Where commas separate columns too, such numbers
+    stand in quotes."""
     skip_lines: int = Field(default=0, ge=0)
-    """Lines of a CSV before its header."""
+    """Lines before the header."""
     sheet: str | None = None
     """Of a spreadsheet; needed where it has several."""
     where: dict[str, str | float] = Field(default_factory=dict)
@@ -167,8 +168,6 @@ class FileTraces(ProviderSettings):
             )
         if self.period_s is not None and 86_400 % self.period_s:
             raise ValueError(f"period_s {self.period_s} does not divide a day; use e.g. 3600, 1800, 900 or 300")
-        if self.decimal == self.separator:
-            raise ValueError("decimal and separator are both ','; set separator to the mark between columns, e.g. ';'")
         seen: dict[tuple[str, Kind], str] = {}
         for name, entry in self.columns.items():
             held = (entry, self.kind) if isinstance(entry, str) else (entry.region, entry.kind or self.kind)

@@ -81,6 +81,8 @@ def _numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".")
     if len(bad):
         row = int(bad[0])
         fix = "leave a missing value empty, or name the columns to read in traces.columns"
+        if numbers.null_count() == len(numbers):
+            fix += "; if it names regions, set traces.region_column to it and traces.value_column to that of the values"
         if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", str(text[row])):
             fix = (
                 "write a decimal point, or set traces.decimal to ',' if the comma is one (and does not part thousands)"

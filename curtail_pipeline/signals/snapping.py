@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.times import micros_of, times_column
+from curtail_pipeline.times import Micros, micros_of, times_column
 
 _CADENCES_S = (1, 2, 4, 5, 10, 15, 30, 60, 120, 180, 240, 300, 360, 600, 900, 1200, 1800, 3600, 7200, 10800, 86400)
 """Cadences that sources have."""
@@ -34,9 +34,11 @@ def snapped(times: pl.Series, source: str, cadence_s: int | None, snap_s: float 
         TraceError: a stamp is farther from every multiple of the cadence, or there is no cadence.
     """
     us = micros_of(times)
+    if not (us % (60 * SECOND_US)).any():
+        return times, None
     stamps = np.unique(us)
-    steps = np.diff(stamps)
-    if len(steps) == 0 or not (stamps % (60 * SECOND_US)).any():
+    steps: Micros = stamps[1:] - stamps[:-1]
+    if len(steps) == 0:
         return times, None
     values, counts = np.unique(steps, return_counts=True)
     common = int(values[np.argmax(counts)])
