@@ -42,7 +42,8 @@ def snapped(times: pl.Series, source: str, cadence_s: int | None, snap_s: float 
         return times, None
     values, counts = np.unique(steps, return_counts=True)
     common = int(values[np.argmax(counts)])
-    if not (steps % common).any() and counts.max() * 2 >= len(steps):
+    regular = cadence_s * SECOND_US if cadence_s is not None else common
+    if not (steps % regular).any() and (cadence_s is not None or counts.max() * 2 >= len(steps)):
         return times, None
     short = steps[steps <= _JITTERED * np.quantile(steps, 0.1)]
     typical = float(np.mean(short)) / SECOND_US
