@@ -20,7 +20,7 @@ class Request:
 @dataclass(frozen=True)
 class Answer:
     body: Any
-    """A string is sent as plain text, anything else as JSON."""
+    """A string is sent as plain text, bytes as they are, anything else as JSON."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -48,7 +48,10 @@ def serve(respond: Callable[[Request], Answer]) -> Iterator[FakeApi]:
             api.requests.append(request)
             answer = api.respond(request)
             plain = isinstance(answer.body, str)
-            body = (answer.body if plain else json.dumps(answer.body)).encode()
+            if isinstance(answer.body, bytes):
+                body = answer.body
+            else:
+                body = (answer.body if plain else json.dumps(answer.body)).encode()
             self.send_response(answer.status)
             self.send_header("Content-Type", "text/plain" if plain else "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -2,10 +2,11 @@
 
     curtail bench windows-quality
 
-Precision and recall (hours) and share of curtailed MWh, for marginal intensity below 100 g/kWh and for a price at or
-below zero, against at least 10 MW curtailed. Expected about 1.00, 0.60 and 0.80 for the first. The second finds
-nothing: at this hub prices stay above zero while power is curtailed behind local congestion, which is why a signal is
-declared per region.
+Precision and recall (hours) and share of curtailed MWh, for marginal intensity, price, curtailed MW and their
+combinations, against at least 10 MW curtailed. Expected about 1.00, 0.60 and 0.80 for marginal intensity below 100
+g/kWh. A price at or below zero finds nothing: at this hub prices stay above zero while power is curtailed behind local
+congestion, which is why a signal is declared per region. A low price (30 USD/MWh, found on this week itself) finds what
+the intensity misses.
 """
 
 import os
@@ -28,10 +29,19 @@ CADENCE_S = 3600.0
 RULES = {
     "marginal_intensity < 100 g/kWh": RuleSettings(kind="marginal_intensity", enter=100, exit_delay_s=0),
     "price <= 0": RuleSettings(kind="price", enter=0, exit_delay_s=0),
+    "price <= 30": RuleSettings(kind="price", enter=30, exit_delay_s=0),
     "marginal_intensity, default rule": RuleSettings(),
     "curtailed_power, default rule": RuleSettings(kind="curtailed_power"),
     "marginal_intensity or price, default rules": RuleSettings(any_of=[SignalRule(), SignalRule(kind="price")]),
     "marginal_intensity and price, default rules": RuleSettings(all_of=[SignalRule(), SignalRule(kind="price")]),
+    "marginal_intensity or price <= 30": RuleSettings(any_of=[SignalRule(), SignalRule(kind="price", enter=30)]),
+    "marginal_intensity and price <= 30": RuleSettings(all_of=[SignalRule(), SignalRule(kind="price", enter=30)]),
+    "price or curtailed_power, default rules": RuleSettings(
+        any_of=[SignalRule(kind="price"), SignalRule(kind="curtailed_power")]
+    ),
+    "price and curtailed_power, default rules": RuleSettings(
+        all_of=[SignalRule(kind="price"), SignalRule(kind="curtailed_power")]
+    ),
     "marginal_intensity or curtailed_power, default rules": RuleSettings(
         any_of=[SignalRule(), SignalRule(kind="curtailed_power")]
     ),

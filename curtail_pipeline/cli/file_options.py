@@ -29,6 +29,12 @@ _OPTIONS: dict[str, object] = {
         list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Rows to read, e.g. INTERVENTION=0; repeatable.")
     ],
     "cadence": Annotated[int | None, typer.Option(metavar="SECONDS", help="Between values; found by default.")],
+    "combine": Annotated[str | None, typer.Option(help="Several rows of a stamp: sum, first or last.")],
+    "missing": Annotated[str | None, typer.Option(help="Absent curtailed power: zero (a listing) or null.")],
+    "set": Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of `traces`, e.g. separator=';'; repeatable."),
+    ],
 }
 
 
@@ -41,7 +47,8 @@ def _pairs(texts: Iterable[str], option: str, bare: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, mark, value = text.rpartition("=") if bare else text.partition("=")
-        name, value = (name.strip(), value.strip()) if mark else (text.strip(), text.strip())
+        # A value may be a space or a tab: a separator.
+        name, value = (name.strip(), value.strip() or value) if mark else (text.strip(), text.strip())
         if not name or not value or not (mark or bare):
             raise typer.BadParameter(f"{option} {text!r}: write {option} NAME=VALUE")
         if name in found:
@@ -57,11 +64,17 @@ def reading(given: dict[str, object]) -> Reading:
         typer.BadParameter: as `_pairs`.
     """
     keys: Reading = {name: value for name, value in given.items() if value not in (None, [], ())}
-    for name in ("columns", "where"):
+    for name in ("columns", "where", "set"):
         if isinstance(texts := keys.get(name), list):
             keys[name] = _pairs(texts, f"--{name}", bare=name == "columns")
     if "cadence" in keys:
         keys["cadence_s"] = keys.pop("cadence")
+    others = keys.pop("set", {})
+    assert isinstance(others, dict)
+    for key, text in others.items():
+        if key in keys or key in ("path", "provider"):
+            raise typer.BadParameter(f"--set {key}={text}: {key} is given by an option of its own")
+        keys[key] = [part.strip() for part in text[1:-1].split(",")] if text[0] + text[-1] == "[]" else text
     return keys
 
 

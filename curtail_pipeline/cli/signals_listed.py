@@ -25,7 +25,7 @@ class Source:
 
 SOURCES: Final = (
     Source("synthetic", WINDOW_KINDS, "nothing; values come from a model", True),
-    Source("file", (*WINDOW_KINDS, "average_intensity"), "a CSV or Parquet file (traces.path)", True),
+    Source("file", (*WINDOW_KINDS, "average_intensity"), "a CSV, Parquet or spreadsheet file (traces.path)", True),
     Source(
         "watttime",
         ("marginal_intensity", "average_intensity"),

@@ -15,8 +15,9 @@ from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, rule_of
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.settings.trace_settings import FileTraces, Kind, on_file
-from curtail_pipeline.signals.checks import CheckOutcome, check_recording
+from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.provider import Provider, make_provider
+from curtail_pipeline.signals.recorded_checks import check_recording
 from curtail_pipeline.signals.trace import Ingested
 from curtail_pipeline.times import iso
 from curtail_pipeline.windows.day_tables import window_hours
@@ -69,6 +70,8 @@ class FileWindows:
     agreeing: int
     """Of them, those that were equal to the kept one."""
     disagreeing: int
+    rounded: int
+    """Small negative MW that were read as 0."""
     checks: list[CheckSaid]
 
 
@@ -102,7 +105,7 @@ def windows_of_file(
     span = provider.span()
     assert span is not None  # a file without values is refused
     read = _read(provider, by_region, span)
-    checks = said(check_recording([part for _, part in read]))
+    checks = said(check_recording([part for _, part in read], experiment.checks if experiment else None))
     table, _ = derive_windows(
         pl.concat(part.trace for _, part in read),
         sites,
@@ -125,6 +128,7 @@ def windows_of_file(
         duplicates=agreeing + disagreeing,
         agreeing=agreeing,
         disagreeing=disagreeing,
+        rounded=sum(part.report.rounded for _, part in read),
         checks=checks,
     )
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.alert_settings import AlertSettings
+from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
@@ -51,6 +52,7 @@ class Experiment(Section):
     clock: ClockSettings = ClockSettings()
     replay: ReplayClock = ReplayClock()
     traces: TracesSettings
+    checks: CheckLimits = CheckLimits()
     sites: list[Site] = Field(min_length=1)
     baseline_regions: list[str] = Field(default_factory=list)
     """Regions without a site whose always-on baseline is reported too."""
@@ -107,8 +109,8 @@ class Experiment(Section):
         return site.overheads or self.overheads
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end, liveness and alerts."""
-        content = self.model_dump(mode="json", exclude={"replay", "federation", "alerts"})
+        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts."""
+        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
         content["clock"].pop("end")
         return content
 

@@ -14,6 +14,9 @@ Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_po
 
 Unit = Literal["g/kWh", "kg/kWh", "lb/MWh", "currency/MWh", "MW"]
 
+Reason = Literal["zero", "stuck", "sentinel"]
+"""Why a value is no measurement: a zero or a mark that means missing, or a feed that repeats its last answer."""
+
 UNITS: dict[Kind, tuple[Unit, ...]] = {
     "marginal_intensity": ("g/kWh", "kg/kWh", "lb/MWh"),
     "average_intensity": ("g/kWh", "kg/kWh", "lb/MWh"),
@@ -140,9 +143,10 @@ class FileTraces(ProviderSettings):
     separator: Literal[",", ";", "\t", "|"] = ","
     """Of the columns of a CSV."""
     decimal: Literal[".", ","] = "."
-    """The mark in 400.5; with a comma, a point separates thousands."""
+    """The mark in 400.5; with a comma, a point separates thousands. Where commas separate columns too, such numbers
+    stand in quotes."""
     skip_lines: int = Field(default=0, ge=0)
-    """Lines of a CSV before its header."""
+    """Lines before the header."""
     sheet: str | None = None
     """Of a spreadsheet; needed where it has several."""
     where: dict[str, str | float] = Field(default_factory=dict)
@@ -151,6 +155,8 @@ class FileTraces(ProviderSettings):
     """What several rows of a stamp and region come to. When not given, more than a few that disagree are refused."""
     missing: Literal["null", "zero"] = "null"
     """`zero`: a listing of curtailed power that leaves out the intervals without any; those are 0 MW."""
+    measured: list[Reason] = Field(default_factory=list)
+    """What is believed although it looks like no measurement: `zero`, `stuck`, `sentinel`."""
     forecast: ForecastColumns | None = None
 
     @model_validator(mode="after")
@@ -162,8 +168,6 @@ class FileTraces(ProviderSettings):
             )
         if self.period_s is not None and 86_400 % self.period_s:
             raise ValueError(f"period_s {self.period_s} does not divide a day; use e.g. 3600, 1800, 900 or 300")
-        if self.decimal == self.separator:
-            raise ValueError("decimal and separator are both ','; set separator to the mark between columns, e.g. ';'")
         seen: dict[tuple[str, Kind], str] = {}
         for name, entry in self.columns.items():
             held = (entry, self.kind) if isinstance(entry, str) else (entry.region, entry.kind or self.kind)

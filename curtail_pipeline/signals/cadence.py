@@ -32,7 +32,7 @@ def local_cadence(seconds: Floats) -> tuple[Floats, int]:
     A difference between neighbours that occurs three times in a row is a cadence of the source, unless a finer one
     came before it or comes within a day; of a longer difference only the cadence is valid. Differences of more than an
     hour are holes as well, unless nothing is finer. Where none repeats so often, the cadence is the largest of which
-    all differences are multiples.
+    all differences are multiples, an hour at most.
 
     Args:
         seconds: sorted unique stamps [n] in seconds since the epoch.
@@ -62,7 +62,8 @@ def _finest(steps: Floats, established: Bools) -> int:
     whole = np.round(steps).astype(np.int64)
     common = int(np.gcd.reduce(whole))
     if not established.any():
-        return common if common >= _SHORTEST_FOUND_S else max(1, round(float(np.median(steps))))
+        found = common if common >= _SHORTEST_FOUND_S else max(1, round(float(np.median(steps))))
+        return min(found, _LONGEST_HELD_S)
     shortest = max(1, round(float(steps[established].min())))
     if _SHORTEST_FOUND_S <= common < shortest and np.mean(whole == common) >= _RARELY:
         return common

@@ -12,10 +12,9 @@ from typing import Final, Literal
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.section import Section
-from curtail_pipeline.signals.trace import Ingested, Report, Withheld
-from curtail_pipeline.signals.withhold import FROZEN_S, FROZEN_VALUES, Reason
+from curtail_pipeline.settings.check_settings import CheckLimits
+from curtail_pipeline.settings.trace_settings import Reason
+from curtail_pipeline.signals.trace import Report, Withheld
 from curtail_pipeline.times import iso
 
 Severity = Literal["error", "warn"]
@@ -35,28 +34,6 @@ CHECKS: Final[Mapping[str, str]] = {
 
 _SHOWN: Final = 3
 """Stretches that a description names."""
-
-
-class CheckLimits(Section):
-    """Limits of the checks. The defaults pass every real trace that the tests know and fail its wrong units."""
-
-    intensity_p95_g_per_kwh: float = 950.0
-    """The 95th percentile of intensities above this looks like lb/MWh. Real marginal traces in g/kWh: 450 to 890
-    (California, Texas, South Australia, Germany); the same regions in lb/MWh: 980 to 1,950. Raise it for a region
-    that really burns lignite or oil at the margin."""
-    intensity_least_g_per_kwh: float = 2.0
-    """A largest intensity below this, and not zero, looks like kg/kWh (fossil units: 0.2 to 1.2)."""
-    intensity_max_g_per_kwh: float = 2000.0
-    """No unit emits more; the dirtiest oil and lignite units reach about 1,500."""
-    price_min: float = -2000.0
-    """Floors: -1,000 AUD (NEM), -500 EUR (day ahead in Europe), -150 USD (CAISO)."""
-    price_max: float = 25_000.0
-    """Caps: 20,300 AUD (NEM 2025-26), 15,000 EUR (Europe, balancing), 5,000 USD (ERCOT)."""
-    curtailed_max_mw: float = 100_000.0
-    gap_share: float = 0.1
-    frozen_s: float = FROZEN_S
-    frozen_values: int = FROZEN_VALUES
-    stale_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -107,12 +84,12 @@ def check_unit(trace: pl.DataFrame, limits: CheckLimits | None = None) -> CheckO
         if 0 < largest < limit.intensity_least_g_per_kwh:
             return (
                 f"the largest intensity is {largest:g} g/kWh, which looks like kg/kWh; declare unit: kg/kWh (or, if "
-                "the region really is that clean all day, lower intensity_least_g_per_kwh)"
+                "the region really is that clean all day, lower checks.intensity_least_g_per_kwh)"
             ), metadata
         if high > limit.intensity_p95_g_per_kwh:
             return (
                 f"95 % of the intensities reach up to {high:.0f} g/kWh, which looks like lb/MWh; declare unit: lb/MWh "
-                "(or, if the region really is that dirty, raise intensity_p95_g_per_kwh)"
+                "(or, if the region really is that dirty, raise checks.intensity_p95_g_per_kwh)"
             ), metadata
         return None, metadata
 
@@ -123,14 +100,14 @@ def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> Check
     """Values that cannot be: negative intensities or curtailed power, prices beyond every market's limits."""
     limit = limits or CheckLimits()
     bounds = {
-        "marginal_intensity": (0.0, limit.intensity_max_g_per_kwh),
-        "average_intensity": (0.0, limit.intensity_max_g_per_kwh),
-        "price": (limit.price_min, limit.price_max),
-        "curtailed_power": (0.0, limit.curtailed_max_mw),
+        "marginal_intensity": (0.0, limit.intensity_max_g_per_kwh, "intensity_max_g_per_kwh"),
+        "average_intensity": (0.0, limit.intensity_max_g_per_kwh, "intensity_max_g_per_kwh"),
+        "price": (limit.price_min, limit.price_max, "price_max"),
+        "curtailed_power": (0.0, limit.curtailed_max_mw, "curtailed_max_mw"),
     }
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
-        low, high = bounds[kind]
+        low, high, most = bounds[kind]
         known = rows.drop_nulls("value")
         if known.is_empty():
             return None, {}
@@ -140,6 +117,8 @@ def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> Check
             return None, metadata
         metadata["outside"] = len(bad)
         fix = " (declare kind: price if it is one)" if kind != "price" and bad["value"][0] < 0 else ""
+        if (bad["value"] > high).all():
+            fix = f" (raise checks.{most} if they are right)"
         return (
             f"{len(bad)} values outside [{low:g}, {high:g}], the first {bad['value'][0]:g} at {iso(bad['time'][0])}; "
             f"check the source's unit and column{fix}, and leave invalid values empty"
@@ -202,8 +181,8 @@ def check_gaps(
         if share <= limit.gap_share:
             return None, metadata
         return (
-            f"{stamps - known} of {stamps} stamps ({share:.0%}) have no value; fetch the day again, or raise gap_share "
-            "if the source is that sparse. Windows stay closed where the signal is missing"
+            f"{stamps - known} of {stamps} stamps ({share:.0%}) have no value; fetch the day again, or raise "
+            "checks.gap_share if the source is that sparse. Windows stay closed where the signal is missing"
         ), metadata
 
     if trace.is_empty():
@@ -240,16 +219,22 @@ def _withheld_text(reason: Reason, parts: Sequence[Withheld], count: int) -> str
         "sentinel": f"{count} values such as {first.value:g} ({when}) are marks for a missing value",
         "stuck": f"stands {stands}{many}: the feed is stuck",
     }
-    return f"{what[reason]}. They count as missing; fetch again, or leave them empty in the file"
+    return (
+        f"{what[reason]}. They count as missing; fetch again, or, of a file that is right, declare traces.measured: "
+        f"[{reason}]"
+    )
 
 
 def check_frozen_feed(
     trace: pl.DataFrame, limits: CheckLimits | None = None, reports: Sequence[Report] = ()
 ) -> CheckOutcome:
-    """A long run of one value other than zero: the feed repeats its last answer."""
+    """A long run of one value other than zero: the feed repeats its last answer.
+
+    Of a signal that was judged by its history, what was withheld is what stands too long.
+    """
     limit = limits or CheckLimits()
     stuck = check_withheld(trace, reports, "frozen_feed", "stuck", "the feed moves")
-    if not stuck.passed:
+    if not stuck.passed or (reports and all(report.screened for report in reports)):
         return stuck
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
@@ -264,7 +249,7 @@ def check_frozen_feed(
             return None, metadata
         return (
             f"stands at {values[at]:g} for {lasted / 3600:.1f} h from {iso(known['time'][at])}; the feed is frozen. "
-            "Wait for the source to recover and fetch again, or raise frozen_s if the value is right"
+            "Wait for the source to recover and fetch again, or raise checks.frozen_s if the value is right"
         ), metadata
 
     return _per_kind(trace, "frozen_feed", look, "the feed moves")
@@ -328,41 +313,6 @@ def run_checks(
         check_frozen_feed(trace, limits, reports),
         check_staleness(trace, now, covered and covered[1], limits),
     ]
-
-
-def check_recording(parts: Sequence[Ingested]) -> list[CheckOutcome]:
-    """All checks of recorded signals over their whole time, one outcome per name over all regions, as CHECKS orders.
-
-    Args:
-        parts: one region and kind each.
-
-    Raises:
-        TraceError: a check failed that would keep the trace out of the store.
-    """
-    by_region: dict[str, list[Ingested]] = {}
-    for part in parts:
-        if len(part.trace):
-            by_region.setdefault(str(part.trace["region"][0]), []).append(part)
-    found: dict[str, list[CheckOutcome]] = {}
-    for region_parts in by_region.values():
-        table = pl.concat(part.trace for part in region_parts)
-        end = max(part.trace["time"][-1] + timedelta(seconds=part.report.cadence_s) for part in region_parts)
-        for outcome in run_checks(table, now=end, reports=[part.report for part in region_parts]):
-            found.setdefault(outcome.name, []).append(outcome)
-    merged = [_merged(outcomes) for outcomes in found.values()]
-    blocking = [outcome.description for outcome in merged if outcome.blocking and not outcome.passed]
-    if blocking:
-        raise TraceError("; ".join(blocking))
-    return merged
-
-
-def _merged(outcomes: Sequence[CheckOutcome]) -> CheckOutcome:
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    if not failed:
-        return outcomes[0]
-    worst: Severity = "error" if any(outcome.blocking for outcome in failed) else "warn"
-    shown = [outcome.description for outcome in sorted(failed, key=lambda outcome: not outcome.blocking)]
-    return CheckOutcome(outcomes[0].name, False, worst, "; ".join(shown))
 
 
 def _cadence_s(rows: pl.DataFrame) -> float:

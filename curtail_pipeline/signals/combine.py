@@ -31,10 +31,13 @@ _MOSTLY: Final = 0.9
 
 @dataclass(frozen=True)
 class Telling:
-    """A column whose values tell the rows of a stamp apart."""
+    """Columns whose values tell the rows of a stamp apart; several where none does alone."""
 
-    column: str
+    columns: tuple[str, ...]
     values: list[str]
+    """Of the first one."""
+    example: tuple[str, ...]
+    """A value of each."""
 
 
 def summed(values: pl.DataFrame) -> pl.DataFrame:
@@ -64,16 +67,13 @@ def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Seq
     combined = "say what they come to with traces.combine (sum, first or last)"
     if not apart:
         fix = f"no column tells them apart: keep one row per stamp, or {combined}"
-    elif is_period_column(apart[0].column):
+    elif is_period_column(apart[0].columns[0]):
         fix = (
-            f"the column {apart[0].column!r} holds the hour or period that the stamps lack: write whole stamps, date "
-            "and time, into the time column"
+            f"the column {apart[0].columns[0]!r} holds the hour or period that the stamps lack: write whole stamps, "
+            "date and time, into the time column"
         )
     else:
-        fix = (
-            f"the column {apart[0].column!r} tells them apart ({_listed(apart[0].values)}): choose with traces.where, "
-            f"e.g. {{{apart[0].column}: {apart[0].values[0]}}}, or {combined}"
-        )
+        fix = f"{_chosen(apart[0])}, or {combined}"
     raise TraceError(
         f"{name}: {stamps} of {len(series.points)} stamps of region {region!r} have rows that disagree, e.g. "
         f"{first['dropped']:g} and {first['kept']:g} at {iso(first['time'])}; {fix}"
@@ -108,24 +108,51 @@ def disagrees_much(series: Series) -> bool:
 def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]) -> list[Telling]:
     """The columns that differ within nearly every group of rows with equal `keys`, the one with fewest values first.
 
+    Of numbers only as many as a group has rows are a mark; more are measured. Where no column tells rows apart alone,
+    all that differ within groups are tried together.
+
     Args:
         rows: a file's rows as text.
         used: columns that hold time, region and value.
     """
-    found: list[Telling] = []
     several = rows.filter(pl.len().over(list(keys)) > 1)
-    for column in rows.columns:
-        if column in used or column in keys or not len(several):
-            continue
-        texts = several.select(*keys, pl.col(column).cast(pl.String))
-        values = texts[column].drop_nulls().unique(maintain_order=True).sort().to_list()
-        if not 1 < len(values) <= _MOST_VALUES:
-            continue
-        per_stamp = texts.group_by(list(keys)).agg(pl.col(column).n_unique().alias("n"), pl.len().alias("rows"))
-        if (per_stamp["n"] == per_stamp["rows"]).sum() >= _MOSTLY * len(per_stamp):
-            found.append(Telling(column, values))
+    if several.is_empty():
+        return []
+    marks = {name: values for name in rows.columns if name not in (*used, *keys) and (values := _marks(several, name))}
+    most = int(several.group_by(list(keys)).len()["len"].max())  # type: ignore[arg-type]
+    marks = {
+        name: values
+        for name, values in marks.items()
+        if len(values) <= most or not all(_is_number(value) for value in values)
+    }
+    texts = several.select(*keys, *(pl.col(name).cast(pl.String).str.strip_chars() for name in marks))
+
+    def tells(names: Sequence[str]) -> bool:
+        groups = texts.group_by(list(keys)).agg(pl.struct(names).n_unique().alias("n"), pl.len().alias("rows"))
+        return bool((groups["n"] == groups["rows"]).sum() >= _MOSTLY * len(groups))
+
+    alone = [Telling((name,), values, (values[0],)) for name, values in marks.items() if tells([name])]
     # Names before numbers: `LMP_TYPE: LMP` says more than `GROUP: 1`, unless the number tells fewer cases apart.
-    return sorted(found, key=lambda t: (len(t.values), all(_is_number(value) for value in t.values)))
+    alone.sort(key=lambda found: (len(found.values), all(_is_number(value) for value in found.values)))
+    if alone or len(marks) < 2 or not tells(list(marks)):
+        return alone
+    first = texts.row(0, named=True)
+    return [Telling(tuple(marks), marks[next(iter(marks))], tuple(str(first[name]) for name in marks))]
+
+
+def _marks(rows: pl.DataFrame, name: str) -> list[str]:
+    """The few values of a column; empty where it has one or many."""
+    values = rows[name].cast(pl.String).str.strip_chars().drop_nulls().unique().sort().to_list()
+    return values if 1 < len(values) <= _MOST_VALUES else []
+
+
+def _chosen(apart: Telling) -> str:
+    """What tells rows apart, and the setting that chooses."""
+    names = " and ".join(map(repr, apart.columns))
+    where = ", ".join(f"{name}: {value}" for name, value in zip(apart.columns, apart.example, strict=True))
+    which = f"columns {names} together tell" if len(apart.columns) > 1 else f"column {names} tells"
+    shown = "" if len(apart.columns) > 1 else f" ({_listed(apart.values)})"
+    return f"the {which} them apart{shown}: choose with traces.where, e.g. {{{where}}}"
 
 
 def _is_number(text: str) -> bool:

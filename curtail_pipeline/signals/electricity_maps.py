@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Final, TypeVar
 
 import polars as pl
@@ -136,7 +137,9 @@ class ElectricityMapsProvider(Provider):
         zone = self.settings.zones.get(region, region)
         asked = {
             "zone": zone,
-            # Without it a zone that is not known is answered for the place that asks.
+            # Without them a zone that is not known is answered for the place that asks. The documentation of v3 names
+            # the first, that of v4 the second.
+            "shouldUseFallbackCallerLookup": "false",
             "disableCallerLookup": "true",
             "temporalGranularity": self.settings.granularity,
             "emissionFactorType": self.settings.emission_factors,
@@ -158,6 +161,7 @@ class ElectricityMapsProvider(Provider):
         for answered in (answer.zone, *(item.zone for item in answer.items())):
             _require_same(zone, answered, "zone")
         _require_same(self.settings.granularity, answer.granularity, "granularity")
+        _require_cadence(self.settings.granularity, answer.items())
         return answer
 
 
@@ -166,6 +170,16 @@ def _require_same(asked: str, answered: str | None, what: str) -> None:
         raise TraceError(
             f"Electricity Maps was asked for {what} {asked!r} and answered for {answered!r}; check traces.zones, "
             "traces.granularity and what the plan covers"
+        )
+
+
+def _require_cadence(asked: str, items: list[_Point]) -> None:
+    """An answer that does not name its granularity shows it."""
+    steps = [(after - before).total_seconds() for before, after in pairwise(sorted({item.at for item in items}))]
+    if steps and min(steps) != CADENCE_S[asked]:
+        raise TraceError(
+            f"Electricity Maps was asked for granularity {asked!r} and answered every {min(steps):g} s; set "
+            "traces.granularity to what the plan covers"
         )
 
 

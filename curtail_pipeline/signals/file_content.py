@@ -22,6 +22,8 @@ _GZIP, _PARQUET, _ZIP, _OLD_EXCEL = b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xd0\
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = 100_000
 """Bytes within which a header ends."""
+_UNNAMED = "__UNNAMED__"
+"""How fastexcel calls columns without a name."""
 _SEPARATORS = (";", "\t", "|", ",")
 # Archives: RuntimeError where they are encrypted, NotImplementedError where their compression is not known.
 _DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
@@ -41,7 +43,7 @@ class FileContent:
 
         Args:
             separator: of a CSV's columns.
-            skip_lines: lines before a CSV's header.
+            skip_lines: lines before the header.
             sheet: of a spreadsheet; needed where it has several.
 
         Raises:
@@ -64,7 +66,7 @@ class FileContent:
         self.kind = "CSV"
         if head.startswith(_OLD_EXCEL) or (head.startswith(_ZIP) and b"xl/workbook" in raw):
             self.kind = "xlsx"
-            self._table = _spreadsheet(path, raw, sheet)
+            self._table = _spreadsheet(path, raw, sheet, skip_lines)
             self._own_names = self._table.columns
         else:
             self._text = self._plain_text(raw)
@@ -208,11 +210,11 @@ class FileContent:
         return unreadable(self.path, self.kind, error)
 
 
-def _spreadsheet(path: Path, raw: bytes, sheet: str | None) -> pl.DataFrame:
+def _spreadsheet(path: Path, raw: bytes, sheet: str | None, skip_lines: int) -> pl.DataFrame:
     """A sheet of a workbook.
 
     Raises:
-        TraceError: fastexcel is not installed, there is no such sheet, or several and none is named.
+        TraceError: fastexcel is not installed, there is no such sheet, several and none is named, or no header.
     """
     try:
         import fastexcel
@@ -229,6 +231,14 @@ def _spreadsheet(path: Path, raw: bytes, sheet: str | None) -> pl.DataFrame:
             )
         if sheet is None and len(names) != 1:
             raise TraceError(f"{path} has the sheets {', '.join(names)}; set traces.sheet to the one to read")
-        return workbook.load_sheet(sheet or names[0], schema_sample_rows=None).to_polars()
+        table = workbook.load_sheet(sheet or names[0], header_row=skip_lines, schema_sample_rows=None).to_polars()
     except (fastexcel.FastExcelError, *_REFUSED, *_DAMAGED) as error:
         raise unreadable(path, "a spreadsheet", error) from error
+    named = [name for name in table.columns if name.strip() and not name.startswith(_UNNAMED)]
+    if table.width > 1 and len(named) < 2:
+        title = named[0] if named else ""
+        raise TraceError(
+            f"{path}: row {skip_lines + 1} of the sheet is {title!r}, not a header; set traces.skip_lines to the "
+            "number of rows before it"
+        )
+    return table

@@ -13,14 +13,18 @@ from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import parse_flags
-from curtail_pipeline.signals.kinds import is_period_column, require_believable_names
+from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
+from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
 
 log = logging.getLogger(__name__)
 
-MISSING = ("", "-", "na", "n/a", "nan", "null", "none")
+MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none")
 """Texts that stand for a missing value, in any case."""
+
+ESTIMATED = ("estimated", "isestimated", "imputed", "imputeddataused")
+"""Names of a long file's column that says whether a value is an estimate, without case and marks."""
 
 VALUES_SCHEMA: dict[str, pl.DataType] = {
     "region": pl.String(),
@@ -77,6 +81,8 @@ def _numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".")
     if len(bad):
         row = int(bad[0])
         fix = "leave a missing value empty, or name the columns to read in traces.columns"
+        if numbers.null_count() == len(numbers):
+            fix += "; if it names regions, set traces.region_column to it and traces.value_column to that of the values"
         if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", str(text[row])):
             fix = (
                 "write a decimal point, or set traces.decimal to ',' if the comma is one (and does not part thousands)"
@@ -199,13 +205,15 @@ class TraceFiles:
     def _wide(self, content: FileContent) -> pl.DataFrame:
         path, names = content.path, content.names
         time = self._time_column(path, names, names[0])
-        columns = [name for name in names if self._is_signal(name, time)]
-        if not columns and not self.settings.columns:
-            raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
+        columns = [name for name in names if self._may_be_signal(name, time)]
         times = FileTimes(self.settings, content, time)
+        raw = self._read(content, [time, *times.columns, *columns])
+        if not self.settings.columns:
+            columns = [name for name in columns if not is_no_signal(name, raw[name])]
+            if not columns:
+                raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
-        raw = self._read(content, [time, *times.columns, *columns])
         numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
         self._begins.add(times.begins)
@@ -219,28 +227,28 @@ class TraceFiles:
         ]
         return pl.concat([_with_schema(part) for part in parts] or [pl.DataFrame(schema=VALUES_SCHEMA)])
 
-    def _is_signal(self, name: str, time: str) -> bool:
-        """Whether a wide file's column holds the values of a region."""
+    def _may_be_signal(self, name: str, time: str) -> bool:
+        """Whether a wide file's column can hold the values of a region."""
         settings = self.settings
         if name in (time, settings.hour_column, settings.fold_column) or name in settings.where:
             return False
         if settings.columns:
             return name in settings.columns
-        return (
-            not is_time_part(name)
-            and not is_period_column(name)
-            and not (self._forecast and self._forecast.fullmatch(name))
-        )
+        return not is_time_part(name) and not (self._forecast and self._forecast.fullmatch(name))
 
     def _long(self, content: FileContent) -> pl.DataFrame:
         settings, path, names = self.settings, content.path, content.names
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
-        extra = [name for name in ("kind", "unit", "model", "estimated", "warnings", "updated") if name in others]
+        extra = [name for name in ("kind", "unit", "model", "warnings", "updated") if name in others]
+        flag = next((name for name in others if plain_name(name) in ESTIMATED), None)
         times = FileTimes(settings, content, time)
         if self._undeclared(names):
             require_believable_names(str(path), [settings.value_column])
-        raw = self._read(content, [time, settings.region_column, settings.value_column, *times.columns, *extra])
+        raw = self._read(
+            content,
+            [time, settings.region_column, settings.value_column, *times.columns, *extra, *([flag] if flag else [])],
+        )
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
         nameless = (regions.is_null() | (regions == "")).arg_true()
@@ -279,12 +287,10 @@ class TraceFiles:
             }
         )
         for name in set(extra) - {"kind", "unit"}:
-            column = raw[name]
-            if name == "estimated":
-                column = parse_flags(column, str(path), raw[ROW])
-            elif name == "updated":
-                column = times.revised(column, raw[ROW])
+            column = times.revised(raw[name], raw[ROW]) if name == "updated" else raw[name]
             table = table.with_columns(column.alias(name))
+        if flag is not None:
+            table = table.with_columns(parse_flags(raw[flag], str(path), raw[ROW]).alias("estimated"))
         return _with_schema(table.drop_nulls("time"))
 
     def _undeclared(self, names: list[str]) -> bool:
@@ -308,7 +314,9 @@ class TraceFiles:
             if is_long:
                 own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
                 rows = rows.filter(rows[used[0]].cast(pl.String).str.strip_chars().is_in([region, *own]))
-            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, region])
+            # Where nothing else can be a region, what is read as one is.
+            only = [region] if len(names) == 2 else []
+            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, *only])
             if found:
                 return found
         return []

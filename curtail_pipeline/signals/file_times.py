@@ -9,7 +9,7 @@ from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.flags import parse_flags
 from curtail_pipeline.signals.local_time import Ambiguous, Clock, localise
-from curtail_pipeline.signals.period_columns import HOURS, PERIODS, TIMES, PeriodColumn, plain_name
+from curtail_pipeline.signals.period_columns import HOURS, PARTS_OF_HOURS, PERIODS, TIMES, PeriodColumn, plain_name
 from curtail_pipeline.signals.stamps import Stamps, parse_stamps, to_utc
 from curtail_pipeline.signals.time_zones import parse_zone
 from curtail_pipeline.times import TIME
@@ -136,9 +136,11 @@ class FileTimes:
         if not days or not found or (len(rows) > 1 and rows[self.time].is_unique().all() and not self._hours):
             return None
         if len(found) > 1:
+            together = any(name in PARTS_OF_HOURS for name in map(plain_name, found))
+            fix = "" if together else "set traces.hour_column to one of them, or "
             raise TraceError(
-                f"{self.path}: {', '.join(map(repr, found))} may all say the time of day beside {self.time!r}; set "
-                "traces.hour_column to one of them, or give one column of full times"
+                f"{self.path}: {', '.join(map(repr, found))} {'' if together else 'may all '}say the time of day "
+                f"{'together, ' if together else ''}beside {self.time!r}; {fix}give one column of full times"
             )
         return found[0]
 

@@ -49,6 +49,7 @@ class FileProvider(Provider):
         self.source = TraceFiles(settings)
         self._series: dict[tuple[str, Kind], Series] = {}
         self._notes: dict[tuple[str, Kind], list[str]] = {}
+        self._rounded: dict[tuple[str, Kind], int] = {}
 
     @cached_property
     def _values(self) -> pl.DataFrame:
@@ -111,7 +112,12 @@ class FileProvider(Provider):
     def _screened(self) -> dict[tuple[str, Kind], Series]:
         """Every signal, without the values that are no measurement; an outage shows in several regions at once."""
         return screen_series(
-            {(region, kind): self._series_of(region, kind) for region, kinds in self._signals.items() for kind in kinds}
+            {
+                (region, kind): self._series_of(region, kind)
+                for region, kinds in self._signals.items()
+                for kind in kinds
+            },
+            self.settings.measured,
         )
 
     def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
@@ -123,6 +129,7 @@ class FileProvider(Provider):
         rounded = pl.col("value").is_between(-ROUNDING_MW, 0, closed="left")
         if kind == "curtailed_power" and (count := rows.filter(rounded).height):
             rows = rows.with_columns(value=pl.when(rounded).then(0.0).otherwise("value"))
+            self._rounded[rows["region"][0], kind] = count
             notes.append(f"{count} values between -{ROUNDING_MW:g} and 0 MW are taken for rounding and read as 0")
         for text in notes:
             log.warning("%s %s: %s", name, kind, text)
@@ -149,6 +156,7 @@ class FileProvider(Provider):
                 warnings=(*found.report.warnings, *self._notes[region, chosen]),
                 screened=True,
                 chosen=self.settings.combine is not None,
+                rounded=self._rounded.get((region, chosen), 0),
             ),
         )
 

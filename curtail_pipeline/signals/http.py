@@ -148,7 +148,7 @@ class JsonApi:
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
     ) -> A:
-        """The answer. 429, 5xx and broken connections are tried again.
+        """The answer. 429, 5xx, broken connections and broken answers are tried again.
 
         Raises:
             ApiError: the API answered with an error, or something that is not JSON.
@@ -167,7 +167,8 @@ class JsonApi:
                 try:
                     content = response.json()
                 except ValueError as error:
-                    raise self._error(response, path, "which is not JSON") from error
+                    # Cut off, or the page of a proxy: the next one may be whole.
+                    raise _Busy(self._error(response, path, "which is not JSON"), None) from error
                 return self._parsed(kind, content, path)
             failure = self._error(response, path)
             if response.status_code in RETRIED:

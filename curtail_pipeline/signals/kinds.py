@@ -15,25 +15,69 @@ from curtail_pipeline.errors import TraceError
 _PRICE: Final = {
     *("rrp", "lmp", "hoep", "price", "prices", "spot", "mcp", "smp", "prc", "tariff", "cost", "preis", "prix"),
     *("precio", "prezzo", "eur", "euro", "usd", "aud", "gbp", "cad", "nzd", "nok", "sek", "dkk", "pln", "chf", "jpy"),
-    *("dollar", "dollars", "dayahead"),
+    *("dollar", "dollars", "dayahead", "lbmp", "mcpc", "pvpc", "pun"),
 }
-_AVERAGE: Final = {"avg", "average", "averaged", "mean", "aoer", "aer", "lifecycle"}
+_PRICE_ENDS: Final = ("price", "preis", "prices", "preise")
+_AVERAGE: Final = {
+    *("avg", "average", "averaged", "mean", "aoer", "aer", "lifecycle", "lca", "durchschnitt", "mittelwert"),
+    *("moyenne", "promedio", "media"),
+}
+_MARGINAL: Final = {"marginal", "moer", "mer", "mef", "smer", "lmer"}
+_ELECTRICITY_MAPS: Final = re.compile(r"carbon[ _]?intensity.*\((direct|life ?cycle)\)", re.IGNORECASE)
 _PERIOD: Final = re.compile(
     r"(hour|hr|he|hour_?ending|hourending|ending_?hour|opr_?hr|opr_?hour|delivery_?hour|delivery_?interval|interval|"
     r"opr_?interval|period|settlement_?period|trading_?period|periodid|sp|mtu|quarter)(_?(no|nr|num|number|of_day))?"
 )
+_PART: Final = re.compile(
+    r"year|yr|month|day|week|week_?day|dow|doy|day_?of_?(week|month|year)|(is_?)?(holiday|weekend)|minutes?|seconds?|"
+    r"index|idx|id|row|row_?(id|no|nr|number)|unnamed(_?\d+)?|(is_?)?dst(_?flag)?|(utc|tz|gmt)_?offset|offset|fold|season|"
+)
+"""Parts of a date, counters of rows and remarks about the clock."""
+_COUNTRY: Final = re.compile("[A-Z]{2}")
+"""HR is Croatia, ID Indonesia and SP a part of Brazil, unless the values count hours."""
+_STAMP: Final = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(\D.*)?$"
+_MOST_COUNTED: Final = 50
 _TOKENS: Final = re.compile(r"[A-Za-z]+")
 _SMALL_P95: Final = 150.0
 _SMALL_MAX: Final = 300.0
 """g/kWh. The 95th percentile of real marginal intensities is 450 to 890, their largest above 490, because the next kWh
 of a grid comes from a fossil unit most of the time."""
-_ENOUGH_S: Final = 86_400.0
+_ENOUGH_S: Final = 12 * 3600.0
 """A grid can be without a fossil unit for half a day."""
 
 
 def is_period_column(name: str) -> bool:
     """Whether a column counts hours or periods of a day, by its name; it is never a region."""
-    return _PERIOD.fullmatch(re.sub(r"[^a-z0-9]+", "_", _split(name).lower()).strip("_")) is not None
+    return _PERIOD.fullmatch(_plain(name)) is not None
+
+
+def is_no_signal(name: str, values: pl.Series) -> bool:
+    """Whether a column holds times, counts periods or rows, or says something about the time, and is never a region.
+
+    Args:
+        values: of a name that may be a country's as well, which they tell.
+    """
+    plain = _plain(name)
+    if values.dtype.is_temporal() or _holds_stamps(values):
+        return True
+    if _PERIOD.fullmatch(plain) is None and _PART.fullmatch(plain) is None:
+        return False
+    if _COUNTRY.fullmatch(name) is None:
+        return True
+    numbers = values.cast(pl.String, strict=False).cast(pl.Float64, strict=False).drop_nulls()
+    return bool(((numbers == numbers.round()) & numbers.is_between(0, _MOST_COUNTED)).all())
+
+
+def _holds_stamps(values: pl.Series) -> bool:
+    """Whether texts are dates, such as the ends of intervals beside their begins."""
+    if values.dtype != pl.String:
+        return False
+    known = values.drop_nulls()
+    return len(known) > 0 and bool(known.str.contains(_STAMP).all())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9$€£%]+", "_", _split(name).lower()).strip("_")
 
 
 def require_believable_names(file: str, columns: Sequence[str]) -> None:
@@ -44,12 +88,16 @@ def require_believable_names(file: str, columns: Sequence[str]) -> None:
     """
     for name in columns:
         tokens = {token.lower() for token in _TOKENS.findall(_split(name))}
-        if tokens & _PRICE or any(sign in name for sign in "$€£"):
+        if (
+            tokens & _PRICE
+            or any(token.endswith(_PRICE_ENDS) for token in tokens)
+            or any(sign in name for sign in "$€£")
+        ):
             raise TraceError(
                 f"{file}: column {name!r} holds a price by its name, and would be read as gCO2/kWh; declare it with "
                 "--kind price (traces.kind: price), or --kind marginal_intensity if it is one"
             )
-        if tokens & _AVERAGE:
+        if (tokens & _AVERAGE and not tokens & _MARGINAL) or _ELECTRICITY_MAPS.search(name):
             raise TraceError(
                 f"{file}: column {name!r} holds an average intensity by its name, which cannot define a curtailment "
                 "window; name the columns to read in traces.columns, with kind: average_intensity for accounting, or "

@@ -7,7 +7,7 @@ which of them a file follows shows in the stamps at a clock change. A fixed offs
 repeat exactly the hour that clocks do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -295,10 +295,9 @@ def _require_no_clock_change(table: pl.DataFrame, clock: Clock, offset: timedelt
         return
     holes = stamps.to_frame().filter(pl.col("naive").shift(-1) - pl.col("naive") == step + _HOUR)["naive"]
     for last in holes:
-        for skipped, how in ((last + step, "begin"), (last, "end")):
-            zone = zone_that_changes(skipped, True, offset)
-            if zone is not None and zone_that_changes(skipped - step, True, offset) is None:
-                raise TraceError(_clock_text(clock, f"skip the hour after {last}", offset, zone, how))
+        zones = [zone_that_changes(stamp, True, offset, step) for stamp in (last + step, last)]
+        if any(zones):
+            raise TraceError(_clock_text(clock, f"skip the hour after {last}", offset, zones))
     groups = known.group_by("group", "naive").len()
     twice = groups.filter(pl.col("len") == 2)["naive"].unique().sort()
     if twice.is_empty() or len(groups.filter(pl.col("len") > 1)) != len(groups.filter(pl.col("len") == 2)):
@@ -306,18 +305,19 @@ def _require_no_clock_change(table: pl.DataFrame, clock: Clock, offset: timedelt
     first, last = twice[0], twice[-1]
     if last - first >= _HOUR or len(twice) * step != _HOUR:
         return
-    for hour, how in ((first, "begin"), (first - step, "end")):
-        zone = zone_that_changes(hour, False, offset)
-        if zone is not None and zone_that_changes(hour - step, False, offset) is None:
-            raise TraceError(_clock_text(clock, f"repeat the hour from {first}", offset, zone, how))
+    zones = [zone_that_changes(stamp, False, offset, step) for stamp in (first, first - step)]
+    if any(zones):
+        raise TraceError(_clock_text(clock, f"repeat the hour from {first}", offset, zones))
 
 
-def _clock_text(clock: Clock, what: str, offset: timedelta, zone: str, how: str) -> str:
+def _clock_text(clock: Clock, what: str, offset: timedelta, zones: Sequence[str | None]) -> str:
+    """Args:
+    zones: one whose clocks do so if the stamps are begins, and one if they are ends.
+    """
     declared = "UTC" if not offset else f"UTC{offset_text(offset)}"
-    ending = " with traces.interval end" if how == "end" else ""
+    ways = [f"{zone}{ending}" for zone, ending in zip(zones, ("", " with traces.interval end"), strict=True) if zone]
     return (
-        f"{clock.source}: the stamps {what}, as clocks do in {zone}, so they do not keep the declared offset "
-        f"{declared} "
-        f"all year; set traces.timezone to the zone whose clock they show (e.g. {zone}){ending}, or, if that hour is "
+        f"{clock.source}: the stamps {what}, as clocks do, so they do not keep the declared offset {declared} all "
+        f"year; set traces.timezone to the zone whose clock they show (e.g. {', or '.join(ways)}), or, if that hour is "
         "really missing, give its rows with an empty value"
     )

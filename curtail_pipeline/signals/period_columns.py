@@ -16,19 +16,13 @@ import polars as pl
 from curtail_pipeline.errors import TraceError
 
 HOURS: Final = (
-    "he",
-    "hour",
-    "hr",
-    "hours",
-    "hourending",
-    "hourend",
-    "oprhr",
-    "deliveryhour",
-    "hora",
-    "stunde",
-    "heure",
+    *("he", "hour", "hr", "hours", "hourending", "hourend", "oprhr", "deliveryhour", "hora", "stunde", "heure"),
 )
-PERIODS: Final = ("period", "settlementperiod", "sp", "tradingperiod", "periodo", "interval", "deliveryinterval")
+PERIODS: Final = (
+    *("period", "settlementperiod", "sp", "tradingperiod", "periodo", "interval", "deliveryinterval", "oprinterval"),
+)
+PARTS_OF_HOURS: Final = ("interval", "deliveryinterval", "oprinterval", "intervalnumber")
+"""Beside a column of hours these count the intervals of one hour."""
 TIMES: Final = ("time", "timeofday", "uhrzeit", "starttime")
 _ENDING = ("he", "hourending", "hourend")
 _LABEL = r"(?i)^(?:HE|HR|H|SP|P|Hour)?\s*0*(\d{1,3})(?:\.0+)?\s*([X*])?$"

@@ -1,24 +1,35 @@
 """Signals without the values that are no measurement: each becomes null, its row says why, and the report counts it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 import polars as pl
 
-from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.settings.trace_settings import Kind, Reason
+from curtail_pipeline.signals.judged import Values
 from curtail_pipeline.signals.trace import Ingested, Series, Withheld
-from curtail_pipeline.signals.withhold import SAID, Values, withheld
+from curtail_pipeline.signals.withhold import SAID, withheld
+
+ENOUGH_HISTORY_S: Final = 86_400
+"""Of values before a live day, which then say what the region is like."""
 
 
-def screen_series(signals: Mapping[tuple[str, Kind], Series]) -> dict[tuple[str, Kind], Series]:
-    """A recorded source's signals, each judged by all there is of it, and by what the other regions do."""
+def screen_series(
+    signals: Mapping[tuple[str, Kind], Series], measured: Collection[Reason] = ()
+) -> dict[tuple[str, Kind], Series]:
+    """A recorded source's signals, each judged by all there is of it, and by what the other regions do.
+
+    Args:
+        measured: what is to be believed all the same.
+    """
     names = list(signals)
     known = [signals[name].points.drop_nulls("value") for name in names]
     found = _judge(names, known, [signals[name].cadence_s for name in names])
     screened = {}
-    for name, parts in zip(names, found, strict=True):
-        series = signals[name]
+    for name, judged in zip(names, found, strict=True):
+        series, parts = signals[name], [part for part in judged if part.reason not in measured]
         screened[name] = (
             replace(series, points=_nulled(series.points, parts), withheld=tuple(parts)) if parts else series
         )
@@ -39,11 +50,15 @@ def screen_ingested(found: Ingested, history: pl.DataFrame) -> Ingested:
     name = (str(found.trace["region"][0]), _kind(found.trace))
     (parts,) = _judge([name], [pl.concat([past, new])], [found.report.cadence_s])
     parts = [part for part in parts if part.until > begin]
-    if not parts:
-        return found
-    trace = _nulled(found.trace, parts)
+    trace = _nulled(found.trace, parts) if parts else found.trace
     said = tuple(dict.fromkeys((*found.report.warnings, *(SAID[part.reason] for part in parts))))
-    report = replace(found.report, withheld=tuple(parts), nulls=trace["value"].null_count(), warnings=said)
+    report = replace(
+        found.report,
+        withheld=tuple(parts),
+        nulls=trace["value"].null_count(),
+        warnings=said,
+        screened=len(past) * found.report.cadence_s >= ENOUGH_HISTORY_S,
+    )
     return Ingested(trace, report)
 
 

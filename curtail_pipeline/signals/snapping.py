@@ -6,13 +6,16 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.times import micros_of, times_column
+from curtail_pipeline.times import Micros, micros_of, times_column
 
 _CADENCES_S = (1, 2, 4, 5, 10, 15, 30, 60, 120, 180, 240, 300, 360, 600, 900, 1200, 1800, 3600, 7200, 10800, 86400)
 """Cadences that sources have."""
 TOLERANCE, MOST_MOVED_S = 0.1, 60.0
 """Share of the cadence by which a stamp may be beside it, and the most, unless `traces.snap_s` says otherwise."""
-_FIT = 0.15
+_FIT, _FITTING = 0.15, 0.5
+"""So near to a multiple of the cadence are at least so many of the differences."""
+_JITTERED = 1.7
+"""A step of so many short ones is still one that jitters; twice one is a dropped point."""
 MOST_GRID = 1_000_000
 """Grid stamps that a file of few values may come to; 5-minute values of nine years."""
 _SPARSE = 10
@@ -31,23 +34,29 @@ def snapped(times: pl.Series, source: str, cadence_s: int | None, snap_s: float 
         TraceError: a stamp is farther from every multiple of the cadence, or there is no cadence.
     """
     us = micros_of(times)
+    if not (us % (60 * SECOND_US)).any():
+        return times, None
     stamps = np.unique(us)
-    steps = np.diff(stamps)
-    if len(steps) == 0 or not (stamps % (60 * SECOND_US)).any():
+    steps: Micros = stamps[1:] - stamps[:-1]
+    if len(steps) == 0:
         return times, None
     values, counts = np.unique(steps, return_counts=True)
     common = int(values[np.argmax(counts)])
-    if not (steps % common).any() and counts.max() * 2 >= len(steps):
+    regular = cadence_s * SECOND_US if cadence_s is not None else common
+    if not (steps % regular).any() and (cadence_s is not None or counts.max() * 2 >= len(steps)):
         return times, None
-    typical = float(np.quantile(steps, 0.1)) / SECOND_US
+    short = steps[steps <= _JITTERED * np.quantile(steps, 0.1)]
+    typical = float(np.mean(short)) / SECOND_US
     cadence = cadence_s or min(_CADENCES_S, key=lambda c: abs(c - typical) / c)
-    if cadence_s is None and abs(cadence - typical) > _FIT * cadence:
+    size = cadence * SECOND_US
+    beside = np.abs(steps - np.round(steps / size) * size)
+    fits = abs(cadence - typical) <= _FIT * cadence and np.mean(beside <= _FIT * size) >= _FITTING
+    if cadence_s is None and not fits:
         raise TraceError(
             f"{source}: the stamps have no cadence: neighbours are {values[0] / SECOND_US:g} to "
             f"{values[-1] / SECOND_US:g} s apart; set traces.cadence_s, and traces.snap_s to how far a stamp "
             "may be moved"
         )
-    size = cadence * SECOND_US
     moved = (us + size // 2) // size * size
     tolerance = min(TOLERANCE * cadence, MOST_MOVED_S) if snap_s is None else snap_s
     off = np.abs(us - moved)

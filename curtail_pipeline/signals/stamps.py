@@ -24,7 +24,10 @@ _FORMATS = (
 )
 _NATIONAL = tuple(
     f"{date} {time}".strip()
-    for date in ("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%y", "%m-%d-%Y", "%d-%m-%Y")
+    for date in (
+        *("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%y", "%m-%d-%Y", "%d-%m-%Y", "%Y.%m.%d"),
+        *("%d-%b-%Y", "%d %b %Y", "%b %d %Y", "%d-%b-%y"),
+    )
     for time in ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "")
 )
 """Formats that are not read unasked, since day and month cannot be told apart, but proposed where they fit."""
@@ -34,7 +37,7 @@ _RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
 _ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 _24 = r"([ T])24(:00(?::00(?:\.0+)?)?)?$"
-_EPOCHS = {10: 1_000_000, 13: 1_000, 16: 1}
+_EPOCHS = {10: 1_000_000, 13: 1_000, 16: 1, 19: 0.001}
 """Microseconds in the unit of an epoch, by its number of digits."""
 
 
@@ -111,7 +114,7 @@ class _Parser:
         self.begins = False
 
     def parsed(self) -> Stamps:
-        if self.format is None and self.text.str.contains(r"^\d{10}$|^\d{13}$|^\d{16}$").all():
+        if self.format is None and self.text.str.contains(r"^(?:\d{10}|\d{13}|\d{16}|\d{19})(?:\.\d+)?$").all():
             epoch = _epoch(self.text.cast(pl.Float64, strict=False))
             if epoch is not None:
                 return epoch
@@ -224,7 +227,10 @@ class _Parser:
             if not parsed.null_count() and (parsed.dt.year() > 1900).all():
                 fitting[form] = parsed
         if not fitting:
-            return "write e.g. 2026-01-11T17:00:00Z, or give the file's format as traces.time_format"
+            return (
+                "write e.g. 2026-01-11T17:00:00Z, give the file's format as traces.time_format, or name the column of "
+                "times in traces.time_column"
+            )
         if len(fitting) == 1:
             return f"set traces.time_format to {next(iter(fitting))!r}"
         return "set traces.time_format to " + ", or to ".join(

@@ -45,6 +45,8 @@ _ABBREVIATIONS: dict[str, tuple[str, ...]] = {
     "IST": ("Asia/Kolkata", "+05:30"),
     "CET": ("Europe/Berlin", "+01:00"),
     "CEST": ("Europe/Berlin", "+02:00"),
+    "MEZ": ("Europe/Berlin", "+01:00"),
+    "MESZ": ("Europe/Berlin", "+02:00"),
     "MET": ("Europe/Berlin", "+01:00"),
     "EET": ("Europe/Athens", "+02:00"),
     "EEST": ("Europe/Athens", "+03:00"),
@@ -166,16 +168,25 @@ PREVAILING = (
 """One zone of each summer time that markets keep."""
 
 
-def zone_that_changes(wall: datetime, forward: bool, offset: timedelta) -> str | None:
-    """A zone whose clocks skip (`forward`) or repeat this local time; where it can be one whose standard time has
-    `offset` from UTC, else its summer time.
+def zone_that_changes(wall: datetime, forward: bool, offset: timedelta, step: timedelta) -> str | None:
+    """A zone whose clocks begin to skip (`forward`) or to repeat at this local time; where it can be one whose standard
+    time has `offset` from UTC, else its summer time.
+
+    Args:
+        step: of the stamps; the one before is neither skipped nor repeated.
     """
     found: list[tuple[int, str]] = []
     for name in PREVAILING:
-        zone = ZoneInfo(name)
-        early = wall.replace(tzinfo=zone, fold=0).utcoffset() or timedelta(0)
-        late = wall.replace(tzinfo=zone, fold=1).utcoffset() or timedelta(0)
-        if early == late or (early < late) != forward:
+        early, late = _offsets(wall, name)
+        before = _offsets(wall - step, name)
+        if early == late or (early < late) != forward or before[0] != before[1]:
             continue
         found.append((0 if offset == min(early, late) else 1 if offset == max(early, late) else 2, name))
     return min(found, key=lambda rated: rated[0])[1] if found else None
+
+
+def _offsets(wall: datetime, name: str) -> tuple[timedelta, timedelta]:
+    """Of a local time read as of the first and of the second pass."""
+    zone = ZoneInfo(name)
+    early, late = (wall.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+    return early or timedelta(0), late or timedelta(0)

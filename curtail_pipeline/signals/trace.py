@@ -12,9 +12,8 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, Kind, Unit
+from curtail_pipeline.settings.trace_settings import UNITS, Kind, Reason, Unit
 from curtail_pipeline.signals.cadence import local_cadence
-from curtail_pipeline.signals.withhold import Reason
 from curtail_pipeline.times import TIME, iso, times_column
 
 TRACE_SCHEMA: dict[str, pl.DataType] = {
@@ -109,7 +108,9 @@ class Report:
     warnings: tuple[str, ...] = ()
     withheld: tuple[Withheld, ...] = ()
     screened: bool = False
-    """Values that are no measurement were looked for in all that the source has."""
+    """Values that are no measurement were looked for, by a history of the source."""
+    rounded: int = 0
+    """Small negative powers that were read as 0."""
     chosen: bool = False
     """The settings say which of several values for a stamp counts."""
 

@@ -8,8 +8,9 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import Experiment, with_traces
-from curtail_pipeline.signals.checks import CheckOutcome, check_recording
+from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.provider import make_provider
+from curtail_pipeline.signals.recorded_checks import check_recording
 
 
 @dataclass(frozen=True)
@@ -40,4 +41,4 @@ def read_all(path: Path, experiment: Experiment, reading: Mapping[str, object] |
             f"{path} has no region {missing[0]!r}; it has {', '.join(known)}" if missing else f"{path} is empty"
         )
     parts = [provider.ingest(region, *span, kind) for region in experiment.regions for kind in provider.kinds(region)]
-    return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts))
+    return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts, experiment.checks))

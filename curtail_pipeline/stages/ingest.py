@@ -9,8 +9,9 @@ from curtail_pipeline.errors import StoreError, TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.signals.checks import CheckOutcome, Metadata, check_recording, run_checks
+from curtail_pipeline.signals.checks import CheckOutcome, Metadata, run_checks
 from curtail_pipeline.signals.held import accounting_kind
+from curtail_pipeline.signals.recorded_checks import check_recording
 from curtail_pipeline.signals.revisions import compare
 from curtail_pipeline.signals.screen import screen_ingested
 from curtail_pipeline.signals.trace import FORECAST_SCHEMA, Ingested
@@ -65,7 +66,8 @@ def check_project(project: Project) -> list[CheckOutcome]:
             provider.ingest(region, *project.span, kind)
             for region in project.experiment.regions
             for kind in kinds_of(project, region)
-        ]
+        ],
+        project.experiment.checks,
     )
 
 
@@ -142,7 +144,7 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         metadata["forecasts_issued"] = forecasts["issued_at"].n_unique()
     if warnings:
         metadata["warnings"] = "; ".join(warnings)
-    checks = run_checks(table, now=now, expected=(start, end), reports=reports)
+    checks = run_checks(table, now=now, expected=(start, end), reports=reports, limits=project.experiment.checks)
     return IngestedDay(region, day, table, forecasts, metadata, checks)
 
 

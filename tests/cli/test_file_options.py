@@ -16,6 +16,7 @@ DECLARED: dict[str, Any] = {
     "provider": "file", "path": "moer.csv", "unit": "lb/MWh", "timezone": "America/Los_Angeles", "interval": "end",
 }  # fmt: skip
 OPTIONS = ("unit", "kind", "timezone", "interval", "time-column", "time-format", "columns", "where", "cadence")
+OPTIONS += ("combine", "missing", "set")
 
 
 def test_another_file_is_read_as_the_declared_one_is(tmp_path: Path) -> None:
@@ -42,6 +43,18 @@ def test_the_options_are_keys_of_the_traces_section() -> None:
 
     given = {"unit": None, "columns": ["RRP=NEM_SA", "R"], "where": ["A=0", "B=x=y"], "cadence": 300}
     assert reading(given) == {"columns": {"RRP": "NEM_SA", "R": "R"}, "where": {"A": "0", "B": "x=y"}, "cadence_s": 300}
+    others = {"combine": "sum", "set": ["separator=;", "decimal=,", "measured=[zero, stuck]", "skip_lines=2"]}
+    assert reading(others) == {
+        "combine": "sum", "separator": ";", "decimal": ",", "measured": ["zero", "stuck"], "skip_lines": "2"
+    }  # fmt: skip
+    assert FileTraces.model_validate({"path": "x", **reading(others)}).skip_lines == 2
+    for wrong in (
+        {"set": ["path=y"]},
+        {"unit": "MW", "set": ["unit=MW"]},
+        {"set": ["unit"]},
+    ):
+        with pytest.raises(typer.BadParameter):
+            reading(dict(wrong))
     for wrong in ({"where": ["A"]}, {"where": ["A="]}, {"columns": ["A=1", "A=2"]}):
         with pytest.raises(typer.BadParameter):
             reading(dict(wrong))
@@ -96,6 +109,26 @@ def test_windows_and_simulate_read_the_same_hours(tmp_path: Path) -> None:
     done = curtail(*words, home=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
     assert 1.5 < json.loads(done.stdout.splitlines()[-1])["site_hours"]["s"] <= 2
+
+
+def test_a_file_that_only_other_keys_can_read_needs_no_experiment(tmp_path: Path) -> None:
+    """A German export of curtailed power by fuel, of which only intervals with curtailment are listed."""
+    rows = [f"01.04.2024 {hour:02}:00;{fuel};1.000,5" for hour in (3, 4, 9) for fuel in ("Wind", "Solar")]
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["Stand 2024", "Datum;Art;MW", "01.04.2024 00:00;Wind;-0,2", *rows]) + "\n"
+    )
+    words = ["--set", "separator=;", "--set", "decimal=,", "--set", "skip_lines=1", "--columns", "MW=DE"]
+    words += ["--time-format", "%d.%m.%Y %H:%M", "--kind", "curtailed_power", "--missing", "zero"]
+    words += ["--combine", "sum", "--policy", "threshold"]
+    done = curtail("windows", "--traces", str(tmp_path / "t.csv"), *words, "--json", home=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [(w["start"], w["end"]) for w in found["windows"]] == [
+        ("2024-04-01T03:00:00Z", "2024-04-01T05:00:00Z"), ("2024-04-01T09:00:00Z", None)
+    ]  # fmt: skip
+    assert found["rounded"] == 1
+    done = curtail("windows", "--traces", str(tmp_path / "t.csv"), "--set", "separater=;", home=tmp_path, timeout=60)
+    assert done.returncode == 1 and "unknown key 'separater'" in done.stderr
 
 
 def test_run_opens_the_experiment_with_them(tmp_path: Path) -> None:

@@ -4,12 +4,18 @@ from typing import Any
 
 import polars as pl
 import pytest
+from micro import EXPERIMENT
 
+from curtail_pipeline.cli.windows_of_file import windows_of_file
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.check_settings import CheckLimits
+from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.settings.trace_settings import FileTraces, Kind, Unit
-from curtail_pipeline.signals.checks import CHECKS, CheckLimits, CheckOutcome, run_checks
+from curtail_pipeline.signals.checks import CHECKS, CheckOutcome, run_checks
 from curtail_pipeline.signals.provider import make_provider
 from curtail_pipeline.signals.revisions import Revisions, compare
 from curtail_pipeline.signals.trace import Report, normalise
+from curtail_pipeline.signals.whole_file import read_all
 
 START = datetime(2026, 3, 21, tzinfo=UTC)
 DAY, STEP = timedelta(days=1), timedelta(minutes=5)
@@ -177,3 +183,22 @@ def test_revisions_count_what_changed_and_by_how_much() -> None:
     assert found == Revisions(revised=1, filled=1, withdrawn=1, added=1, largest_change=0.5, largest_at=START + STEP)
     assert found.metadata()["largest_change_at"] == "2026-03-21T00:05:00Z"
     assert not compare(old, old).changed and not compare(None, new).changed
+
+
+def test_the_limits_of_an_experiment_reach_every_command(tmp_path: Path) -> None:
+    """What a check advises to raise can be raised: lignite at the margin all day, and a feed that is read thinly."""
+    values = [1000.0 + i % 50 for i in range(288)]
+    (tmp_path / "t.csv").write_text(
+        "time,R\n" + "".join(f"{START + i * STEP:%Y-%m-%dT%H:%M}Z,{v if i % 4 else ''}\n" for i, v in enumerate(values))
+    )
+    content = {**EXPERIMENT, "traces": {"provider": "file", "path": str(tmp_path / "t.csv")}}
+    content["sites"] = [{"name": "s", "region": "R", "training_kw": 1, "idle_kw": 0, "steps_per_s": 1}]
+    with pytest.raises(TraceError, match=r"raise checks.intensity_p95_g_per_kwh"):
+        read_all(tmp_path / "t.csv", parse_experiment(content, "x"))
+    content["checks"] = {"intensity_p95_g_per_kwh": 1100}
+    found = windows_of_file(tmp_path / "t.csv", parse_experiment(content, "x"))
+    assert [check.name for check in found.checks if not check.passed] == ["gaps"]
+    content["checks"]["gap_share"] = 0.3
+    found = windows_of_file(tmp_path / "t.csv", parse_experiment(content, "x"))
+    assert all(check.passed for check in found.checks)
+    assert parse_experiment(content, "x").sha256() == parse_experiment(content | {"checks": {}}, "x").sha256()

@@ -46,6 +46,23 @@ def test_rows_that_a_column_tells_apart_are_refused_with_the_setting_that_choose
     assert values(opened(tmp_path, LMP, kind="price", combine="last")) == [50.0 + hour for hour in range(24)]
 
 
+def test_rows_that_two_columns_tell_apart_together(tmp_path: Path) -> None:
+    lines = ["time,market,zone,R"]
+    lines += [f"{stamp},{m},{z},{i + 10 * m + z}" for i, stamp in enumerate(STAMPS) for m in (1, 2) for z in (3, 4)]
+    with pytest.raises(TraceError, match=r"'market' and 'zone' together tell them apart.*\{market: 1, zone: 3\}"):
+        values(opened(tmp_path, lines, kind="price", columns={"R": "R"}))
+    chosen = values(opened(tmp_path, lines, kind="price", columns={"R": "R"}, where={"market": 1, "zone": 3}))
+    assert chosen == [13.0 + i for i in range(24)]
+
+
+def test_a_number_that_tells_rows_apart_is_no_region(tmp_path: Path) -> None:
+    lines = ["time,Run,R", *(f"{stamp},{run},{i + run}" for i, stamp in enumerate(STAMPS) for run in (1, 2))]
+    with pytest.raises(TraceError, match=r"the column 'Run' tells them apart \(1, 2\).*\{Run: 1\}"):
+        opened(tmp_path, lines, kind="price").span()
+    provider = opened(tmp_path, lines, kind="price", where={"Run": 1})
+    assert provider.regions() == ["R"] and values(provider) == [1.0 + i for i in range(24)]
+
+
 def test_where_names_a_column_and_a_value_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"no row has .ENE. in column .LMP_TYPE.*holds .LMP."):
         values(opened(tmp_path, LMP, kind="price", where={"LMP_TYPE": "ENE"}))
@@ -80,7 +97,15 @@ def test_a_listing_of_curtailment_is_refused_until_it_is_declared(tmp_path: Path
         FileTraces(path="x", missing="zero")
 
 
-@pytest.mark.parametrize("name", ["RRP", "LMP", "SettlementPointPrice", "Price (EUR/MWh)", "day $", "spot_price"])
+def test_two_values_a_day_apart_hold_for_an_hour(tmp_path: Path) -> None:
+    provider = opened(tmp_path, ["time,R", f"{STAMPS[0]},50", f"{STAMPS[12]},400"])
+    assert values(provider) == [50.0, *[None] * 11, 400.0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RRP", "LMP", "SettlementPointPrice", "Price (EUR/MWh)", "day $", "spot_price", "Marktpreis", "LBMP", "PVPC"],
+)
 def test_a_price_without_kind_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
     lines = [f"time,{name}", *(f"{stamp},{60 + i}" for i, stamp in enumerate(STAMPS))]
     with pytest.raises(TraceError, match="--kind price"):
@@ -88,7 +113,11 @@ def test_a_price_without_kind_is_refused_by_its_name(tmp_path: Path, name: str) 
     assert values(opened(tmp_path, lines, kind="price"), name)[0] == 60
 
 
-@pytest.mark.parametrize("name", ["avg", "average_ci", "CarbonIntensityAverage"])
+@pytest.mark.parametrize(
+    "name",
+    ["avg", "average_ci", "CarbonIntensityAverage", "AOER", "Carbon Intensity gCO2eq/kWh (direct)",
+     "Carbon intensity gCO2eq/kWh (Life cycle)"],
+)  # fmt: skip
 def test_an_average_intensity_without_kind_is_refused(tmp_path: Path, name: str) -> None:
     lines = [f"time,{name}", *(f"{stamp},{60 + i}" for i, stamp in enumerate(STAMPS))]
     with pytest.raises(TraceError, match="average intensity"):
@@ -106,8 +135,19 @@ def test_hours_and_periods_are_no_regions(tmp_path: Path) -> None:
     names = ["Hour", "HE", "Period", "Interval", "HourEnding", "Hour Ending", "settlement_period", "OPR_HR"]
     assert [name for name in names if not is_period_column(name)] == []
     assert [name for name in ("DE", "SPP_TX", "SE3", "HEAD", "NEM_SA", "R") if is_period_column(name)] == []
-    lines = ["time,Hour,R", *(f"{stamp},{i},{400 + i}" for i, stamp in enumerate(STAMPS))]
-    assert opened(tmp_path, lines).regions() == ["R"]
+    for name in ("Hour", "Year", "Month", "Day", "DayOfWeek", "Minute", "index", "Unnamed: 0", "is_dst", "HR", "ID"):
+        lines = [f"time,{name},R", *(f"{stamp},{i},{400 + i}" for i, stamp in enumerate(STAMPS))]
+        assert opened(tmp_path, lines).regions() == ["R"], name
+
+
+def test_countries_that_are_called_as_hours_are_regions(tmp_path: Path) -> None:
+    lines = ["time,HR,ID,SP", *(f"{stamp},{400.5 + i},{600 + i},{500 - i}" for i, stamp in enumerate(STAMPS))]
+    assert opened(tmp_path, lines).regions() == ["HR", "ID", "SP"]
+
+
+def test_an_average_of_marginal_intensities_is_one(tmp_path: Path) -> None:
+    lines = ["time,MOER average", *(f"{stamp},{400 + i}" for i, stamp in enumerate(STAMPS))]
+    assert opened(tmp_path, lines).regions() == ["MOER average"]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +160,22 @@ def test_flags_are_read_in_every_usual_way(tmp_path: Path, yes: str, no: str) ->
     span = provider.span()
     assert span is not None
     assert provider.fetch("R", *span)["estimated"].to_list() == [bool(i % 3) for i in range(24)]
+
+
+@pytest.mark.parametrize("name", ["isEstimated", "Estimated", "imputed_data_used"])
+def test_the_flag_of_estimates_has_several_names(tmp_path: Path, name: str) -> None:
+    rows = [f"{stamp},R,{400 + i},{i % 2}" for i, stamp in enumerate(STAMPS)]
+    provider = opened(tmp_path, [f"time,region,value,{name}", *rows])
+    span = provider.span()
+    assert span is not None
+    assert provider.fetch("R", *span)["estimated"].to_list() == [bool(i % 2) for i in range(24)]
+
+
+def test_ends_of_intervals_and_marks_of_missing_values_are_no_values(tmp_path: Path) -> None:
+    marks = ["n/e", "--", "#N/A", "n.a.", " NaN "]
+    rows = [f"{stamp},{stamp},{marks[i] if i < 5 else 400 + i}" for i, stamp in enumerate(STAMPS)]
+    provider = opened(tmp_path, ["Interval Start,Interval End,R", *rows])
+    assert provider.regions() == ["R"] and values(provider) == [None] * 5 + [400.0 + i for i in range(5, 24)]
 
 
 def test_a_flag_that_is_none_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -108,3 +108,21 @@ def test_refusals_say_what_to_do(api: FakeApi) -> None:
         make(api, token="").fetch("DE", start, start + DAY)
     with pytest.raises(TraceError, match=r"has no marginal_intensity of region 'DE'.*not define a window"):
         make(api).fetch("DE", start, start + DAY, "marginal_intensity")
+
+
+def test_no_answer_for_the_callers_place_another_zone_or_another_granularity(api: FakeApi) -> None:
+    start = NOW.replace(hour=0, minute=0) - 5 * DAY
+    make(api).fetch("DE", start, start + DAY)
+    asked = api.requests[-1].params
+    assert (asked["shouldUseFallbackCallerLookup"], asked["disableCallerLookup"]) == ("false", "true")
+    assert asked["temporalGranularity"] == "hourly"
+    for wrong, said in (
+        ({"zone": "FR", "data": []}, "asked for zone 'DE' and answered for 'FR'"),
+        ({"data": [item(start, zone="FR")]}, "asked for zone 'DE' and answered for 'FR'"),
+        ({"temporalGranularity": "daily", "data": []}, "asked for granularity 'hourly' and answered for 'daily'"),
+        ({"data": [item(start + i * HOUR / 4) for i in range(8)]}, "'hourly' and answered every 900 s"),
+        ({"data": [item(start + i * DAY) for i in range(3)]}, "'hourly' and answered every 86400 s"),
+    ):
+        api.respond = lambda request, wrong=wrong: Answer(wrong)  # type: ignore[misc]
+        with pytest.raises(TraceError, match=said):
+            make(api).fetch("DE", start, start + 5 * DAY)

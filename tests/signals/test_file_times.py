@@ -201,7 +201,8 @@ def test_an_hour_column_is_never_a_region(csv: Any) -> None:
         (["Date,Hour,A", "2024-04-01,26,1"], {}, "'26' in column 'Hour', data row 1, is not in 1 to 25"),
         (["Date,Hour,A", "2024-04-01,noon,1"], {}, "'noon' in column 'Hour', data row 1, is no hour"),
         (["Date,Period,A", "2024-04-01,7,1"], {}, "counts up to 7 a day.*period_s"),
-        (["Date,Hour,Interval,A", "2024-04-01,1,1,1"], {}, "'Hour', 'Interval' may all say.*hour_column"),
+        (["Date,Hour,Interval,A", "2024-04-01,1,1,1"], {}, "'Hour', 'Interval' say .* together, beside 'Date'; give"),
+        (["Date,Hour,Period,A", "2024-04-01,1,1,1"], {}, "'Hour', 'Period' may all say.*hour_column"),
         (["time,H,A", "2024-04-01T05:00,1,1"], {"hour_column": "H"}, "has times of day already"),
         (["time,A", "2024-04-01 23:00,1", "2024-04-01 24:00,1"], {}, "24:00.*set traces.interval to end"),
     ],
@@ -228,6 +229,8 @@ def test_what_does_not_tell_its_hours_is_refused(
         (["2024040100", "2024040101"], {}),
         (["1711929600", "1711933200"], {"timezone": "America/Chicago"}),
         (["1711929600000", "1711933200000"], {"timezone": "America/Chicago"}),
+        (["1711929600000000000", "1711933200000000000"], {}),
+        (["1711929600.0", "1711933200.0"], {}),
         (["2024-04-01 00:00:00 UTC", "2024-04-01 01:00:00 UTC"], {"timezone": "America/Chicago"}),
         (["2024-04-01 00:00 - 2024-04-01 01:00", "2024-04-01 01:00 - 2024-04-01 02:00"], {"interval": "end"}),
         (["2024-04-01T00:00Z/2024-04-01T01:00Z", "2024-04-01T01:00Z/2024-04-01T02:00Z"], {}),
@@ -312,6 +315,13 @@ def test_stamps_that_jitter_are_moved_to_their_cadence(csv: Any, caplog: pytest.
     assert read(far, snap_s=75) == {utc("2024-04-01T00:00") + timedelta(minutes=5 * i): float(i) for i in range(6)}
 
 
+def test_stamps_that_jitter_by_a_minute_are_moved_when_that_is_declared(csv: Any) -> None:
+    path = csv("time,A", *jittered(300, [i * 37 % 90 for i in range(60)]))
+    with pytest.raises(TraceError, match=r"beside its cadence of 300 s.*raise traces.snap_s"):
+        read(path)
+    assert read(path, snap_s=90) == {utc("2024-04-01T00:00") + timedelta(minutes=5 * i): float(i) for i in range(60)}
+
+
 def test_a_regular_offset_from_the_minute_stays(csv: Any) -> None:
     found = read(csv("time,A", *jittered(300, [13] * 6)))
     assert min(found) == utc("2024-04-01T00:00:13") and len(found) == 6
@@ -353,13 +363,25 @@ def test_advice_standard_time_all_year(csv: Any) -> None:
 def test_advice_for_a_fixed_offset_on_a_changing_clock(csv: Any) -> None:
     ends = csv("time,A", *(f"2021-03-14 {stamp},{i}" for i, stamp in enumerate(SKIPPED)))
     for zone in ("Etc/GMT+6", "-06:00", "America/Regina"):
-        with pytest.raises(TraceError, match=r"skip the hour after .*set traces.timezone to .*America/Chicago\) with"):
+        with pytest.raises(TraceError, match=r"skip the hour after .*set traces.timezone to .*America/Chicago with"):
             read(ends, timezone=zone, interval="end")
     begins = ["00:00", "01:00", "03:00", "04:00", "05:00"]
     path = csv("time,A", *(f"2021-03-14 {stamp},{i}" for i, stamp in enumerate(begins)))
     with pytest.raises(TraceError, match=r"e\.g\. America/Chicago\), or, if that hour is really missing"):
         read(path, timezone="-06:00")
     assert read(path, timezone="America/Chicago") == hours("2021-03-14T06:00", *range(5))
+    berlin = csv("time,A", *(f"2024-03-31 {n:02}:00,{n}" for n in (0, 1, 3, 4, 5)))
+    with pytest.raises(TraceError, match=r"e\.g\. Europe/Berlin, or Europe/London with traces.interval end\)"):
+        read(berlin)
+    assert read(berlin, timezone="Europe/Berlin") == {
+        utc("2024-03-30T23:00") + i * HOUR: float(n) for i, n in enumerate((0, 1, 3, 4, 5))
+    }
+    assert read(berlin, timezone="Europe/London", interval="end") == {
+        utc("2024-03-30T23:00") + i * HOUR: float(n) for i, n in enumerate((0, 1, 3, 4, 5))
+    }
+    autumn = [f"2024-10-27 {text}" for text in ("01:00", "01:30", "02:00", "02:30", "02:00", "02:30", "03:00")]
+    with pytest.raises(TraceError, match=r"repeat the hour from 2024-10-27 02:00:00.*Europe/Berlin"):
+        read(csv("time,A", *(f"{stamp},{i}" for i, stamp in enumerate(autumn))))
     whole = csv("time,A", *(f"2021-03-14 {n:02}:00,{'' if n == 2 else n}" for n in range(6)))
     assert set(read(whole, timezone="-06:00").values()) == {0, 1, 3, 4, 5}
     autumn = ["00:00", "01:00", "01:00", "02:00", "03:00"]

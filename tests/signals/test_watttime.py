@@ -1,3 +1,4 @@
+import gzip
 import logging
 import traceback
 from collections.abc import Callable, Iterator
@@ -70,6 +71,7 @@ class Backend:
 
     logins: int = 0
     history_until: datetime = NOW
+    nowcast_at: datetime = NOW
     historical: Callable[[Request], Answer | None] = lambda request: None
 
     def __call__(self, request: Request) -> Answer:
@@ -86,7 +88,7 @@ class Backend:
                 return Answer({"error": "range too long"}, 400)
             return Answer({"data": points(ceil_five(start), min(end, self.history_until)), "meta": meta()})
         if request.path == "/v3/forecast":
-            first = datetime.fromtimestamp(NOW.timestamp() // 300 * 300, UTC)
+            first = datetime.fromtimestamp(self.nowcast_at.timestamp() // 300 * 300, UTC)
             hours = int(request.params["horizon_hours"])
             data = points(first, first + timedelta(hours=hours), value=100)
             return Answer({"data": data, "meta": meta(generated_at=iso(first))})
@@ -218,6 +220,55 @@ def test_a_refused_token_is_renewed_once_and_no_more(
     with pytest.raises(ApiError, match=r"401.*Jwt is expired"):
         provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)
     assert backend.logins == 1
+
+
+def test_a_plain_403_logs_in_once_and_a_second_one_is_final(
+    provider: WattTimeProvider, backend: Backend, api: FakeApi
+) -> None:
+    answers = iter([Answer("Forbidden", 403)])
+    backend.historical = lambda request: next(answers, None)
+    assert len(provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)) == 288
+    assert [request.path for request in api.requests] == ["/login", "/v3/historical", "/login", "/v3/historical"]
+    backend.historical = lambda request: Answer("Forbidden", 403)
+    with pytest.raises(ApiError, match=r"region 'DE'.*403.*Forbidden"):
+        provider.fetch("DE", NOW - 2 * DAY, NOW - DAY)
+    assert backend.logins == 3
+
+
+def test_the_old_name_of_the_user_is_taken_with_a_warning(
+    api: FakeApi, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch(**environ: str) -> int:
+        provider = WattTimeProvider(WattTimeTraces(base_url=api.url), environ=environ, clock=clock, sleep=clock.sleep)
+        return len(provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY))
+
+    assert fetch(WATTTIME_USER="ann", WATTTIME_PASSWORD="x") == 288
+    assert not caplog.text
+    assert fetch(WATTTIME_USERNAME="ann", WATTTIME_PASSWORD="x") == 288
+    assert "WATTTIME_USERNAME is the old name of WATTTIME_USER" in caplog.text
+    with pytest.raises(TraceError, match=r"set WATTTIME_USER and WATTTIME_PASSWORD in the environment"):
+        fetch()
+
+
+def test_a_corrupt_answer_is_asked_for_again(
+    provider: WattTimeProvider, backend: Backend, api: FakeApi, clock: Clock
+) -> None:
+    corrupt = Answer(b"\x1f\x8b\x08\x00" + b"\xff" * 40, headers={"Content-Encoding": "gzip"})
+    cut_off = Answer(gzip.compress(b'{"data": []}')[:15], headers={"Content-Encoding": "gzip"})
+    answers = iter([corrupt, cut_off])
+    backend.historical = lambda request: next(answers, None)
+    assert len(provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)) == 288
+    assert len(api.of("/v3/historical")) == 3 and len(clock.slept) == 2
+    backend.historical = lambda request: corrupt
+    with pytest.raises(ApiError, match=r"answer to /v3/historical is corrupt.*ask again later"):
+        provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY)
+
+
+def test_warnings_may_be_texts(provider: WattTimeProvider, backend: Backend) -> None:
+    said = meta(warnings=["imputed values", {"type": "OLD", "message": "model"}])
+    backend.historical = lambda request: Answer({"data": points(NOW - 2 * DAY, NOW - 2 * DAY), "meta": said})
+    found = provider.ingest("CAISO_NORTH", NOW - 2 * DAY, NOW - 2 * DAY + FIVE)
+    assert found.report.warnings == ("imputed values; OLD: model",)
 
 
 def test_429_waits_as_long_as_retry_after_says(provider: WattTimeProvider, backend: Backend, clock: Clock) -> None:

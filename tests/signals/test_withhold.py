@@ -1,5 +1,6 @@
 """What is no measurement opens no window, and what is one keeps its hours."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from curtail_pipeline.cli.windows_of_file import FileWindows, windows_of_file
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.judged import Values
 from curtail_pipeline.signals.screen import screen_ingested
 from curtail_pipeline.signals.trace import Ingested, normalise
-from curtail_pipeline.signals.withhold import Values, withheld
+from curtail_pipeline.signals.withhold import withheld
 
 START = datetime(2026, 4, 1, tzinfo=UTC)
 STEP = timedelta(minutes=5)
@@ -85,12 +87,105 @@ def test_a_region_that_is_known_for_zeros_keeps_them_but_for_an_outage_in_two_re
         assert [part.after - part.first for part in parts] == [30]
 
 
+def sunny(days: int, edge: float | None = None, hours: int = 5) -> np.ndarray:
+    """Zeros in the middle of each day, which begin and end with `edge`, or with a jump."""
+    values = noisy(days * DAY)
+    for noon in range(DAY // 2, days * DAY, DAY):
+        values[noon - 6 * hours : noon + 6 * hours] = 0.0
+        if edge is not None:
+            values[[noon - 6 * hours - 1, noon + 6 * hours]] = edge
+    return values
+
+
+def hydro() -> np.ndarray:
+    """A few values of a river, each for hours."""
+    return np.round(24 + 1.2 * np.sin(np.arange(5 * DAY) / DAY * 2 * np.pi))
+
+
+RARE = np.where(np.isin(np.arange(5 * DAY), range(700, 720)), 25.0, 24.0)
+BLOCKS = np.where((np.arange(DAY) >= 120) & (np.arange(DAY) < 168), 40.0, 400.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        sunny(5, 60.0), sunny(5), sunny(1, 60.0), hydro(), RARE, np.where(RARE == 25, 45.0, 0.0), BLOCKS,
+        np.round(22 + np.arange(5 * DAY) // 200 % 3), np.zeros(10),
+    ],
+    ids=["curtailed each day", "with jumps", "one day", "river", "flat", "mostly zero", "blocks", "stairs", "few"],
+)  # fmt: skip
+def test_regions_that_are_so_are_left_alone(tmp_path: Path, values: np.ndarray) -> None:
+    found = windows_of_file(written(tmp_path, R=values), kind="marginal_intensity", policy="threshold")
+    assert failing(found) == {}
+    assert found.hours["R"] == pytest.approx((values < 100).sum() / 12)
+
+
+def outage(values: np.ndarray, first: int, after: int, step: int = 1, value: float = 0.0) -> np.ndarray:
+    changed = values.copy()
+    changed[first:after:step] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("values", "lost"),
+    [
+        (outage(noisy(DAY), 100, 160), 60),
+        (outage(noisy(5 * DAY), 0, 100), 100),
+        (outage(outage(noisy(5 * DAY), 0, 70), 288, 358), 140),
+        (outage(noisy(5 * DAY), 400, 700, 2), 150),
+        (outage(sunny(6, 60.0), 760, 970), 210),
+        (outage(sunny(8), 760, 970), 210),
+        (outage(sunny(8), 830, 900, 9), 8),
+    ],
+    ids=["short file", "begin", "nights", "alternating", "long in a known region", "long beside jumps", "flicker"],
+)
+def test_zeros_that_mean_missing(values: np.ndarray, lost: int) -> None:
+    assert count(values) == {"zero": lost}
+
+
+def test_an_outage_takes_a_known_region_with_it_though_the_stamps_differ() -> None:
+    known, other = outage(sunny(6, 60.0), 1070, 1130), outage(noisy(6 * DAY, 600.0, 3), 1071, 1132)
+    assert count(known) == {}
+    lost = [sum(part.after - part.first for part in parts) for parts in withheld([signal(known), signal(other, "S")])]
+    assert lost == [59, 61]
+
+
+def test_what_is_one_value_all_the_time_is_told_and_kept(tmp_path: Path) -> None:
+    for value, check in ((0.0, "zeros"), (24.0, "frozen_feed")):
+        found = windows_of_file(written(tmp_path, R=np.full(DAY, value)), kind="marginal_intensity", policy="threshold")
+        assert found.hours["R"] == 24.0 and set(failing(found)) == {check}
+        assert f"288 of 288 values are {value:g}" in failing(found)[check]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "kind"),
+    [
+        (outage(noisy(3 * DAY), 100, 200), "zero", "marginal_intensity"),
+        (outage(noisy(3 * DAY), 100, 200, value=40.0), "stuck", "marginal_intensity"),
+        (outage(noisy(3 * DAY, 60.0), 100, 110, value=-999.0), "sentinel", "price"),
+    ],
+)
+def test_the_advice_to_declare_them_measured_keeps_them(
+    tmp_path: Path, values: np.ndarray, reason: str, kind: str
+) -> None:
+    path = written(tmp_path, R=values)
+    text = "; ".join(failing(windows_of_file(path, kind=kind)).values())
+    assert f"declare traces.measured: [{reason}]" in text
+    found = windows_of_file(path, kind=kind, measured=[reason], policy="threshold")
+    assert failing(found) == {} and found.nulls == 0
+    assert found.hours["R"] == pytest.approx((values < (0.1 if kind == "price" else 100)).sum() / 12)
+
+
 def test_zero_is_the_ordinary_curtailed_power_and_a_price_may_clear_at_it() -> None:
     values = noisy(3 * DAY, 60.0)
     values[200] = 0.0
     assert count(values, "price") == {}
     values[300:400] = 0.0
     assert count(values, "price") == {"zero": 101}
+    assert count(outage(noisy(3 * DAY, 60.0), 100, 200, value=-0.01), "price") == {"stuck": 99}
+    auction = signal(outage(noisy(3 * DAY, 60.0), 100, 140, value=-0.01), kind="price")
+    quarters = replace(auction, times=auction.times[0] + 3 * (auction.times - auction.times[0]), cadence_s=900)
+    assert withheld([quarters]) == [[]]
     assert count(values, "curtailed_power") == {}
 
 
@@ -197,7 +292,10 @@ def test_real_traces_keep_their_exact_hours_and_raise_no_warning(
     assert found.hours["s"] == pytest.approx(hours, abs=1e-5)
 
 
-def test_every_month_of_california_alone_keeps_all_its_values(test_data: Path) -> None:
+def test_every_month_and_every_day_of_california_alone_keeps_all_its_values(test_data: Path) -> None:
     for file in sorted((test_data / "sgip_moer_pge").glob("*.csv.gz")):
         table = pl.read_csv(file, columns=["time", "moer"]).unique("time").sort("time")
-        assert count(table["moer"].to_numpy() * 1000) == {}, file.name
+        values = table["moer"].to_numpy() * 1000
+        assert count(values) == {}, file.name
+        for first in range(0, len(values), DAY):
+            assert count(values[first : first + DAY]) == {}, table["time"][first]

@@ -22,7 +22,7 @@ from curtail_pipeline.signals.watttime import WattTimeProvider
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.tables import forecast_key, read_table
+from curtail_pipeline.storage.tables import forecast_key, read_table, trace_key
 from curtail_pipeline.times import to_us
 
 STEPS = 6
@@ -143,6 +143,32 @@ def test_today_asks_only_for_what_was_issued_since(tmp_path: Path, api: FakeApi)
     asked = api.of("/v3/forecast/historical")[before:]
     assert all(request.params["start"] > first[-2].strftime("%Y-%m-%dT%H:%M:%SZ") for request in asked)
     assert issues(project, day) == first
+
+
+def test_earlier_nowcasts_are_kept_while_history_lags(tmp_path: Path) -> None:
+    backend = Backend(history_until=NOW - timedelta(minutes=40))
+    with serve(backend) as api:
+        project = live(tmp_path, api)
+        clock = Clock()
+        at = NOW.replace(second=0, minute=0)
+        provider = WattTimeProvider(
+            WattTimeTraces(base_url=api.url), environ=SECRETS, clock=clock, sleep=clock.sleep,
+            limiter=RateLimiter(1000, 1.0, sleep=clock.sleep),
+        )  # fmt: skip
+        project.provider = provider
+        day = NOW.date().isoformat()
+        for _ in range(3):
+            save_ingested(project, ingest_day(project, "CAISO_NORTH", day))
+            clock.now += timedelta(minutes=5)
+            backend.nowcast_at += timedelta(minutes=5)
+        stored = read_table(project.store, trace_key(day, "CAISO_NORTH"))
+        estimated = stored.filter("estimated").drop_nulls("value")["time"].to_list()
+        assert estimated == [at, at + timedelta(minutes=5), at + timedelta(minutes=10)]
+        # What history says later replaces them.
+        backend.history_until = clock.now
+        save_ingested(project, ingest_day(project, "CAISO_NORTH", day))
+        stored = read_table(project.store, trace_key(day, "CAISO_NORTH"))
+        assert stored["value"].null_count() == 0 and not stored["estimated"].any()
 
 
 def test_a_forecast_that_is_refused_costs_no_signal(tmp_path: Path, api: FakeApi) -> None:

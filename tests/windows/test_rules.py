@@ -308,6 +308,9 @@ def test_marginal_intensity_finds_the_power_that_caiso_curtailed(test_data):
     found = rules["marginal_intensity < 100 g/kWh"]
     assert (found["precision"], found["recall"], found["share_of_mwh"]) == pytest.approx((1.0, 0.605, 0.803), abs=2e-3)
     assert rules["price <= 0"] == {"precision": None, "recall": 0.0, "share_of_mwh": 0.0, "window_hours": 0.0}
+    either = rules["marginal_intensity or price <= 30"]
+    assert either["precision"] > 0.99 and either["recall"] > 0.7 and either["share_of_mwh"] > 0.88
+    assert rules["price or curtailed_power, default rules"]["share_of_mwh"] == 1.0
 
 
 def test_quality_counts_parts_of_intervals():
