@@ -200,6 +200,7 @@ def simulate(
     from curtail_pipeline.cli.console import print_comparison, print_simulation, warn_checks
     from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
     from curtail_pipeline.cli.windows_of_file import said
+    from curtail_pipeline.simulation.policy_table import as_json
 
     check_usage(compare, plot, policy, interpolate)
     options = what_if(overheads, forecast, start, deadline, file)
@@ -207,7 +208,7 @@ def simulate(
         table, checks = compare_file(traces, experiment, plot, options)
         warn_checks(said(checks))
         if json_:
-            _print_json({"policies": table.to_dicts(), "checks": [asdict(check) for check in said(checks)]})
+            _print_json({"policies": as_json(table), "checks": [asdict(check) for check in said(checks)]})
         else:
             print_comparison(table, plot)
         return
