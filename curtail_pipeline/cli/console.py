@@ -30,6 +30,7 @@ from curtail_pipeline.times import parse_utc
 if TYPE_CHECKING:
     from curtail_pipeline.cli.signals_listed import Answer, Source
     from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
+    from curtail_pipeline.simulation.paper_claims import Reproduction
     from curtail_pipeline.simulation.summary import Summary
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
@@ -277,6 +278,28 @@ def print_simulation(result: "Summary") -> None:
     OUT.print(table)
 
 
+def print_claims(found: "Reproduction") -> None:
+    """A row per published figure."""
+    table = Table(title="arXiv:2602.22760, claim by claim", title_justify="left")
+    for name in ("claim", "published", "ours", "difference", "", "how", "holds", "in the paper"):
+        table.add_column(name, justify="right" if name in ("published", "ours", "difference") else "left")
+    for claim in found.claims:
+        table.add_row(
+            claim.name,
+            f"{claim.published:g}",
+            _number(claim.ours, 2),
+            "-" if claim.difference is None else f"{claim.difference:+.2f}",
+            claim.unit,
+            claim.how,
+            "-" if claim.holds is None else "yes" if claim.holds else "NO",
+            claim.place,
+        )
+    OUT.print(table)
+    counted = [claim for claim in found.claims if claim.holds is not None]
+    held = sum(claim.holds is True for claim in counted)
+    OUT.print(f"{held} of {len(counted)} hold; {len(found.claims) - len(counted)} are not reproducible here")
+
+
 REGRET_COLUMNS = {
     "regret_total_kg": "regret",
     "regret_exit_lag_kg": "exit lag",
@@ -296,15 +319,14 @@ def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
         title_justify="left",
     )
     names = ["", "policy", "finished", "steps", "job", "hours", "kWh", "kg", "oracle kg", *REGRET_COLUMNS.values()]
-    for name in [*names, "note"]:
-        words = name in ("policy", "finished", "note")
+    for name in names:
+        words = name in ("policy", "finished")
         table.add_column(name, overflow="fold", no_wrap=name == "policy", justify="left" if words else "right")
     ordered = by_rank(rows)
     for number, row in enumerate(ordered.iter_rows(named=True)):
         if number and row["finished"] != ordered["finished"][number - 1]:
             table.add_section()
         share, scale = row["job_share"], 1.0 if alike else 1_000_000 / (row["steps"] or 1)
-        parameters = "" if row["parameters"] == "{}" else row["parameters"]
         table.add_row(
             "-" if row["rank"] is None else str(row["rank"]),
             escape(row["policy"]),
@@ -316,8 +338,11 @@ def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
             _number(row["co2_kg"], 3),
             _number(row["oracle_co2_kg"], 3),
             *(_number(None if row[key] is None else row[key] * scale, 3) for key in REGRET_COLUMNS),
-            escape("; ".join(text for text in (row["note"], parameters) if text)) or "-",
         )
     OUT.print(table)
+    for row in ordered.iter_rows(named=True):
+        parameters = "" if row["parameters"] == "{}" else row["parameters"]
+        if said := "; ".join(text for text in (row["note"], parameters) if text):
+            OUT.print(escape(f"{row['policy']}: {said}"))
     if plot is not None:
         OUT.print(f"plot: {plot}")

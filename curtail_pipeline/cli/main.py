@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curtail_pipeline.cli.file_options import Reading, takes_file_options
+from curtail_pipeline.cli.reproduce import reproduce
 from curtail_pipeline.errors import CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 federation_app = typer.Typer(no_args_is_help=True, help="The local federation: SuperLink, SuperNodes, trainers.")
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at and check the checkpoints of an experiment.")
 site_app = typer.Typer(no_args_is_help=True, help="A site's agent: resident trainer and SuperNode.")
+app.command()(reproduce)
 app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
