@@ -268,14 +268,19 @@ def print_answers(answers: "Sequence[Answer]") -> None:
 def print_simulation(result: "Summary") -> None:
     table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
     for key, value in result.items():
+        if key == "baselines":
+            continue
         if isinstance(value, Mapping):
             shown = ", ".join(f"{name} {_number(part, 3)}" for name, part in value.items())
         elif isinstance(value, float):
             shown = _number(value, 3)
         else:
             shown = str(value)
-        table.add_row(key, escape(shown))
+        table.add_row(key, escape("-" if value is None else shown))
     OUT.print(table)
+    for region, base in result["baselines"].items():
+        if base["reason"] is not None:
+            OUT.print(escape(f"always on in {region}: {base['reason']}"))
 
 
 def print_claims(found: "Reproduction") -> None:

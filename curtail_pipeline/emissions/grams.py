@@ -14,7 +14,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
-from curtail_pipeline.signals.held import Signal, read_signals
+from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal, read_signals
 from curtail_pipeline.storage.manifest import Interval
 from curtail_pipeline.times import DAY, FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
 
@@ -151,7 +151,7 @@ def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | Non
         traces: normalised traces; null values are missing stamps and end nothing.
         max_age_s: as of `read_signals`.
     """
-    return read_signals(traces.filter(pl.col("unit") == "g/kWh"), max_age_s)
+    return read_signals(traces.filter(pl.col("kind").is_in(ACCOUNTING_KINDS)), max_age_s)
 
 
 def intervals_table(intervals: Sequence[Interval | PowerInterval], checkpoint: str | None = None) -> pl.DataFrame:

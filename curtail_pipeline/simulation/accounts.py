@@ -1,15 +1,17 @@
 """What a walk cost: hours, energy and CO2 against step-held traces, baselines, and regret over the oracle."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
-from curtail_pipeline.emissions.baselines import always_on
+from curtail_pipeline.emissions.baselines import Baseline, always_on
 from curtail_pipeline.emissions.battery import supplied
 from curtail_pipeline.emissions.grams import Bounds, count_grams, energy_kwh, hole_bounds
 from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
+from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.oracle import Oracle
 from curtail_pipeline.simulation.walk import Walk
 from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, outside
@@ -61,12 +63,15 @@ def account(
     walk: Walk,
     curtailed: dict[str, SiteWindows],
     *,
+    accounting: Mapping[str, Signal] | None = None,
     interpolate: bool = False,
     interpolated: bool = True,
 ) -> Account:
     """Add a walk up.
 
     Args:
+        accounting: gCO2/kWh by region, the view's signals when not given; energy of a region that has none is
+            unaccounted.
         curtailed: per site, when its signal counts as curtailed (the plain rule, without delays).
         interpolate: join the trace's values by straight lines everywhere, as the paper's analysis does.
         interpolated: also give the CO2 of interpolated values.
@@ -75,7 +80,7 @@ def account(
     bounds: list[Bounds | None] = []
     idle_h = start_up_h = kwh = lost = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
     for site in view.sites:
-        use, signal = walk.use[site.name], view.signals[site.region]
+        use, signal = walk.use[site.name], (view.signals if accounting is None else accounting).get(site.region)
         windows = curtailed.get(site.name, SiteWindows.none())
         clear = windows.start, np.minimum(windows.end, FOREVER)
         training_h[site.name] = use.hours("training")
@@ -152,18 +157,27 @@ def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> 
     ], own
 
 
-def baselines(view: View, steps: int, start: int, *, interpolate: bool = False) -> dict[str, float | None]:
-    """kg CO2 of `always_on` per region: of each site, and of the extra regions with the first site's cluster.
+def baselines(
+    view: View, steps: int, start: int, accounting: Mapping[str, Signal] | None = None, *, interpolate: bool = False
+) -> dict[str, Baseline]:
+    """`always_on` per region: of each site, and of the extra regions with the first site's cluster.
 
-    None when the trace does not cover it.
+    Args:
+        accounting: as of `account`.
     """
+    signals = view.signals if accounting is None else accounting
     owner = {site.region: site for site in reversed(view.sites)}
-    found = {}
-    for region in view.experiment.regions:
-        site, signal = owner.get(region, view.sites[0]), view.signals.get(region)
-        grams = always_on(steps, from_us(start), site, region, signal, interpolate=interpolate).co2_g
-        found[region] = None if grams is None else grams / 1_000
-    return found
+    return {
+        region: always_on(
+            steps,
+            from_us(start),
+            owner.get(region, view.sites[0]),
+            region,
+            signals.get(region),
+            interpolate=interpolate,
+        )
+        for region in view.experiment.regions
+    }
 
 
 class Regret(TypedDict):

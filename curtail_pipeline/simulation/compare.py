@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from curtail_pipeline.emissions.grams import accounting_signals
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, POLICIES, TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.predictors import Forecast, make_forecast
 from curtail_pipeline.scheduling.timeline import Timeline
-from curtail_pipeline.scheduling.view import Job, SiteWindows, View
+from curtail_pipeline.scheduling.view import Job, SiteWindows, View, max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment, with_overheads
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.overheads import OverheadsName
 from curtail_pipeline.settings.rule_settings import RULE_PARAMETERS, RuleSettings, SignalRule, rule_of
-from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal
+from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.accounts import account
 from curtail_pipeline.simulation.policy_table import Row, pareto_chart, refused_row, row_of, table_of
 from curtail_pipeline.simulation.summary import Simulated, Summary, summary, twin_kg
@@ -58,6 +59,9 @@ def simulate_run(
     if planning and forecast is None:
         _log.warning("no forecast given: policy %s plans with a perfect one, which no run can have", run.policy.name)
     maker = partial(make_forecast, chosen) if isinstance(chosen, str) else chosen
+    accounting = accounting_signals(traces, max_signal_ages(run))
+    if planning and run.policy.parameters.get("spend") != "cost":
+        _require_intensity(run, accounting)
     view = View.build(run, traces, _table(run, traces, run.policy), maker)
     if chosen == "perfect":
         view.rivals = _rivals(run, traces, experiment)
@@ -69,8 +73,8 @@ def simulate_run(
     job = Job(0, run.job.steps, from_us(begin), run.job.deadline)
     found = walk(view, job, begin)
     windows = _curtailed(run, traces)
-    totals = account(view, found, windows, interpolate=interpolate)
-    return Simulated(run, view, found, totals, view.forecasts.name if view.forecasts else None)
+    totals = account(view, found, windows, accounting=accounting, interpolate=interpolate)
+    return Simulated(run, view, found, totals, accounting, view.forecasts.name if view.forecasts else None)
 
 
 def simulate(
@@ -146,7 +150,6 @@ def _configured(
     stamps = traces.filter(pl.col("region").is_in([site.region for site in run.sites]))["time"]
     if stamps.is_empty():
         raise TraceError(f"the traces have no values of {', '.join(site.region for site in run.sites)}")
-    _require_accounting(run, traces)
     first = stamps.min()
     assert isinstance(first, datetime)
     begin = start or run.clock.start or first
@@ -170,19 +173,18 @@ def _configured(
     )
 
 
-def _require_accounting(run: Experiment, traces: pl.DataFrame) -> None:
-    """A price or a power says when to train and nothing about grams.
+def _require_intensity(run: Experiment, accounting: Mapping[str, Signal]) -> None:
+    """A price or a power says when to train and nothing about grams, which a policy that plans weighs.
 
     Raises:
-        TraceError: a region has values, and no intensity among them.
+        PolicyError: a site's region has no intensity.
     """
-    known = traces.drop_nulls("value").select("region", "kind").unique()
-    for region in run.regions:
-        kinds = known.filter(region=region)["kind"].sort().to_list()
-        if kinds and not set(kinds) & set(ACCOUNTING_KINDS):
-            raise TraceError(
-                f"region {region!r} has no intensity, only {', '.join(kinds)}, by which no CO2 can be counted; add a "
-                "column of marginal_intensity or average_intensity (traces.columns), or a source of it (traces.sources)"
+    for site in run.sites:
+        if site.region not in accounting:
+            raise PolicyError(
+                f"policy {run.policy.name!r} weighs CO2, and region {site.region!r} has no intensity; add a column of "
+                "marginal_intensity or average_intensity (traces.columns) or a source of it (traces.sources), or "
+                "choose a policy that follows windows"
             )
 
 

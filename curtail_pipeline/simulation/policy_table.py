@@ -11,7 +11,7 @@ import polars as pl
 
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.simulation.oracle import least_co2, least_co2_with_overheads
-from curtail_pipeline.simulation.summary import Simulated, Summary, bound_with_overheads
+from curtail_pipeline.simulation.summary import Simulated, Summary, bound_with_overheads, priced
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.times import HOUR, Cell
 
@@ -120,6 +120,8 @@ def _frontier(reference: Simulated, table: pl.DataFrame) -> list[_FrontierPoint]
     """The least CO2 of the whole job by the hours it is given, from the fastest policy to the trace's end."""
     view, start, steps = reference.view, reference.walk.start, reference.experiment.job.steps
     rows: list[_FrontierPoint] = []
+    if not priced(reference):
+        return rows
     finished = table.filter("finished")["runtime_h"].min()
     first = 0.97 * finished if isinstance(finished, float) else 0.0
     for number in range(FRONTIER_POINTS):

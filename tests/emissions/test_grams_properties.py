@@ -155,13 +155,13 @@ def test_a_baseline_is_the_ledger_of_its_interval(case: Case, length_s: int) -> 
     booked = by_ledger(Case(case.values, case.cadence_s, case.first_s, case.age_s, [("training", 0, end_s)]), view)
     assert found.kwh == pytest.approx(booked.kwh, abs=1e-9)
     covered = signal.times[0] <= BEGIN and BEGIN + end_s * SECOND <= signal.end
-    simulated = baselines(view, steps, BEGIN)["A"]
+    simulated = baselines(view, steps, BEGIN)["A"].co2_g
     if not covered:
         assert (found.co2_g, simulated, found.unaccounted_kwh) == (None, None, found.kwh)
         return
     assert found.co2_g == (None if booked.co2_g is None else pytest.approx(booked.co2_g, abs=1e-9))
     assert found.unaccounted_kwh == pytest.approx(booked.unaccounted_kwh, abs=1e-9)
-    assert simulated == (None if found.co2_g is None else found.co2_g / 1_000)
+    assert simulated == found.co2_g
 
 
 @settings(deadline=None, max_examples=100)
@@ -265,7 +265,8 @@ def test_a_hole_is_the_same_hole_everywhere() -> None:
     assert (simulated.energy_kwh, simulated.co2_kg, simulated.unaccounted_kwh) == pytest.approx((1, known / 100, lost))
     base = always_on(1_800, START, site, "A", view.signals["A"])
     assert (base.kwh, base.co2_g, base.unaccounted_kwh) == pytest.approx((1.0, 10 * known, lost))
-    assert baselines(view, 1_800, BEGIN) == {"A": pytest.approx(known / 100)}
+    assert baselines(view, 1_800, BEGIN) == {"A": base}
+    assert base.bounds_g == pytest.approx((10.0, 10.0)), "the day knows of nothing but 10 g/kWh"
     # 35 of the 60 minutes can be bought, and five more in which the trace has its last value.
     most = 40 * 60 // 2
     found = least_co2(view, most, BEGIN, view.end_us)
