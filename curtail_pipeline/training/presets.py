@@ -17,29 +17,12 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.settings.training_settings import DEPTH, TrainingSettings
+from curtail_pipeline.settings.model_size import VOCABULARY_MULTIPLE, preset_shape
+from curtail_pipeline.settings.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
     from transformers import NanoChatConfig, PreTrainedConfig, PreTrainedModel
-
-VOCABULARY_MULTIPLE = 64
-WIDTH_PER_LAYER, HEAD_WIDTH = 64, 128
-"""nanochat's aspect ratio and head width (scripts/base_train.py)."""
-
-
-def preset_shape(preset: str) -> dict[str, int]:
-    """The config values that a preset stands for; `TrainingSettings` has checked its name."""
-    depth = DEPTH.fullmatch(preset)
-    layers = int(depth[1]) if depth else 2
-    width = WIDTH_PER_LAYER * layers if depth else 64
-    return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": -(-width // HEAD_WIDTH),
-    }
-
 
 OVERRIDABLE = (
     "final_logit_softcapping",

@@ -121,7 +121,9 @@ def test_a_region_without_an_intensity_leaves_the_others_accounted() -> None:
 
 
 def test_the_order_of_a_regions_signals_does_not_matter() -> None:
-    run = experiment(rules={"B": {"kind": "price", "exit_delay_s": 0}}, policy={"name": "threshold"}, job={"steps": 4_000})
+    run = experiment(
+        rules={"B": {"kind": "price", "exit_delay_s": 0}}, policy={"name": "threshold"}, job={"steps": 4_000}
+    )
     parts = [
         traces({"A": [50] * 24}),
         priced({"B": [-5.0] * 12 + [90.0] * 12}),
