@@ -217,7 +217,7 @@ def run(models: str = "d4,d8", rounds: int = 6, vocab_size: int = 65_536, out: s
     Returns:
         `settings.overheads.Measurement`, as it was written.
     """
-    load_average = round(os.getloadavg()[0], 2)
+    load_average, commit = round(os.getloadavg()[0], 2), _commit()
     found = []
     for preset in models.split(","):
         with tempfile.TemporaryDirectory(prefix="curtail-overheads-") as folder:
@@ -234,7 +234,7 @@ def run(models: str = "d4,d8", rounds: int = 6, vocab_size: int = 65_536, out: s
         machine=f"{os.cpu_count()} cores of a {platform.machine()} machine, {platform.system()}",
         load_average=load_average,
         version=__version__,
-        commit=_commit(),
+        commit=commit,
         command=" ".join(["curtail bench overheads", *options]),
         models=tuple(found),
     )
