@@ -17,7 +17,7 @@ from curtail_pipeline.scheduling.view import Job, SiteWindows, View, max_signal_
 from curtail_pipeline.settings.experiment import Experiment, with_overheads
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.overheads import OverheadsName
-from curtail_pipeline.settings.rule_settings import RULE_PARAMETERS, RuleSettings, SignalRule, rule_of
+from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, policy_named, rule_of
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.accounts import account
 from curtail_pipeline.simulation.policy_table import Row, pareto_chart, refused_row, row_of, table_of
@@ -94,7 +94,7 @@ def simulate(
 
     Args:
         traces: normalised trace rows of all regions of the experiment.
-        policy: in place of the experiment's; see `settings_of`.
+        policy: in place of the experiment's; see `rule_settings.policy_named`.
         overheads: `paper` or `product` in place of the experiment's own.
         forecast: `perfect`, `persistence`, `seasonal` or a file, for policies that plan; `perfect` when not given.
         start: in place of the clock's start (the trace's when it has none).
@@ -121,19 +121,6 @@ def simulate(
     return summary(done, None if ideal is None else twin_kg(done, ideal), interpolate=interpolate)
 
 
-def settings_of(experiment: Experiment, policy: str) -> PolicySettings:
-    """A policy's name and parameters in the experiment: the experiment's own, or those of another policy.
-
-    Another policy decides on the same signal by the same thresholds; the exit delay and the chooser's parameters are
-    its own defaults.
-    """
-    own = experiment.policy
-    if policy == own.name:
-        return own
-    signal = RULE_PARAMETERS - {"exit_delay_s"}
-    return PolicySettings(name=policy, parameters={k: v for k, v in own.parameters.items() if k in signal})
-
-
 def _configured(
     experiment: Experiment,
     traces: pl.DataFrame,
@@ -146,7 +133,7 @@ def _configured(
     if policy is not None and policy not in POLICIES:
         raise PolicyError(f"unknown policy {policy!r}: choose one of {', '.join(sorted(POLICIES))}")
     if policy is not None and policy != run.policy.name:
-        run = run.model_copy(update={"policy": settings_of(run, policy)})
+        run = run.model_copy(update={"policy": policy_named(policy, run.policy)})
     stamps = traces.filter(pl.col("region").is_in([site.region for site in run.sites]))["time"]
     if stamps.is_empty():
         raise TraceError(f"the traces have no values of {', '.join(site.region for site in run.sites)}")
@@ -202,7 +189,7 @@ def _rivals(run: Experiment, traces: pl.DataFrame, experiment: Experiment) -> tu
     found = []
     for name in POLICIES:
         if name not in PLANNING_POLICIES:
-            settings = run.model_copy(update={"policy": settings_of(experiment, name)})
+            settings = run.model_copy(update={"policy": policy_named(name, experiment.policy)})
             policy = policy_of(View.build(settings, traces, _table(settings, traces, settings.policy)))
             assert isinstance(policy, TimelinePolicy)
             found.append(policy.timelines)
@@ -239,9 +226,9 @@ def compare(
 ) -> "tuple[pl.DataFrame, Chart]":
     """Every policy on the same trace: a table (`policy_table.COMPARED`), and kg against hours as an altair chart.
 
-    Policies have the parameters of `settings_of`. Without a deadline, policies that plan get the time of the slowest of
-    the others, so that they compare at equal time. A policy that can't run (e.g. an infeasible budget) has its reason
-    in the column `note`.
+    Policies have the parameters of `rule_settings.policy_named`. Without a deadline, policies that plan get the time of
+    the slowest of the others, so that they compare at equal time. A policy that can't run (e.g. an infeasible budget)
+    has its reason in the column `note`.
     """
     names = list(policies or sorted(POLICIES))
     unknown = [name for name in names if name not in POLICIES]
@@ -261,7 +248,7 @@ def compare(
             done = by_forecast(forecast=forecast)
             ideal = None if done.forecast == "perfect" else by_forecast(forecast="perfect")
         except PolicyError as error:
-            rows[name] = refused_row(settings_of(experiment, name), str(error))
+            rows[name] = refused_row(policy_named(name, experiment.policy), str(error))
             continue
         result = summary(done, None if ideal is None else twin_kg(done, ideal))
         rows[name] = row_of(done, result, f"{done.forecast} forecast, by {deadline_h or 0:.2f} h")
