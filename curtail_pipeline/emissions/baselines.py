@@ -27,9 +27,10 @@ class Baseline:
     unaccounted_kwh: float
     reason: str | None
     """Why there is no CO2, or what it leaves out."""
-    bounds_g: tuple[float, float] | None = field(default=None, kw_only=True)
-    """Least and most CO2 with the unaccounted energy at its day's lowest and highest intensity; None where there is no
-    CO2, or a day without any value."""
+    co2_g_low: float | None = field(default=None, kw_only=True)
+    co2_g_high: float | None = field(default=None, kw_only=True)
+    """With the unaccounted energy at its day's lowest and highest intensity; None where there is no CO2, or a day
+    without any value."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def always_on(
     gaps = f"{lost:.3g} kWh fall into gaps of the trace and are not in the CO2" if lost else None
     hole = hole_bounds(*span, kw, signal) if lost else Bounds(0.0, 0.0)
     known = grams or 0.0
-    bounds = None if hole is None else (known + hole.low_g, known + hole.high_g)
-    return Baseline(region, site.name, steps, (last - first) / HOUR, kwh, grams, lost, gaps, bounds_g=bounds)
+    low, high = (None, None) if hole is None else (known + hole.low_g, known + hole.high_g)
+    hours = (last - first) / HOUR
+    return Baseline(region, site.name, steps, hours, kwh, grams, lost, gaps, co2_g_low=low, co2_g_high=high)
 
 
 def _not_covered(region: str, signal: Signal | None, start: int, end: int) -> str | None:

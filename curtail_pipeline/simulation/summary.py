@@ -122,14 +122,13 @@ def _kg(grams: float | None) -> float | None:
 
 
 def _figures(base: Baseline) -> BaselineFigures:
-    low, high = base.bounds_g or (None, None)
     return {
         "hours": base.hours,
         "energy_kwh": base.kwh,
         "unaccounted_kwh": base.unaccounted_kwh,
         "co2_kg": _kg(base.co2_g),
-        "co2_kg_low": _kg(low),
-        "co2_kg_high": _kg(high),
+        "co2_kg_low": _kg(base.co2_g_low),
+        "co2_kg_high": _kg(base.co2_g_high),
         "reason": base.reason,
     }
 

@@ -266,7 +266,7 @@ def test_a_hole_is_the_same_hole_everywhere() -> None:
     base = always_on(1_800, START, site, "A", view.signals["A"])
     assert (base.kwh, base.co2_g, base.unaccounted_kwh) == pytest.approx((1.0, 10 * known, lost))
     assert baselines(view, 1_800, BEGIN) == {"A": base}
-    assert base.bounds_g == pytest.approx((10.0, 10.0)), "the day knows of nothing but 10 g/kWh"
+    assert (base.co2_g_low, base.co2_g_high) == pytest.approx((10.0, 10.0)), "the day knows of nothing but 10 g/kWh"
     # 35 of the 60 minutes can be bought, and five more in which the trace has its last value.
     most = 40 * 60 // 2
     found = least_co2(view, most, BEGIN, view.end_us)
