@@ -93,6 +93,11 @@ class Measurement(Section):
     command: str
     models: tuple[MeasuredModel, ...]
 
+    @property
+    def join_s(self) -> float:
+        """The least of all: a site joins before it knows which model it will train."""
+        return min(model.join_s for model in self.models)
+
     def model_for(self, parameters: int) -> MeasuredModel | None:
         """The smallest measured model that is no smaller; None where all are."""
         fitting = [model for model in self.models if model.parameters >= parameters]
@@ -129,7 +134,7 @@ def product(round_s: float, parameters: int = D20_PARAMETERS) -> Overheads:
             outer_step_s=lost / 4,
         )
     return Overheads(
-        connect_s=model.join_s,
+        connect_s=measurement().join_s,
         first_load_s=model.first_load_s,
         round_load_s=model.load_s,
         round_tail_s=model.tail_s,
