@@ -31,8 +31,9 @@ from curtail_pipeline.settings.overheads import product
 from curtail_pipeline.settings.trace_settings import FileTraces, ForecastColumns
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.signals.provider import make_provider
-from curtail_pipeline.simulation.compare import simulate_run, summary
+from curtail_pipeline.simulation.compare import simulate_run
 from curtail_pipeline.simulation.oracle import least_co2
+from curtail_pipeline.simulation.summary import summary
 from curtail_pipeline.storage.records import Json, Message, Record
 from curtail_pipeline.times import HOUR
 
@@ -161,7 +162,7 @@ def _one(
         finished=result["finished"],
         steps=result["steps"],
         hours=result["runtime_h"],
-        kg=result["co2_kg"],
+        kg=done.account.co2_kg,
         kwh=result["energy_kwh"],
         in_windows=result["curtailed_energy_share"],
         oracle_kg=result["oracle_co2_kg"],

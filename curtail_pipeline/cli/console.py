@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
+from curtail_pipeline.simulation.policy_table import by_rank
 from curtail_pipeline.stages.run_events import (
     AttemptFailed,
     Committed,
@@ -29,7 +30,8 @@ from curtail_pipeline.times import parse_utc
 if TYPE_CHECKING:
     from curtail_pipeline.cli.signals_listed import Answer, Source
     from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
-    from curtail_pipeline.simulation.compare import Summary
+    from curtail_pipeline.simulation.paper_claims import Reproduction
+    from curtail_pipeline.simulation.summary import Summary
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
     from curtail_pipeline.stages.project import Project
@@ -266,39 +268,86 @@ def print_answers(answers: "Sequence[Answer]") -> None:
 def print_simulation(result: "Summary") -> None:
     table = Table(title=f"What if: policy {result['policy']}", title_justify="left", show_header=False)
     for key, value in result.items():
+        if key == "baselines":
+            continue
         if isinstance(value, Mapping):
             shown = ", ".join(f"{name} {_number(part, 3)}" for name, part in value.items())
         elif isinstance(value, float):
             shown = _number(value, 3)
         else:
             shown = str(value)
-        table.add_row(key, escape(shown))
+        table.add_row(key, escape("-" if value is None else shown))
     OUT.print(table)
+    for region, base in result["baselines"].items():
+        if base["reason"] is not None:
+            OUT.print(escape(f"always on in {region}: {base['reason']}"))
 
 
-COMPARED = {
-    "policy": "policy",
-    "runtime_h": "hours",
-    "energy_kwh": "kWh",
-    "co2_kg": "kg",
-    "oracle_co2_kg": "oracle kg",
-    "regret_total_kg": "regret kg",
+def print_claims(found: "Reproduction") -> None:
+    """A row per published figure."""
+    table = Table(title="arXiv:2602.22760, claim by claim", title_justify="left")
+    for name in ("claim", "published", "ours", "difference", "", "how", "holds", "in the paper"):
+        table.add_column(name, justify="right" if name in ("published", "ours", "difference") else "left")
+    for claim in found.claims:
+        table.add_row(
+            claim.name,
+            f"{claim.published:g}",
+            _number(claim.ours, 2),
+            "-" if claim.difference is None else f"{claim.difference:+.2f}",
+            claim.unit,
+            claim.how,
+            "-" if claim.holds is None else "yes" if claim.holds else "NO",
+            claim.place,
+        )
+    OUT.print(table)
+    counted = [claim for claim in found.claims if claim.holds is not None]
+    held = sum(claim.holds is True for claim in counted)
+    OUT.print(f"{held} of {len(counted)} hold; {len(found.claims) - len(counted)} are not reproducible here")
+
+
+REGRET_COLUMNS = {
+    "regret_total_kg": "regret",
     "regret_exit_lag_kg": "exit lag",
     "regret_start_up_and_idle_kg": "start-up, idle",
     "regret_forecast_error_kg": "forecast error",
     "regret_waiting_kg": "waiting",
-    "note": "note",
 }
-"""Columns of the printed comparison; `--json` has all."""
+"""Of the printed comparison, kg, or g per 1,000 steps where policies did not do the same steps; `--json` has all."""
 
 
 def print_comparison(rows: pl.DataFrame, plot: Path | None) -> None:
-    table = Table(title="Policies on this trace: kgCO2, least possible, and what lies between", title_justify="left")
-    shown = {key: name for key, name in COMPARED.items() if key in rows.columns}
-    for name in shown.values():
-        table.add_column(name, overflow="fold")
-    for row in rows.select(shown.keys()).iter_rows():
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell or "-")) for cell in row))
+    """Finished policies by what they emit; below them, without a rank, those that did not finish."""
+    alike = rows["steps"].drop_nulls().n_unique() <= 1
+    table = Table(
+        title="Policies on this trace: kgCO2, least possible, and what lies between"
+        + ("" if alike else "; regret in g per 1,000 steps, as not all did the same steps"),
+        title_justify="left",
+    )
+    names = ["", "policy", "finished", "steps", "job", "hours", "kWh", "kg", "oracle kg", *REGRET_COLUMNS.values()]
+    for name in names:
+        words = name in ("policy", "finished")
+        table.add_column(name, overflow="fold", no_wrap=name == "policy", justify="left" if words else "right")
+    ordered = by_rank(rows)
+    for number, row in enumerate(ordered.iter_rows(named=True)):
+        if number and row["finished"] != ordered["finished"][number - 1]:
+            table.add_section()
+        share, scale = row["job_share"], 1.0 if alike else 1_000_000 / (row["steps"] or 1)
+        table.add_row(
+            "-" if row["rank"] is None else str(row["rank"]),
+            escape(row["policy"]),
+            "yes" if row["finished"] else "no",
+            _number(row["steps"], 0),
+            "-" if share is None else f"{100 * share:.1f} %",
+            _number(row["runtime_h"], 3),
+            _number(row["energy_kwh"], 2),
+            _number(row["co2_kg"], 3),
+            _number(row["oracle_co2_kg"], 3),
+            *(_number(None if row[key] is None else row[key] * scale, 3) for key in REGRET_COLUMNS),
+        )
     OUT.print(table)
+    for row in ordered.iter_rows(named=True):
+        parameters = "" if row["parameters"] == "{}" else row["parameters"]
+        if said := "; ".join(text for text in (row["note"], parameters) if text):
+            OUT.print(escape(f"{row['policy']}: {said}"))
     if plot is not None:
         OUT.print(f"plot: {plot}")

@@ -18,6 +18,7 @@ import typer
 
 from curtail_pipeline.cli.file_options import Reading, takes_file_options
 from curtail_pipeline.cli.remote_sites import deploy_app, site_app, superlink
+from curtail_pipeline.cli.reproduce import reproduce
 from curtail_pipeline.errors import CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 federation_app = typer.Typer(no_args_is_help=True, help="The local federation: SuperLink, SuperNodes, trainers.")
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at and check the checkpoints of an experiment.")
+app.command()(reproduce)
 app.add_typer(federation_app, name="federation")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
@@ -202,6 +204,7 @@ def simulate(
     from curtail_pipeline.cli.console import print_comparison, print_simulation, warn_checks
     from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
     from curtail_pipeline.cli.windows_of_file import said
+    from curtail_pipeline.simulation.policy_table import as_json
 
     check_usage(compare, plot, policy, interpolate)
     options = what_if(overheads, forecast, start, deadline, file)
@@ -209,7 +212,7 @@ def simulate(
         table, checks = compare_file(traces, experiment, plot, options)
         warn_checks(said(checks))
         if json_:
-            _print_json({"policies": table.to_dicts(), "checks": [asdict(check) for check in said(checks)]})
+            _print_json({"policies": as_json(table), "checks": [asdict(check) for check in said(checks)]})
         else:
             print_comparison(table, plot)
         return

@@ -14,7 +14,8 @@ from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.settings.overheads import OverheadsName
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.whole_file import read_all
-from curtail_pipeline.simulation.compare import Summary, compare, simulate
+from curtail_pipeline.simulation.compare import compare, simulate
+from curtail_pipeline.simulation.summary import Summary
 from curtail_pipeline.times import parse_utc
 
 PLOTS = (".svg", ".png", ".html")

@@ -1,12 +1,12 @@
 """Always-on baselines: the same steps on one cluster in one region, without a pause from the job's start."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 import numpy as np
 
-from curtail_pipeline.emissions.grams import Totals, count_grams
+from curtail_pipeline.emissions.grams import Bounds, Totals, count_grams, hole_bounds
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.times import HOUR, from_us, iso, seconds, to_us
@@ -27,6 +27,10 @@ class Baseline:
     unaccounted_kwh: float
     reason: str | None
     """Why there is no CO2, or what it leaves out."""
+    co2_g_low: float | None = field(default=None, kw_only=True)
+    co2_g_high: float | None = field(default=None, kw_only=True)
+    """With the unaccounted energy at its day's lowest and highest intensity; None where there is no CO2, or a day
+    without any value."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,19 @@ def always_on(
     """
     end = started + seconds(steps / site.steps_per_s)
     first, last = to_us(started), to_us(end)
-    used = count_grams(np.array([first]), np.array([last]), power_kw(site, "training"), signal, interpolate=interpolate)
+    span, kw = (np.array([first]), np.array([last])), power_kw(site, "training")
+    used = count_grams(*span, kw, signal, interpolate=interpolate)
     kwh, lost = float(used.kwh[0]), float(used.unaccounted_kwh[0])
     missing = _not_covered(region, signal, first, last)
     if missing is not None:
         return Baseline(region, site.name, steps, (last - first) / HOUR, kwh, None, kwh, missing)
     grams = None if np.isnan(used.co2_g[0]) else float(used.co2_g[0])
     gaps = f"{lost:.3g} kWh fall into gaps of the trace and are not in the CO2" if lost else None
-    return Baseline(region, site.name, steps, (last - first) / HOUR, kwh, grams, lost, gaps)
+    hole = hole_bounds(*span, kw, signal) if lost else Bounds(0.0, 0.0)
+    known = grams or 0.0
+    low, high = (None, None) if hole is None else (known + hole.low_g, known + hole.high_g)
+    hours = (last - first) / HOUR
+    return Baseline(region, site.name, steps, hours, kwh, grams, lost, gaps, co2_g_low=low, co2_g_high=high)
 
 
 def _not_covered(region: str, signal: Signal | None, start: int, end: int) -> str | None:

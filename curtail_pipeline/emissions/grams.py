@@ -14,9 +14,9 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
-from curtail_pipeline.signals.held import Signal, read_signals
+from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal, read_signals
 from curtail_pipeline.storage.manifest import Interval
-from curtail_pipeline.times import FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
+from curtail_pipeline.times import DAY, FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
 
 INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
@@ -99,6 +99,51 @@ def count_grams(
     return Counted(kwh, grams, kw * ((length - known) / HOUR))
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Least and most CO2 of energy at times without a known intensity, grams."""
+
+    low_g: float
+    high_g: float
+
+
+def hole_bounds(start: Micros, end: Micros, kw: Floats | float, signal: Signal | None) -> Bounds | None:
+    """What the unaccounted energy of `count_grams` may have emitted: at the day's lowest, and at its highest intensity.
+
+    A hole is bounded by the values recorded on its own UTC day, as nothing is known of the hours in it.
+
+    Args:
+        start, end: of intervals that ascend and do not overlap.
+
+    Returns:
+        The sums; None where a day with such energy has no value at all, so that there is no bound.
+    """
+    length = end - start
+    if not (length > 0).any():
+        return Bounds(0.0, 0.0)
+    if signal is None:
+        return None
+    first, last = int(start[0]), int(end[-1])
+    midnights = np.arange(first // DAY + 1, -(-last // DAY), dtype=np.int64) * DAY
+    inside = signal.edges[(signal.edges > first) & (signal.edges < last)]
+    cuts = np.unique(np.concatenate(([first], inside, midnights, [last])))
+    low, high = cuts[:-1], cuts[1:]
+    hole = np.isnan(signal.held_at(low))
+    # Energy up to each instant: straight lines through the intervals' ends.
+    drawn = np.cumsum(energy_kwh(start, end, kw))
+    at = np.column_stack((start, end)).ravel()
+    until = np.column_stack((np.concatenate(([0.0], drawn[:-1])), drawn)).ravel()
+    kwh = np.interp(high[hole], at, until) - np.interp(low[hole], at, until)
+    day = low[hole][kwh > 0] // DAY
+    kwh = kwh[kwh > 0]
+    days, begun = np.unique(signal.times // DAY, return_index=True)
+    place = np.searchsorted(days, day)
+    if (place >= len(days)).any() or (days[place] != day).any():
+        return None
+    least, most = np.minimum.reduceat(signal.values, begun), np.maximum.reduceat(signal.values, begun)
+    return Bounds(float((kwh * least[place]).sum()), float((kwh * most[place]).sum()))
+
+
 def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
     """The one gCO2/kWh signal of each region: marginal intensity, or the average where there is no marginal.
 
@@ -106,7 +151,7 @@ def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | Non
         traces: normalised traces; null values are missing stamps and end nothing.
         max_age_s: as of `read_signals`.
     """
-    return read_signals(traces.filter(pl.col("unit") == "g/kWh"), max_age_s)
+    return read_signals(traces.filter(pl.col("kind").is_in(ACCOUNTING_KINDS)), max_age_s)
 
 
 def intervals_table(intervals: Sequence[Interval | PowerInterval], checkpoint: str | None = None) -> pl.DataFrame:

@@ -22,6 +22,7 @@ from curtail_pipeline.federation.progress import merged_round
 from curtail_pipeline.orchestration.story import first_line
 from curtail_pipeline.settings.trace_settings import UNITS
 from curtail_pipeline.signals.checks import CheckOutcome
+from curtail_pipeline.simulation.policy_table import by_rank
 from curtail_pipeline.stages.derive_windows import DerivedDay
 from curtail_pipeline.stages.ingest import IngestedDay
 from curtail_pipeline.stages.ingest_days import Attempt, Ingested
@@ -364,6 +365,6 @@ def report_metadata(report: "RunSummary", project: Project) -> Facts:
 
 
 def comparison_metadata(policies: pl.DataFrame, plot: bytes | None) -> Facts:
-    """The policies' table and their plot (PNG) of kg against hours."""
+    """The policies' table, those that finished first, and their plot (PNG) of kg against hours."""
     drawn = {} if plot is None else {"kgCO2 against hours": image(plot, "kgCO2 against hours, by policy")}
-    return {"policies": table(policies), **drawn}
+    return {"policies": table(by_rank(policies)), **drawn}

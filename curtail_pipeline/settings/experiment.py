@@ -20,6 +20,7 @@ from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
+from curtail_pipeline.settings.model_size import parameters_of
 from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName, product
 from curtail_pipeline.settings.rule_settings import RuleSettings
 from curtail_pipeline.settings.section import Section
@@ -214,5 +215,6 @@ def with_overheads(experiment: Experiment, name: OverheadsName | None) -> Experi
     paper = name == "paper"
     rounds = experiment.rounds.model_copy(update={"open_local": paper})
     sites = [site.model_copy(update={"overheads": None}) for site in experiment.sites]
-    overheads = PAPER if paper else product(rounds.round_s)
+    parameters = parameters_of(experiment.training, experiment.corpus.vocab_size)
+    overheads = PAPER if paper else product(rounds.round_s, parameters)
     return experiment.model_copy(update={"overheads": overheads, "rounds": rounds, "sites": sites})

@@ -1,8 +1,10 @@
 """Seconds that a site loses, and two sets of them to compare: the published prototype's, and this product's."""
 
+from functools import cache
+from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from curtail_pipeline.settings.section import Section
 
@@ -49,14 +51,93 @@ PAPER: Final = Overheads(
 """Measured on the event log of the published run (arXiv:2602.22760); each of its rounds spawned and compiled anew."""
 
 
-def product(round_s: float) -> Overheads:
-    """Of this product's resident trainers: 20 s to join, and 2 % of a round for loading, sending and merging.
+class MeasuredModel(Section):
+    """What a federation of resident trainers lost with one size of model, wall seconds; the least of the rounds, as
+    whatever else a machine does only adds."""
 
-    An assumption until measured on GPUs: the model, its compiled graph and the optimiser stay in memory between rounds,
-    so that what is left is moving weights, which takes as long as it takes whatever the round's length. All of it is at
-    idle power.
+    preset: str
+    parameters: int = Field(gt=0)
+    weights_mib: float = Field(gt=0)
+    """float32, as they travel."""
+    rounds: int = Field(ge=1)
+    """Behind each figure, but for join and first load."""
+    join_s: float = Field(ge=0)
+    """From the start of the federation's processes until a site's trainer and SuperNode were ready."""
+    first_load_s: float = Field(ge=0)
+    """From ready to the first step: the segment's submission, the model and its optimisers built, the weights read."""
+    load_s: float = Field(ge=0)
+    """From a later round's start to its first step."""
+    tail_s: float = Field(ge=0)
+    """From the last step of two members to the merge."""
+    tail_single_s: float = Field(ge=0)
+    """From the last step of one member to the merge."""
+    merge_s: float = Field(ge=0)
+    """Of two members' updates."""
+
+
+class Measurement(Section):
+    """One run of `curtail bench overheads`: what `--overheads product` reads."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    date: str
+    """ISO 8601, UTC."""
+    machine: str
+    load_average: float
+    """Of the machine over the last minute before the run: what others had it do."""
+    version: str
+    """Of curtail_pipeline."""
+    commit: str | None
+    """Of the checkout that was run, `-dirty` where it had changes; null where it was not in one."""
+    command: str
+    models: tuple[MeasuredModel, ...]
+
+    @property
+    def join_s(self) -> float:
+        """The least of all: a site joins before it knows which model it will train."""
+        return min(model.join_s for model in self.models)
+
+    def model_for(self, parameters: int) -> MeasuredModel | None:
+        """The smallest measured model that is no smaller; None where all are."""
+        fitting = [model for model in self.models if model.parameters >= parameters]
+        return min(fitting, key=lambda model: model.parameters, default=None)
+
+
+MEASUREMENT_FILE: Final = Path(__file__).with_name("product_overheads.json")
+
+D20_PARAMETERS: Final = 560_988_160
+"""Of the published run's model."""
+
+
+@cache
+def measurement() -> Measurement:
+    """The measurement that this version of the product came with."""
+    return Measurement.model_validate_json(MEASUREMENT_FILE.read_bytes())
+
+
+def product(round_s: float, parameters: int = D20_PARAMETERS) -> Overheads:
+    """Of this product's resident trainers: model, compiled graph and optimiser stay in memory between rounds.
+
+    For a model up to the largest that was measured (`measurement`), what was measured with the smallest that is no
+    smaller. For larger ones, which no machine at hand could hold, an assumption: 20 s to join, and 2 % of a round for
+    loading, sending and merging. All of it is at idle power.
     """
-    lost = 0.02 * round_s
+    model = measurement().model_for(parameters)
+    if model is None:
+        lost = 0.02 * round_s
+        return Overheads(
+            connect_s=20,
+            round_load_s=lost / 2,
+            round_tail_s=lost / 4,
+            round_tail_single_s=lost / 4,
+            outer_step_s=lost / 4,
+        )
     return Overheads(
-        connect_s=20, round_load_s=lost / 2, round_tail_s=lost / 4, round_tail_single_s=lost / 4, outer_step_s=lost / 4
+        connect_s=measurement().join_s,
+        first_load_s=model.first_load_s,
+        round_load_s=model.load_s,
+        round_tail_s=model.tail_s,
+        round_tail_single_s=model.tail_single_s,
+        outer_step_s=model.merge_s,
     )

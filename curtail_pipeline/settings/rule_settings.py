@@ -182,6 +182,18 @@ WINDOW_RULES: Final[dict[str, Mapping[str, Any]]] = {
 kind's own threshold in place of `enter`. A policy's rule is registered here."""
 
 
+def policy_named(name: str, own: PolicySettings) -> PolicySettings:
+    """A policy in an experiment whose policy is `own`: that itself, or another one on the same signal.
+
+    Another policy decides by the same signal and thresholds; the exit delay and the chooser's parameters are its own
+    defaults.
+    """
+    if name == own.name:
+        return own
+    signal = RULE_PARAMETERS - {"exit_delay_s"}
+    return PolicySettings(name=name, parameters={key: own.parameters[key] for key in own.parameters if key in signal})
+
+
 def rule_of(policy: PolicySettings, region: str, rules: Mapping[str, RuleSettings] | None = None) -> RuleSettings:
     """The rule of a region: its own from `rules`, else the policy's with the parameters that belong to the rule.
 

@@ -1,14 +1,17 @@
 """What a walk cost: hours, energy and CO2 against step-held traces, baselines, and regret over the oracle."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
-from curtail_pipeline.emissions.baselines import always_on
+from curtail_pipeline.emissions.baselines import Baseline, always_on
 from curtail_pipeline.emissions.battery import supplied
-from curtail_pipeline.emissions.grams import count_grams, energy_kwh
+from curtail_pipeline.emissions.grams import Bounds, count_grams, energy_kwh, hole_bounds
 from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
+from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.oracle import Oracle
 from curtail_pipeline.simulation.walk import Walk
 from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, outside
@@ -28,6 +31,9 @@ class Account:
     unaccounted_kwh: float
     """From the grid at times without a known intensity."""
     co2_kg: float
+    bounds_kg: tuple[float, float] | None
+    """Least and most CO2 with the unaccounted energy at its day's lowest and highest intensity; None where a day has
+    none to go by."""
     co2_kg_interpolated: float | None
     curtailed_kwh: float
     """Of the energy, what was taken while the site's signal counted as curtailed, or came from the site itself."""
@@ -36,6 +42,11 @@ class Account:
     outside_co2_kg: float
     """Of training while the signal did not count as curtailed."""
     outside_steps: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is CO2 to speak of: some of the energy is accounted, or none was drawn."""
+        return self.energy_kwh == 0 or self.energy_kwh > self.unaccounted_kwh
 
 
 @dataclass(frozen=True)
@@ -52,20 +63,24 @@ def account(
     walk: Walk,
     curtailed: dict[str, SiteWindows],
     *,
+    accounting: Mapping[str, Signal] | None = None,
     interpolate: bool = False,
     interpolated: bool = True,
 ) -> Account:
     """Add a walk up.
 
     Args:
+        accounting: gCO2/kWh by region, the view's signals when not given; energy of a region that has none is
+            unaccounted.
         curtailed: per site, when its signal counts as curtailed (the plain rule, without delays).
         interpolate: join the trace's values by straight lines everywhere, as the paper's analysis does.
         interpolated: also give the CO2 of interpolated values.
     """
     training_h: dict[str, float] = {}
+    bounds: list[Bounds | None] = []
     idle_h = start_up_h = kwh = lost = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
     for site in view.sites:
-        use, signal = walk.use[site.name], view.signals[site.region]
+        use, signal = walk.use[site.name], (view.signals if accounting is None else accounting).get(site.region)
         windows = curtailed.get(site.name, SiteWindows.none())
         clear = windows.start, np.minimum(windows.end, FOREVER)
         training_h[site.name] = use.hours("training")
@@ -80,7 +95,9 @@ def account(
             beyond_kw = part.kw if isinstance(part.kw, float) else _power_of(part, span[0])
             energy, beyond_kwh = float(counted.kwh.sum()), float(energy_kwh(*span, beyond_kw).sum())
             kwh += energy
-            lost += float(counted.unaccounted_kwh.sum())
+            if missing := float(counted.unaccounted_kwh.sum()):
+                lost += missing
+                bounds.append(hole_bounds(*part.spans, part.kw, signal))
             curtailed_kwh += energy - beyond_kwh
             grams = float(np.nansum(counted.co2_g))
             held += grams
@@ -99,12 +116,20 @@ def account(
         kwh,
         lost,
         held / 1_000,
+        _bounded(held, bounds),
         held / 1_000 if interpolate else linear / 1_000 if interpolated else None,
         curtailed_kwh,
         not_training / 1_000,
         outside_g / 1_000,
         outside_steps,
     )
+
+
+def _bounded(held_g: float, holes: list[Bounds | None]) -> tuple[float, float] | None:
+    known = [hole for hole in holes if hole is not None]
+    if len(known) < len(holes):
+        return None
+    return (held_g + sum(hole.low_g for hole in known)) / 1_000, (held_g + sum(hole.high_g for hole in known)) / 1_000
 
 
 def _power_of(part: _Drawn, at: Micros) -> Floats:
@@ -132,38 +157,65 @@ def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> 
     ], own
 
 
-def baselines(view: View, steps: int, start: int, *, interpolate: bool = False) -> dict[str, float | None]:
-    """kg CO2 of `always_on` per region: of each site, and of the extra regions with the first site's cluster.
+def baselines(
+    view: View, steps: int, start: int, accounting: Mapping[str, Signal] | None = None, *, interpolate: bool = False
+) -> dict[str, Baseline]:
+    """`always_on` per region: of each site, and of the extra regions with the first site's cluster.
 
-    None when the trace does not cover it.
+    Args:
+        accounting: as of `account`.
     """
+    signals = view.signals if accounting is None else accounting
     owner = {site.region: site for site in reversed(view.sites)}
-    found = {}
-    for region in view.experiment.regions:
-        site, signal = owner.get(region, view.sites[0]), view.signals.get(region)
-        grams = always_on(steps, from_us(start), site, region, signal, interpolate=interpolate).co2_g
-        found[region] = None if grams is None else grams / 1_000
-    return found
+    return {
+        region: always_on(
+            steps,
+            from_us(start),
+            owner.get(region, view.sites[0]),
+            region,
+            signals.get(region),
+            interpolate=interpolate,
+        )
+        for region in view.experiment.regions
+    }
 
 
-def regret(found: Account, oracle: Oracle | None, *, window_driven: bool, perfect_kg: float | None) -> dict[str, float]:
-    """How many kg more than the oracle, and for what. The parts add up to the total.
+class Regret(TypedDict):
+    """How many kg more than the oracle, and for what. The parts add up to the total; all are None without an oracle."""
 
-    - `exit_lag_kg`: training while the signal was not curtailed, over what the oracle would pay for its next steps
-      instead. Only of policies that follow windows: others do so on purpose.
-    - `start_up_and_idle_kg`: all power that did not train.
-    - `forecast_error_kg`: more than the same policy with a perfect forecast.
-    - `waiting_kg`: the rest, training that could have waited for cleaner hours. Below 0 where idle power or an early
-      finish bought cleaner hours than the oracle's.
+    total_kg: float | None
+    exit_lag_kg: float | None
+    """Training while the signal was not curtailed, over what the oracle would pay for its next steps instead. Only of
+    policies that follow windows: others do so on purpose."""
+    start_up_and_idle_kg: float | None
+    """All power that did not train."""
+    forecast_error_kg: float | None
+    """More than the same policy with a perfect forecast; None where that trained nothing."""
+    waiting_kg: float | None
+    """The rest, training that could have waited for cleaner hours. Below 0 where idle power or an early finish bought
+    cleaner hours than the oracle's."""
+
+
+def regret(found: Account, oracle: Oracle | None, *, window_driven: bool, perfect_kg: float | None) -> Regret:
+    """What a walk emitted over the oracle of the same steps.
+
+    Args:
+        perfect_kg: of the same policy with a perfect forecast, for the same steps; its own where it reads no forecast.
     """
     if oracle is None:
-        return {}
+        return {
+            "total_kg": None,
+            "exit_lag_kg": None,
+            "start_up_and_idle_kg": None,
+            "forecast_error_kg": None,
+            "waiting_kg": None,
+        }
     total = found.co2_kg - oracle.co2_kg
     exit_lag = 0.0
     if window_driven:
         exit_lag = max(0.0, found.outside_co2_kg - found.outside_steps * oracle.marginal_g_per_step / 1_000)
-    error = found.co2_kg - perfect_kg if perfect_kg is not None else 0.0
-    rest = total - exit_lag - found.not_training_co2_kg - error
+    error = None if perfect_kg is None else found.co2_kg - perfect_kg
+    rest = total - exit_lag - found.not_training_co2_kg - (error or 0.0)
     return {
         "total_kg": total,
         "exit_lag_kg": exit_lag,

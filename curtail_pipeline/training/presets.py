@@ -18,13 +18,12 @@ from pydantic import JsonValue
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.model_shape import preset_shape
+from curtail_pipeline.settings.model_size import VOCABULARY_MULTIPLE
 from curtail_pipeline.settings.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
     from transformers import NanoChatConfig, PreTrainedConfig, PreTrainedModel
-
-VOCABULARY_MULTIPLE = 64
 
 
 def model_config(settings: TrainingSettings, vocab_size: int, **token_ids: int | None) -> "NanoChatConfig":

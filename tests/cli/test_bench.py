@@ -1,7 +1,12 @@
 """`curtail bench NAME --option value`."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from curtail_pipeline.benchmarks import bench_overheads
 from curtail_pipeline.cli.bench import names, parse_options, run_benchmark
 from curtail_pipeline.errors import SettingsError
 
@@ -44,3 +49,18 @@ def test_what_a_benchmark_does_not_take_is_named() -> None:
         run_benchmark("window", [])
     with pytest.raises(SettingsError, match=r"takes --regions, --days, --folder, not --sites"):
         run_benchmark("windows", ["--sites", "3"])
+
+
+def test_a_rounds_seconds_are_split_at_the_last_members_training() -> None:
+    """Two sites train for 4 and 5 s, ending 8 and 10 s after the round's start; it lasts 20 s, 3 of them the merge."""
+    results = {"A": SimpleNamespace(seconds=4.0), "B": SimpleNamespace(seconds=5.0)}
+    start = datetime.fromtimestamp(100, UTC)
+    line: Any = SimpleNamespace(
+        done=SimpleNamespace(start=start), results=results, merge=SimpleNamespace(seconds=3.0), wall_s=20.0
+    )
+    times = bench_overheads._Times()
+    bench_overheads._add(times, line, {"A": 108.0, "B": 110.0}, submitted=90.0)
+    assert (times.load, times.tail, times.merge, times.first_step) == ([5.0], [7.0], [3.0], 15.0)
+    assert times.load[0] + 5.0 + times.tail[0] + times.merge[0] == line.wall_s
+    bench_overheads._add(times, line, {"A": 108.0, "B": None}, submitted=90.0)
+    assert len(times.load) == 1, "a round whose end of training was not seen cannot be split"

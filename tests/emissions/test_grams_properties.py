@@ -17,6 +17,7 @@ from curtail_pipeline.emissions.grams import (
     Totals,
     accounting_signals,
     count_grams,
+    hole_bounds,
     intervals_table,
     ledger,
     pieces,
@@ -25,12 +26,12 @@ from curtail_pipeline.emissions.grams import (
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.sites import PowerState, power_kw
-from curtail_pipeline.signals.held import max_age_us
+from curtail_pipeline.signals.held import Signal, max_age_us
 from curtail_pipeline.simulation.accounts import account, baselines
 from curtail_pipeline.simulation.compare import simulate
 from curtail_pipeline.simulation.oracle import least_co2, least_co2_with_overheads
 from curtail_pipeline.simulation.walk import SiteUse, Walk
-from curtail_pipeline.times import HOUR, SECOND, from_us, to_us
+from curtail_pipeline.times import DAY, HOUR, SECOND, from_us, to_us
 
 STATES: tuple[PowerState, ...] = ("training", "idle", "start_up")
 BEGIN = to_us(START)
@@ -154,13 +155,13 @@ def test_a_baseline_is_the_ledger_of_its_interval(case: Case, length_s: int) -> 
     booked = by_ledger(Case(case.values, case.cadence_s, case.first_s, case.age_s, [("training", 0, end_s)]), view)
     assert found.kwh == pytest.approx(booked.kwh, abs=1e-9)
     covered = signal.times[0] <= BEGIN and BEGIN + end_s * SECOND <= signal.end
-    simulated = baselines(view, steps, BEGIN)["A"]
+    simulated = baselines(view, steps, BEGIN)["A"].co2_g
     if not covered:
         assert (found.co2_g, simulated, found.unaccounted_kwh) == (None, None, found.kwh)
         return
     assert found.co2_g == (None if booked.co2_g is None else pytest.approx(booked.co2_g, abs=1e-9))
     assert found.unaccounted_kwh == pytest.approx(booked.unaccounted_kwh, abs=1e-9)
-    assert simulated == (None if found.co2_g is None else found.co2_g / 1_000)
+    assert simulated == found.co2_g
 
 
 @settings(deadline=None, max_examples=100)
@@ -212,6 +213,41 @@ def test_the_oracle_buys_no_time_that_nobody_can_price(case: Case, steps: int, o
         assert found.co2_kg == pytest.approx(expected * 2.0 / 3_600 / 1_000, abs=1e-9)
 
 
+@st.composite
+def nights(draw: st.DrawFn) -> tuple[Signal, list[tuple[int, int, float]]]:
+    """A signal of few values around a midnight, and intervals of power (seconds from that midnight, kW)."""
+    stamps = sorted(draw(st.sets(st.integers(-40, 40), min_size=1, max_size=6)))
+    values = draw(st.lists(st.integers(-50, 900).map(float), min_size=len(stamps), max_size=len(stamps)))
+    midnight = -(-BEGIN // DAY) * DAY
+    times = midnight + np.array(stamps, dtype=np.int64) * 30 * SECOND
+    age = draw(st.integers(1, 300)) * SECOND
+    edges = sorted(draw(st.sets(st.integers(-1_500, 1_500), min_size=2, max_size=8)))
+    spans = [(a, b, draw(st.sampled_from([0.5, 2.0]))) for a, b in pairwise(edges) if draw(st.booleans())]
+    return Signal(times, np.array(values), 30 * SECOND, age), spans
+
+
+@given(nights())
+def test_a_hole_is_bounded_by_what_its_own_day_knew(case: tuple[Signal, list[tuple[int, int, float]]]) -> None:
+    signal, spans = case
+    midnight = -(-BEGIN // DAY) * DAY
+    days = {day: signal.values[signal.times // DAY == day] for day in (midnight // DAY - 1, midnight // DAY)}
+    low = high = 0.0
+    bounded = True
+    for start, end, kw in spans:
+        for second in range(start, end):
+            at = midnight + second * SECOND
+            if np.isnan(signal.at(at)):
+                known = days[at // DAY]
+                bounded = bounded and len(known) > 0
+                low += known.min(initial=np.inf) * kw / 3_600
+                high += known.max(initial=-np.inf) * kw / 3_600
+    start, end = (midnight + np.array([span[k] for span in spans], dtype=np.int64) * SECOND for k in (0, 1))
+    found = hole_bounds(start, end, np.array([span[2] for span in spans]), signal)
+    assert (found is not None) == bounded
+    if found is not None:
+        assert (found.low_g, found.high_g) == pytest.approx((low, high), rel=1e-9, abs=1e-6)
+
+
 def test_a_hole_is_the_same_hole_everywhere() -> None:
     """1 kW for 1 h at 10 g/kWh, of which 25 minutes are known by nobody: 5.83 g, and 0.417 kWh unaccounted."""
     # Five-minute values, missing from 30 minutes on: the last one holds until 35 minutes.
@@ -229,7 +265,8 @@ def test_a_hole_is_the_same_hole_everywhere() -> None:
     assert (simulated.energy_kwh, simulated.co2_kg, simulated.unaccounted_kwh) == pytest.approx((1, known / 100, lost))
     base = always_on(1_800, START, site, "A", view.signals["A"])
     assert (base.kwh, base.co2_g, base.unaccounted_kwh) == pytest.approx((1.0, 10 * known, lost))
-    assert baselines(view, 1_800, BEGIN) == {"A": pytest.approx(known / 100)}
+    assert baselines(view, 1_800, BEGIN) == {"A": base}
+    assert (base.co2_g_low, base.co2_g_high) == pytest.approx((10.0, 10.0)), "the day knows of nothing but 10 g/kWh"
     # 35 of the 60 minutes can be bought, and five more in which the trace has its last value.
     most = 40 * 60 // 2
     found = least_co2(view, most, BEGIN, view.end_us)
@@ -258,6 +295,7 @@ def test_what_is_simulated_says_what_it_could_not_account_for() -> None:
     assert found["unaccounted_kwh"] == pytest.approx(0.5 * 10 / 60)
     assert found["energy_kwh"] == pytest.approx(2.0 * 15 / 60 + 0.5 * 10 / 60)
     assert found["co2_kg"] == pytest.approx(2.0 * 15 / 60 * 50 / 1_000)
+    assert found["co2_kg_low"] == found["co2_kg_high"] == pytest.approx(found["co2_kg"] + 0.5 * 10 / 60 * 50 / 1_000)
     whole = simulate(run, trace([50.0, 450.0, 450.0, 450.0, 50.0], 300))
     assert whole["unaccounted_kwh"] == 0.0
 

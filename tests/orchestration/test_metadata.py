@@ -11,6 +11,7 @@ from test_account import project_with_a_hole
 
 from curtail_pipeline.emissions.grams import LEDGER_SCHEMA
 from curtail_pipeline.orchestration import metadata
+from curtail_pipeline.simulation.policy_table import table_of
 from curtail_pipeline.stages.account import checkpoint_ledger
 from curtail_pipeline.stages.ingest import ingest_day
 from curtail_pipeline.stages.project import Project
@@ -100,3 +101,23 @@ def test_a_table_says_what_its_columns_are(project: Project) -> None:
     assert isinstance(schema, dg.TableSchemaMetadataValue)
     columns = {column.name: column.description for column in schema.schema.columns}
     assert [*columns] == [*LEDGER_SCHEMA] and columns["kwh"] == "kWh, PUE included"
+
+
+def test_policies_that_did_not_finish_stand_last_and_without_a_rank() -> None:
+    table = table_of(
+        [
+            {"policy": "threshold", "finished": False, "steps": 9, "job_share": 0.9, "co2_kg": 1.0, "co2_kg_high": 1.0},
+            {"policy": "paper", "finished": True, "steps": 10, "job_share": 1.0, "co2_kg": 3.0, "co2_kg_high": 3.0},
+            {"policy": "budget", "finished": False, "note": "cannot be kept"},
+            {"policy": "forecast", "finished": True, "steps": 10, "job_share": 1.0, "co2_kg": 2.0, "co2_kg_high": 2.0},
+        ]
+    )
+    shown_table = metadata.comparison_metadata(table, None)["policies"]
+    assert isinstance(shown_table, dg.TableMetadataValue)
+    rows = [record.data for record in shown_table.records]
+    assert [(row["policy"], row["rank"]) for row in rows] == [
+        ("forecast", 1),
+        ("paper", 2),
+        ("threshold", None),
+        ("budget", None),
+    ]

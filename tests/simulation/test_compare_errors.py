@@ -1,6 +1,8 @@
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+import polars as pl
 import pytest
 from simulation_cases import START, experiment, minutes, traces
 
@@ -83,5 +85,63 @@ def test_the_result_has_the_documented_keys_and_is_json() -> None:
     assert list(json.loads(json.dumps(found))) == [
         "policy", "finished", "runtime_h", "steps", "rounds", "site_hours", "energy_kwh", "unaccounted_kwh", "co2_kg",
         "co2_kg_interpolated", "curtailed_energy_share", "idle_h", "overhead_share", "baselines_co2_kg",
-        "oracle_co2_kg", "regret",
+        "oracle_co2_kg", "regret", "job_share", "co2_kg_low", "co2_kg_high", "baselines",
     ]  # fmt: skip
+
+
+def priced(values: Mapping[str, Sequence[float]]) -> pl.DataFrame:
+    return traces(values).with_columns(kind=pl.lit("price"))
+
+
+def test_a_price_never_becomes_grams() -> None:
+    """Nor does it in a baseline, the oracle or a comparison; the energy is listed as without an accounting signal."""
+    run = experiment(policy={"name": "paper", "parameters": {"kind": "price"}}, job={"steps": 3_000})
+    values = {"A": [-20.0] * 12 + [80.0] * 12, "B": [-5.0] * 24}
+    found = simulate(run, priced(values))
+    assert found["finished"]
+    assert found["unaccounted_kwh"] == found["energy_kwh"] > 0
+    none = ("co2_kg", "co2_kg_low", "co2_kg_high", "co2_kg_interpolated", "oracle_co2_kg")
+    assert [found[key] for key in none] == [None] * 5
+    assert found["baselines_co2_kg"] == {"A": None, "B": None}
+    assert set(found["regret"].values()) == {None}
+    table, chart = compare(run, priced(values))
+    assert table["rank"].null_count() == table["co2_kg"].null_count() == len(POLICIES)
+    chart.to_dict()
+    with pytest.raises(PolicyError, match="policy 'forecast' weighs CO2, and region 'A' has no intensity"):
+        simulate(run, priced(values), policy="forecast", deadline_h=2.0)
+
+
+def test_a_region_without_an_intensity_leaves_the_others_accounted() -> None:
+    run = experiment(rules={"B": {"kind": "price"}}, policy={"name": "threshold"}, job={"steps": 2_000})
+    mixed = pl.concat([traces({"A": [50] * 24}), priced({"B": [-5.0] * 24})])
+    found = simulate(run, mixed)
+    assert found["co2_kg"] == pytest.approx(0.05 * 2.0 * found["site_hours"]["A"])
+    assert found["unaccounted_kwh"] == pytest.approx(2.0 * found["site_hours"]["B"])
+    assert (found["co2_kg_low"], found["oracle_co2_kg"]) == (None, None), "nobody knows what B emitted"
+
+
+def test_the_order_of_a_regions_signals_does_not_matter() -> None:
+    run = experiment(
+        rules={"B": {"kind": "price", "exit_delay_s": 0}}, policy={"name": "threshold"}, job={"steps": 4_000}
+    )
+    parts = [
+        traces({"A": [50] * 24}),
+        priced({"B": [-5.0] * 12 + [90.0] * 12}),
+        traces({"B": [200.0] * 24}).with_columns(kind=pl.lit("average_intensity")),
+    ]
+    one, other = (simulate(run, pl.concat(order)) for order in (parts, parts[::-1]))
+    assert one == other
+    assert one["site_hours"]["B"] == 1.0
+    assert one["co2_kg"] == pytest.approx(2.0 * (0.05 * one["site_hours"]["A"] + 0.2))
+
+
+def test_a_baseline_says_what_falls_into_a_hole() -> None:
+    run = experiment("A", policy={"name": "threshold"}, job={"steps": 1_800})
+    found = simulate(run, traces({"A": [900] * 6 + [None] * 5 + [100] * 13}))
+    base = found["baselines"]["A"]
+    # Known for 35 minutes and from 55 on: 20 of its 60 minutes are in the hole.
+    assert base["unaccounted_kwh"] == pytest.approx(2.0 * 20 / 60)
+    assert base["co2_kg"] == found["baselines_co2_kg"]["A"] == pytest.approx(2.0 * (0.9 * 35 + 0.1 * 5) / 60)
+    assert base["co2_kg_low"] == pytest.approx(base["co2_kg"] + 2.0 * 20 / 60 * 0.1)
+    assert base["co2_kg_high"] == pytest.approx(base["co2_kg"] + 2.0 * 20 / 60 * 0.9)
+    assert base["reason"] is not None and "0.667 kWh fall into gaps" in base["reason"]

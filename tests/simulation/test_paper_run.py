@@ -9,8 +9,9 @@ import pytest
 from curtail_pipeline.settings.experiment import Experiment, load_experiment
 from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.provider import make_provider
-from curtail_pipeline.simulation.compare import bound_with_overheads, compare, simulate, simulate_run
+from curtail_pipeline.simulation.compare import compare, simulate, simulate_run
 from curtail_pipeline.simulation.oracle import least_co2
+from curtail_pipeline.simulation.summary import bound_with_overheads
 from curtail_pipeline.times import HOUR
 
 
