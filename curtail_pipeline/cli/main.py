@@ -36,7 +36,9 @@ app.add_typer(signals_app, name="signals")
 ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The home folder; .curtail/<name> by default.")]
+OutOption = Annotated[
+    str | None, typer.Option("--out", help="The home folder, .curtail/<name> by default; or s3://... for its store.")
+]
 SitesOption = Annotated[str | None, typer.Option("--experiment", "-e", help="Its sites; else a site per region.")]
 TracesOption = Annotated[Path | None, typer.Option("--traces", help="A trace file in place of the experiment's.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -49,7 +51,7 @@ def _print_json(value: Any) -> None:
 @contextmanager
 def _opened(
     experiment: str,
-    out: Path | None,
+    out: str | None,
     traces: Path | None = None,
     clock: "ClockMode" = "headless",
     file: Reading | None = None,
@@ -149,7 +151,7 @@ def ui(
                 with services(project, host, port, sensors) as found:
                     typer.echo("starting the web UI and the federation", err=True)
                     found.prepare()
-                    with connect(project.home.root, project.experiment):
+                    with connect(project.home, project.experiment):
                         typer.echo(f"the UI is at {found.run()} (Ctrl-C ends it)", err=True)
                         found.wait()
         except INTERRUPTS:
@@ -250,29 +252,29 @@ def signals_check(experiment: ExperimentOption = "laptop", json_: JsonOption = F
 @federation_app.command("up")
 def federation_up(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Start the SuperLink, and a SuperNode and a trainer per site; they stay until `down`."""
-    from curtail_pipeline.flower.local import LocalFederation
+    from curtail_pipeline.flower.standing import local_federation
 
     with _opened(experiment, out) as project:
-        _print_json(LocalFederation(project.home.root, project.experiment).up().model_dump(mode="json"))
+        _print_json(local_federation(project.home, project.experiment).up().model_dump(mode="json"))
 
 
 @federation_app.command("down")
 def federation_down(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Stop it and everything it started."""
-    from curtail_pipeline.flower.local import LocalFederation
+    from curtail_pipeline.flower.standing import local_federation
 
     with _opened(experiment, out) as project:
-        stopped = LocalFederation(project.home.root, project.experiment).down()
+        stopped = local_federation(project.home, project.experiment).down()
         typer.echo("stopped" if stopped else "no federation is running")
 
 
 @federation_app.command("status")
 def federation_status(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """What runs, as JSON."""
-    from curtail_pipeline.flower.local import LocalFederation
+    from curtail_pipeline.flower.standing import local_federation
 
     with _opened(experiment, out) as project:
-        _print_json(LocalFederation(project.home.root, project.experiment).status().model_dump(mode="json"))
+        _print_json(local_federation(project.home, project.experiment).status().model_dump(mode="json"))
 
 
 @checkpoints_app.command("list")
@@ -315,7 +317,7 @@ def checkpoints_verify(
 
 
 @checkpoints_app.command("export")
-def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+def checkpoints_export(key: str, dest: str, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder."""
     with _opened(experiment, out) as project:
         from curtail_pipeline.stages.account import card_of
@@ -335,7 +337,7 @@ def site_run(
     from curtail_pipeline.flower.standing import run_site
 
     with _opened(experiment, out, clock="live") as project:
-        run_site(project.home.root, project.experiment, name, superlink)
+        run_site(project.home, project.experiment, name, superlink)
 
 
 @app.command()

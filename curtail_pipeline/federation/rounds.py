@@ -17,6 +17,7 @@ What can fail, and what follows:
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -40,7 +41,7 @@ from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, s
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
 
@@ -191,7 +192,7 @@ class _Running:
             round=upcoming.index,
             site=site,
             experiment_uri=plan.experiment_uri,
-            store=str(self.store.root),
+            store=self.store.uri,
             parent=self.weights,
             config=plan.parent.config,
             inner_state=self.sites[site].inner_state,
@@ -282,26 +283,34 @@ class _Running:
             pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
 
     def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
+        """Merge what arrived; an update whose file is not what its result says is refused."""
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
-        updates = [
-            Update(site, store.path(r.weights.key), r.tokens, r.weights.sha256, r.parent_sha256, r.round)
-            for site, r in fitting.items()
-        ]
-        report = merge(
-            store.path(self.weights.key),
-            store.path(self.outer.key) if self.outer else None,
-            updates,
-            plan.mode,
-            plan.outer.lr,
-            plan.outer.momentum,
-            store.path(f"{folder}/model.safetensors"),
-            store.path(f"{folder}/outer.safetensors"),
-            plan.norm_bound,
-            self.norm_history,
-            parent_sha256=self.weights.sha256,
-            round_index=index,
-        )
+        gone: dict[str, str] = {}
+        with ExitStack() as held:
+            updates = []
+            for site, r in fitting.items():
+                try:
+                    path = held.enter_context(store.local(r.weights.key))
+                except (NotStored, CorruptObject) as error:
+                    gone[site] = f"its weights cannot be had: {error}"
+                    continue
+                updates.append(Update(site, path, r.tokens, r.weights.sha256, r.parent_sha256, r.round))
+            report = merge(
+                held.enter_context(store.local(self.weights.key)),
+                held.enter_context(store.local(self.outer.key)) if self.outer else None,
+                updates,
+                plan.mode,
+                plan.outer.lr,
+                plan.outer.momentum,
+                held.enter_context(store.new_file(f"{folder}/model.safetensors")),
+                held.enter_context(store.new_file(f"{folder}/outer.safetensors")),
+                plan.norm_bound,
+                self.norm_history,
+                parent_sha256=self.weights.sha256,
+                round_index=index,
+            )
+        report = report.model_copy(update={"refused": {**report.refused, **gone}})
         self.weights = StoredWeights(key=f"{folder}/model.safetensors", sha256=report.weights.sha256)
         self.outer = OuterState(key=f"{folder}/outer.safetensors", sha256=report.outer.sha256)
         return report

@@ -19,6 +19,7 @@ from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
 from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.storage.home import Home
 
 SUPERLINK_ENV = "CURTAIL_SUPERLINK"
 BINARIES = Path(sys.executable).parent
@@ -37,15 +38,20 @@ class StandingFederation(Federation):
         return Contact(self.address, dict.fromkeys(sites, 0))
 
 
+def local_federation(home: Home, experiment: Experiment) -> LocalFederation:
+    """That of this home on this machine."""
+    return LocalFederation(home.root, experiment, store=home.store)
+
+
 @contextmanager
-def connect(home: Path, experiment: Experiment) -> Iterator[Federation]:
+def connect(home: Home, experiment: Experiment) -> Iterator[Federation]:
     """The federation that segments of this home run on."""
     address = os.environ.get(SUPERLINK_ENV)
     if address:
         settings = experiment.federation
-        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.liveness_s, address)
+        yield StandingFederation(home.federation, settings.start_timeout_s, settings.liveness_s, address)
         return
-    with LocalFederation(home, experiment).ensure() as federation:
+    with local_federation(home, experiment).ensure() as federation:
         yield federation
 
 
@@ -65,7 +71,7 @@ def _environment(flower_home: Path) -> dict[str, str]:
     return {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(flower_home), "PATH": path}
 
 
-def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> int:
+def run_site(home: Home, experiment: Experiment, name: str, superlink: str) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
     Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
@@ -74,13 +80,13 @@ def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> i
         SettingsError: the experiment has no such site.
     """
     experiment.site(name)
-    folder = home / "federation"
+    folder = home.federation
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)
     environment = _environment(folder / f"flwr-{name}")
     commands = [
         [
-            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", str(home / "store"),
+            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", home.store,
             "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
         ],
         [

@@ -150,7 +150,7 @@ class Headless:
         end_abandoned(self.instance)
         self.prepare()
         view = self.project.view(clock.now())
-        with connect(self.project.home.root, self.project.experiment):
+        with connect(self.project.home, self.project.experiment):
             while True:
                 parent = self.project.parent
                 # A run killed between a commit and the clock's move goes on behind what is committed.
