@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.admission import admit
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.merge import Update, merge
@@ -185,7 +186,9 @@ class _Running:
         return _Round(number, None, None, steps, len(steps), self.plan.open.round_s, {})
 
     def _order(self, upcoming: _Round, site: str) -> Order:
-        plan = self.plan
+        plan, lease = self.plan, tuple(self.sites[site].pool)
+        out = f"{self._round_folder(upcoming.index)}/{site}.safetensors"
+        linked = site in plan.linked
         return Order(
             key=plan.key,
             attempt=plan.attempt,
@@ -201,11 +204,12 @@ class _Running:
             total_steps=plan.total_steps,
             max_steps=upcoming.steps[site],
             deadline_s=upcoming.deadline_s,
-            lease=tuple(self.sites[site].pool),
+            lease=lease,
             seed=plan.seed,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.generation) if plan.open else None,
-            out=f"{self._round_folder(upcoming.index)}/{site}.safetensors",
+            out=out,
             replay=plan.replay,
+            links=links_of(self.store, plan, site, self.weights.key, lease, out) if linked else None,
         )
 
     def _round_folder(self, index: int) -> str:

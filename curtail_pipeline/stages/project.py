@@ -55,6 +55,11 @@ def _located(
     return loaded, Home.of(loaded, out, connect)
 
 
+def store_of(experiment: str | Path | Experiment) -> str:
+    """Where the store of an experiment is, whether or not it was ever opened: a folder, or `s3://bucket/prefix`."""
+    return _located(experiment, None)[1].store
+
+
 def recorded_days(experiment: str | Path | Experiment) -> tuple[date, date | None]:
     """First and last day of the experiment's trace; no last day for a live source. Opens no trace file.
 

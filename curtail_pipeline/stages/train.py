@@ -163,6 +163,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
+        linked=tuple(site for site in request.members if site in experiment.federation.linked),
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
         stop_reason=scheduled.stop_reason if scheduled else "",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.atomic import replacing
-from curtail_pipeline.storage.store import NotStored, Stamp, Store, StoredObject, file_sha256
+from curtail_pipeline.storage.store import Method, NotStored, Stamp, Store, StoredObject, file_sha256
 
 
 class FolderStore(Store):
@@ -118,6 +118,12 @@ class FolderStore(Store):
                 yield None
             else:
                 yield Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+    def sign(self, method: Method, key: str, seconds: int) -> str:
+        raise StoreError(
+            f"the store {self.root} is a folder, which has no addresses to give away; keep the store in a bucket, or "
+            "give every site the folder"
+        )
 
     def here(self, name: str) -> Path:
         return self.path(name)

@@ -151,6 +151,7 @@ def client_config() -> "BotoConfig":
     from botocore.config import Config
 
     return Config(
+        signature_version="s3v4",
         connect_timeout=CONNECT_S,
         read_timeout=READ_S,
         retries={"total_max_attempts": 1},

@@ -20,7 +20,7 @@ from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.content_cache import ContentCache
 from curtail_pipeline.storage.s3_calls import PATIENCE_S, Calls, Place, code_of
 from curtail_pipeline.storage.s3_transfer import SHA256, Parts
-from curtail_pipeline.storage.store import NotStored, Stamp, Store, StoredObject, file_sha256
+from curtail_pipeline.storage.store import Method, NotStored, Stamp, Store, StoredObject, file_sha256
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -243,6 +243,15 @@ class S3Store(Store):
             found = {e["Key"]: _stamp(e["Size"], e["ETag"]) for page in self._pages(root) for e in page}
             for key in wanted[1:]:
                 yield found.get(self._key(key))
+
+    def sign(self, method: Method, key: str, seconds: int) -> str:
+        name, operation = self._key(key), "get_object" if method == "GET" else "put_object"
+        return self._calls.of(
+            key,
+            lambda s3: s3.generate_presigned_url(
+                operation, Params={"Bucket": self.place.bucket, "Key": name}, ExpiresIn=seconds
+            ),
+        )
 
     # This machine
 

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.records import Json, Message, R, read_record
+
+Method = Literal["GET", "PUT"]
 
 
 class NotStored(StoreError):
@@ -142,6 +144,14 @@ class Store(ABC):
     @abstractmethod
     def stamps(self, keys: Iterable[str]) -> Iterator[Stamp | None]:
         """By what each object can be taken as unchanged, lazily; None where there is none."""
+
+    @abstractmethod
+    def sign(self, method: Method, key: str, seconds: int) -> str:
+        """An address by which whoever has it may read (GET) or replace (PUT) the object for so long.
+
+        Raises:
+            StoreError: a folder, which has none.
+        """
 
     # This machine
 

@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(site.threads)
         torch.set_num_interop_threads(1)
 
-        from curtail_pipeline.training.heartbeat import HeartbeatWriter
+        from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         trainer = SiteTrainer(store, site, experiment)
         trainer.prepare()
         orders = OrderQueue(trainer, ended)
-        server, heartbeat = OrderServer(orders), HeartbeatWriter(store, site.name, lambda: orders.busy)
+        signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
+        server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)
     except CurtailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

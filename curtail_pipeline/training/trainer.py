@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -31,6 +31,7 @@ from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
+from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
@@ -94,7 +95,8 @@ class SiteTrainer:
         self.experiment = experiment
         self.settings = experiment.training
         self._device = _device(self.site)
-        self._reader = reader
+        self._reader = self._given_reader = reader
+        self._own, self._linked = store, LinkedFolder(store)
         self._clock = clock
         self._model: nn.Module | None = None
         self._decoder: nn.Module | None = None
@@ -139,6 +141,19 @@ class SiteTrainer:
             raise TrainingError(
                 f"the order is for site {order.site!r}, this trainer is {self.site.name!r}'s; send it there"
             )
+        with self._place(order):
+            return self._train(order, progress, should_stop)
+
+    @contextmanager
+    def _place(self, order: Order) -> Iterator[None]:
+        """Where the order's keys are: in the store, or brought to a folder by its links."""
+        store = self._linked.store if order.links else self._own
+        if store is not self.store:
+            self.store, self._reader = store, self._given_reader
+        with self._linked.working(order, order.links) if order.links else nullcontext():
+            yield
+
+    def _train(self, order: Order, progress: Progress | None, should_stop: Callable[[], bool] | None) -> Result:
         self._check_experiment(order.experiment_uri)
         _make_deterministic(self.site.threads)
         self._load(order)
