@@ -51,6 +51,11 @@ class S3Server:
             config=client_config(),
         )
 
+    def enforce_policies(self) -> None:
+        """From now on requests need credentials, and may do what their policies say."""
+        headers = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/moto-api/reset-auth", b"0", headers)).close()
+
     def bucket(self) -> str:
         """A new one."""
         name = f"bucket-{uuid.uuid4().hex[:12]}"

@@ -24,7 +24,7 @@ from curtail_pipeline.storage.store import Method, NotStored, Stamp, Store, Stor
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectTypeDef
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef, ObjectTypeDef
 
 Connect = Callable[[], "S3Client"]
 
@@ -121,21 +121,31 @@ class S3Store(Store):
         return self._calls.of(prefix, names)
 
     def delete(self, key: str) -> None:
-        name, bucket = self._key(key), self.place.bucket
+        name = self._key(key)
         for batch in self._pages(name):
             doomed = [e["Key"] for e in batch if e["Key"] == name or e["Key"].startswith(f"{name}/")]
-            if doomed:
-                self._calls.of(
-                    key,
-                    lambda s3, doomed=doomed: s3.delete_objects(  # type: ignore[misc]
-                        Bucket=bucket, Delete={"Objects": [{"Key": one} for one in doomed], "Quiet": True}
-                    ),
-                )
+            if len(doomed) == 1:
+                (one,) = doomed
+                self._calls.of(key, lambda s3, one=one: s3.delete_object(Bucket=self.place.bucket, Key=one))  # type: ignore[misc]
+            elif doomed:
+                self._delete_all(key, doomed)
         here = self.here(key)
         if here.is_dir():
             shutil.rmtree(here)
         else:
             here.unlink(missing_ok=True)
+
+    def _delete_all(self, key: str, doomed: Sequence[str]) -> None:
+        objects: Sequence[ObjectIdentifierTypeDef] = [{"Key": one} for one in doomed]
+        answer = self._calls.of(
+            key,
+            lambda s3: s3.delete_objects(Bucket=self.place.bucket, Delete={"Objects": objects, "Quiet": True}),
+        )
+        for error in answer.get("Errors", ()):
+            raise StoreError(
+                f"{error.get('Key')} in s3://{self.place.bucket} was not deleted ({error.get('Code')}); give "
+                "credentials that may delete it"
+            )
 
     def _pages(self, prefix: str) -> "Iterator[Sequence[ObjectTypeDef]]":
         """The objects whose keys begin so, at most 1000 at a time."""
