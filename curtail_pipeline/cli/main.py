@@ -332,12 +332,17 @@ def site_run(
     superlink: Annotated[str, typer.Option(envvar="CURTAIL_SUPERLINK", help="host:port of the SuperLink.")],
     experiment: ExperimentOption = "laptop",
     out: OutOption = None,
+    store: Annotated[str | None, typer.Option(envvar="CURTAIL_STORE", help="s3://...: has the experiment too.")] = None,
 ) -> None:
     """Run a site's trainer and SuperNode until told to stop."""
-    from curtail_pipeline.flower.standing import run_site
+    from curtail_pipeline.flower.standing import run_site, run_site_of_store
 
+    if store is not None:
+        run_site_of_store(store, name, superlink)
+        return
     with _opened(experiment, out, clock="live") as project:
-        run_site(project.home, project.experiment, name, superlink)
+        project.experiment.site(name)
+        run_site(project.home.federation, project.home.store, name, superlink)
 
 
 @app.command()

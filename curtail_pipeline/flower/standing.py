@@ -18,8 +18,9 @@ from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
-from curtail_pipeline.settings.experiment import Experiment
-from curtail_pipeline.storage.home import Home
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.home import EXPERIMENT_KEY, Home, homes_root
+from curtail_pipeline.storage.stores import open_store
 
 SUPERLINK_ENV = "CURTAIL_SUPERLINK"
 BINARIES = Path(sys.executable).parent
@@ -71,22 +72,33 @@ def _environment(flower_home: Path) -> dict[str, str]:
     return {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(flower_home), "PATH": path}
 
 
-def run_site(home: Home, experiment: Experiment, name: str, superlink: str) -> int:
+def run_site_of_store(store: str, name: str, superlink: str) -> int:
+    """As `run_site`, with the experiment that is in the store: the site needs no file of it.
+
+    Raises:
+        StoreError: the store cannot be read, or no experiment was ever run on it.
+        SettingsError: the experiment has no such site.
+    """
+    opened = open_store(store)
+    parse_experiment(opened.read_json(EXPERIMENT_KEY), f"{opened.uri}/{EXPERIMENT_KEY}").site(name)
+    return run_site(homes_root() / "sites" / name, opened.uri, name, superlink)
+
+
+def run_site(folder: Path, store: str, name: str, superlink: str) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
     Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
 
-    Raises:
-        SettingsError: the experiment has no such site.
+    Args:
+        folder: for what is the site's own.
+        store: address of the store.
     """
-    experiment.site(name)
-    folder = home.federation
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)
     environment = _environment(folder / f"flwr-{name}")
     commands = [
         [
-            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", home.store,
+            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", store,
             "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
         ],
         [

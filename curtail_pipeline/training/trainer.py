@@ -29,7 +29,7 @@ from curtail_pipeline.federation.plan import replay_folder
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.loss import head_loss, head_of
@@ -193,10 +193,11 @@ class SiteTrainer:
         if digest == self._experiment_bytes:
             return
         stored = parse_experiment(self.store.read_json(key), key)
-        if stored.sha256() != self.experiment.sha256():
+        wanted, mine = _identity(stored), _identity(self.experiment)
+        if wanted != mine:
             raise TrainingError(
-                f"{key} is experiment {stored.name!r} with identity {stored.sha256()[:12]}, the trainer of site "
-                f"{self.site.name} was started with {self.experiment.sha256()[:12]}; restart the trainer"
+                f"{key} is experiment {stored.name!r} with identity {wanted[:12]}, the trainer of site "
+                f"{self.site.name} was started with {mine[:12]}; restart the trainer"
             )
         self._experiment_bytes = digest
 
@@ -329,6 +330,12 @@ class SiteTrainer:
         self._recent |= {order.inner_state, inner}
         if self.settings.keep_inner_states is not None:
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
+
+
+def _identity(experiment: Experiment) -> str:
+    """Hash of all that training may depend on. Where the traces lie is each machine's own affair."""
+    identity = {key: value for key, value in experiment.identity().items() if key != "traces"}
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 def _snapshots(order: Order) -> str:

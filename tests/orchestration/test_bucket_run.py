@@ -104,7 +104,9 @@ def test_what_keeps_a_run_from_starting_is_one_line(run: Run) -> None:
     no_keys = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
     one_line(run("run", more={**no_keys, "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent"}), "no credentials")
     one_line(run("run", more={"CURTAIL_HOME": "s3://bucket/x"}), "CURTAIL_HOME is 's3://bucket/x', which is no folder")
-    assert not list(Path.cwd().glob("*s:*"))
+    site = ("site", "run", "NORTH", "--superlink", "127.0.0.1:1", "--store")
+    one_line(run(*site, f"s3://{run.bucket}/empty"), r"experiment\.json is not in the store s3://.*/empty")
+    assert not list(Path.cwd().glob("*s3:*"))
 
 
 def one_line(done: subprocess.CompletedProcess[str], match: str) -> None:
