@@ -8,15 +8,20 @@ import pytest
 from s3_server import S3Server
 from s3_signed_front import SignedFront, signed_front
 from training_case import CONFIG, SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
+from waiting import wait_until
 
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.addresses import links_of
-from curtail_pipeline.federation.orders import Order, Plan, Result, agent_key
+from curtail_pipeline.federation.orders import Heartbeat, Order, Plan, Result, Watch, agent_key
+from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
 from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, Store, file_sha256
+from curtail_pipeline.times import EPOCH
+from curtail_pipeline.training.heartbeat import HeartbeatWriter
+from curtail_pipeline.training.order_queue import MembershipWatch
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
@@ -141,6 +146,33 @@ def test_what_arrives_is_checked(s3: S3Server, front: SignedFront, filled: Folde
     with pytest.raises(CorruptObject, match=r"model\.safetensors is corrupt: expected sha256"):
         links.fetch(WEIGHTS, tmp_path / "w")
     assert not (tmp_path / "w").exists()
+
+
+class Idle:
+    """A worker that has had one order."""
+
+    site, busy = SITE, False
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+
+
+def test_signs_of_life_and_the_membership_go_by_addresses(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
+) -> None:
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    order = linked(coordinator, changed(make_order(filled), watch=Watch(key=MEMBERSHIP_KEY, generation=1)))
+    assert order.links is not None
+    beats = HeartbeatWriter(FolderStore(tmp_path / "site"), Idle(order.links))
+    beats.start()
+    wait_until(lambda: coordinator.exists(agent_key(SITE)), what="a sign of life in the bucket")
+    assert coordinator.read_record(agent_key(SITE), Heartbeat).site == SITE
+    beats.close()
+
+    with MembershipWatch(FolderStore(tmp_path / "site"), SITE, order) as watch:
+        desired = Desired(generation=2, states={SITE: "off"}, reasons={}, reason="", at=EPOCH)
+        coordinator.write_record(MEMBERSHIP_KEY, desired)
+        assert watch.left.wait(30), "the site was not told to leave"
 
 
 def test_a_folder_gives_no_addresses_away(filled: FolderStore) -> None:
