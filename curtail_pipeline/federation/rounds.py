@@ -23,9 +23,9 @@ from datetime import datetime
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.addresses import links_of
-from curtail_pipeline.federation.admission import admit
+from curtail_pipeline.federation.admission import admit, fetch
 from curtail_pipeline.federation.liveness import Liveness
-from curtail_pipeline.federation.merge import Update, merge
+from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.orders import (
     JournalLine,
     MergeReport,
@@ -42,7 +42,7 @@ from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, s
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
-from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
+from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
 
@@ -247,8 +247,9 @@ class _Running:
             weights=self.weights,
         )
         self.rounds.append(done)
+        kept = {site: order.model_copy(update={"links": None}) for site, order in orders.items()}  # they are secrets
         self._write_journal(
-            JournalLine(done=done, orders=orders, results=results, merge=report, wall_s=time.monotonic() - began)
+            JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
         )
         self._tidy(upcoming.index, list(orders))
         self.log(
@@ -290,16 +291,8 @@ class _Running:
         """Merge what arrived; an update whose file is not what its result says is refused."""
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
-        gone: dict[str, str] = {}
         with ExitStack() as held:
-            updates = []
-            for site, r in fitting.items():
-                try:
-                    path = held.enter_context(store.local(r.weights.key))
-                except (NotStored, CorruptObject) as error:
-                    gone[site] = f"its weights cannot be had: {error}"
-                    continue
-                updates.append(Update(site, path, r.tokens, r.weights.sha256, r.parent_sha256, r.round))
+            updates, gone = fetch(store, fitting, held)
             report = merge(
                 held.enter_context(store.local(self.weights.key)),
                 held.enter_context(store.local(self.outer.key)) if self.outer else None,

@@ -22,7 +22,7 @@ from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import EPOCH, seconds
 from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
-FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute"]
+FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute", "gone"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fault:
     kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: heartbeat
     goes on, no reply until the transport reports it. error: the transport reports a failure. nan, huge, shape, corrupt:
     the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
-    greedy: consumes ranges it has no lease for.
+    gone: the weights are not in the store. greedy: consumes ranges it has no lease for.
     """
 
     site: str
@@ -75,6 +75,8 @@ class SimulatedSite:
                 data = bytearray(out.read_bytes())
                 data[-1] ^= 1
                 out.write_bytes(data)
+        if kind == "gone":
+            self.store.delete(order.out)
         end = f"sha256:{seed.hexdigest()}" if steps else order.inner_state
         return Result(
             site=self.name,

@@ -1,4 +1,10 @@
-"""Requests to an S3 server: one client per process, bounded retries, and errors a user can act on."""
+"""Requests to an S3 server: one client per process, bounded retries, and errors a user can act on.
+
+The client is boto3's. Measured against obstore 0.12.1 (256 MiB in 16 MiB parts to moto's server on loopback, 2 cores,
+2026-11-26): 0.40 and 0.37 s of CPU up, 0.20 and 0.19 s down, so that weights cost the same; a small request costs 1.8
+and 0.3 ms. boto3 has profiles, roles and pre-signed addresses as Dagster's S3 resource has them, is there already, and
+has no threads of its own, which a supervisor that forks must not have.
+"""
 
 import os
 from collections.abc import Callable, Iterator

@@ -136,7 +136,7 @@ def test_local_mode_assigns(bench: Bench) -> None:
     assert segment["weights"]["sha256"] == journal[1]["results"]["CA"]["weights"]["sha256"]
 
 
-@pytest.mark.parametrize("kind", ["nan", "corrupt", "shape", "stale", "greedy"])
+@pytest.mark.parametrize("kind", ["nan", "corrupt", "shape", "stale", "greedy", "gone"])
 def test_a_refused_update_rolls_back_and_the_site_goes_on(bench: Bench, kind: Any) -> None:
     segment = bench.run(bench.plan([{"CA": 2, "TX": 2}] * 3, ("CA", "TX")), (Fault("TX", 1, kind),))
     assert set(segment["rounds"][1]["refused"]) == {"TX"} and segment["rounds"][1]["steps"] == {"CA": 2}
