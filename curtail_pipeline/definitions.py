@@ -22,8 +22,9 @@ from curtail_pipeline.orchestration.jobs import (
 )
 from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
-from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV
+from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, store_of
 from curtail_pipeline.stages.run_events import Progress
+from curtail_pipeline.storage.folder_store import is_uri
 from sensors.automation import automation
 from sensors.failures import failure_sensor
 from sensors.membership import membership_sensor
@@ -33,11 +34,17 @@ from sensors.schedules import daily_pipeline_schedule, intraday_schedule
 ASSETS = [traces, corpus, segments, emissions, policies_compared]
 
 
+def _pipeline(experiment: str, clock: str) -> PipelineResource:
+    if not is_uri(store_of(experiment)):
+        return PipelineResource(experiment=experiment, clock=clock)
+    from curtail_pipeline.orchestration.bucket_resource import BucketPipelineResource, s3_resource
+
+    return BucketPipelineResource(experiment=experiment, clock=clock, s3=s3_resource())
+
+
 def build(progress: Progress = silent) -> dg.Definitions:
     """The definitions, reporting a segment's progress to `progress` as well as to the Dagster log."""
-    pipeline = PipelineResource(
-        experiment=os.environ.get(EXPERIMENT_ENV, "laptop"), clock=os.environ.get(CLOCK_ENV, "live")
-    )
+    pipeline = _pipeline(os.environ.get(EXPERIMENT_ENV, "laptop"), os.environ.get(CLOCK_ENV, "live"))
     found = dg.Definitions(
         assets=with_code_links(dg.load_assets_from_modules(ASSETS)),
         asset_checks=dg.load_asset_checks_from_modules(ASSETS),
@@ -54,6 +61,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
             "pipeline": pipeline,
+            **pipeline.nested(),
             "tables": TableIOManager(pipeline=pipeline),
             "progress": dg.ResourceDefinition.hardcoded_resource(progress),
         },

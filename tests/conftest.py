@@ -1,8 +1,10 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from s3_server import S3Server, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,6 +21,13 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real traces at {folder}; set CURTAIL_TEST_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server; ask it for a bucket of your own."""
+    with serving() as server:
+        yield server
 
 
 LONG = ("test_end_to_end.py", "test_ui.py", "test_run_workers.py")

@@ -12,7 +12,7 @@ from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.corpus.dealing import HELDOUT, freeze_dealing
 from curtail_pipeline.corpus.shard_set import build_tokenizer
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 SHARES = {"A": 2.0, "B": 1.0, "C": 1.0}
 
@@ -42,7 +42,7 @@ def corpus_settings(source: Path, **changes: object) -> CorpusSettings:
 
 
 def build_shards(
-    settings: CorpusSettings, store: Store, shares: Mapping[str, float], progress: Progress | None = None
+    settings: CorpusSettings, store: FolderStore, shares: Mapping[str, float], progress: Progress | None = None
 ) -> dict[str, ShardManifest]:
     """Tokenizer, dealing, and the shards of all sites and of the held-out text. Returns manifests by target."""
     build_tokenizer(settings, store)
@@ -50,9 +50,9 @@ def build_shards(
     return build_targets(settings, store, [*shares, HELDOUT], progress)
 
 
-def built_store(folder: Path, **changes: object) -> tuple[CorpusSettings, Store]:
+def built_store(folder: Path, **changes: object) -> tuple[CorpusSettings, FolderStore]:
     """A store with tokenizer, dealing and all shards of `texts()`."""
     settings = corpus_settings(write_corpus(folder / "text" / "a.parquet"), **changes)
-    store = Store(folder / "store")
+    store = FolderStore(folder / "store")
     build_shards(settings, store, SHARES)
     return settings, store

@@ -16,7 +16,7 @@ from curtail_pipeline.federation.orders import Heartbeat, Order, agent_key
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, StopOrder, Stopped, TrainerStatus
 from curtail_pipeline.flower.processes import exit_with
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.times import utc_now
 
 TOKEN = "stub"
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--parent-pid", type=int, required=True)
     options = parser.parse_args()
     exit_with(options.parent_pid)
-    store = Store(options.store)
+    store = FolderStore(options.store)
     site = SimulatedSite(options.site, store)
     stop = threading.Event()
     idle = TrainerStatus(

@@ -73,10 +73,13 @@ def environment(home: Path) -> dict[str, str]:
     return {**clean, "CURTAIL_HOME": str(home)}
 
 
-def curtail(*words: str, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+def curtail(
+    *words: str, home: Path, timeout: float = 240, more: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; `more` goes into its environment."""
     command = [sys.executable, "-m", "curtail_pipeline.cli.main", *words]
-    return subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=timeout)
+    variables = {**environment(home), **(more or {})}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout)
 
 
 def start_curtail(*words: str, home: Path, log: Path) -> "subprocess.Popen[bytes]":

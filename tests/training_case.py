@@ -7,7 +7,8 @@ from corpus_texts import build_shards
 
 from curtail_pipeline.federation.orders import Order, Result, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.tokens.ranges import after_prefix
 
 SITE = "NEM_SA"
@@ -48,7 +49,7 @@ def make_experiment(**training: Any) -> Experiment:
     return parse_experiment(content, "small")
 
 
-def fill_store(root: Path, experiment: Experiment) -> Store:
+def fill_store(root: Path, experiment: Experiment) -> FolderStore:
     """Text, tokenizer, shards, experiment and `ckpt-000000` without a manifest."""
     from curtail_pipeline.training.presets import init_checkpoint
 
@@ -56,7 +57,7 @@ def fill_store(root: Path, experiment: Experiment) -> Store:
     texts.mkdir(parents=True)
     for i in range(60):
         (texts / f"{i:02d}.txt").write_text(TEXT.format(i * 7, i % 5, i) * 3, encoding="utf-8")
-    store = Store(root / "store")
+    store = FolderStore(root / "store")
     corpus = experiment.corpus.model_copy(update={"source": str(texts)})
     build_shards(corpus, store, {SITE: 1.0})
     store.write_json("experiment.json", experiment.model_dump(mode="json"))
@@ -66,7 +67,7 @@ def fill_store(root: Path, experiment: Experiment) -> Store:
     return store
 
 
-def make_order(store: Store, **changes: Any) -> Order:
+def make_order(store: FolderStore, **changes: Any) -> Order:
     """Round 0 of `ckpt-000001`: 3 steps from the initial checkpoint."""
     content = {
         "key": "ckpt-000001",

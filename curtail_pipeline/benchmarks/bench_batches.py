@@ -16,12 +16,12 @@ from curtail_pipeline.corpus.batches import ShardReader
 from curtail_pipeline.corpus.build import manifest_key
 from curtail_pipeline.corpus.corpus_records import ShardFile, ShardManifest
 from curtail_pipeline.corpus.documents import ReadCounts
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 NO_SHA256 = "0" * 64
 
 
-def sparse_shards(store: Store, site: str, tokens: int, shard_tokens: int = 1 << 26) -> None:
+def sparse_shards(store: FolderStore, site: str, tokens: int, shard_tokens: int = 1 << 26) -> None:
     """Shards of zeros, with a manifest; the files have a length but no content."""
     files = []
     for number, start in enumerate(range(0, tokens, shard_tokens)):
@@ -75,7 +75,7 @@ def run(
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
+        store = FolderStore(Path(folder))
         sparse_shards(store, "S", tokens)
         before = _resident_mib()
         start = time.perf_counter()

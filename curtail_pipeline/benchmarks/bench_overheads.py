@@ -34,8 +34,9 @@ from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.model_size import parameters_of
 from curtail_pipeline.settings.overheads import MEASUREMENT_FILE, MeasuredModel, Measurement
 from curtail_pipeline.storage.atomic import write_whole
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import iso, utc_now
 
 SITES = ("A", "B")
@@ -108,7 +109,7 @@ def _experiment(preset: str, vocab_size: int) -> Experiment:
     )
 
 
-def _plan(store: Store, key: str, members: tuple[str, ...], rounds: int) -> str:
+def _plan(store: FolderStore, key: str, members: tuple[str, ...], rounds: int) -> str:
     """Write a plan from the initialised model, with fresh optimisers; its key."""
     parent = "checkpoints/ckpt-000000"
     planned = tuple(
@@ -141,7 +142,7 @@ def _plan(store: Store, key: str, members: tuple[str, ...], rounds: int) -> str:
 
 
 def _segment(
-    federation: Federation, watcher: _Watcher, store: Store, key: str, members: tuple[str, ...], rounds: int
+    federation: Federation, watcher: _Watcher, store: FolderStore, key: str, members: tuple[str, ...], rounds: int
 ) -> _Times:
     plan, times = _plan(store, key, members, rounds), _Times()
     submitted = time.time()
@@ -169,7 +170,7 @@ def _add(times: _Times, line: JournalLine, trained: Mapping[str, float | None], 
 def _measure(folder: Path, preset: str, vocab_size: int, rounds: int) -> MeasuredModel:
     from curtail_pipeline.training.presets import init_checkpoint
 
-    experiment, store = _experiment(preset, vocab_size), Store(folder / "store")
+    experiment, store = _experiment(preset, vocab_size), FolderStore(folder / "store")
     store.write_record("experiment.json", experiment)
     save_tokenizer(train_bpe(["text"], 512, "<|bos|>"), folder / "tokenizer", "<|bos|>")
     init_checkpoint(experiment.training, folder / "tokenizer", store.path("checkpoints/ckpt-000000"), seed=0)

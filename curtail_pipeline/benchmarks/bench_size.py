@@ -65,7 +65,7 @@ def run(checkpoints: int = 10_000, years: int = 3, regions: int = 10, repeats: i
         tick_s, _ = _timed(lambda: _tick(project), repeats)
         damaged = max(0, checkpoints - KEPT)
         for number in range(checkpoints - damaged, checkpoints):
-            _damage(project.store.path(f"checkpoints/ckpt-{number:06d}/manifest.json"))
+            _damage(project.store.here(f"checkpoints/ckpt-{number:06d}/manifest.json"))
         time.sleep(SETTLED_NS / 1e9 + 0.1)
         walk_damaged_s, last = _timed(lambda: next(_newest_first(project.store)), 1)
         tick_damaged_first_s, _ = _timed(lambda: _tick(project), 1)
@@ -121,7 +121,7 @@ def _walk(store: Store) -> list[str]:
 
 def _valid(store: Store, key: str) -> bool:
     try:
-        parse_manifest(store.path(f"checkpoints/{key}/manifest.json").read_bytes(), key)
+        parse_manifest(store.here(f"checkpoints/{key}/manifest.json").read_bytes(), key)
     except (StoreError, OSError):
         return False
     return True
@@ -165,9 +165,9 @@ def _tables(project: Project, days: list[date]) -> None:
     save_derived(project, derive_day(project, first))
     for day in project.days[1:]:
         for region in project.experiment.regions:
-            store.put_file(store.path(trace_key(str(first), region)), trace_key(str(day), region))
+            store.put_file(store.here(trace_key(str(first), region)), trace_key(str(day), region))
         for key_of in (windows_key, windows_state_key):
-            store.put_file(store.path(key_of(str(first))), key_of(str(day)))
+            store.put_file(store.here(key_of(str(first))), key_of(str(day)))
     for day in days:
         for region in project.experiment.regions:
             save_ingested(project, ingest_day(project, region, day))
@@ -177,7 +177,7 @@ def _tables(project: Project, days: list[date]) -> None:
 def _checkpoints(project: Project, count: int) -> None:
     """Manifests of their own over one small file of weights, each with its evaluation and its ledger."""
     store, site = project.store, project.experiment.sites[0].name
-    weights = store.path("weights")
+    weights = store.here("weights")
     store.write_bytes("weights", b"weights")
     stored = StoredFile(sha256=file_sha256(weights), bytes=weights.stat().st_size)
     store.write_record("evaluation", Evaluation(loss=3.0, perplexity=20.0, bits_per_byte=1.0, tokens=1000))
@@ -212,10 +212,10 @@ def _checkpoints(project: Project, count: int) -> None:
                 "versions": {},
             }
         )
-        folder = store.path(f"checkpoints/{key}")
+        folder = store.here(f"checkpoints/{key}")
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_bytes(manifest.to_bytes())
         (folder / WEIGHTS_FILE).hardlink_to(weights)
-        store.put_file(store.path("evaluation"), evaluation_key(key))
-        store.put_file(store.path("ledger"), ledger_key(key))
+        store.put_file(store.here("evaluation"), evaluation_key(key))
+        store.put_file(store.here("ledger"), ledger_key(key))
         parent = manifest

@@ -25,7 +25,7 @@ from curtail_pipeline.corpus.dealing import HELDOUT, freeze_dealing
 from curtail_pipeline.corpus.encoder import Encoder
 from curtail_pipeline.corpus.tokenizer import PATTERN, train_tokenizer
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 BATCH_BYTES = 1 << 21
 
@@ -208,7 +208,7 @@ def _byte_letters() -> dict[str, int]:
 def _end_to_end(settings: CorpusSettings, folder: Path) -> tuple[float, int]:
     """Seconds from the text column to the committed shards of two sites and the held-out text, and their bytes."""
     with tempfile.TemporaryDirectory() as root:
-        store = Store(root)
+        store = FolderStore(root)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             store.put_file(folder / name, f"corpus/tokenizer/{name}")
         freeze_dealing(settings, store, {"A": 1.0, "B": 1.0})

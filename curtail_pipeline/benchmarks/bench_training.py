@@ -18,8 +18,9 @@ import numpy.typing as npt
 from curtail_pipeline.corpus.tokenizer import save_tokenizer, train_bpe
 from curtail_pipeline.federation.orders import Order, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import FRESH
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.tokens.ranges import Ranges
 
 
@@ -119,7 +120,7 @@ def _rounds(
     from curtail_pipeline.training.trainer import SiteTrainer
 
     settings = experiment.training
-    store = Store(folder / "store")
+    store = FolderStore(folder / "store")
     store.write_record("experiment.json", experiment)
     save_tokenizer(train_bpe(["text"], 512, "<|bos|>"), folder / "tokenizer", "<|bos|>")
     init_checkpoint(settings, folder / "tokenizer", store.path("init"), seed=0)

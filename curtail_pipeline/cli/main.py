@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curtail_pipeline.cli.file_options import Reading, takes_file_options
+from curtail_pipeline.cli.options import ExperimentOption, JsonOption, OutOption
 from curtail_pipeline.cli.remote_sites import deploy_app, site_app, superlink
 from curtail_pipeline.cli.reproduce import reproduce
 from curtail_pipeline.errors import CurtailError, is_out_of_space
@@ -37,13 +38,8 @@ app.command()(superlink)
 signals_app = typer.Typer(no_args_is_help=True, help="Sources of signals: which there are, and what yours answer.")
 app.add_typer(signals_app, name="signals")
 
-ExperimentOption = Annotated[
-    str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name in experiments/ or a YAML file.")
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The home folder; .curtail/<name> by default.")]
 SitesOption = Annotated[str | None, typer.Option("--experiment", "-e", help="Its sites; else a site per region.")]
 TracesOption = Annotated[Path | None, typer.Option("--traces", help="A trace file in place of the experiment's.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 def _print_json(value: Any) -> None:
@@ -53,7 +49,7 @@ def _print_json(value: Any) -> None:
 @contextmanager
 def _opened(
     experiment: str,
-    out: Path | None,
+    out: str | None,
     traces: Path | None = None,
     clock: "ClockMode" = "headless",
     file: Reading | None = None,
@@ -153,7 +149,7 @@ def ui(
                 with services(project, host, port, sensors) as found:
                     typer.echo("starting the web UI and the federation", err=True)
                     found.prepare()
-                    with connect(project.home.root, project.experiment):
+                    with connect(project.home, project.experiment):
                         typer.echo(f"the UI is at {found.run()} (Ctrl-C ends it)", err=True)
                         found.wait()
         except INTERRUPTS:
@@ -255,29 +251,29 @@ def signals_check(experiment: ExperimentOption = "laptop", json_: JsonOption = F
 @federation_app.command("up")
 def federation_up(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Start the SuperLink, and a SuperNode and a trainer per site; they stay until `down`."""
-    from curtail_pipeline.flower.local import LocalFederation
+    from curtail_pipeline.flower.standing import local_federation
 
     with _opened(experiment, out) as project:
-        _print_json(LocalFederation(project.home.root, project.experiment).up().model_dump(mode="json"))
+        _print_json(local_federation(project.home, project.experiment).up().model_dump(mode="json"))
 
 
 @federation_app.command("down")
 def federation_down(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Stop it and everything it started."""
-    from curtail_pipeline.flower.local import LocalFederation
+    from curtail_pipeline.flower.standing import local_federation
 
     with _opened(experiment, out) as project:
-        stopped = LocalFederation(project.home.root, project.experiment).down()
+        stopped = local_federation(project.home, project.experiment).down()
         typer.echo("stopped" if stopped else "no federation is running")
 
 
 @federation_app.command("status")
 def federation_status(experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """What runs, as JSON."""
-    from curtail_pipeline.flower.local import LocalFederation
+    from curtail_pipeline.flower.standing import local_federation
 
     with _opened(experiment, out) as project:
-        _print_json(LocalFederation(project.home.root, project.experiment).status().model_dump(mode="json"))
+        _print_json(local_federation(project.home, project.experiment).status().model_dump(mode="json"))
 
 
 @checkpoints_app.command("list")
@@ -320,7 +316,7 @@ def checkpoints_verify(
 
 
 @checkpoints_app.command("export")
-def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
+def checkpoints_export(key: str, dest: str, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder."""
     with _opened(experiment, out) as project:
         from curtail_pipeline.stages.account import card_of

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from curtail_pipeline.cli.options import ExperimentOption, OutOption
+
 site_app = typer.Typer(no_args_is_help=True, help="Sites of a standing SuperLink: admit them, run one, put one out.")
 deploy_app = typer.Typer(no_args_is_help=True, help="What a deployment needs beside the images.")
 
@@ -24,20 +26,23 @@ def site_run(
     key: Annotated[
         Path | None, typer.Option(envvar="CURTAIL_SITE_KEY", help="The site's private key, which is registered.")
     ] = None,
-    experiment: Annotated[
-        str, typer.Option("--experiment", "-e", envvar="CURTAIL_EXPERIMENT", help="A name or a YAML file.")
-    ] = "laptop",
-    out: Annotated[Path | None, typer.Option("--out", help="The home folder; .curtail/<name> by default.")] = None,
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+    store: Annotated[str | None, typer.Option(envvar="CURTAIL_STORE", help="s3://...: has the experiment too.")] = None,
 ) -> None:
     """Run a site's trainer and SuperNode until told to stop."""
-    from curtail_pipeline.flower.standing import Credentials, run_site
+    from curtail_pipeline.flower.standing import Credentials, run_site, run_site_of_store
     from curtail_pipeline.stages.project import Project
 
     if (ca is None) != (key is None):
         raise typer.BadParameter("--ca and --key belong together: TLS and the site's key, or neither")
-    project = Project.open(experiment, "live", out)
     credentials = Credentials(ca, key) if ca and key else None
-    run_site(project.home.root, project.experiment, name, superlink, credentials)
+    if store is not None:
+        run_site_of_store(store, name, superlink, credentials)
+        return
+    project = Project.open(experiment, "live", out)
+    project.experiment.site(name)
+    run_site(project.home.federation, project.home.store, name, superlink, credentials)
 
 
 @site_app.command("register")

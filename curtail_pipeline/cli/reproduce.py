@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from curtail_pipeline.cli.options import JsonOption
+
 
 def reproduce(
     traces: Annotated[Path, typer.Option("--traces", help="The published run's trace: mci.csv.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """The claims of arXiv:2602.22760, one by one: published, ours, difference; exit code 1 where one does not hold."""
     from curtail_pipeline.cli.console import print_claims, warn_checks

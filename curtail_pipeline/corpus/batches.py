@@ -31,14 +31,13 @@ class TokenSet:
         self.manifest = load_manifest(store, target)
         self.dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self.n_tokens = self.manifest.tokens
-        self._folder = store.path(folder_of(target))
+        self._store = store
         self._maps: dict[int, np.ndarray] = {}
         self._memory: list[mmap.mmap] = []
         self._touched = 0
         self._starts = np.concatenate(([0], np.cumsum([file.tokens for file in self.manifest.files])))
         for file in self.manifest.files:
-            path = self._folder / file.name
-            found = path.stat().st_size if path.exists() else 0
+            found = store.size(f"{folder_of(target)}/{file.name}") or 0
             if found != file.tokens * self.dtype.itemsize:
                 raise CorpusError(
                     f"shard {folder_of(target)}/{file.name} has {found} bytes instead of "
@@ -48,8 +47,8 @@ class TokenSet:
     def _map(self, index: int) -> np.ndarray:
         tokens = self._maps.get(index)
         if tokens is None:
-            path = self._folder / self.manifest.files[index].name
-            with path.open("rb") as stream:
+            key = f"{folder_of(self.target)}/{self.manifest.files[index].name}"
+            with self._store.local(key) as path, path.open("rb") as stream:
                 memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(memory, "madvise"):
                 memory.madvise(mmap.MADV_RANDOM)  # shuffled sequences: reading ahead would read in vain

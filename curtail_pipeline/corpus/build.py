@@ -123,7 +123,7 @@ def _build(
                     yield unit, missing
 
         if any(not join.has(unit) for join in joins.values() for unit in range(units)):
-            for unit, answer in make_pool(settings, dealing, store.path(TOKENIZER), engine).run(tasks()):
+            for unit, answer in make_pool(settings, dealing, store.mirror(TOKENIZER), engine).run(tasks()):
                 for target, part in answer.parts.items():
                     joins[target].accept(unit, WaitingPart(part=part, counts=answer.counts))
                 if progress:
@@ -139,7 +139,7 @@ def _build(
 
 
 def _scratch(store: Store, dealing: Dealing, engine: Engine) -> Path:
-    return store.path(f"scratch/corpus/{dealing.sha256[:16]}-{engine}")
+    return store.here(f"scratch/corpus/{dealing.sha256[:16]}-{engine}")
 
 
 class _Join:

@@ -157,7 +157,7 @@ def freeze_dealing(settings: CorpusSettings, store: Store, shares: Mapping[str, 
         raise CorpusError(f"shares {dict(shares)} cannot deal the corpus; give every site a share above 0")
     if HELDOUT in shares:
         raise CorpusError(f"no site can be called {HELDOUT!r}: its shards would be the held-out text; rename it")
-    info = tokenizer_info(store.path(TOKENIZER), settings.separator)
+    info = tokenizer_info(store.mirror(TOKENIZER), settings.separator)
     frozen = store.exists(MANIFEST)
     source = load_dealing(settings, store).source if frozen else open_source(settings, store)
     wanted = Dealing(
@@ -209,7 +209,7 @@ def load_dealing(settings: CorpusSettings, store: Store) -> Dealing:
             f"the corpus dealt is {dealt.source!r}, the settings name {settings.source!r}; restore corpus.source, "
             "or use another experiment name"
         )
-    info = tokenizer_info(store.path(TOKENIZER), dealt.tokenizer.separator)
+    info = tokenizer_info(store.mirror(TOKENIZER), dealt.tokenizer.separator)
     if info != dealt.tokenizer:
         raise CorpusError(
             f"the tokenizer in the store has sha256 {info.sha256[:12]}, the corpus was dealt with "

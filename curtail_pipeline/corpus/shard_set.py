@@ -46,12 +46,15 @@ def build_tokenizer(settings: CorpusSettings, store: Store) -> TokenizerInfo:
     Raises:
         CorpusError: an empty or unreadable corpus, or a tokenizer that cannot be loaded.
     """
-    folder = store.path(TOKENIZER)
+    folder = store.mirror(TOKENIZER)
     if (folder / "tokenizer.json").exists():
         return tokenizer_info(folder, settings.separator)
     if settings.tokenizer is not None:
-        return load_tokenizer(settings, folder)
-    return train_tokenizer(settings, folder, training_sample(settings, store))
+        info = load_tokenizer(settings, folder)
+    else:
+        info = train_tokenizer(settings, folder, training_sample(settings, store))
+    store.publish(TOKENIZER, last="tokenizer.json")
+    return info
 
 
 def build_site_shards(

@@ -26,7 +26,6 @@ from curtail_pipeline.corpus.remote import glob_prefix, is_remote, list_remote, 
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Record
 from curtail_pipeline.storage.store import Store
 
@@ -132,7 +131,7 @@ def list_files(settings: CorpusSettings, store: Store) -> list[SourceFile]:
     if source == "embedded":
         if not store.exists(SNAPSHOT):
             write_snapshot(store)
-        path = store.path(SNAPSHOT)
+        path = store.mirror(SNAPSHOT)
         return [SourceFile(path.name, str(path), path.stat().st_size)]
     found = list_remote(source) if is_remote(source) else list(_list_local(source))
     files = sorted((SourceFile(*entry) for entry in found if entry[0].endswith(SUFFIXES)), key=lambda file: file.name)
@@ -146,7 +145,7 @@ def list_files(settings: CorpusSettings, store: Store) -> list[SourceFile]:
 def write_snapshot(store: Store) -> None:
     """Write the embedded text as `corpus/embedded.parquet` (columns name, text)."""
     names, texts = zip(*stdlib_documents(), strict=True)
-    with replacing(store.path(SNAPSHOT)) as scratch:
+    with store.new_file(SNAPSHOT) as scratch:
         pl.DataFrame({"name": names, "text": texts}).write_parquet(scratch)
 
 

@@ -1,9 +1,12 @@
 """Which results fit the orders that were sent; what the merge then makes of their weights is `merge`'s."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from curtail_pipeline.errors import LedgerError
+from curtail_pipeline.federation.merge import Update
 from curtail_pipeline.federation.orders import Order, Result
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.tokens.ranges import after_prefix, total
 
 
@@ -37,3 +40,18 @@ def misfit(order: Order, result: Result) -> str | None:
     if (result.tokens > 0) != (result.steps > 0) or (result.steps > 0) != (total(result.consumed) > 0):
         return f"{result.steps} steps, {result.tokens} tokens and {list(result.consumed)} do not agree"
     return None
+
+
+def fetch(store: Store, results: Mapping[str, Result], held: ExitStack) -> tuple[list[Update], dict[str, str]]:
+    """The weights of results as files, there as long as `held` is open; and why a site's cannot be had."""
+    updates: list[Update] = []
+    refused: dict[str, str] = {}
+    for site, result in results.items():
+        try:
+            path = held.enter_context(store.local(result.weights.key))
+        except (NotStored, CorruptObject) as error:
+            refused[site] = f"its weights cannot be had: {error}"
+            continue
+        tokens, sha256 = result.tokens, result.weights.sha256
+        updates.append(Update(site, path, tokens, sha256, result.parent_sha256, result.round))
+    return updates, refused

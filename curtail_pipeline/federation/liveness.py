@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 from curtail_pipeline.errors import MessageError, StoreError
 from curtail_pipeline.federation.orders import Heartbeat, agent_key
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, StoreUnavailable
 
 
 class Liveness:
     """Watches the heartbeats of sites.
 
-    Only changes of the heartbeat count, on this machine's monotonic clock; the clocks of sites need not agree.
+    Only changes of the heartbeat count, on this machine's monotonic clock; the clocks of sites need not agree. While
+    the store does not answer nothing is known of any site, so that none is lost for it.
     """
 
     def __init__(self, store: Store, liveness_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,6 +23,8 @@ class Liveness:
     def _read(self, site: str) -> Heartbeat | None:
         try:
             return self._store.read_record(agent_key(site), Heartbeat)
+        except StoreUnavailable:
+            raise
         except (StoreError, MessageError):  # what is no heartbeat shows no life
             return None
 
@@ -33,7 +36,11 @@ class Liveness:
 
     def lost(self, site: str) -> str | None:
         """Why the site counts as lost, or None while it is alive."""
-        beat, now = self._read(site), self._clock()
+        try:
+            beat, now = self._read(site), self._clock()
+        except StoreUnavailable:
+            self._seen[site] = (self._clock(), self._seen[site][1])
+            return None
         since, last = self._seen[site]
         if beat is not None and beat != last:
             self._seen[site] = (now, beat)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.manifest import InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
 from curtail_pipeline.tokens.ranges import Range
@@ -61,6 +62,8 @@ class Order(Message):
     """Store key for the new weights."""
     replay: str = ""
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
+    links: Links | None = None
+    """Addresses of all that the round reads and writes, for a site without credentials of the store."""
 
     @property
     def name(self) -> tuple[str, int, str, int]:
@@ -169,6 +172,8 @@ class Plan(Message):
     """What the lineage has consumed at the segment's start, rebalanced text included."""
     replay: str = ""
     """Which repetition of the segment this is (`plan.replay_folder` is where it works); empty for a live segment."""
+    linked: tuple[str, ...] = ()
+    """Members whose orders bring pre-signed addresses."""
     stop_reason: str = "plan finished"
     """Why the segment ends when every planned round has run."""
 

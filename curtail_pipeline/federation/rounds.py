@@ -17,13 +17,15 @@ What can fail, and what follows:
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.admission import admit
+from curtail_pipeline.federation.addresses import links_of
+from curtail_pipeline.federation.admission import admit, fetch
 from curtail_pipeline.federation.liveness import Liveness
-from curtail_pipeline.federation.merge import Update, merge
+from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.orders import (
     JournalLine,
     MergeReport,
@@ -184,14 +186,16 @@ class _Running:
         return _Round(number, None, None, steps, len(steps), self.plan.open.round_s, {})
 
     def _order(self, upcoming: _Round, site: str) -> Order:
-        plan = self.plan
+        plan, lease = self.plan, tuple(self.sites[site].pool)
+        out = f"{self._round_folder(upcoming.index)}/{site}.safetensors"
+        linked = site in plan.linked
         return Order(
             key=plan.key,
             attempt=plan.attempt,
             round=upcoming.index,
             site=site,
             experiment_uri=plan.experiment_uri,
-            store=str(self.store.root),
+            store=self.store.uri,
             parent=self.weights,
             config=plan.parent.config,
             inner_state=self.sites[site].inner_state,
@@ -200,11 +204,12 @@ class _Running:
             total_steps=plan.total_steps,
             max_steps=upcoming.steps[site],
             deadline_s=upcoming.deadline_s,
-            lease=tuple(self.sites[site].pool),
+            lease=lease,
             seed=plan.seed,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.generation) if plan.open else None,
-            out=f"{self._round_folder(upcoming.index)}/{site}.safetensors",
+            out=out,
             replay=plan.replay,
+            links=links_of(self.store, plan, site, self.weights.key, lease, out) if linked else None,
         )
 
     def _round_folder(self, index: int) -> str:
@@ -242,8 +247,9 @@ class _Running:
             weights=self.weights,
         )
         self.rounds.append(done)
+        kept = {site: order.model_copy(update={"links": None}) for site, order in orders.items()}  # they are secrets
         self._write_journal(
-            JournalLine(done=done, orders=orders, results=results, merge=report, wall_s=time.monotonic() - began)
+            JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
         )
         self._tidy(upcoming.index, list(orders))
         self.log(
@@ -282,26 +288,26 @@ class _Running:
             pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
 
     def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
+        """Merge what arrived; an update whose file is not what its result says is refused."""
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
-        updates = [
-            Update(site, store.path(r.weights.key), r.tokens, r.weights.sha256, r.parent_sha256, r.round)
-            for site, r in fitting.items()
-        ]
-        report = merge(
-            store.path(self.weights.key),
-            store.path(self.outer.key) if self.outer else None,
-            updates,
-            plan.mode,
-            plan.outer.lr,
-            plan.outer.momentum,
-            store.path(f"{folder}/model.safetensors"),
-            store.path(f"{folder}/outer.safetensors"),
-            plan.norm_bound,
-            self.norm_history,
-            parent_sha256=self.weights.sha256,
-            round_index=index,
-        )
+        with ExitStack() as held:
+            updates, gone = fetch(store, fitting, held)
+            report = merge(
+                held.enter_context(store.local(self.weights.key)),
+                held.enter_context(store.local(self.outer.key)) if self.outer else None,
+                updates,
+                plan.mode,
+                plan.outer.lr,
+                plan.outer.momentum,
+                held.enter_context(store.new_file(f"{folder}/model.safetensors")),
+                held.enter_context(store.new_file(f"{folder}/outer.safetensors")),
+                plan.norm_bound,
+                self.norm_history,
+                parent_sha256=self.weights.sha256,
+                round_index=index,
+            )
+        report = report.model_copy(update={"refused": {**report.refused, **gone}})
         self.weights = StoredWeights(key=f"{folder}/model.safetensors", sha256=report.weights.sha256)
         self.outer = OuterState(key=f"{folder}/outer.safetensors", sha256=report.outer.sha256)
         return report

@@ -16,12 +16,13 @@ import numpy as np
 from curtail_pipeline.federation.orders import Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import InnerStates
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import EPOCH, seconds
 from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
-FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute"]
+FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute", "gone"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Fault:
     kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: heartbeat
     goes on, no reply until the transport reports it. error: the transport reports a failure. nan, huge, shape, corrupt:
     the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
-    greedy: consumes ranges it has no lease for.
+    gone: the weights are not in the store. greedy: consumes ranges it has no lease for.
     """
 
     site: str
@@ -67,14 +68,15 @@ class SimulatedSite:
         seed = hashlib.sha256(
             repr((self.name, order.inner_state, order.parent.sha256, consumed, order.first_step)).encode()
         )
-        out = self.store.path(order.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._write(self.store.path(order.parent.key), out, int(seed.hexdigest()[:12], 16), steps, kind)
-        digest = file_sha256(out)
-        if kind == "corrupt":
-            data = bytearray(out.read_bytes())
-            data[-1] ^= 1
-            out.write_bytes(data)
+        with self.store.local(order.parent.key) as parent, self.store.new_file(order.out) as out:
+            self._write(parent, out, int(seed.hexdigest()[:12], 16), steps, kind)
+            digest, size = file_sha256(out), out.stat().st_size
+            if kind == "corrupt":
+                data = bytearray(out.read_bytes())
+                data[-1] ^= 1
+                out.write_bytes(data)
+        if kind == "gone":
+            self.store.delete(order.out)
         end = f"sha256:{seed.hexdigest()}" if steps else order.inner_state
         return Result(
             site=self.name,
@@ -88,7 +90,7 @@ class SimulatedSite:
             loss_mean=2.5,
             seconds=0.01,
             tokens_per_s=1000.0,
-            weights=WrittenWeights(key=order.out, sha256=digest, bytes=out.stat().st_size),
+            weights=WrittenWeights(key=order.out, sha256=digest, bytes=size),
             inner_state=InnerStates(begin=order.inner_state, end=end),
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
@@ -116,7 +118,7 @@ class MemoryTransport:
     def __init__(
         self,
         sites: Mapping[str, Callable[..., Result]],
-        store: Store,
+        store: FolderStore,
         faults: Sequence[Fault] = (),
         on_poll: Callable[[], None] | None = None,
     ) -> None:

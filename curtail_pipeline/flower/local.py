@@ -101,12 +101,16 @@ class LocalFederation:
     """Starts, finds and stops the federation of a home.
 
     Args:
-        home: the experiment's home folder; the store is `<home>/store`.
+        home: the experiment's home folder.
+        store: address of the store; `<home>/store` when not given.
         trainer: command of the resident trainer, the product's own when not given.
     """
 
-    def __init__(self, home: Path, experiment: Experiment, *, trainer: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, home: Path, experiment: Experiment, *, store: str | None = None, trainer: Sequence[str] | None = None
+    ) -> None:
         self.home = Path(home).resolve()
+        self._store = store or str(self.home / "store")
         self.folder = self.home / "federation"
         self.sites = [site.name for site in experiment.sites]
         self._trainer = list(trainer) if trainer else None
@@ -180,7 +184,7 @@ class LocalFederation:
         (self.folder / "logs").mkdir(exist_ok=True)
         command = [
             sys.executable, "-m", "curtail_pipeline.flower.supervisor", "--folder", str(self.folder),
-            "--store", str(self.home / "store"), "--sites", ",".join(self.sites),
+            "--store", self._store, "--sites", ",".join(self.sites),
         ]  # fmt: skip
         command += ["--owner", str(owner)] if owner else []
         command += ["--trainer", json.dumps(self._trainer)] if self._trainer else []

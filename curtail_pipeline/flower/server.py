@@ -16,7 +16,7 @@ from curtail_pipeline.federation.rounds import POLL_S, run_plan
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.stores import open_store
 
 TTL_S = 7 * 24 * 3600.0
 """How long a message may wait: above the longest window."""
@@ -139,7 +139,7 @@ def serve(grid: Grid, context: Context) -> None:
     if supervisor:
         exit_with(int(supervisor))
     config = RunConfig.from_flower(context.run_config)
-    store = Store(config.store)
+    store = open_store(config.store)
     nodes = resolve_nodes(grid, store.read_record(config.plan, Plan).members, config.nodes)
     run_plan(
         FlowerTransport(grid, nodes),

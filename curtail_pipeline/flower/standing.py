@@ -23,7 +23,9 @@ from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.keys import KeyFolder
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
-from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.home import EXPERIMENT_KEY, Home, homes_root
+from curtail_pipeline.storage.stores import open_store
 
 SUPERLINK_ENV, AUTHORITY_ENV = "CURTAIL_SUPERLINK", "CURTAIL_CA"
 BINARIES = Path(sys.executable).parent
@@ -45,16 +47,21 @@ class StandingFederation(Federation):
         return Contact(self.address, dict.fromkeys(sites, 0), self.authority)
 
 
+def local_federation(home: Home, experiment: Experiment) -> LocalFederation:
+    """That of this home on this machine."""
+    return LocalFederation(home.root, experiment, store=home.store)
+
+
 @contextmanager
-def connect(home: Path, experiment: Experiment) -> Iterator[Federation]:
+def connect(home: Home, experiment: Experiment) -> Iterator[Federation]:
     """The federation that segments of this home run on."""
     address = os.environ.get(SUPERLINK_ENV)
     if address:
         settings = experiment.federation
         authority = Path(os.environ[AUTHORITY_ENV]) if os.environ.get(AUTHORITY_ENV) else None
-        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.liveness_s, address, authority)
+        yield StandingFederation(home.federation, settings.start_timeout_s, settings.liveness_s, address, authority)
         return
-    with LocalFederation(home, experiment).ensure() as federation:
+    with local_federation(home, experiment).ensure() as federation:
         yield federation
 
 
@@ -136,31 +143,40 @@ def check_clock(name: str, superlink: str, authority: Path | None) -> None:
         )
 
 
-def run_site(
-    home: Path, experiment: Experiment, name: str, superlink: str, credentials: Credentials | None = None
-) -> int:
+def run_site_of_store(store: str, name: str, superlink: str, credentials: Credentials | None = None) -> int:
+    """As `run_site`, with the experiment that is in the store: the site needs no file of it.
+
+    Raises:
+        StoreError: the store cannot be read, or no experiment was ever run on it.
+        SettingsError: the experiment has no such site.
+    """
+    opened = open_store(store)
+    parse_experiment(opened.read_json(EXPERIMENT_KEY), f"{opened.uri}/{EXPERIMENT_KEY}").site(name)
+    return run_site(homes_root() / "sites" / name, opened.uri, name, superlink, credentials)
+
+
+def run_site(folder: Path, store: str, name: str, superlink: str, credentials: Credentials | None = None) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
     Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
 
     Args:
+        folder: for what is the site's own.
+        store: address of the store.
         credentials: for a SuperLink that has keys; plain HTTP without.
 
     Raises:
-        SettingsError: the experiment has no such site.
         FederationError: a part ended by itself, a credential is not there, or the machine's clock is off.
     """
-    experiment.site(name)
     secured = credentials.arguments() if credentials else ["--insecure"]
     if credentials:
         check_clock(name, superlink, credentials.authority)
-    folder = home / "federation"
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)
     environment = _environment(folder / f"flwr-{name}")
     commands = [
         [
-            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", str(home / "store"),
+            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", store,
             "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
         ],
         [

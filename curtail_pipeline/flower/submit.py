@@ -62,9 +62,7 @@ def submit_and_follow(
         run_id = _attach(control, store, plan_key)
         if run_id is None:
             store.delete(journal_key(folder))
-            config = RunConfig(
-                store=str(store.root), plan=plan_key, nodes=contact.nodes, liveness_s=federation.liveness_s
-            )
+            config = RunConfig(store=store.uri, plan=plan_key, nodes=contact.nodes, liveness_s=federation.liveness_s)
             run_id = control.start_run(config.to_flower())
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id))
@@ -85,7 +83,7 @@ def _attach(control: Control, store: Store, plan_key: str) -> int | None:
     The SuperLink is asked, not `flower.json`: the caller may have been killed between submitting and writing it.
     """
     for run_id, run in sorted(control.runs().items(), reverse=True):
-        if run.config.get("plan") == plan_key and run.config.get("store") == str(store.root) and not run.finished:
+        if run.config.get("plan") == plan_key and run.config.get("store") == store.uri and not run.finished:
             return run_id
     return None
 

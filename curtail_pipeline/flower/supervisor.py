@@ -47,7 +47,7 @@ from curtail_pipeline.flower.federation_state import (
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.storage.atomic import write_whole
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.stores import open_store
 
 LOCK_FILE = "supervisor.lock"
 SOCKET = "spawn.sock"
@@ -94,9 +94,9 @@ class Supervisor:
     """See the module. `run` returns the exit code when the federation has stopped."""
 
     def __init__(
-        self, folder: Path, store: Path, sites: Sequence[str], owner: int | None, trainer: Sequence[str]
+        self, folder: Path, store: str, sites: Sequence[str], owner: int | None, trainer: Sequence[str]
     ) -> None:
-        self.folder, self.store, self.sites = folder, Store(store), list(sites)
+        self.folder, self.store, self.sites = folder, open_store(store, patience_s=1.0), list(sites)
         self.owner = owner
         self.owner_created = processes.started_at(owner) if owner else None
         self.trainer = list(trainer)
@@ -190,7 +190,7 @@ class Supervisor:
         endpoint = self._endpoint(site)
         endpoint.unlink(missing_ok=True)
         command = [
-            *self.trainer, "--site", site, "--store", str(self.store.root), "--endpoint", str(endpoint),
+            *self.trainer, "--site", site, "--store", self.store.uri, "--endpoint", str(endpoint),
             "--parent-pid", str(os.getpid()),
         ]  # fmt: skip
         return self._fork(child, lambda: os.execvpe(command[0], command, self.original_environment))
@@ -323,7 +323,7 @@ class Supervisor:
             pid=os.getpid(),
             created=self.created or 0.0,
             owner=self.owner,
-            store=str(self.store.root),
+            store=self.store.uri,
             superlink=SuperLinkState(
                 pid=link.pid if link else None, ready=bool(link and link.ready), address=self.address
             ),
@@ -374,7 +374,7 @@ class Supervisor:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="curtail_pipeline.flower.supervisor", description=__doc__)
     parser.add_argument("--folder", required=True, type=Path, help="runtime folder, <home>/federation")
-    parser.add_argument("--store", required=True, type=Path)
+    parser.add_argument("--store", required=True)
     parser.add_argument("--sites", required=True, help="names, separated by commas")
     parser.add_argument("--owner", type=int, help="stop when this process ends")
     parser.add_argument("--trainer", help="JSON: command of the resident trainer")

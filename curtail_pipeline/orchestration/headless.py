@@ -129,10 +129,10 @@ class Headless:
     def tick(self) -> dg.RunRequest | None:
         """Evaluate the membership sensor once, as the daemon would."""
         pipeline = self.defs.resources["pipeline"] if self.defs.resources else None
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=self.instance, cursor=self._cursor, definitions=self.defs, resources={"pipeline": pipeline}
-        )
-        result = self.sensor(context)
+        ) as context:
+            result = self.sensor(context)
         assert isinstance(result, dg.SensorResult)
         self._cursor = result.cursor
         for add in result.dynamic_partitions_requests or []:
@@ -150,7 +150,7 @@ class Headless:
         end_abandoned(self.instance)
         self.prepare()
         view = self.project.view(clock.now())
-        with connect(self.project.home.root, self.project.experiment):
+        with connect(self.project.home, self.project.experiment):
             while True:
                 parent = self.project.parent
                 # A run killed between a commit and the clock's move goes on behind what is committed.

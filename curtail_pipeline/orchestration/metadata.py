@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -29,7 +28,7 @@ from curtail_pipeline.stages.ingest_days import Attempt, Ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.tables import trace_key, windows_key
+from curtail_pipeline.storage.tables import REPORT_KEY, trace_key, windows_key
 from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
@@ -274,7 +273,7 @@ def checkpoint_metadata(project: Project, manifest: Manifest) -> Facts:
         "start": dg.MetadataValue.timestamp(manifest.start),
         "end": dg.MetadataValue.timestamp(manifest.end),
         "weights": brief(manifest.files[WEIGHTS_FILE].sha256),
-        "folder": project.store.key(project.checkpoints.folder(manifest.key)),
+        "folder": f"checkpoints/{manifest.key}",
         "manifest": dg.MetadataValue.json(
             {**manifest.model_dump(mode="json", exclude={"intervals"}), "intervals": len(manifest.intervals)}
         ),
@@ -360,7 +359,7 @@ def report_metadata(report: "RunSummary", project: Project) -> Facts:
         "trained": f"{report.steps:,} steps, {short(report.tokens)} tokens",
         "signal": "synthetic: a model, not a grid" if report.synthetic else "recorded",
         "baselines": table(pl.DataFrame(report.baselines)),
-        "page": project.store.key(Path(report.report)),
+        "page": REPORT_KEY,
     }
 
 

@@ -114,10 +114,12 @@ def _branch(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPr
     else:
         branch = another_seed(project, key, wanted.seed, on_progress)
     done = branch.manifest
+    with branch.checkpoints.folder(done.key) as folder:
+        heldout = evaluate_folder(project, folder)
     return {
         "branch": branch.name,
-        "branch_path": dg.MetadataValue.path(branch.folder),
+        "branch_path": dg.MetadataValue.path(branch.address),
         "branch_steps": done.steps.end - done.steps.begin,
         "branch_sha256": done.files["model.safetensors"].sha256,
-        "branch_heldout_loss": evaluate_folder(project, branch.folder).loss,
+        "branch_heldout_loss": heldout.loss,
     }

@@ -10,6 +10,7 @@ from curtail_pipeline.settings.experiment import experiment_file
 from curtail_pipeline.stages.project import Project, check_clock
 from curtail_pipeline.stages.run_events import Event
 from curtail_pipeline.storage.home import homes_root
+from curtail_pipeline.storage.stores import Connect
 
 Stamp = tuple[int, int, int]
 """Size, modification time and inode of a file."""
@@ -41,8 +42,17 @@ class PipelineResource(dg.ConfigurableResource):
             stamp = _stamp(file)
             opened = _OPENED.get(key)
             if opened is None or opened.stamp != stamp or not _current(opened.project):
-                opened = _OPENED[key] = _Opened(Project.open(self.experiment, check_clock(self.clock)), stamp)
+                found = Project.open(self.experiment, check_clock(self.clock), connect=self._connect())
+                opened = _OPENED[key] = _Opened(found, stamp)
             return opened.project
+
+    def nested(self) -> "dict[str, dg.ConfigurableResource]":
+        """Resources by the names under which Dagster shows them beside this one."""
+        return {}
+
+    def _connect(self) -> Connect | None:
+        """Makes the client of a store in a bucket; None for the usual AWS settings."""
+        return None
 
 
 def serve_opened(project: Project) -> None:

@@ -58,8 +58,8 @@ def _mode(run: dg.DagsterRun) -> str:
 def _store() -> Store:
     named = Path(os.environ.get(EXPERIMENT_ENV, "laptop"))
     if named.name == Home(named.parent).experiment_file.name:
-        return Store(Home(named.parent).store)
-    return Store(Home.of(load_experiment(named)).store)
+        return Home(named.parent).open_store()
+    return Home.of(load_experiment(named)).open_store()
 
 
 class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):

@@ -25,6 +25,8 @@ class RoundSettings(Section):
 
 
 class FederationSettings(Section):
+    linked: tuple[str, ...] = ()
+    """Sites without credentials of the store: their orders bring pre-signed addresses. The store is a bucket then."""
     liveness_s: float = Field(default=10.0, gt=0)
     """A site whose agent shows no heartbeat for so long is lost to the round."""
     start_timeout_s: float = Field(default=120.0, gt=0)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -30,7 +29,7 @@ from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import ledger_key, read_table
+from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key, read_table
 from curtail_pipeline.times import days_between, iso, midnight
 from curtail_pipeline.tokens import balance as usage
 
@@ -131,8 +130,8 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
         curtailed_share=ours.curtailed_share if ours else None,
         unaccounted_kwh=ours.unaccounted_kwh if ours else None,
         baselines=accounts.baselines,
-        report=str(report_path(project)),
-        checkpoint=str(project.checkpoints.folder(last.key)),
+        report=f"{project.store.uri}/{REPORT_KEY}",
+        checkpoint=project.checkpoints.where(last.key),
         home=str(project.home.root),
     )
 
@@ -145,7 +144,7 @@ def write_report(project: Project) -> RunSummary:
     """
     accounts = _accounts(project)
     if accounts.ledgers is None:
-        raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for a checkpoint")
+        raise StoreError(f"no emissions ledger in {project.store.uri}; materialise emissions_ledger for a checkpoint")
     manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
     experiment = project.experiment
     page = build_report(
@@ -166,7 +165,7 @@ def write_report(project: Project) -> RunSummary:
             threshold=_threshold(experiment),
         )
     )
-    project.store.write_bytes("report/index.html", page.encode())
+    project.store.write_bytes(REPORT_KEY, page.encode())
     return _summary(project, accounts)
 
 
@@ -190,7 +189,7 @@ def card_of(project: Project, key: str) -> str:
     lineage = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
     ledgers = stored_ledgers(project)
     if ledgers is None:
-        raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for {key}")
+        raise StoreError(f"no emissions ledger in {project.store.uri}; materialise emissions_ledger for {key}")
     return model_card(
         f"{project.experiment.name} {key}",
         lineage,
@@ -230,10 +229,6 @@ def heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFr
         if (loss := stored_loss(project, manifest.key)) is not None
     ]
     return pl.DataFrame(rows, schema=HELDOUT_SCHEMA)
-
-
-def report_path(project: Project) -> Path:
-    return project.store.path("report/index.html")
 
 
 def show_checkpoint(project: Project, key: str) -> dict[str, Json]:

@@ -24,7 +24,7 @@ from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import events_of, submit_and_follow
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import FRESH
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import NotStored, Store
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
 
 POLL_S = 0.25
@@ -51,8 +51,8 @@ class Aside:
             return FRESH
         try:
             kept = snapshot_key(site, state, f"{self.folder}/{SNAPSHOTS}")
-            self.store.put_file(self.store.path(snapshot_key(site, state)), kept)
-        except FileNotFoundError:
+            self.store.copy(snapshot_key(site, state), kept)
+        except NotStored:
             return FRESH
         return state
 
@@ -61,10 +61,10 @@ class Aside:
 def aside(store: Store) -> Iterator[Aside]:
     """A new identity with its scratch folder."""
     place = Aside(store, uuid.uuid4().hex[:12])
-    lock = store.path(f"{place.folder}.lock")
+    lock = store.here(f"{place.folder}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock, timeout=0)
-    with FileLock(store.path("scratch/.replays.lock")):
+    with FileLock(store.here("scratch/.replays.lock")):
         _remove_abandoned(store)
         held.acquire()
     try:
@@ -77,13 +77,10 @@ def aside(store: Store) -> Iterator[Aside]:
 
 def _remove_abandoned(store: Store) -> None:
     """Remove the folders of processes that were killed: their locks are free."""
-    for name in store.list(REPLAYS):
-        if not name.endswith(".lock"):
-            continue
-        path = store.path(f"{REPLAYS}/{name}")
+    for path in sorted(store.here(REPLAYS).glob("*.lock")):
         try:
             with FileLock(path, timeout=0):
-                store.delete(replay_folder(name.removesuffix(".lock")))
+                store.delete(replay_folder(path.stem))
                 path.unlink(missing_ok=True)
         except Timeout:
             continue
@@ -100,7 +97,7 @@ def run_aside(project: Project, place: Aside, plan: Plan, on_progress: SegmentPr
     if project.experiment.federation.replay == "own":
         segment = _own_process(place, key, on_progress)
     else:
-        with connect(project.home.root, project.experiment) as federation:
+        with connect(project.home, project.experiment) as federation:
             segment = submit_and_follow(federation, key, place.store, on_progress=on_progress)
     if not segment.weights.key.startswith(f"{place.folder}/"):
         raise FederationError(
@@ -112,9 +109,10 @@ def run_aside(project: Project, place: Aside, plan: Plan, on_progress: SegmentPr
 def _own_process(place: Aside, key: str, on_progress: SegmentProgress) -> Segment:
     """Train in a process of this machine that exists for this plan only."""
     store = place.store
-    log = store.path(f"{place.folder}/trainer.log")
+    log = store.here(f"{place.folder}/trainer.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "curtail_pipeline.training.plan_runner", "--store", str(store.root), "--plan", key,
+        sys.executable, "-m", "curtail_pipeline.training.plan_runner", "--store", store.uri, "--plan", key,
         "--parent-pid", str(os.getpid()),
     ]  # fmt: skip
     with log.open("wb") as output:

@@ -7,7 +7,6 @@ trained. The sensor, the ledger and the report do not see it.
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import count
-from pathlib import Path
 
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.federation.orders import ParentCheckpoint, Plan, PlannedRound, Segment
@@ -18,13 +17,16 @@ from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_s
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.replay import realised_plan
 from curtail_pipeline.stages.train import OUTER_FILE, checkpoint_files, wall_time
-from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE, Checkpoints, number
+from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE, Checkpoints
+from curtail_pipeline.storage.commits import number
 from curtail_pipeline.storage.manifest import Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import drop_prefix, take_prefix
 
 BRANCHES = "branches"
+TAKEN = "name"
+"""Of the file by which a branch has its name."""
 
 
 class Branch:
@@ -34,8 +36,8 @@ class Branch:
         self.name, self.checkpoints, self.manifest = name, checkpoints, manifest
 
     @property
-    def folder(self) -> Path:
-        return self.checkpoints.folder(self.manifest.key)
+    def address(self) -> str:
+        return self.checkpoints.where(self.manifest.key)
 
 
 def another_seed(project: Project, key: str, seed: int, on_progress: SegmentProgress) -> Branch:
@@ -127,11 +129,12 @@ def _train(project: Project, place: Aside, name: str, plan: Plan, on_progress: S
     if not segment.steps:
         raise StoreError(f"the branch {name} trained no step ({segment.stop_reason}); nothing was stored")
     branch, name = _new_branch(project.store, name)
-    parent = project.checkpoints.verify(plan.parent.key)
-    for file in project.checkpoints.folder(parent.key).iterdir():
-        branch.put_file(file, f"checkpoints/{parent.key}/{file.name}")
+    parent = project.checkpoints.check(plan.parent.key)
+    for file in (*parent.files, "manifest.json"):
+        key = f"checkpoints/{parent.key}/{file}"
+        project.store.copy(key, f"{BRANCHES}/{name}/{key}")
     checkpoints = Checkpoints(branch)
-    manifest = _commit(project, checkpoints, place, plan, parent, segment, began)
+    manifest = _commit(project, checkpoints, name, place, plan, parent, segment, began)
     return Branch(name, checkpoints, manifest)
 
 
@@ -139,30 +142,30 @@ def _new_branch(store: Store, wanted: str) -> tuple[Store, str]:
     """The store of a branch that nothing else has: of this name, or with a number behind it."""
     for n in count(1):
         name = wanted if n == 1 else f"{wanted}-{n}"
-        folder = store.path(f"{BRANCHES}/{name}")
-        folder.parent.mkdir(exist_ok=True)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return Store(folder), name
+        taken = store.list(f"{BRANCHES}/{name}")
+        if not taken and store.create_bytes(f"{BRANCHES}/{name}/{TAKEN}", name.encode()):
+            return store.under(f"{BRANCHES}/{name}"), name
     raise AssertionError("there is always another number")
 
 
 def _commit(
     project: Project,
     checkpoints: Checkpoints,
+    name: str,
     place: Aside,
     plan: Plan,
     parent: Manifest,
     segment: Segment,
     began: datetime,
 ) -> Manifest:
-    store, folder = project.store, project.checkpoints.folder(parent.key)
+    store, branch, files = project.store, checkpoints.store, dict[str, str]()
     start, end, intervals = wall_time(project, plan.members, read_journal(store, place.folder), began)
-    return checkpoints.commit(
+    for file, source in checkpoint_files(parent, place.folder, segment).items():
+        files[file] = f"scratch/{file}"
+        store.copy(source, f"{BRANCHES}/{name}/{files[file]}")
+    manifest = checkpoints.commit(
         plan.key,
-        checkpoint_files(store, folder, place.folder, segment),
+        files,
         {
             "parent": parent.key,
             "mode": plan.mode,
@@ -183,3 +186,5 @@ def _commit(
         },
         generation=0,
     )
+    branch.delete("scratch")
+    return manifest

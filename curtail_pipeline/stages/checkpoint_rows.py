@@ -67,8 +67,7 @@ def _indexed(
     key_of: Callable[[str], str],
     read: Callable[[str, bytes], str | None],
 ) -> dict[str, str | None]:
-    root = str(project.store.root)
-    return dict(project.checkpoints.index.look(kind, [(key, f"{root}/{key_of(key)}") for key in keys], read))
+    return dict(project.checkpoints.index.look(kind, [(key, key_of(key)) for key in keys], read))
 
 
 def _loss(key: str, data: bytes) -> str | None:

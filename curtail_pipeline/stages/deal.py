@@ -39,7 +39,7 @@ def ensure_dealt(project: Project) -> Dealing:
         CorpusError: the tokenizer is missing, or the corpus was dealt with other settings.
         TraceError: shares are by expected hours and no trace has been ingested.
     """
-    lock = project.store.path("corpus/.dealing.lock")
+    lock = project.store.here("corpus/.dealing.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # sites' shards are built in runs of their own; they must find the same shares
         shares = frozen_shares(project.store)

@@ -17,8 +17,9 @@ def evaluate_checkpoint(project: Project, key: str) -> Evaluation:
     Raises:
         StoreError: there is no such checkpoint, or it is corrupt.
     """
-    project.checkpoints.verify(key)
-    found = evaluate_folder(project, project.checkpoints.folder(key))
+    project.checkpoints.check(key)
+    with project.checkpoints.folder(key) as folder:
+        found = evaluate_folder(project, folder)
     project.store.write_record(evaluation_key(key), found)
     return found
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.stages.account import card_of
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.folder_store import is_uri
 
 HUB = "hf://"
 
@@ -23,6 +24,8 @@ def export_checkpoint(project: Project, key: str, destination: str) -> str:
     """
     if not destination.strip():
         raise SettingsError(f"no destination for {key}; give a folder, or hf://owner/name")
+    if is_uri(destination) and not destination.startswith(HUB):
+        raise SettingsError(f"{destination!r} is neither a folder nor hf://owner/name, to which {key} can be exported")
     if not destination.startswith(HUB):
         folder = project.home.root / destination
         project.checkpoints.export(key, folder, card_of(project, key))

@@ -2,6 +2,7 @@
 
 from filelock import FileLock
 
+from curtail_pipeline.corpus.dealing import TOKENIZER
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import Manifest
@@ -14,7 +15,7 @@ def ensure_initialised(project: Project) -> Manifest:
     Raises:
         CorpusError: the tokenizer has not been built, or does not fit the model's vocabulary.
     """
-    lock = project.store.path("scratch/.initialise.lock")
+    lock = project.store.here("scratch/.initialise.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # of two at once the second finds what the first has made
         if project.checkpoints.exists(FIRST_KEY):
@@ -26,8 +27,8 @@ def _initialise(project: Project) -> Manifest:
     checkpoints, store, experiment = project.checkpoints, project.store, project.experiment
     scratch = f"scratch/{FIRST_KEY}"
     store.delete(scratch)
-    folder = store.path(scratch)
-    init_checkpoint(experiment.training, store.path("corpus/tokenizer"), folder, experiment.seed)
+    folder = store.here(scratch)
+    init_checkpoint(experiment.training, store.mirror(TOKENIZER), folder, experiment.seed)
     manifest = checkpoints.commit(
         FIRST_KEY,
         {path.name: path for path in sorted(folder.iterdir())},

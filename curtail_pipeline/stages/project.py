@@ -31,6 +31,7 @@ from curtail_pipeline.storage.clock import Clock, HeadlessClock, LiveClock, Repl
 from curtail_pipeline.storage.home import Home, resolved_traces
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.stores import Connect
 from curtail_pipeline.storage.tables import forecast_key, read_table, read_tables, trace_key, windows_key
 from curtail_pipeline.times import day_of, days_between, iso, midnight
 from curtail_pipeline.windows.rules import merge_days
@@ -41,15 +42,22 @@ LOOKBACK = timedelta(days=2)
 """How much past a live or replayed decision reads; windows open for longer are found in the day's table."""
 
 
-def _located(experiment: str | Path | Experiment, out: Path | str | None) -> tuple[Experiment, Home]:
+def _located(
+    experiment: str | Path | Experiment, out: Path | str | None, connect: Connect | None = None
+) -> tuple[Experiment, Home]:
     """The experiment and its home; a home's own copy of its experiment is of that home."""
     if isinstance(experiment, Experiment):
-        return experiment, Home.of(experiment, out)
+        return experiment, Home.of(experiment, out, connect)
     path = Path(experiment)
     if out is None and path.name == "experiment.yaml":
         out = path.parent
     loaded = load_experiment(experiment)
-    return loaded, Home.of(loaded, out)
+    return loaded, Home.of(loaded, out, connect)
+
+
+def store_of(experiment: str | Path | Experiment) -> str:
+    """Where the store of an experiment is, whether or not it was ever opened: a folder, or `s3://bucket/prefix`."""
+    return _located(experiment, None)[1].store
 
 
 def recorded_days(experiment: str | Path | Experiment) -> tuple[date, date | None]:
@@ -60,7 +68,7 @@ def recorded_days(experiment: str | Path | Experiment) -> tuple[date, date | Non
     """
     loaded, home = _located(experiment, None)
     clock = loaded.clock
-    index = stored_index(Store(home.store), resolved_traces(loaded.traces))
+    index = stored_index(home.open_store(), resolved_traces(loaded.traces))
     if index is not None:
         span = index.span
     elif not _names_files(loaded):
@@ -99,22 +107,28 @@ class Project:
 
     @classmethod
     def open(
-        cls, experiment: str | Path | Experiment, clock: ClockMode = "live", out: Path | str | None = None
+        cls,
+        experiment: str | Path | Experiment,
+        clock: ClockMode = "live",
+        out: Path | str | None = None,
+        connect: Connect | None = None,
     ) -> "Project":
         """Open or create the home of an experiment.
 
         Args:
             experiment: a name in `experiments/`, a file, or the experiment itself.
-            out: the home folder; `$CURTAIL_HOME/<name>` or `.curtail/<name>` when not given.
+            out: the home folder, `$CURTAIL_HOME/<name>` or `.curtail/<name>` when not given; or `s3://bucket/prefix`
+                for the store alone.
+            connect: makes the client of a bucket; with the usual AWS settings when not given.
 
         Raises:
             SettingsError: an invalid experiment, or one that differs from what the home was made with.
             TraceError: the trace cannot be read, has not all regions, or does not cover the clock's start.
             PolicyError: there is no such policy, or it has no such parameter.
         """
-        experiment, home = _located(experiment, out)
+        experiment, home = _located(experiment, out, connect)
         provider = make_provider(experiment.traces)
-        settings, store = resolved_traces(experiment.traces), Store(home.store)
+        settings, store = resolved_traces(experiment.traces), home.open_store()
         known = stored_index(store, settings)
         index = index_traces(provider, settings, known)
         _require_regions(experiment, index)
@@ -127,7 +141,7 @@ class Project:
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.home.store)
+        return self.home.open_store()
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -180,7 +194,7 @@ class Project:
         table = read_tables(self.store, keys)
         if table is None:
             raise TraceError(
-                f"no traces of {_span(days)} in {self.store.root}; materialise carbon_traces for these days"
+                f"no traces of {_span(days)} in {self.store.uri}; materialise carbon_traces for these days"
             )
         return table.sort("region", "time")
 
@@ -197,7 +211,7 @@ class Project:
         tables = [read_table(self.store, key) for day in days if self.store.exists(key := windows_key(day.isoformat()))]
         if not tables:
             raise TraceError(
-                f"no windows of {_span(days)} in {self.store.root}; materialise curtailment_windows for them"
+                f"no windows of {_span(days)} in {self.store.uri}; materialise curtailment_windows for them"
             )
         return merge_days(tables)
 
@@ -244,7 +258,7 @@ class Project:
         """
         last = self.checkpoints.last()
         if last is None:
-            raise StoreError(f"no checkpoint in {self.store.root}; materialise aggregated_checkpoint {FIRST_KEY} first")
+            raise StoreError(f"no checkpoint in {self.store.uri}; materialise aggregated_checkpoint {FIRST_KEY} first")
         return self.checkpoints.manifest(last)
 
     def job(self, parent: Manifest, previous: Mapping[str, SiteDecision]) -> Job:

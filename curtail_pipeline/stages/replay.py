@@ -11,7 +11,6 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.replay_check import Replayed
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.store import file_sha256
 
 
 def realised_plan(project: Project, key: str) -> tuple[Manifest, Plan, Segment]:
@@ -54,7 +53,7 @@ def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> 
                 f"the repetition of {key} trained {segment.steps} of {wanted} steps ({why or segment.stop_reason}); "
                 "materialise it again"
             )
-        replayed = file_sha256(project.store.path(segment.weights.key))
+        replayed = project.store.digest(segment.weights.key).sha256
     return Replayed(
         manifest,
         manifest.files[WEIGHTS_FILE].sha256,

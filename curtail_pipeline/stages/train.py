@@ -7,7 +7,6 @@ round's steps, computed from the trace; with a replayed or live clock it is open
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import StoreError
@@ -34,7 +33,6 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
-from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
@@ -87,16 +85,17 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         StoreError: another writer has committed the key, or the parent is damaged.
     """
     checkpoints, store = project.checkpoints, project.store
-    if checkpoints.exists(request.key):
+    if not checkpoints.exists(request.key):
+        checkpoints.claim(request.key, request.generation, request.attempt)
+    if checkpoints.exists(request.key):  # there already, or a commit that was cut off
         return checkpoints.manifest(request.key)
-    checkpoints.claim(request.key, request.generation, request.attempt)
     prospect = _prospect(project, request)
     on_progress(_planned(project, prospect))
     scratch = scratch_of(request.key, request.attempt)
     if not store.exists(plan_key(scratch)):
         store.write_record(plan_key(scratch), _plan(project, prospect))
     began = utc_now()
-    with connect(project.home.root, project.experiment) as federation:
+    with connect(project.home, project.experiment) as federation:
         segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
     if not segment.rounds:
         store.delete(f"scratch/{request.key}")
@@ -126,7 +125,7 @@ def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
 
 
 def _prospect(project: Project, request: SegmentRequest) -> Prospect:
-    parent = project.checkpoints.verify(request.parent)
+    parent = project.checkpoints.check(request.parent)
     view = project.view(request.start, since=parent.end)
     scheduled = None
     if project.clock_mode == "headless":
@@ -164,6 +163,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
+        linked=tuple(site for site in request.members if site in experiment.federation.linked),
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
         stop_reason=scheduled.stop_reason if scheduled else "",
     )
@@ -237,7 +237,6 @@ def _prune_inner_states(project: Project) -> None:
 
 def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str, began: datetime) -> Manifest:
     store, request, parent = project.store, prospect.request, prospect.parent
-    folder = project.checkpoints.folder(parent.key)
     journal = read_journal(store, scratch)
     start, end, intervals = (
         _virtual_time(prospect.scheduled, segment)
@@ -249,7 +248,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
     steps = sum(site.steps for site in segment.sites.values())
     return project.checkpoints.commit(
         request.key,
-        checkpoint_files(store, folder, scratch, segment),
+        checkpoint_files(parent, scratch, segment),
         {
             "parent": parent.key,
             "mode": plan.mode,
@@ -272,13 +271,15 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
     )
 
 
-def checkpoint_files(store: Store, parent: Path, scratch: str, segment: Segment) -> dict[str, Path]:
-    """What a checkpoint's folder is made of: what the model was and is, and how it came to be."""
-    files = {name: parent / name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (parent / name).exists()}
-    files |= {key.rsplit("/", 1)[1]: store.path(key) for key in (plan_key(scratch), segment_key(scratch))}
-    files |= {"rounds.jsonl": store.path(journal_key(scratch)), WEIGHTS_FILE: store.path(segment.weights.key)}
+def checkpoint_files(parent: Manifest, scratch: str, segment: Segment) -> dict[str, str]:
+    """Store keys of what a checkpoint is made of: what the model was and is, and how it came to be."""
+    files = {
+        name: f"checkpoints/{parent.key}/{name}" for name in (*MODEL_FILES, *TOKENIZER_FILES) if name in parent.files
+    }
+    files |= {key.rsplit("/", 1)[1]: key for key in (plan_key(scratch), segment_key(scratch))}
+    files |= {"rounds.jsonl": journal_key(scratch), WEIGHTS_FILE: segment.weights.key}
     if segment.outer is not None:
-        files[OUTER_FILE] = store.path(segment.outer.key)
+        files[OUTER_FILE] = segment.outer.key
     return files
 
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from filelock import FileLock
 
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.records import Message, Sha256
-from curtail_pipeline.storage.store import Store
 
 
 class Fenced(StoreError):
@@ -23,9 +23,9 @@ class Claim(Message):
 
 
 class Claims:
-    """The claims of a store."""
+    """The claims of a folder."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: FolderStore) -> None:
         self._store = store
 
     def of(self, key: str) -> Claim | None:
@@ -45,19 +45,23 @@ class Claims:
             yield
 
     def fence(self, key: str, generation: int, attempt: int) -> None:
-        """Refuse a writer when a newer one was told to make the key.
-
-        Raises:
-            Fenced: there is one.
-        """
-        newest = self.of(key)
-        if newest is not None and (newest.generation, newest.attempt) > (generation, attempt):
-            raise Fenced(
-                f"{key}: generation {generation}, attempt {attempt} was overtaken by generation {newest.generation}, "
-                f"attempt {newest.attempt}; this writer's result is not committed, the newer one's will be"
-            )
+        """As the function, against the newest claim."""
+        fence(self.of(key), key, generation, attempt)
 
     def committed(self, key: str) -> bool:
         """Whether the key was ever committed."""
         claim = self.of(key)
         return claim is not None and claim.committed is not None
+
+
+def fence(newest: Claim | None, key: str, generation: int, attempt: int) -> None:
+    """Refuse a writer when a newer one was told to make the key.
+
+    Raises:
+        Fenced: there is one.
+    """
+    if newest is not None and (newest.generation, newest.attempt) > (generation, attempt):
+        raise Fenced(
+            f"{key}: generation {generation}, attempt {attempt} was overtaken by generation {newest.generation}, "
+            f"attempt {newest.attempt}; this writer's result is not committed, the newer one's will be"
+        )

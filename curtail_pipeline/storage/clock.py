@@ -3,14 +3,12 @@
 The state of a clock is in the store, so that every process of an experiment (sensor, runs, command line) agrees.
 """
 
-from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
 from pydantic import Field
 
 from curtail_pipeline.errors import MessageError, StoreError
-from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Message, R, Utc
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.times import utc_now
@@ -86,8 +84,7 @@ class ReplayClock:
     def _anchor_once(self, virtual: datetime, speed: float) -> None:
         anchor = Anchor(virtual=virtual, wall=utc_now(), speed=speed)
         # Another process may be first; its anchor then counts.
-        with suppress(FileExistsError), replacing(self._store.path(REPLAY_KEY), exclusive=True) as scratch:
-            scratch.write_bytes(canonical_json(anchor.model_dump(mode="json")))
+        self._store.create_bytes(REPLAY_KEY, canonical_json(anchor.model_dump(mode="json")))
 
     def anchor(self, virtual: datetime, speed: float, wall: datetime | None = None) -> None:
         """Say that it is `virtual` now: after a break, so that the time nobody watched is not skipped."""
@@ -114,4 +111,4 @@ def _read(store: Store, key: str, kind: type[R]) -> R:
     try:
         return store.read_record(key, kind)
     except MessageError as error:
-        raise StoreError(f"{error}; or remove {store.path(key)} to start the clock again") from error
+        raise StoreError(f"{error}; or remove {store.uri}/{key} to start the clock again") from error

@@ -1,16 +1,16 @@
 """What is known of many small files without reading them again: the index that thousands of checkpoints are listed by.
 
-It is a cache, `index.sqlite` in the store: what it says of a file counts while the file's size, times and inode are
+It is a cache, `index.sqlite` on this machine: what it says of a file counts while the file's size, times and inode are
 those it was read with, and not a moment longer. Lost, damaged or out of reach it is made again from the files.
 """
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
+
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Stamp, Store
 
 SETTLED_NS = 2_000_000_000
 """A file changed more recently is read every time: its next change may leave the same times (the racy file of git)."""
@@ -22,24 +22,6 @@ CREATE TABLE IF NOT EXISTS files (
 """
 
 
-class Stamp(NamedTuple):
-    """By which a file is taken as unchanged."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: str) -> "Stamp | None":
-        """None where there is no such file."""
-        try:
-            found = os.stat(path)  # noqa: PTH116 - a Path costs more than the call, thousands of times
-        except OSError:
-            return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-
-
 class _Known(NamedTuple):
     stamp: Stamp
     content: str | None
@@ -48,8 +30,9 @@ class _Known(NamedTuple):
 class FileIndex:
     """The index of a store. Every process has its own copy in memory, read from the file once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = store.here("index.sqlite")
         self._known: dict[str, dict[str, _Known]] | None = None
 
     def look(
@@ -59,23 +42,23 @@ class FileIndex:
 
         Args:
             kind: which summary of a file is meant.
-            files: name and path.
+            files: name and store key.
             read: from a file's name and bytes to the summary that is kept; None for a file that is not what it should
                 be. A file that is absent or cannot be read is None without being asked for.
         """
         known = self._loaded().setdefault(kind, {})
         found: dict[str, _Known] = {}
         settled = time.time_ns() - SETTLED_NS
+        wanted = list(files)
         try:
-            for name, path in files:
-                stamp = Stamp.of(path)
+            for (name, key), stamp in zip(wanted, self._store.stamps([key for _, key in wanted]), strict=True):
                 before = known.get(name)
                 if stamp is None:
                     yield name, None
                 elif before is not None and before.stamp == stamp:
                     yield name, before.content
                 else:
-                    content = _content(name, path, read)
+                    content = self._content(name, key, read)
                     if stamp.ctime_ns < settled:
                         found[name] = _Known(stamp, content)
                     yield name, content
@@ -89,6 +72,13 @@ class FileIndex:
         self._loaded().get(kind, {}).pop(name, None)
         with contextlib.suppress(sqlite3.Error), contextlib.closing(self._open()) as database, database:
             database.execute("DELETE FROM files WHERE kind = ? AND name = ?", (kind, name))
+
+    def _content(self, name: str, key: str, read: Callable[[str, bytes], str | None]) -> str | None:
+        try:
+            data = self._store.read_bytes(key)
+        except (NotStored, CorruptObject, OSError):
+            return None
+        return read(name, data)
 
     def _loaded(self) -> dict[str, dict[str, _Known]]:
         if self._known is None:
@@ -125,15 +115,3 @@ class FileIndex:
     def _discard(self) -> None:
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-
-
-def _content(name: str, path: str, read: Callable[[str, bytes], str | None]) -> str | None:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            data = os.read(handle, os.fstat(handle).st_size + 1)
-        finally:
-            os.close(handle)
-    except OSError:
-        return None
-    return read(name, data)

@@ -2,6 +2,8 @@
 
     .curtail/<name>/    store/  dagster/  federation/  experiment.yaml
 
+The store may be a bucket instead (`--out s3://bucket/prefix`, or `CURTAIL_STORE`); `store.uri` then says which.
+
 `store/experiment_identity.json` is the record against which a later run is checked. `store/experiment.json` and
 `experiment.yaml` are the experiment itself, resolved, for other processes (trainers, code location); both are read with
 `parse_experiment`.
@@ -21,9 +23,13 @@ from pydantic import JsonValue
 from curtail_pipeline.errors import MessageError, SettingsError, StoreError
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import TracesSettings
+from curtail_pipeline.storage.folder_store import FolderStore, is_uri
 from curtail_pipeline.storage.records import Json, Message, Sha256
 from curtail_pipeline.storage.store import Store, canonical_json
+from curtail_pipeline.storage.stores import Connect, open_store
 
+STORE_ENV = "CURTAIL_STORE"
+URI_FILE = "store.uri"
 EXPERIMENT_KEY = "experiment.json"
 RECORD_KEY = "experiment_identity.json"
 FORMAT: Final = 2
@@ -34,8 +40,20 @@ _SHOWN = 8
 
 
 def homes_root() -> Path:
-    """The folder that holds the homes: `CURTAIL_HOME`, or `.curtail` in the working directory."""
-    return Path(os.environ.get("CURTAIL_HOME") or ".curtail").resolve()
+    """The folder that holds the homes: `CURTAIL_HOME`, or `.curtail` in the working directory.
+
+    Raises:
+        SettingsError: it is no folder.
+    """
+    return _folder(os.environ.get("CURTAIL_HOME") or ".curtail", "CURTAIL_HOME")
+
+
+def _folder(location: Path | str, name: str) -> Path:
+    if is_uri(location):
+        raise SettingsError(
+            f"{name} is {str(location)!r}, which is no folder; give a folder, and the store with --out or {STORE_ENV}"
+        )
+    return Path(location).resolve()
 
 
 class HomeRecord(Message):
@@ -71,19 +89,54 @@ def _identity(experiment: Experiment, trace_fingerprint: str) -> dict[str, JsonV
 
 
 class Home:
-    """The folder of one experiment."""
+    """The folder of one experiment.
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).resolve()
+    Args:
+        root: the folder.
+        store: URI of the store, where it is not in the folder.
+        connect: makes the client of a bucket; with the usual AWS settings when not given.
+    """
+
+    def __init__(self, root: Path | str, store: str | None = None, connect: Connect | None = None) -> None:
+        self.root, self._store, self._connect = _folder(root, "the home"), store, connect
 
     @classmethod
-    def of(cls, experiment: Experiment, out: Path | str | None = None) -> "Home":
-        """`out` when given, else the experiment's folder under `homes_root()`."""
-        return cls(out if out is not None else homes_root() / experiment.name)
+    def of(cls, experiment: Experiment, out: Path | str | None = None, connect: Connect | None = None) -> "Home":
+        """`out` when it is a folder, else the experiment's folder under `homes_root()`; a URI says where its store is.
+
+        Raises:
+            StoreError: a URI of another kind than `s3://bucket/prefix`.
+        """
+        place = out if out is not None else os.environ.get(STORE_ENV) or None
+        if place is None:
+            return cls(homes_root() / experiment.name)
+        if is_uri(place):
+            return cls(homes_root() / experiment.name, open_store(str(place)).uri, connect)
+        return cls(place if out is not None else homes_root() / experiment.name, connect=connect)
 
     @property
-    def store(self) -> Path:
-        return self.root / "store"
+    def store(self) -> str:
+        """Where the store is: a folder, or `s3://bucket/prefix`.
+
+        Raises:
+            SettingsError: another one than the home was made with.
+        """
+        known = self._remembered()
+        if self._store is not None and known is not None and known != self._store:
+            raise SettingsError(
+                f"the home {self.root} has its store at {known}, not at {self._store}; give that one with --out, or "
+                "another folder for homes with CURTAIL_HOME"
+            )
+        return self._store or known or str(self.root / "store")
+
+    def _remembered(self) -> str | None:
+        try:
+            return (self.root / URI_FILE).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return str(self.root / "store") if (self.root / "store" / RECORD_KEY).exists() else None
+
+    def open_store(self) -> Store:
+        return open_store(self.store, self._connect)
 
     @property
     def dagster(self) -> Path:
@@ -98,7 +151,7 @@ class Home:
         return self.root / "experiment.yaml"
 
     def exists(self) -> bool:
-        return Store(self.store).exists(RECORD_KEY)
+        return self.open_store().exists(RECORD_KEY)
 
     def record(self) -> HomeRecord:
         """What the home was made with: `name`, `sha256`, `trace_sha256` and `identity`.
@@ -106,12 +159,12 @@ class Home:
         Raises:
             StoreError: there is none, or it is not readable.
         """
-        content = Store(self.store).read_json(RECORD_KEY)
+        content = self.open_store().read_json(RECORD_KEY)
         found = content.get("format") if isinstance(content, Mapping) else None
         if isinstance(found, int) and found != FORMAT:
             self._refuse_other("an earlier" if found < FORMAT else "a later", f"its format is {found}, not {FORMAT}")
         try:
-            return HomeRecord.read(content, f"{self.store / RECORD_KEY}")
+            return HomeRecord.read(content, f"{self.store}/{RECORD_KEY}")
         except MessageError as error:
             raise StoreError(f"{error}; or restore it from a copy, or use another folder with --out") from error
 
@@ -128,7 +181,7 @@ class Home:
             StoreError: the home was never opened.
             SettingsError: its settings no longer validate.
         """
-        return parse_experiment(Store(self.store).read_json(EXPERIMENT_KEY), str(self.store / EXPERIMENT_KEY))
+        return parse_experiment(self.open_store().read_json(EXPERIMENT_KEY), f"{self.store}/{EXPERIMENT_KEY}")
 
     def open(self, experiment: Experiment, trace_fingerprint: str) -> HomeRecord:
         """Create the home, or check that it is this experiment's; returns the record.
@@ -142,20 +195,25 @@ class Home:
         """
         record = experiment_record(experiment, trace_fingerprint)
         try:
-            for folder in (self.store, self.dagster, self.federation):
+            store = self.open_store()
+            for folder in (self.dagster, self.federation):
                 folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(store, FolderStore):
+                store.root.mkdir(exist_ok=True)
             with FileLock(self.root / ".open.lock"):
                 if self.exists():
                     # The first record's hash stays: checkpoints name it, and a new version may have added settings.
                     old = self._check(record)
                     record = record.model_copy(update={"sha256": old.sha256, "identity": old.identity})
-                elif any(self.store.glob("checkpoints/*/manifest.json")):
+                elif any(store.exists(f"checkpoints/{key}/manifest.json") for key in store.list("checkpoints")):
                     self._refuse_other("an earlier", f"it has checkpoints and no {RECORD_KEY}")
                 settings = _resolved(experiment)
                 text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-                _write_if_changed(self.store, RECORD_KEY, canonical_json(record.model_dump(mode="json")))
-                _write_if_changed(self.store, EXPERIMENT_KEY, canonical_json(settings))
-                _write_if_changed(self.root, self.experiment_file.name, text.encode())
+                _write_if_changed(store, RECORD_KEY, canonical_json(record.model_dump(mode="json")))
+                _write_if_changed(store, EXPERIMENT_KEY, canonical_json(settings))
+                if not isinstance(store, FolderStore):
+                    _write_if_changed(FolderStore(self.root), URI_FILE, f"{store.uri}\n".encode())
+                _write_if_changed(FolderStore(self.root), self.experiment_file.name, text.encode())
         except OSError as error:
             raise StoreError(
                 f"the experiment home {self.root} cannot be written: {error.strerror or error}; make it writable, "
@@ -231,8 +289,7 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _write_if_changed(root: Path, key: str, data: bytes) -> None:
-    store = Store(root)
+def _write_if_changed(store: Store, key: str, data: bytes) -> None:
     if not store.exists(key) or store.read_bytes(key) != data:
         store.write_bytes(key, data)
 

@@ -1,21 +1,52 @@
 """The store: one root under which everything an experiment makes is kept by key.
 
 A key is a relative POSIX path (`checkpoints/ckpt-000003/manifest.json`). Writes are atomic: a reader sees the old
-object or the new one, never a part. Another kind of root (`s3://`) is another class with these methods.
+object or the new one, never a part. The root is a folder (`folder_store`) or `s3://bucket/prefix` (`s3_store`);
+`stores.open_store` tells which.
 """
 
 import hashlib
 import json
-import os
-import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Json, Message, R, read_record
+
+Method = Literal["GET", "PUT"]
+
+
+class NotStored(StoreError):
+    """There is no object of this key."""
+
+
+class CorruptObject(StoreError):
+    """What arrived is not what was written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer, or not with what was asked for, as long as it was worth trying."""
+
+
+class Stamp(NamedTuple):
+    """By which an object is taken as unchanged."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+class StoredObject(NamedTuple):
+    """What an object holds."""
+
+    sha256: str
+    bytes: int
 
 
 def file_sha256(path: Path) -> str:
@@ -28,41 +59,129 @@ def canonical_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-class Store:
-    """A folder. Every method takes keys relative to its root."""
+class Store(ABC):
+    """Objects by key. Every method may raise `StoreUnavailable` where the root is not of this machine."""
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).resolve()
+    uri: str
+    """The root, as messages between processes and errors name it: an absolute path, or `s3://bucket/prefix`."""
 
-    def path(self, key: str) -> Path:
-        """Where the object of this key is, whether or not it exists.
+    # Small objects
+
+    @abstractmethod
+    def exists(self, key: str) -> bool: ...
+
+    @abstractmethod
+    def read_bytes(self, key: str) -> bytes:
+        """The object's content.
 
         Raises:
-            StoreError: the key would leave the root.
+            NotStored: there is none.
+            CorruptObject: it is not what was written.
         """
-        path = (self.root / key).resolve()
-        if not path.is_relative_to(self.root):
-            raise StoreError(f"key {key!r} leaves the store {self.root}; keys are relative paths without '..'")
-        return path
 
-    def key(self, path: Path) -> str:
-        return path.resolve().relative_to(self.root).as_posix()
+    @abstractmethod
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """Replace the object."""
 
-    def exists(self, key: str) -> bool:
-        return self.path(key).exists()
+    @abstractmethod
+    def create_bytes(self, key: str, data: bytes) -> bool:
+        """Write the object where there is none; False where there is one. Of several writers one gets True."""
 
-    def read_bytes(self, key: str) -> bytes:
-        try:
-            return self.path(key).read_bytes()
-        except FileNotFoundError as error:
-            raise StoreError(f"{key} is not in the store {self.root}") from error
+    @abstractmethod
+    def list(self, prefix: str) -> list[str]:
+        """The names directly under a prefix, sorted; empty when there is none."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object or everything under a prefix; absent is fine."""
+
+    # Files
+
+    @abstractmethod
+    def local(self, key: str) -> AbstractContextManager[Path]:
+        """A file of this machine with the object's content, checked; there until the block ends, and not to be changed.
+
+        Raises:
+            NotStored, CorruptObject: as `read_bytes`.
+        """
+
+    @abstractmethod
+    def new_file(self, key: str) -> AbstractContextManager[Path]:
+        """A name on this machine for a new file, which becomes the object when the block ends well."""
+
+    @abstractmethod
+    def put_file(self, source: Path, key: str) -> None:
+        """Make the object of a copy of the file (a hard link where that will do: stored objects are never edited)."""
+
+    @abstractmethod
+    def adopt(self, source: Path, key: str) -> None:
+        """Make the object of this file, which is gone afterwards."""
+
+    @abstractmethod
+    def copy(self, source: str, key: str) -> None:
+        """Make the object of another one's content."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Bytes of the object; None where there is none."""
+
+    @abstractmethod
+    def stat(self, key: str) -> StoredObject:
+        """What the object holds, by the cheapest way: a bucket says what its writer said, a file is read.
+
+        Raises:
+            NotStored: there is none.
+        """
+
+    @abstractmethod
+    def digest(self, key: str) -> StoredObject:
+        """What the object holds, every byte of it read where it lies.
+
+        Raises:
+            NotStored: there is none.
+        """
+
+    @abstractmethod
+    def stamps(self, keys: Iterable[str]) -> Iterator[Stamp | None]:
+        """By what each object can be taken as unchanged, lazily; None where there is none."""
+
+    @abstractmethod
+    def sign(self, method: Method, key: str, seconds: int) -> str:
+        """An address by which whoever has it may read (GET) or replace (PUT) the object for so long.
+
+        Raises:
+            StoreError: a folder, which has none.
+        """
+
+    # This machine
+
+    @abstractmethod
+    def here(self, name: str) -> Path:
+        """A place on this machine for what no other one needs: locks, logs, indexes, work that is not done."""
+
+    @abstractmethod
+    def mirror(self, key: str) -> Path:
+        """A lasting copy on this machine of the object, or a folder with those directly under a prefix and no others.
+
+        It need not exist where there are no objects.
+        """
+
+    @abstractmethod
+    def publish(self, key: str, last: str) -> None:
+        """Store the files that were made in a mirrored folder; the one called `last` after all others."""
+
+    @abstractmethod
+    def under(self, prefix: str) -> "Store":
+        """The store whose root is this prefix."""
+
+    # Records
 
     def read_json(self, key: str) -> Json:
         try:
             value: Json = json.loads(self.read_bytes(key))
         except ValueError as error:
             raise StoreError(
-                f"{key} in the store {self.root} is not valid JSON ({error}); restore or remove it"
+                f"{key} in the store {self.uri} is not valid JSON ({error}); restore or remove it"
             ) from error
         return value
 
@@ -73,38 +192,13 @@ class Store:
             StoreError: there is none.
             MessageError: it is no such record, or one of another version.
         """
-        source = f"{key} in the store {self.root}"
+        source = f"{key} in the store {self.uri}"
         if issubclass(kind, Message):
             return kind.read(self.read_bytes(key), source)
         return read_record(kind, self.read_json(key), source)
-
-    def write_bytes(self, key: str, data: bytes) -> None:
-        with replacing(self.path(key), sync=True) as scratch:
-            scratch.write_bytes(data)
 
     def write_json(self, key: str, value: Any) -> None:
         self.write_bytes(key, canonical_json(value))
 
     def write_record(self, key: str, record: BaseModel) -> None:
         self.write_json(key, record.model_dump(mode="json"))
-
-    def put_file(self, source: Path, key: str) -> None:
-        """Copy a file to the key (a hard link where the file system allows; stored objects are never edited)."""
-        with replacing(self.path(key)) as scratch:
-            try:
-                os.link(source, scratch)
-            except OSError:
-                shutil.copyfile(source, scratch)
-
-    def list(self, prefix: str) -> list[str]:
-        """The names directly under a prefix, sorted; empty when there is none."""
-        folder = self.path(prefix)
-        return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-
-    def delete(self, key: str) -> None:
-        """Remove an object or everything under a prefix; absent is fine."""
-        path = self.path(key)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ import polars as pl
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.store import Store
 
+REPORT_KEY = "report/index.html"
+
 
 def write_table(store: Store, key: str, table: pl.DataFrame) -> None:
     """Replace the table of this key as a whole."""
@@ -22,7 +24,7 @@ def read_table(store: Store, key: str) -> pl.DataFrame:
     Raises:
         StoreError: absent, or not readable as Parquet.
     """
-    return parse_table(store.read_bytes(key), f"{key} in the store {store.root}")
+    return parse_table(store.read_bytes(key), f"{key} in the store {store.uri}")
 
 
 def parse_table(data: bytes, source: str) -> pl.DataFrame:

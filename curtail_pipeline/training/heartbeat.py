@@ -3,10 +3,13 @@
 import logging
 import os
 import threading
-from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
 
+from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import Heartbeat, agent_key
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.links import Links
+from curtail_pipeline.storage.store import Store, StoreUnavailable, canonical_json
 from curtail_pipeline.times import utc_now
 
 log = logging.getLogger("curtail.trainer")
@@ -14,15 +17,26 @@ log = logging.getLogger("curtail.trainer")
 HEARTBEAT_S = 2.0
 
 
+class Worker(Protocol):
+    """Whose signs of life are written (`OrderQueue`)."""
+
+    @property
+    def site(self) -> str: ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether an order is worked on."""
+
+    @property
+    def links(self) -> Links | None:
+        """Addresses by which the sign is written too, where the site has no credentials of the store."""
+
+
 class HeartbeatWriter:
-    """Writes as long as it is not closed; then the sign is taken away.
+    """Writes as long as it is not closed; then the sign is taken away."""
 
-    Args:
-        busy: whether an order is worked on.
-    """
-
-    def __init__(self, store: Store, site: str, busy: Callable[[], bool]) -> None:
-        self._store, self._site, self._busy = store, site, busy
+    def __init__(self, store: Store, worker: Worker) -> None:
+        self._store, self._worker, self._key = store, worker, agent_key(worker.site)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -32,14 +46,17 @@ class HeartbeatWriter:
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
-        self._store.delete(agent_key(self._site))
+        with suppress(StoreUnavailable):  # then nobody sees the sign either
+            self._store.delete(self._key)
 
     def _beat(self) -> None:
         while True:
-            life = Heartbeat(site=self._site, pid=os.getpid(), at=utc_now(), busy=self._busy())
+            life = Heartbeat(site=self._worker.site, pid=os.getpid(), at=utc_now(), busy=self._worker.busy)
             try:
-                self._store.write_record(agent_key(self._site), life)
-            except OSError as error:  # a full disk: late is better than dead
+                self._store.write_record(self._key, life)
+                if links := self._worker.links:
+                    links.write(self._key, canonical_json(life.model_dump(mode="json")), HEARTBEAT_S)
+            except (OSError, StoreError) as error:  # a full disk, a server that is away: late is better than dead
                 log.error("no heartbeat: %s", error)
             if self._closed.wait(HEARTBEAT_S):
                 return

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from curtail_pipeline.errors import CurtailError, MessageError, StoreError
-from curtail_pipeline.federation.orders import Order, Result, Watch
+from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.scheduling.reconcile import Desired
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.trainer import SiteTrainer, StepProgress
 
@@ -91,6 +92,7 @@ class OrderQueue:
         self._replays: deque[Job] = deque()
         self._current: Job | None = None
         self._progress: StepProgress | None = None
+        self._links: Links | None = None
 
     @property
     def site(self) -> str:
@@ -99,6 +101,11 @@ class OrderQueue:
     @property
     def busy(self) -> bool:
         return self._current is not None
+
+    @property
+    def links(self) -> Links | None:
+        """Those of the last order that brought some."""
+        return self._links
 
     def enter(self, order: Order) -> Job:
         """The job of this order, known or new; or that of an abandoned one which has to make room first.
@@ -112,6 +119,7 @@ class OrderQueue:
         if order.site != self.site:
             raise Refused(400, f"the order is for site {order.site!r}, this is {self.site!r}'s trainer; send it there")
         with self._guard:
+            self._links = order.links or self._links
             job = self._known(order)
             if job is not None:
                 job.asked = self._clock()
@@ -251,7 +259,7 @@ class OrderQueue:
     def _run(self, job: Job) -> None:
         order = job.order
         try:
-            with MembershipWatch(self.trainer.store, self.site, order.watch) as watch:
+            with MembershipWatch(self.trainer.store, self.site, order) as watch:
                 result = self.trainer.train(
                     order,
                     self._note,
@@ -300,10 +308,10 @@ class OrderQueue:
 class MembershipWatch:
     """Sets `left` when a newer generation of the desired membership does not have the site train."""
 
-    def __init__(self, store: Store, site: str, watch: Watch | None) -> None:
+    def __init__(self, store: Store, site: str, order: Order) -> None:
         self.left = threading.Event()
         self._closed = threading.Event()
-        self._store, self._site, self._watch = store, site, watch
+        self._store, self._site, self._watch, self._links = store, site, order.watch, order.links
         self._thread = threading.Thread(target=self._poll, name="membership", daemon=True)
 
     def __enter__(self) -> "MembershipWatch":
@@ -320,7 +328,9 @@ class MembershipWatch:
         assert self._watch is not None
         while not self._closed.is_set():
             try:
-                desired = self._store.read_record(self._watch.key, Desired)
+                key = self._watch.key
+                data = self._links.read(key, WATCH_S) if self._links else self._store.read_bytes(key)
+                desired = Desired.read(data, key)
                 if desired.generation > self._watch.generation and self._site not in desired.members:
                     self.left.set()
                     return

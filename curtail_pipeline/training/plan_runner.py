@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curtail_pipeline.errors import CurtailError, TrainingError
@@ -22,7 +21,7 @@ from curtail_pipeline.federation.orders import Order, Plan
 from curtail_pipeline.federation.rounds import run_plan
 from curtail_pipeline.federation.transport import Failure, Reply
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.stores import open_store
 from curtail_pipeline.training.serve import follow_parent
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class TrainersHere:
 def main(argv: list[str] | None = None) -> int:
     """Run the plan; exit code 0, or 1 with one line on stderr."""
     parser = argparse.ArgumentParser(prog="curtail_pipeline.training.plan_runner", description="runs a plan alone")
-    parser.add_argument("--store", required=True, type=Path, help="root of the store")
+    parser.add_argument("--store", required=True, help="a folder, or s3://bucket/prefix")
     parser.add_argument("--plan", required=True, help="store key of the plan")
     parser.add_argument("--parent-pid", type=int, default=None, help="end when this process ends")
     arguments = parser.parse_args(argv)
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         follow_parent(arguments.parent_pid, ended)
     os.nice(NICENESS)
     try:
-        store = Store(arguments.store)
+        store = open_store(arguments.store)
         plan = store.read_record(arguments.plan, Plan)
         experiment = parse_experiment(store.read_json(plan.experiment_uri), plan.experiment_uri)
         # Libraries read their thread counts when they are imported.

@@ -31,7 +31,7 @@ LONGEST_ENDING_S = 60.0
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="curtail_pipeline.training.serve", description="resident trainer of a site")
     parser.add_argument("--site", required=True)
-    parser.add_argument("--store", required=True, type=Path, help="root of the store")
+    parser.add_argument("--store", required=True, help="a folder, or s3://bucket/prefix")
     parser.add_argument("--endpoint", required=True, type=Path, help="file to write port, pid and token to when ready")
     parser.add_argument("--experiment", default="experiment.json", help="store key of the experiment")
     parser.add_argument("--parent-pid", type=int, default=None, help="end when this process ends")
@@ -97,20 +97,20 @@ def main(argv: list[str] | None = None) -> int:
 
     from curtail_pipeline.errors import CurtailError, TrainingError
     from curtail_pipeline.settings.experiment import parse_experiment
-    from curtail_pipeline.storage.store import Store
+    from curtail_pipeline.storage.stores import open_store
 
     try:
-        store = Store(arguments.store)
+        store = open_store(arguments.store)
         experiment = parse_experiment(store.read_json(arguments.experiment), arguments.experiment)
         site = experiment.site(arguments.site)
-        lock_path = store.path(f"agents/.{site.name}.lock")
+        lock_path = store.here(f"agents/.{site.name}.lock")
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_path)
         try:
             lock.acquire(blocking=False)
         except Timeout:
             raise TrainingError(
-                f"site {site.name} already has a live trainer on the store {store.root}; use it, or stop it first "
+                f"site {site.name} already has a live trainer on the store {store.uri}; use it, or stop it first "
                 "(`curtail federation down`)"
             ) from None
         # Libraries read their thread counts when they are imported.
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(site.threads)
         torch.set_num_interop_threads(1)
 
-        from curtail_pipeline.training.heartbeat import HeartbeatWriter
+        from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         trainer = SiteTrainer(store, site, experiment)
         trainer.prepare()
         orders = OrderQueue(trainer, ended)
-        server, heartbeat = OrderServer(orders), HeartbeatWriter(store, site.name, lambda: orders.busy)
+        signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
+        server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)
     except CurtailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

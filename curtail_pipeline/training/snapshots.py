@@ -9,17 +9,16 @@ from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
-from curtail_pipeline.training.weights import read_tensors, store_tensors
+from curtail_pipeline.training.weights import read_tensors, write_tensors
 
 
 def save_snapshot(store: Store, site: str, tensors: Mapping[str, torch.Tensor], folder: str = SNAPSHOTS) -> str:
     """Store a state and return its name; a state without tensors is `fresh`."""
     if not tensors:
         return FRESH
-    scratch = f"{folder}/{site}/.{uuid.uuid4().hex}.tmp"
-    digest, _ = store_tensors(store, scratch, tensors)
-    name = f"sha256:{digest}"
-    store.path(scratch).replace(store.path(snapshot_key(site, name, folder)))
+    scratch = store.here(f"{folder}/{site}/.{uuid.uuid4().hex}.tmp")
+    name = f"sha256:{write_tensors(scratch, tensors)}"
+    store.adopt(scratch, snapshot_key(site, name, folder))
     return name
 
 

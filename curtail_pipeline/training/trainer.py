@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -30,8 +30,9 @@ from curtail_pipeline.federation.plan import replay_folder
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
+from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
@@ -97,7 +98,8 @@ class SiteTrainer:
         self.experiment = experiment
         self.settings = experiment.training
         self._device = _device(self.site)
-        self._reader = reader
+        self._reader = self._given_reader = reader
+        self._own, self._linked = store, LinkedFolder(store)
         self._clock = clock
         self._model: nn.Module | None = None
         self._decoder: nn.Module | None = None
@@ -142,6 +144,19 @@ class SiteTrainer:
             raise TrainingError(
                 f"the order is for site {order.site!r}, this trainer is {self.site.name!r}'s; send it there"
             )
+        with self._place(order):
+            return self._train(order, progress, should_stop)
+
+    @contextmanager
+    def _place(self, order: Order) -> Iterator[None]:
+        """Where the order's keys are: in the store, or brought to a folder by its links."""
+        store = self._linked.store if order.links else self._own
+        if store is not self.store:
+            self.store, self._reader = store, self._given_reader
+        with self._linked.working(order, order.links) if order.links else nullcontext():
+            yield
+
+    def _train(self, order: Order, progress: Progress | None, should_stop: Callable[[], bool] | None) -> Result:
         self._check_experiment(order.experiment_uri)
         _make_deterministic(self.site.threads)
         self._load(order)
@@ -181,10 +196,11 @@ class SiteTrainer:
         if digest == self._experiment_bytes:
             return
         stored = parse_experiment(self.store.read_json(key), key)
-        if stored.sha256() != self.experiment.sha256():
+        wanted, mine = _identity(stored), _identity(self.experiment)
+        if wanted != mine:
             raise TrainingError(
-                f"{key} is experiment {stored.name!r} with identity {stored.sha256()[:12]}, the trainer of site "
-                f"{self.site.name} was started with {self.experiment.sha256()[:12]}; restart the trainer"
+                f"{key} is experiment {stored.name!r} with identity {wanted[:12]}, the trainer of site "
+                f"{self.site.name} was started with {mine[:12]}; restart the trainer"
             )
         self._experiment_bytes = digest
 
@@ -319,6 +335,12 @@ class SiteTrainer:
         self._recent |= {order.inner_state, inner}
         if self.settings.keep_inner_states is not None:
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
+
+
+def _identity(experiment: Experiment) -> str:
+    """Hash of all that training may depend on. Where the traces lie is each machine's own affair."""
+    identity = {key: value for key, value in experiment.identity().items() if key != "traces"}
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 def _snapshots(order: Order) -> str:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.atomic import replacing
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import NotStored, Store, file_sha256
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -30,25 +30,24 @@ def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> di
     Raises:
         TrainingError: missing, or its content is not what the hash says.
     """
-    path = store.path(key)
-    if not path.is_file():
-        raise TrainingError(
-            f"{key} is not in the store {store.root}; restore it or start from a checkpoint that exists"
-        )
-    found = file_sha256(path)
-    if found != sha256:
-        raise TrainingError(
-            f"{key} is corrupt: its sha256 is {found}, expected {sha256}; restore the file or go back to an earlier "
-            "checkpoint (`curtail checkpoints verify` tells which are whole)"
-        )
     try:
-        return load_file(path, device=device)
+        with store.local(key) as path:
+            found = file_sha256(path)
+            if found != sha256:
+                raise TrainingError(
+                    f"{key} is corrupt: its sha256 is {found}, expected {sha256}; restore the file or go back to an "
+                    "earlier checkpoint (`curtail checkpoints verify` tells which are whole)"
+                )
+            return load_file(path, device=device)
+    except NotStored:
+        raise TrainingError(
+            f"{key} is not in the store {store.uri}; restore it or start from a checkpoint that exists"
+        ) from None
     except safetensors.SafetensorError as error:
         raise TrainingError(f"{key} is not a safetensors file ({error}); restore it from its checkpoint") from error
 
 
 def store_tensors(store: Store, key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
     """Write tensors under a key; sha256 (hex) and size in bytes."""
-    path = store.path(key)
-    digest = write_tensors(path, tensors)
-    return digest, path.stat().st_size
+    with store.new_file(key) as path:
+        return write_tensors(path, tensors), path.stat().st_size

@@ -15,8 +15,8 @@ from waiting import wait_until
 from web_ui import WebUi, web_ui
 
 from curtail_pipeline.federation.plan import REPLAYS
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -130,7 +130,7 @@ def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: 
     wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 240, "the end of the live segment")
     after = {key: found for key, found in committed(ui).items() if key not in before}
     assert after and all(found.mode == "federated" and undisturbed(found, ui) for found in after.values())
-    assert not Store(ui.home / "micro" / "store").list(REPLAYS), "scratch was left behind"
+    assert not FolderStore(ui.home / "micro" / "store").list(REPLAYS), "scratch was left behind"
 
 
 def test_terminating_the_live_segment_pauses_until_it_is_executed_again(

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader, TokenSet
 from curtail_pipeline.corpus.permutation import Permutation
 from curtail_pipeline.errors import CorpusError, LedgerError
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 LENGTH = 32
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
     """Shards in files of 5,000 tokens, so that sequences cross from one to the next."""
     return built_store(tmp_path_factory.mktemp("reader"), shard_tokens=5000)[1]
 
 
-def all_tokens(store: Store, target: str) -> np.ndarray:
+def all_tokens(store: FolderStore, target: str) -> np.ndarray:
     tokens = TokenSet(store, target)
     out = np.empty((1, tokens.n_tokens), dtype=np.int64)
     tokens.fill(out, np.array([0]))
@@ -48,7 +48,7 @@ def test_a_permutation_of_a_huge_range_needs_no_memory() -> None:
     assert len(set(shuffled.tolist())) == 1000 and shuffled.min() >= 0 and shuffled.max() < n
 
 
-def test_a_pass_reads_every_sequence_once(store: Store) -> None:
+def test_a_pass_reads_every_sequence_once(store: FolderStore) -> None:
     reader = ShardReader(store, "A", LENGTH)
     tokens = all_tokens(store, "A")
     assert reader.n_sequences == (tokens.size - 1) // LENGTH
@@ -62,7 +62,7 @@ def test_a_pass_reads_every_sequence_once(store: Store) -> None:
         assert np.array_equal(rows[order][:, 0], tokens[: targets.size : LENGTH])
 
 
-def test_batches_depend_on_ranges_and_seed_alone(store: Store) -> None:
+def test_batches_depend_on_ranges_and_seed_alone(store: FolderStore) -> None:
     def rows(ranges: list, seed: int = 5, size: int = 4) -> np.ndarray:
         return np.concatenate(list(ShardReader(store, "B", LENGTH).batches(ranges, size, seed)))
 
@@ -73,13 +73,13 @@ def test_batches_depend_on_ranges_and_seed_alone(store: Store) -> None:
     assert not np.array_equal(rows([(1, 0, 6)]), rows([(2, 0, 6)]))
 
 
-def test_moved_ranges_are_read_from_their_owner(store: Store) -> None:
+def test_moved_ranges_are_read_from_their_owner(store: FolderStore) -> None:
     own = list(ShardReader(store, "A", LENGTH).batches([(1, 4, 10)], 3, seed=1))
     moved = list(ShardReader(store, "B", LENGTH).batches([(1, 4, 10, "A")], 3, seed=1))
     assert all(np.array_equal(a, b) for a, b in zip(own, moved, strict=True))
 
 
-def test_torch_shares_the_memory_of_a_batch(store: Store) -> None:
+def test_torch_shares_the_memory_of_a_batch(store: FolderStore) -> None:
     first, second = list(ShardReader(store, "A", LENGTH).batches([(1, 0, 8)], 4, seed=0))
     kept = first.copy()
     assert torch.from_numpy(first).data_ptr() == first.ctypes.data
@@ -87,12 +87,12 @@ def test_torch_shares_the_memory_of_a_batch(store: Store) -> None:
     assert np.array_equal(first, kept)
 
 
-def test_the_last_batch_may_be_shorter(store: Store) -> None:
+def test_the_last_batch_may_be_shorter(store: FolderStore) -> None:
     sizes = [len(b) for b in ShardReader(store, "A", LENGTH).batches([(1, 0, 4), (2, 5, 8)], 5, seed=0)]
     assert sizes == [5, 2]
 
 
-def test_heldout_is_read_in_order(store: Store) -> None:
+def test_heldout_is_read_in_order(store: FolderStore) -> None:
     reader = HeldoutReader(store, LENGTH)
     tokens = all_tokens(store, "heldout")
     rows = np.concatenate(list(reader.batches(5)))
@@ -101,7 +101,7 @@ def test_heldout_is_read_in_order(store: Store) -> None:
     assert 1.5 < reader.bytes_per_token < 6
 
 
-def test_ranges_of_other_shards_are_refused(store: Store) -> None:
+def test_ranges_of_other_shards_are_refused(store: FolderStore) -> None:
     reader = ShardReader(store, "A", LENGTH)
     with pytest.raises(CorpusError, match=f"beyond the {reader.n_sequences} sequences of A"):
         next(reader.batches([[1, 0, reader.n_sequences + 1]], 4, seed=0))

@@ -30,7 +30,8 @@ from curtail_pipeline.corpus.shard_set import (
 )
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 
 TARGETS = (*SHARES, HELDOUT)
 
@@ -39,7 +40,7 @@ def folder(target: str) -> str:
     return target if target == HELDOUT else f"shards/{target}"
 
 
-def shard_bytes(store: Store) -> dict[str, bytes]:
+def shard_bytes(store: FolderStore) -> dict[str, bytes]:
     return {
         f"{folder(target)}/{name}": store.read_bytes(f"{folder(target)}/{name}")
         for target in TARGETS
@@ -47,13 +48,13 @@ def shard_bytes(store: Store) -> dict[str, bytes]:
     }
 
 
-def stored_as_recorded(store: Store, manifest: ShardManifest) -> bool:
+def stored_as_recorded(store: FolderStore, manifest: ShardManifest) -> bool:
     """Whether every shard file has the sha256 that the manifest says."""
     root = store.path(folder(manifest.target))
     return all(file_sha256(root / file.name) == file.sha256 for file in manifest.files)
 
 
-def decoded(store: Store, target: str) -> list[str]:
+def decoded(store: FolderStore, target: str) -> list[str]:
     """The documents in a target's shards."""
     tokens = TokenSet(store, target)
     ids = np.empty((1, tokens.n_tokens), dtype=np.int64)
@@ -65,11 +66,11 @@ def decoded(store: Store, target: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[CorpusSettings, Store]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[CorpusSettings, FolderStore]:
     return built_store(tmp_path_factory.mktemp("shards"), shard_tokens=20_000)
 
 
-def test_every_document_is_in_one_place(built: tuple[CorpusSettings, Store]) -> None:
+def test_every_document_is_in_one_place(built: tuple[CorpusSettings, FolderStore]) -> None:
     _, store = built
     found = {target: decoded(store, target) for target in TARGETS}
     assert sorted(text for part in found.values() for text in part) == sorted(texts())
@@ -83,7 +84,7 @@ def test_every_document_is_in_one_place(built: tuple[CorpusSettings, Store]) -> 
     assert len(load_manifest(store, "A").files) > 2
 
 
-def test_sites_are_dealt_their_shares(built: tuple[CorpusSettings, Store]) -> None:
+def test_sites_are_dealt_their_shares(built: tuple[CorpusSettings, FolderStore]) -> None:
     dealt = {site: load_manifest(built[1], site).documents for site in SHARES}
     whole = sum(dealt.values())
     assert {site: n / whole for site, n in dealt.items()} == pytest.approx({"A": 0.5, "B": 0.25, "C": 0.25}, abs=0.08)
@@ -104,14 +105,14 @@ def test_the_split_follows_from_the_text_alone(documents: list[str], added: list
 
 def test_documents_stay_where_they_are_when_others_are_added(tmp_path: Path) -> None:
     _, store = built_store(tmp_path / "few")
-    more = Store(tmp_path / "more")
+    more = FolderStore(tmp_path / "more")
     source = write_corpus(tmp_path / "b.parquet", tuple(f"added {i}" for i in range(200)) + texts())
     build_shards(corpus_settings(source, tokenizer=str(store.path(TOKENIZER))), more, SHARES)
     for target in TARGETS:
         assert set(decoded(store, target)) <= set(decoded(more, target))
 
 
-def test_the_tokenizer_never_sees_heldout_text(built: tuple[CorpusSettings, Store]) -> None:
+def test_the_tokenizer_never_sees_heldout_text(built: tuple[CorpusSettings, FolderStore]) -> None:
     from curtail_pipeline.corpus.shard_set import training_sample
 
     config, store = built
@@ -121,17 +122,17 @@ def test_the_tokenizer_never_sees_heldout_text(built: tuple[CorpusSettings, Stor
 
 
 def test_worker_processes_give_the_same_bytes(
-    built: tuple[CorpusSettings, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: tuple[CorpusSettings, FolderStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, store = built
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)  # many slices
     frame = pl.DataFrame({"text": [*texts()] * 6})
     frame.write_parquet(tmp_path / "a.parquet")
     many = config.model_copy(update={"source": str(tmp_path / "a.parquet"), "tokenizer": str(store.path(TOKENIZER))})
-    stores: dict[int | None, Store] = {}
+    stores: dict[int | None, FolderStore] = {}
     seen: list[tuple[int, int]] = []
     for workers in (None, 2):
-        stores[workers] = Store(tmp_path / f"{workers}")
+        stores[workers] = FolderStore(tmp_path / f"{workers}")
         seen.clear()
         build_shards(
             many.model_copy(update={"workers": workers}),
@@ -164,9 +165,9 @@ import sys
 from curtail_pipeline.corpus import sources
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.corpus.shard_set import build_site_shards
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 settings = CorpusSettings.model_validate_json(sys.argv[1])
-build_site_shards(settings, Store(sys.argv[2]), "A", lambda done, n: print(done, flush=True))
+build_site_shards(settings, FolderStore(sys.argv[2]), "A", lambda done, n: print(done, flush=True))
 """
 
 
@@ -175,7 +176,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
     source = write_corpus(tmp_path / "a.parquet", texts() * 24)
     config = corpus_settings(source, shard_tokens=50_000, workers=workers)
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     build_tokenizer(config, store)
     n = len(freeze_dealing(config, store, SHARES).source.slices)
     process = subprocess.Popen(
@@ -197,7 +198,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     seen: list[int] = []
     manifest = build_site_shards(config, store, "A", lambda done, _: seen.append(done))
     assert 3 < seen[0] <= n == seen[-1]
-    whole = Store(tmp_path / "whole")
+    whole = FolderStore(tmp_path / "whole")
     other = config.model_copy(update={"tokenizer": str(store.path(TOKENIZER)), "workers": None})
     build_tokenizer(other, whole)
     freeze_dealing(other, whole, SHARES)
@@ -208,7 +209,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_scratch_that_was_damaged_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
     config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 8), shard_tokens=20_000)
-    store, whole = Store(tmp_path / "store"), Store(tmp_path / "whole")
+    store, whole = FolderStore(tmp_path / "store"), FolderStore(tmp_path / "whole")
     for each in (store, whole):
         build_tokenizer(config, each)
         freeze_dealing(config, each, SHARES)
@@ -232,7 +233,7 @@ def test_a_worker_that_dies_is_reported_and_the_build_goes_on_later(
 ) -> None:
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
     config = corpus_settings(write_corpus(tmp_path / "a.parquet", texts() * 8), workers=1)
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     build_tokenizer(config, store)
     freeze_dealing(config, store, SHARES)
 
@@ -245,11 +246,11 @@ def test_a_worker_that_dies_is_reported_and_the_build_goes_on_later(
     assert build_site_shards(config, store, "A").documents > 0
 
 
-def unchanged(store: Store) -> bytes:
+def unchanged(store: FolderStore) -> bytes:
     return json.dumps([[str(p), p.stat().st_mtime_ns] for p in sorted(store.root.rglob("*")) if p.is_file()]).encode()
 
 
-def test_another_dealing_is_refused(built: tuple[CorpusSettings, Store], tmp_path: Path) -> None:
+def test_another_dealing_is_refused(built: tuple[CorpusSettings, FolderStore], tmp_path: Path) -> None:
     config, store = built
     before = unchanged(store)
     assert freeze_dealing(config, store, {"A": 4.0, "B": 2.0, "C": 2.0}).shares == {"A": 0.5, "B": 0.25, "C": 0.25}
@@ -268,12 +269,12 @@ def test_another_dealing_is_refused(built: tuple[CorpusSettings, Store], tmp_pat
     assert unchanged(store) == before
     for shares in ({}, {"A": 0.0}):
         with pytest.raises(CorpusError, match="share above 0"):
-            freeze_dealing(config, Store(tmp_path), shares)
+            freeze_dealing(config, FolderStore(tmp_path), shares)
     with pytest.raises(CorpusError, match="no site can be called 'heldout'"):
-        freeze_dealing(config, Store(tmp_path), {"heldout": 1.0})
+        freeze_dealing(config, FolderStore(tmp_path), {"heldout": 1.0})
 
 
-def test_an_unknown_site_is_refused_with_those_there_are(built: tuple[CorpusSettings, Store]) -> None:
+def test_an_unknown_site_is_refused_with_those_there_are(built: tuple[CorpusSettings, FolderStore]) -> None:
     config, store = built
     with pytest.raises(CorpusError, match=r"unknown site 'NOWHERE' in a shard request; .* A, B, C"):
         build_site_shards(config, store, "NOWHERE")
@@ -302,7 +303,7 @@ def test_text_that_changed_since_it_was_dealt_is_refused(tmp_path: Path) -> None
 def test_text_changed_within_its_size_is_found_by_building_again(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts()))
-    config, store = corpus_settings(path), Store(tmp_path / "store")
+    config, store = corpus_settings(path), FolderStore(tmp_path / "store")
     build_shards(config, store, {"A": 1.0})
     before = store.read_bytes("shards/A/00000.bin")
     path.write_bytes(path.read_bytes().replace(b"return", b"RETURN"))
@@ -314,7 +315,7 @@ def test_text_changed_within_its_size_is_found_by_building_again(tmp_path: Path)
 def test_files_added_to_the_folder_stay_unused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, _store = built_store(tmp_path)
     folder_settings = config.model_copy(update={"source": str(tmp_path / "text")})
-    other = Store(tmp_path / "other")
+    other = FolderStore(tmp_path / "other")
     first = build_shards(folder_settings, other, SHARES)
     write_corpus(tmp_path / "text" / "z.parquet", ("new text",))
     assert build_site_shards(folder_settings, other, "A") == first["A"]
@@ -335,7 +336,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_too_little_text_is_an_error_that_says_so(tmp_path: Path) -> None:
     config = corpus_settings(write_corpus(tmp_path / "a.parquet", ("a document", "and another")))
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     build_tokenizer(config, store)
     freeze_dealing(config, store, {"A": 1.0})
     with pytest.raises(CorpusError, match="too small for the held-out split: none of 2 documents"):
@@ -344,7 +345,7 @@ def test_too_little_text_is_an_error_that_says_so(tmp_path: Path) -> None:
         build_targets(config, store, ["A", HELDOUT], None)
     assert store.list("shards") == [] and store.list(HELDOUT) == []
     one = corpus_settings(write_corpus(tmp_path / "b.parquet", ("a single document",)), heldout_fraction=0.001)
-    sparse = Store(tmp_path / "sparse")
+    sparse = FolderStore(tmp_path / "sparse")
     build_tokenizer(one, sparse)
     freeze_dealing(one, sparse, {"A": 1.0, "B": 1.0})
     failed = 0
@@ -356,10 +357,10 @@ def test_too_little_text_is_an_error_that_says_so(tmp_path: Path) -> None:
             assert f"none of 1 documents is dealt to {site}" in str(error)
     assert failed == 1
     blank = corpus_settings(write_corpus(tmp_path / "c.parquet", (" ", "\n")), tokenizer=str(store.path(TOKENIZER)))
-    build_tokenizer(blank, Store(tmp_path / "blank"))
-    freeze_dealing(blank, Store(tmp_path / "blank"), {"A": 1.0})
+    build_tokenizer(blank, FolderStore(tmp_path / "blank"))
+    freeze_dealing(blank, FolderStore(tmp_path / "blank"), {"A": 1.0})
     with pytest.raises(CorpusError, match="has no document with text"):
-        build_site_shards(blank, Store(tmp_path / "blank"), "A")
+        build_site_shards(blank, FolderStore(tmp_path / "blank"), "A")
 
 
 def test_two_builds_of_one_target_exclude_each_other(tmp_path: Path) -> None:

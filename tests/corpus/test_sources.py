@@ -22,13 +22,15 @@ from curtail_pipeline.corpus.sources import Source, open_source
 from curtail_pipeline.corpus.stdlib_text import stdlib_documents
 from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 DOCUMENTS = ["one\nline", "  grüß dich 漢字 🙂 ", "three" * 50, '"quoted", with\ttabs\\ and \u2028']
 
 
 def opened(tmp_path: Path, source: object, **values: object) -> Source:
-    return open_source(CorpusSettings.model_validate({"source": str(source), **values}), Store(tmp_path / "store"))
+    return open_source(
+        CorpusSettings.model_validate({"source": str(source), **values}), FolderStore(tmp_path / "store")
+    )
 
 
 def documents(source: Source) -> tuple[list[str], Counts]:

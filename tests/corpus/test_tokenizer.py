@@ -24,7 +24,7 @@ from curtail_pipeline.corpus.tokenizer import (
     train_tokenizer,
 )
 from curtail_pipeline.errors import CorpusError
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_tokenizer_that_fastokens_cannot_load_is_encoded_with_tokenizers(
 
 def test_an_existing_tokenizer_is_loaded(folder: Path, tmp_path: Path) -> None:
     settings = corpus_settings(write_corpus(tmp_path / "a.parquet"), tokenizer=str(folder))
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     info = build_tokenizer(settings, store)
     assert info.vocab_size == 4096
     assert build_tokenizer(settings, store) == info
@@ -153,7 +153,7 @@ def test_an_existing_tokenizer_is_loaded(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_tokenizer_in_the_store_is_named(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = FolderStore(tmp_path)
     store.write_bytes(f"{TOKENIZER}/tokenizer.json", b"{}")
     with pytest.raises(CorpusError, match="is not a tokenizer"):
         build_tokenizer(corpus_settings(tmp_path), store)
@@ -163,7 +163,7 @@ def test_a_corpus_without_text_trains_nothing(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text(" \n")
     with pytest.raises(CorpusError, match="no text to train a tokenizer on"):
-        build_tokenizer(corpus_settings(tmp_path / "text"), Store(tmp_path / "store"))
+        build_tokenizer(corpus_settings(tmp_path / "text"), FolderStore(tmp_path / "store"))
     assert not (tmp_path / "store" / TOKENIZER / "tokenizer.json").exists()
 
 

@@ -17,7 +17,8 @@ from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
 from curtail_pipeline.scheduling.reconcile import Desired
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import EPOCH
 from curtail_pipeline.tokens.ranges import Range, after_prefix, compact, total
 
@@ -29,7 +30,7 @@ class Bench:
     """A store with a parent checkpoint, and a clock that only `wait` moves."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = Store(folder)
+        self.store = FolderStore(folder)
         self.now = 0.0
         random = np.random.default_rng(0)
         path = self.store.path("checkpoints/ckpt-000000/model.safetensors")
@@ -53,8 +54,8 @@ class Bench:
             planned.append({"index": index, "start": None, "end": None, "steps": steps, "lease": lease, "stops": {}})
         return {
             "schema": 1, "key": "ckpt-000001", "attempt": 1, "generation": 1, "members": list(members),
-            "parent": {"key": "ckpt-000000", "weights": self.store.key(path), "sha256": file_sha256(path),
-                       "outer": None, "config": "checkpoints/ckpt-000000/config.json"},
+            "parent": {"key": "ckpt-000000", "weights": "checkpoints/ckpt-000000/model.safetensors",
+                       "sha256": file_sha256(path), "outer": None, "config": "checkpoints/ckpt-000000/config.json"},
             "mode": "federated" if len(members) > 1 else "local", "first_step": 100, "total_steps": 1000, "seed": 1,
             "experiment_uri": "experiment.json", "rounds": planned if rounds is not None else None, "open": None,
             "inner_state": {}, "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "norm_history": [],
@@ -135,7 +136,7 @@ def test_local_mode_assigns(bench: Bench) -> None:
     assert segment["weights"]["sha256"] == journal[1]["results"]["CA"]["weights"]["sha256"]
 
 
-@pytest.mark.parametrize("kind", ["nan", "corrupt", "shape", "stale", "greedy"])
+@pytest.mark.parametrize("kind", ["nan", "corrupt", "shape", "stale", "greedy", "gone"])
 def test_a_refused_update_rolls_back_and_the_site_goes_on(bench: Bench, kind: Any) -> None:
     segment = bench.run(bench.plan([{"CA": 2, "TX": 2}] * 3, ("CA", "TX")), (Fault("TX", 1, kind),))
     assert set(segment["rounds"][1]["refused"]) == {"TX"} and segment["rounds"][1]["steps"] == {"CA": 2}

@@ -33,8 +33,9 @@ from curtail_pipeline.flower.run_config import FlowerRun, FlowerValue, RunConfig
 from curtail_pipeline.flower.submit import SegmentCancelled, submit_and_follow
 from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import InnerStates, SiteResult
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import file_sha256
 
 STUB = [sys.executable, str(Path(__file__).parents[1] / "federation_stub_trainer.py")]
 SITES = ("CA", "TX")
@@ -57,13 +58,13 @@ def experiment(sites: Sequence[str] = SITES) -> Experiment:
     )
 
 
-def asking(store: Store, key: str) -> dict[str, FlowerValue]:
+def asking(store: FolderStore, key: str) -> dict[str, FlowerValue]:
     """The run config of a segment whose nodes are not known."""
     return RunConfig(store=str(store.root), plan=key, nodes={}, liveness_s=8.0).to_flower()
 
 
-def new_store(home: Path) -> Store:
-    store = Store(home / "store")
+def new_store(home: Path) -> FolderStore:
+    store = FolderStore(home / "store")
     weights = store.path("checkpoints/ckpt-000000/model.safetensors")
     weights.parent.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -71,7 +72,7 @@ def new_store(home: Path) -> Store:
     return store
 
 
-def plan(store: Store, key: str, rounds: list[dict[str, int]], seed: int = 0, attempt: int = 1) -> str:
+def plan(store: FolderStore, key: str, rounds: list[dict[str, int]], seed: int = 0, attempt: int = 1) -> str:
     """Write a plan; its key."""
     members = [site for site in SITES if any(site in steps for steps in rounds)]
     weights = "checkpoints/ckpt-000000/model.safetensors"
@@ -163,11 +164,11 @@ def handle(federation: LocalFederation) -> Federation:
 
 
 @pytest.fixture
-def store(home: Path) -> Store:
-    return Store(home / "store")
+def store(home: Path) -> FolderStore:
+    return FolderStore(home / "store")
 
 
-def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, store: Store) -> None:
+def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, store: FolderStore) -> None:
     rounds = [{"CA": 2, "TX": 1}, {"CA": 1, "TX": 2}]
     events: list[SegmentEvent] = []
     over_flower = submit_and_follow(handle, plan(store, "ckpt-000001", rounds), store, events.append)
@@ -188,7 +189,7 @@ def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, 
     assert again == []
 
 
-def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store: Store) -> None:
+def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store: FolderStore) -> None:
     key = plan(store, "ckpt-000002", [{"CA": 12, "TX": 12}], seed=7)
     flower = store.path("scratch/ckpt-000002/1/flower.json")
     caller = multiprocessing.get_context("spawn").Process(target=submit_and_follow, args=(handle, key, store))
@@ -203,7 +204,7 @@ def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store
     assert events[0] == Submitted(run_id) and segment.steps == 24
 
 
-def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: Store) -> None:
+def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: FolderStore) -> None:
     key = plan(store, "ckpt-000009", [{"CA": 500}], seed=7)
     submitted: list[int] = []
 
@@ -219,14 +220,14 @@ def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: Sto
         assert status is not None and status.finished and status.sub_status == "stopped"
 
 
-def test_a_failing_trainer_fails_the_run_with_its_reason(handle: Federation, store: Store) -> None:
+def test_a_failing_trainer_fails_the_run_with_its_reason(handle: Federation, store: FolderStore) -> None:
     key = plan(store, "ckpt-000003", [{"CA": 1, "TX": 1}], seed=666)
     with pytest.raises(FederationError, match=r"(?s)no site delivered .*500: shards/CA is corrupt") as caught:
         submit_and_follow(handle, key, store)
     assert "run" in str(caught.value) and not store.exists("scratch/ckpt-000003/1/segment.json")
 
 
-def test_cancelling_stops_the_sites(handle: Federation, store: Store) -> None:
+def test_cancelling_stops_the_sites(handle: Federation, store: FolderStore) -> None:
     key = plan(store, "ckpt-000004", [{"CA": 500}], seed=7)
     begun = threading.Event()
     with pytest.raises(SegmentCancelled):
@@ -237,7 +238,7 @@ def test_cancelling_stops_the_sites(handle: Federation, store: Store) -> None:
 
 
 def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
-    federation: LocalFederation, handle: Federation, store: Store
+    federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
     key = plan(store, "ckpt-000006", [{"CA": 5, "TX": 100}] * 2, seed=7)
     killed: list[float] = []
@@ -258,7 +259,7 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
 
 
 def test_a_killed_supernode_comes_back_as_another_node(
-    federation: LocalFederation, handle: Federation, store: Store
+    federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
     before = federation.status().sites["CA"].supernode
     os.kill(before.pid, signal.SIGKILL)
@@ -267,7 +268,7 @@ def test_a_killed_supernode_comes_back_as_another_node(
 
 
 def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
-    federation: LocalFederation, handle: Federation, store: Store
+    federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
     key = plan(store, "ckpt-000010", [{"CA": 300, "TX": 300}], seed=7)
 
@@ -284,7 +285,7 @@ def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
     assert submit_and_follow(handle, again, store).steps == 2
 
 
-def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: Store) -> None:
+def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: FolderStore) -> None:
     key = plan(store, "ckpt-000009", [{"CA": 1, "TX": 1}])
     with Control(federation.status().superlink.address) as control:
         run_id = control.start_run(asking(store, key))

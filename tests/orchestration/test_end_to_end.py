@@ -19,8 +19,8 @@ from micro import CURTAILED, START, curtail, environment, start_curtail, write_e
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def manifests(home: Path) -> dict[str, Manifest]:
-    checkpoints = Checkpoints(Store(home / "micro" / "store"))
+    checkpoints = Checkpoints(FolderStore(home / "micro" / "store"))
     return {key: checkpoints.manifest(key) for key in checkpoints.keys()}
 
 
@@ -88,7 +88,7 @@ def test_token_ranges_are_an_exact_partition(finished: tuple[Path, Path, dict]) 
         assert ranges[0][1] == 0
         counted += sum(end - begin for _, begin, end in ranges)
     assert counted * 64 == last.tokens.total == summary["tokens"]
-    assert Checkpoints(Store(home / "micro" / "store")).verify_chain()
+    assert Checkpoints(FolderStore(home / "micro" / "store")).verify_chain()
 
 
 def test_the_last_checkpoint_loads_and_generates_with_transformers_alone(finished: tuple[Path, Path, dict]) -> None:
@@ -142,7 +142,7 @@ def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Pat
         assert found["identical"] is True and found["checks"] == {"replay_identical": True, "token_ledger": True}
         assert found["replayed_sha256"] == committed.files["model.safetensors"].sha256
         assert found["replayed_steps"] == committed.steps.end - committed.steps.begin > 0
-    assert not Store(home / "micro" / "store").list("scratch/replays")
+    assert not FolderStore(home / "micro" / "store").list("scratch/replays")
 
 
 def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished: tuple[Path, Path, dict]) -> None:
@@ -169,12 +169,12 @@ def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished:
     assert not unsaid["success"] and "set `seed`" in str(unsaid["errors"])
 
     committed = manifests(home)[key]
-    store = Store(home / "micro" / "store")
-    extended = Checkpoints(Store(store.path(f"branches/{longer['branch']}")))
+    store = FolderStore(home / "micro" / "store")
+    extended = Checkpoints(FolderStore(store.path(f"branches/{longer['branch']}")))
     (tip,) = [extended.verify(name) for name in extended.keys() if name != key]
     assert tip.parent == key and tip.rounds == 2 and tip.steps.begin == committed.steps.end
     assert longer["branch_steps"] == tip.steps.end - tip.steps.begin > 0
-    seeded = Checkpoints(Store(store.path(f"branches/{other['branch']}")))
+    seeded = Checkpoints(FolderStore(store.path(f"branches/{other['branch']}")))
     again = seeded.verify(key)
     assert again.seed == 99 and again.steps == committed.steps and again.ledger == committed.ledger
     assert again.files["model.safetensors"].sha256 != committed.files["model.safetensors"].sha256

@@ -11,14 +11,14 @@ from curtail_pipeline.orchestration.headless import open_instance
 from curtail_pipeline.orchestration.run_queue import SiteQueue, on_demand_tags
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import Checkpoints
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 CHECKPOINT = dg.AssetKey("aggregated_checkpoint")
 
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    found = Checkpoints(Store(tmp_path / "store"))
+    found = Checkpoints(FolderStore(tmp_path / "store"))
     made = tmp_path / "model.safetensors"
     made.write_bytes(b"weights")
     found.commit("ckpt-000000", {made.name: made}, fields(members=["NORTH", "SOUTH"]), 0)

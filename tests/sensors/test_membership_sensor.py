@@ -17,7 +17,7 @@ from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.clock import ReplayClock
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 from sensors.membership import membership_sensor
 
 NEVER_MOVES = 1e-9
@@ -41,7 +41,7 @@ def prepared(folder: Path, policy: str) -> Path:
     return path
 
 
-def tick_at(path: Path, store: Store, now: datetime, instance: dg.DagsterInstance) -> dg.SensorResult:
+def tick_at(path: Path, store: FolderStore, now: datetime, instance: dg.DagsterInstance) -> dg.SensorResult:
     resource = PipelineResource(experiment=str(path), clock="replay")
     ReplayClock(store, START, NEVER_MOVES).anchor(now, NEVER_MOVES)
     with dg.build_sensor_context(instance=instance, resources={"pipeline": resource}) as context:

@@ -38,7 +38,7 @@ def commit(project: Project, key: str, parent: str | None = None, first: int = 0
 
 def forge(project: Project, key: str, **changes: Any) -> None:
     """Replace a manifest by one that is sealed properly but says something else."""
-    path = project.checkpoints.folder(key) / "manifest.json"
+    path = Path(project.checkpoints.where(key)) / "manifest.json"
     content = json.loads(path.read_bytes())
     path.write_bytes(make_manifest({k: v for k, v in content.items() if k != "content_sha256"} | changes).to_bytes())
 
@@ -82,7 +82,7 @@ def test_a_segment_that_trains_on_its_parents_text_fails(lineage: Project) -> No
 
 
 def test_a_damaged_manifest_fails_with_the_reason(lineage: Project) -> None:
-    shutil.rmtree(lineage.checkpoints.folder("ckpt-000001"))
+    shutil.rmtree(Path(lineage.checkpoints.where("ckpt-000001")))
     assert "ckpt-000001" in check_tokens(lineage, "ckpt-000002").description
 
 

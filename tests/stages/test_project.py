@@ -15,7 +15,7 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project, recorded_days
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 
 _seen: list[str] | None = None
 
@@ -82,7 +82,7 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, homes: Path) -> None:
     path = write_experiment(tmp_path)
     first = Project.open(path, "headless")
     for damaged in (b"{", b'{"schema": 1}', b'{"schema": 9}'):
-        Store(first.home.store).write_bytes("trace_index.json", damaged)
+        FolderStore(first.home.store).write_bytes("trace_index.json", damaged)
         assert Project.open(path, "headless").index == first.index
 
 

@@ -9,8 +9,8 @@ from test_checkpoints import commit_three, fields, files  # noqa: F401 - the fix
 
 from curtail_pipeline.storage import checkpoint_index, file_index
 from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import parse_manifest, sealed
-from curtail_pipeline.storage.store import Store
 
 KEYS = ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
 
@@ -22,18 +22,18 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, files: dict[str, Path]) -> Store:  # noqa: F811
-    store = Store(tmp_path / "store")
+def store(tmp_path: Path, files: dict[str, Path]) -> FolderStore:  # noqa: F811
+    store = FolderStore(tmp_path / "store")
     commit_three(Checkpoints(store), files)
     return store
 
 
-def opened(store: Store) -> Checkpoints:
+def opened(store: FolderStore) -> Checkpoints:
     """As another process opens it."""
     return Checkpoints(store)
 
 
-def manifest_of(store: Store, key: str) -> Path:
+def manifest_of(store: FolderStore, key: str) -> Path:
     return store.path(f"checkpoints/{key}/manifest.json")
 
 
@@ -49,7 +49,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_what_has_not_changed_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_not_changed_is_not_read_again(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened(store).keys() == KEYS
     seen = reads(monkeypatch)
     checkpoints = opened(store)
@@ -70,7 +70,7 @@ def test_what_has_not_changed_is_not_read_again(store: Store, monkeypatch: pytes
     ],
     ids=["absent", "cut", "flipped", "longer", "empty", "another's"],
 )
-def test_a_damaged_manifest_does_not_exist_whatever_the_index_says(store: Store, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_manifest_does_not_exist_whatever_the_index_says(store: FolderStore, damage) -> None:  # type: ignore[no-untyped-def]
     checkpoints = opened(store)
     assert checkpoints.keys() == KEYS
     path = manifest_of(store, KEYS[-1])
@@ -90,21 +90,24 @@ def manifest_of_another(path: Path) -> bytes:
 
 
 def test_the_last_one_is_checked_even_when_its_file_looks_unchanged(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped bit on the disk changes no time."""
     checkpoints = opened(store)
     assert checkpoints.last() == KEYS[-1]
     path = manifest_of(store, KEYS[-1])
-    before = file_index.Stamp.of(str(path))
+    key = path.relative_to(store.root).as_posix()
+    (before,) = store.stamps([key])
     path.write_bytes(path.read_bytes().replace(b'"seed": 1', b'"seed": 2'))
-    of = file_index.Stamp.of
-    monkeypatch.setattr(file_index.Stamp, "of", lambda name: before if name == str(path) else of(name))
+    of = store.stamps
+    monkeypatch.setattr(
+        store, "stamps", lambda keys: (before if name == key else next(iter(of([name]))) for name in keys)
+    )
     assert checkpoints.last() == KEYS[1]
 
 
 @pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_bytes(b"no database" * 1000)])
-def test_a_lost_index_is_made_again(store: Store, monkeypatch: pytest.MonkeyPatch, lost) -> None:  # type: ignore[no-untyped-def]
+def test_a_lost_index_is_made_again(store: FolderStore, monkeypatch: pytest.MonkeyPatch, lost) -> None:  # type: ignore[no-untyped-def]
     assert opened(store).keys() == KEYS
     index = store.path("index.sqlite")
     lost(index)
@@ -116,7 +119,7 @@ def test_a_lost_index_is_made_again(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_store_that_cannot_be_written_is_listed(store: Store) -> None:
+def test_a_store_that_cannot_be_written_is_listed(store: FolderStore) -> None:
     store.root.chmod(0o555)
     try:
         assert opened(store).keys() == KEYS
@@ -124,7 +127,7 @@ def test_a_store_that_cannot_be_written_is_listed(store: Store) -> None:
         store.root.chmod(0o755)
 
 
-def test_an_index_that_another_process_holds_delays_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_another_process_holds_delays_nobody(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 
     monkeypatch.setattr(file_index, "_BUSY_S", 0.01)
@@ -143,7 +146,7 @@ def test_an_index_that_another_process_holds_delays_nobody(store: Store, monkeyp
     assert index.stat().st_ino == before, "the index of others was removed"
 
 
-def test_a_file_that_has_just_changed_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_just_changed_is_not_kept(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_index, "SETTLED_NS", 10**12)
     checkpoints = opened(store)
     assert checkpoints.keys() == KEYS
@@ -151,14 +154,14 @@ def test_a_file_that_has_just_changed_is_not_kept(store: Store, monkeypatch: pyt
     assert checkpoints.keys() == KEYS and seen == KEYS
 
 
-def test_sealed_is_true_of_what_was_written_alone(store: Store) -> None:
+def test_sealed_is_true_of_what_was_written_alone(store: FolderStore) -> None:
     data = manifest_of(store, KEYS[1]).read_bytes()
     assert sealed(data) and parse_manifest(data, KEYS[1])
     for place in range(0, len(data), 7):
         assert not sealed(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
-def test_a_commit_is_seen_by_whoever_has_looked_before(store: Store, files: dict[str, Path]) -> None:  # noqa: F811
+def test_a_commit_is_seen_by_whoever_has_looked_before(store: FolderStore, files: dict[str, Path]) -> None:  # noqa: F811
     reader, writer = opened(store), opened(store)
     assert reader.last() == KEYS[-1]
     writer.commit("ckpt-000003", files, fields(KEYS[-1], begin=10, first=10), 3)

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from curtail_pipeline.errors import LedgerError, StoreError
-from curtail_pipeline.storage.checkpoints import AlreadyCommitted, Checkpoints
+from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.claims import Fenced
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.commits import AlreadyCommitted
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 
@@ -64,7 +66,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(Store(tmp_path / "store"))
+    return Checkpoints(FolderStore(tmp_path / "store"))
 
 
 def ledger(consumed: list[Any], **more: Any) -> dict[str, Any]:
@@ -90,8 +92,8 @@ def test_commit_and_read(checkpoints: Checkpoints, files: dict[str, Path]) -> No
     manifest = checkpoints.manifest("ckpt-000002")
     assert manifest.ledger["SPP_TX"].consumed == [(1, 0, 10)]
     assert manifest.tokens.total == 80 and manifest.steps.end == 10 and manifest.generation == 2
-    assert manifest.parent_manifest_sha256 == file_sha256(checkpoints.folder("ckpt-000001") / "manifest.json")
-    assert manifest.sha256() == file_sha256(checkpoints.folder("ckpt-000002") / "manifest.json")
+    assert manifest.parent_manifest_sha256 == file_sha256(Path(checkpoints.where("ckpt-000001")) / "manifest.json")
+    assert manifest.sha256() == file_sha256(Path(checkpoints.where("ckpt-000002")) / "manifest.json")
     assert manifest.versions["curtail_pipeline"]
     shown = checkpoints.show("ckpt-000002")
     assert shown.manifest_sha256 == manifest.sha256() and shown.steps == manifest.steps
@@ -100,16 +102,16 @@ def test_commit_and_read(checkpoints: Checkpoints, files: dict[str, Path]) -> No
 def test_manifest_bytes_depend_on_content_alone(tmp_path: Path, files: dict[str, Path]) -> None:
     shuffled = dict(reversed(fields().items()))
     shuffled["start"] = "2026-01-11T18:00:00+01:00"
-    one = Checkpoints(Store(tmp_path / "a")).commit("ckpt-000000", files, fields(), 0)
-    two = Checkpoints(Store(tmp_path / "b")).commit("ckpt-000000", dict(reversed(files.items())), shuffled, 0)
+    one = Checkpoints(FolderStore(tmp_path / "a")).commit("ckpt-000000", files, fields(), 0)
+    two = Checkpoints(FolderStore(tmp_path / "b")).commit("ckpt-000000", dict(reversed(files.items())), shuffled, 0)
     assert one.sha256() == two.sha256()
 
 
 def test_a_folder_without_a_valid_manifest_does_not_exist(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
     commit_three(checkpoints, files)
     for name in ("ckpt-000003", "ckpt-000007", "notes", ".ckpt-000009.tmp"):
-        checkpoints.folder("ckpt-000000").with_name(name).mkdir()
-    torn = checkpoints.folder("ckpt-000003")
+        Path(checkpoints.where("ckpt-000000")).with_name(name).mkdir()
+    torn = Path(checkpoints.where("ckpt-000003"))
     (torn / "model.safetensors").write_bytes(b"half")
     (torn / "manifest.json").write_bytes(b'{"format": 1, "key"')
     assert checkpoints.last() == "ckpt-000002" and checkpoints.next_key() == "ckpt-000003"
@@ -121,7 +123,7 @@ def test_a_folder_without_a_valid_manifest_does_not_exist(checkpoints: Checkpoin
 
 def test_flipping_any_one_byte_is_found(checkpoints: Checkpoints, files: dict[str, Path]) -> None:
     commit_three(checkpoints, files)
-    folder = checkpoints.folder("ckpt-000001")
+    folder = Path(checkpoints.where("ckpt-000001"))
     for path in sorted(folder.iterdir()):
         original = path.read_bytes()
         positions = range(len(original)) if path.name == "manifest.json" else [len(original) // 2]
@@ -162,12 +164,12 @@ def test_damage_to_one_checkpoint_or_source_is_not_damage_to_another(
     weights.write_bytes(b"weights")
     checkpoints.commit("ckpt-000000", files, fields(), 0)
     checkpoints.commit("ckpt-000001", {**files, "model.safetensors": weights}, fields("ckpt-000000"), 1)
-    stored = checkpoints.folder("ckpt-000001") / "model.safetensors"
+    stored = Path(checkpoints.where("ckpt-000001")) / "model.safetensors"
     assert stored.samefile(weights)
     again = {**files, "model.safetensors": weights}
     checkpoints.commit("ckpt-000002", again, fields("ckpt-000001", begin=5, first=5), 2)
-    assert not (checkpoints.folder("ckpt-000002") / "model.safetensors").samefile(stored)
-    with (checkpoints.folder("ckpt-000002") / "tokenizer.json").open("r+b") as stream:
+    assert not (Path(checkpoints.where("ckpt-000002")) / "model.safetensors").samefile(stored)
+    with (Path(checkpoints.where("ckpt-000002")) / "tokenizer.json").open("r+b") as stream:
         stream.write(b"X")
     checkpoints.verify("ckpt-000001")
 
@@ -178,7 +180,7 @@ def test_a_committed_key_is_never_replaced(checkpoints: Checkpoints, files: dict
     with pytest.raises(AlreadyCommitted, match="ckpt-000001"):
         checkpoints.commit("ckpt-000001", files, fields("ckpt-000000"), 99)
     # Nor when it is damaged: the next run may be the one that could still restore it.
-    (checkpoints.folder("ckpt-000002") / "manifest.json").write_bytes(b"{}")
+    (Path(checkpoints.where("ckpt-000002")) / "manifest.json").write_bytes(b"{}")
     with pytest.raises(StoreError, match="damaged"):
         checkpoints.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 99)
     with pytest.raises(StoreError, match="ckpt-000002"):
@@ -188,7 +190,7 @@ def test_a_committed_key_is_never_replaced(checkpoints: Checkpoints, files: dict
         k: v for k, v in before.items() if "000002/manifest" not in k
     }
     # Moving the folder away is the user's word that it may be trained again.
-    shutil.rmtree(checkpoints.folder("ckpt-000002"))
+    shutil.rmtree(Path(checkpoints.where("ckpt-000002")))
     checkpoints.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 99)
 
 
@@ -207,7 +209,7 @@ def test_an_overtaken_writer_is_fenced(checkpoints: Checkpoints, files: dict[str
 def _race(root: Path, files: dict[str, Path], attempt: int, gate: Any, results: Any) -> None:
     gate.wait()
     try:
-        Checkpoints(Store(root)).commit("ckpt-000001", files, fields("ckpt-000000", attempt=attempt), 1)
+        Checkpoints(FolderStore(root)).commit("ckpt-000001", files, fields("ckpt-000000", attempt=attempt), 1)
         results.put(("done", attempt))
     except StoreError as error:
         results.put((type(error).__name__, attempt))
@@ -236,16 +238,16 @@ import sys, pathlib
 sys.path.insert(0, {tests!r})
 import test_checkpoints as t
 from curtail_pipeline.storage import checkpoints as c
-place = c.Checkpoints._place
+place = c.FolderCommits._place
 def slow(self, source, target):
     result = place(self, source, target)
     if target.name == "plan.json":
         print("half way", flush=True)
         sys.stdin.read()
     return result
-c.Checkpoints._place = slow
+c.FolderCommits._place = slow
 folder = pathlib.Path({files!r})
-c.Checkpoints(c.Store({root!r})).commit(
+c.Checkpoints(c.FolderStore({root!r})).commit(
     "ckpt-000001", {{p.name: p for p in folder.iterdir()}}, t.fields("ckpt-000000"), 1)
 """
 
@@ -293,7 +295,7 @@ sys.path.insert(0, {tests!r})
 import test_checkpoints as t
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-store = t.Checkpoints(t.Store({root!r}))
+store = t.Checkpoints(t.FolderStore({root!r}))
 print(store.keys())
 try:
     store.commit("ckpt-000003", {{}}, t.fields("ckpt-000002", begin=10, first=10), 3)
@@ -305,7 +307,7 @@ except t.StoreError as error:
 def test_read_only_store(files: dict[str, Path]) -> None:
     with tempfile.TemporaryDirectory() as outside:
         root = Path(outside) / "store"
-        checkpoints = Checkpoints(Store(root))
+        checkpoints = Checkpoints(FolderStore(root))
         commit_three(checkpoints, files)
         before = tree(root)
         folders = [Path(outside), root, *(p for p in root.rglob("*") if p.is_dir())]
@@ -395,11 +397,11 @@ def test_an_empty_list_of_moves_is_none(checkpoints: Checkpoints, files: dict[st
 
 def test_a_replaced_parent_breaks_the_chain(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]) -> None:
     commit_three(checkpoints, files)
-    other = Checkpoints(Store(tmp_path / "other"))
+    other = Checkpoints(FolderStore(tmp_path / "other"))
     other.commit("ckpt-000000", files, fields(), 0)
     other.commit("ckpt-000001", files, fields("ckpt-000000", seed=2), 1)
-    shutil.rmtree(checkpoints.folder("ckpt-000001"))
-    other.folder("ckpt-000001").rename(checkpoints.folder("ckpt-000001"))
+    shutil.rmtree(Path(checkpoints.where("ckpt-000001")))
+    Path(other.where("ckpt-000001")).rename(Path(checkpoints.where("ckpt-000001")))
     checkpoints.verify("ckpt-000001")
     with pytest.raises(StoreError, match="ckpt-000002 names parent ckpt-000001 with manifest sha256"):
         checkpoints.verify_chain(files=False)
@@ -413,7 +415,7 @@ def test_export(tmp_path: Path, checkpoints: Checkpoints, files: dict[str, Path]
     assert sorted(p.name for p in dest.iterdir()) == sorted(names)
     with pytest.raises(StoreError, match="not an empty folder"):
         checkpoints.export("ckpt-000002", dest)
-    with (checkpoints.folder("ckpt-000002") / "model.safetensors").open("r+b") as stream:
+    with (Path(checkpoints.where("ckpt-000002")) / "model.safetensors").open("r+b") as stream:
         stream.write(b"X")
     with pytest.raises(StoreError, match="corrupt"):
         checkpoints.export("ckpt-000002", tmp_path / "second")

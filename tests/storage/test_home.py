@@ -11,8 +11,8 @@ from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.settings.experiment import Experiment, load_experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import CombinedTraces, FileTraces
 from curtail_pipeline.storage.clock import HeadlessClock, LiveClock, ReplayClock
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.home import Home, differences, experiment_record, homes_root
-from curtail_pipeline.storage.store import Store
 
 START = datetime(2026, 1, 11, 17, tzinfo=UTC)
 
@@ -35,7 +35,7 @@ def test_open_creates_and_opens_again(tmp_path: Path) -> None:
     assert not home.exists()
     record = home.open(experiment(), "f" * 64)
     assert home.exists() and record == experiment_record(experiment(), "f" * 64)
-    assert home.dagster.is_dir() and home.federation.is_dir() and home.store.is_dir()
+    assert home.dagster.is_dir() and home.federation.is_dir() and Path(home.store).is_dir()
     absolute = experiment(traces={"provider": "file", "path": str(Path("here/mci.csv").resolve())})
     assert home.experiment() == absolute == load_experiment(home.experiment_file)
     before = {p: (p.read_bytes(), p.stat().st_ino) for p in home.root.rglob("*.[jy]*")}
@@ -77,12 +77,12 @@ def test_a_changed_experiment_is_refused_with_the_difference(tmp_path: Path) -> 
 def test_a_setting_added_by_a_new_version_is_not_a_change(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     record = home.open(experiment(), "f" * 64).model_dump(mode="json")
-    stored = Store(home.store).read_json("experiment.json")
+    stored = FolderStore(home.store).read_json("experiment.json")
     for part in (record["identity"], stored):
         del part["rounds"]["norm_bound"]
     record["sha256"] = "1" * 64
-    Store(home.store).write_json("experiment_identity.json", record)
-    Store(home.store).write_json("experiment.json", stored)
+    FolderStore(home.store).write_json("experiment_identity.json", record)
+    FolderStore(home.store).write_json("experiment.json", stored)
     assert home.open(experiment(), "f" * 64).sha256 == "1" * 64
     with pytest.raises(SettingsError, match=r"norm_bound: 5.0 -> 7.0"):
         home.open(experiment(rounds={"norm_bound": 7}), "f" * 64)
@@ -114,7 +114,7 @@ def test_a_home_of_another_version_is_refused_and_left_alone(tmp_path: Path, ver
     home = Home(tmp_path / "home")
     record = home.open(experiment(), "f" * 64).model_dump(mode="json")
     del record["schema"]
-    Store(home.store).write_json("experiment_identity.json", {**record, "format": version})
+    FolderStore(home.store).write_json("experiment_identity.json", {**record, "format": version})
     before = {p: p.read_bytes() for p in home.root.rglob("*") if p.is_file()}
     with pytest.raises(StoreError, match=rf"{word} version of curtail_pipeline .*format is {version}.* --out") as error:
         home.open(experiment(), "f" * 64)
@@ -124,7 +124,7 @@ def test_a_home_of_another_version_is_refused_and_left_alone(tmp_path: Path, ver
 
 def test_a_store_with_checkpoints_and_no_record_is_refused(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    Store(home.store).write_json("checkpoints/ckpt-000000/manifest.json", {"format": 1})
+    FolderStore(home.store).write_json("checkpoints/ckpt-000000/manifest.json", {"format": 1})
     with pytest.raises(StoreError, match="an earlier version of curtail_pipeline"):
         home.open(experiment(), "f" * 64)
     assert not home.exists() and not home.experiment_file.exists()
@@ -142,7 +142,7 @@ def test_unreadable_record(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"experiment\.json is not in the store"):
         home.experiment()
     home.open(experiment(), "f" * 64)
-    record = home.store / "experiment_identity.json"
+    record = Path(home.store) / "experiment_identity.json"
     for damaged in (b"{", b"[]", b"{}"):
         record.write_bytes(damaged)
         with pytest.raises(StoreError, match=r"experiment_identity\.json"):
@@ -188,19 +188,19 @@ def test_lock_names_the_process_that_has_it(tmp_path: Path) -> None:
 
 
 def test_headless_clock_only_moves_forward(tmp_path: Path) -> None:
-    clock = HeadlessClock(Store(tmp_path), START)
+    clock = HeadlessClock(FolderStore(tmp_path), START)
     assert clock.now() == START
     later = START + timedelta(minutes=5, microseconds=7)
     assert clock.advance_to(later) == later
     assert clock.advance_to(START) == later
-    assert HeadlessClock(Store(tmp_path), START).now() == later
-    Store(tmp_path).write_bytes("clock.json", b'{"schema": 1, "now": "noon"}')
+    assert HeadlessClock(FolderStore(tmp_path), START).now() == later
+    FolderStore(tmp_path).write_bytes("clock.json", b'{"schema": 1, "now": "noon"}')
     with pytest.raises(StoreError, match=r"clock\.json .* now: .*remove .*/clock\.json to start the clock again"):
         clock.now()
 
 
 def test_replay_clock_is_the_same_for_all_processes(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = FolderStore(tmp_path)
     first = ReplayClock(store, START, speed=120)
     second = ReplayClock(store, START + timedelta(days=9), speed=1)
     assert second.speed == 120

@@ -8,7 +8,7 @@ from torch.nn import functional
 from training_case import SITE, make_experiment
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training import loss
 from curtail_pipeline.training.optimisers import Muon, Optimisers
 from curtail_pipeline.training.presets import build_model, initialise, model_config
@@ -61,7 +61,7 @@ def test_every_parameter_has_one_optimiser():
 
 
 def test_state_survives_the_disk_to_the_bit(tmp_path):
-    training, store = make_experiment().training, Store(tmp_path)
+    training, store = make_experiment().training, FolderStore(tmp_path)
     model = small_model()
     optimisers = Optimisers(model, training)
     assert optimisers.state() == {}
@@ -105,7 +105,7 @@ def test_a_state_of_another_model_is_refused():
 
 
 def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
-    store = Store(tmp_path)
+    store = FolderStore(tmp_path)
     name = save_snapshot(store, SITE, {"a": torch.arange(100.0)})
     path = store.path(snapshot_key(SITE, name))
     data = bytearray(path.read_bytes())

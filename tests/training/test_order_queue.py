@@ -14,7 +14,8 @@ from waiting import wait_until
 from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import StopOrder
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -22,7 +23,7 @@ from curtail_pipeline.training.trainer import SiteTrainer
 class SteppingTrainer:
     """Ends an order when the test lets it, and asks before every step whether to stop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: FolderStore) -> None:
         self.store, self.site = store, SimpleNamespace(name="CA")
         self.done: list[tuple[str, str]] = []
         self.may_end = threading.Event()
@@ -36,7 +37,7 @@ class SteppingTrainer:
 
 
 class Bench:
-    def __init__(self, store: Store, orders: Callable[..., Order]) -> None:
+    def __init__(self, store: FolderStore, orders: Callable[..., Order]) -> None:
         self.now = 0.0
         self.trainer = SteppingTrainer(store)
         self.ended = threading.Event()
@@ -52,7 +53,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    store = Store(tmp_path)
+    store = FolderStore(tmp_path)
     weights = "checkpoints/ckpt-000000/model.safetensors"
     store.path(weights).parent.mkdir(parents=True)
     save_file({"a": np.ones((9, 4), np.float32)}, store.path(weights), {"format": "pt"})

@@ -5,7 +5,7 @@ from pathlib import Path
 from test_checkpoints import fields
 
 from curtail_pipeline.storage.checkpoints import Checkpoints
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training.retention import prune_snapshots, snapshot_key
 
 SITE = "SPP_TX"
@@ -15,7 +15,7 @@ def state(number: int) -> str:
     return f"sha256:{number:064x}"
 
 
-def committed(store: Store, tmp_path: Path, segments: int) -> None:
+def committed(store: FolderStore, tmp_path: Path, segments: int) -> None:
     """A chain in which segment n begins with state n - 1 and ends with state n."""
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
@@ -28,7 +28,7 @@ def committed(store: Store, tmp_path: Path, segments: int) -> None:
 
 
 def test_the_newest_that_are_named_and_those_in_use_stay(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     committed(store, tmp_path, 4)
     for n in range(1, 7):  # 5 and 6 belong to a segment that goes on; the first to one that was given up
         store.write_bytes(snapshot_key(SITE, state(n)), b"state")

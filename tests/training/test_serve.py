@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.scheduling.reconcile import Desired
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.times import parse_utc, utc_now
 
 LONG = {"max_steps": 100_000, "total_steps": 100_000, "lease": [(epoch, 0, 100) for epoch in range(1, 2001)]}
@@ -280,7 +280,7 @@ time.sleep(600)
 def test_killing_the_parent_leaves_nothing(filled, tmp_path):
     """In the middle of a round, with SIGKILL: no process, no port, no endpoint, no half-written file."""
     shutil.copytree(filled.root, tmp_path / "store", ignore=shutil.ignore_patterns("agents"))
-    store = Store(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     endpoint, log = tmp_path / "endpoint.json", tmp_path / "log"
     with log.open("wb") as stream:
         parent = subprocess.Popen(

@@ -23,7 +23,8 @@ from training_case import (
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
 from curtail_pipeline.federation.orders import Order, Result, WrittenWeights
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heldout_loss import evaluate
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
@@ -41,7 +42,7 @@ def shared(filled, tmp_path_factory):
     """One store for tests that leave traces of no interest to others."""
     root = tmp_path_factory.mktemp("shared") / "store"
     shutil.copytree(filled.root, root)
-    return Store(root)
+    return FolderStore(root)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def vocabulary(store):
 @pytest.fixture
 def store(filled, tmp_path):
     shutil.copytree(filled.root, tmp_path / "store")
-    return Store(tmp_path / "store")
+    return FolderStore(tmp_path / "store")
 
 
 def run_rounds(store, trainer, rounds, **changes):

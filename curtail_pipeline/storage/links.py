@@ -1,0 +1,152 @@
+"""Objects by pre-signed addresses: for a machine that has no credentials of the store.
+
+An address is good for one object and one method until it expires. It is a secret as long as it is: errors name the
+object only. What is read is checked against the hash that its writer gave, where the server says it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from curtail_pipeline.errors import StoreError
+from curtail_pipeline.storage.atomic import replacing
+from curtail_pipeline.storage.records import Record, Sha256
+from curtail_pipeline.storage.s3_transfer import SHA256
+from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, StoreUnavailable, file_sha256
+
+T = TypeVar("T")
+
+PATIENCE_S = 60.0
+TRIES = 3
+"""At an object that arrives damaged."""
+_PIECE = 1 << 20
+
+
+class Links(Record):
+    """Pre-signed addresses by store key."""
+
+    get: dict[str, str]
+    put: dict[str, str]
+
+    def read(self, key: str, patience_s: float = PATIENCE_S) -> bytes:
+        """The content of a small object.
+
+        Raises:
+            NotStored: there is none, or no address for it.
+            StoreUnavailable: the server did not answer, or with errors only, for `patience_s`.
+            StoreError: the address was refused: it has expired, or is not what was signed.
+        """
+        url = self._address(self.get, key)
+        for _ in range(TRIES):
+            answer = _patiently(key, patience_s, lambda: _request("GET", url))
+            expected = answer.headers.get(f"x-amz-meta-{SHA256}")
+            if expected in (None, hashlib.sha256(answer.content).hexdigest()):
+                return answer.content
+        raise CorruptObject(f"{key} is corrupt: it has not the sha256 {expected} that its writer gave; restore it")
+
+    def fetch(self, key: str, path: Path, sha256: Sha256 | None = None) -> None:
+        """Write an object to a file, which is there when it is whole. An interrupted transfer is gone on with.
+
+        Args:
+            sha256: of the content; what the server says when not given.
+
+        Raises:
+            CorruptObject: its content is another.
+            NotStored, StoreUnavailable, StoreError: as `read`.
+        """
+        url = self._address(self.get, key)
+        with replacing(path) as scratch:
+            for _ in range(TRIES):
+                scratch.unlink(missing_ok=True)
+                said = _patiently(key, PATIENCE_S, lambda: _download(url, scratch))
+                expected, found = sha256 or said, file_sha256(scratch)
+                if expected in (None, found):
+                    return
+            raise CorruptObject(f"{key} is corrupt: expected sha256 {expected}, found {found}; restore it from a copy")
+
+    def write(self, key: str, data: bytes, patience_s: float = PATIENCE_S) -> None:
+        """Replace a small object. Errors as of `read`."""
+        url = self._address(self.put, key)
+        _patiently(key, patience_s, lambda: _request("PUT", url, content=data))
+
+    def send(self, key: str, path: Path) -> None:
+        """Make the object of a file's content. Errors as of `read`."""
+        url = self._address(self.put, key)
+        size = str(path.stat().st_size)
+        _patiently(
+            key,
+            PATIENCE_S,
+            lambda: _request("PUT", url, content=_pieces(path), headers={"Content-Length": size}),
+        )
+
+    def _address(self, addresses: dict[str, str], key: str) -> str:
+        if key not in addresses:
+            raise NotStored(f"the order brought no address for {key}; give the site credentials, or sign it")
+        return addresses[key]
+
+
+def _client() -> httpx.Client:
+    return httpx.Client(timeout=httpx.Timeout(30.0, connect=5.0))
+
+
+def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
+    again = Retrying(
+        stop=stop_after_delay(patience_s),
+        wait=wait_random_exponential(multiplier=0.2, max=4),
+        retry=retry_if_exception(_passes),
+        reraise=True,
+    )
+    try:
+        return again(do)
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if status == 404:
+            raise NotStored(f"{key} is not in the store") from None
+        if status >= 500:
+            raise StoreUnavailable(f"{key}: the store answered {status} for {patience_s:.0f} s; try again") from None
+        raise StoreError(
+            f"{key}: its pre-signed address was refused with {status}: it has expired or was changed, or the clock of "
+            "the machine that signed it is off; the next order brings new ones"
+        ) from None
+    except httpx.HTTPError as error:
+        raise StoreUnavailable(
+            f"{key}: the store did not answer for {patience_s:.0f} s ({type(error).__name__}); see that this machine "
+            "can reach it"
+        ) from None
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError)
+
+
+def _request(
+    method: Method, url: str, content: bytes | Iterator[bytes] | None = None, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    with _client() as client:
+        return client.request(method, url, content=content, headers=headers).raise_for_status()
+
+
+def _download(url: str, path: Path) -> str | None:
+    """Fetch what the file does not hold yet; the sha256 that the object's writer gave."""
+    have = path.stat().st_size if path.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with _client() as client, client.stream("GET", url, headers=headers) as answer:
+        if answer.status_code == 416:
+            return answer.headers.get(f"x-amz-meta-{SHA256}")
+        answer.raise_for_status()
+        with path.open("ab" if answer.status_code == 206 else "wb") as out:
+            for data in answer.iter_raw(_PIECE):
+                out.write(data)
+    return answer.headers.get(f"x-amz-meta-{SHA256}")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while data := stream.read(_PIECE):
+            yield data

@@ -1,0 +1,66 @@
+"""The work of a site without credentials of the store: orders bring addresses, the rest stays in a folder of the site.
+
+Shards are fetched once; of weights and updates those of the last order are kept.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from curtail_pipeline.corpus.corpus_records import ShardManifest
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import Links
+from curtail_pipeline.storage.store import Store, file_sha256
+
+FOLDER = "linked"
+"""Of the site's own store, where the keys of orders lie."""
+
+
+class LinkedFolder:
+    """See the module.
+
+    Args:
+        own: the site's own store.
+    """
+
+    def __init__(self, own: Store) -> None:
+        self.store = FolderStore(own.here(FOLDER))
+        self._last: set[str] = set()
+
+    @contextlib.contextmanager
+    def working(self, order: Order, links: Links) -> Iterator[None]:
+        """What the order reads is here in the block; what it wrote is in the store after it.
+
+        Raises:
+            StoreError: an address is refused, an object is gone or corrupt, or the store does not answer.
+        """
+        for key in self._last - {order.parent.key, order.out}:
+            self.store.delete(key)
+        self._last = {order.parent.key, order.out}
+        for key in (order.config, order.experiment_uri):
+            self.store.write_bytes(key, links.read(key))
+        self._bring(links, order.parent.key, order.parent.sha256)
+        for key in links.get:
+            if key.startswith("shards/") and key.endswith("/manifest.json"):
+                self._bring_shards(links, key)
+        yield
+        with self.store.local(order.out) as path:
+            links.send(order.out, path)
+
+    def _bring(self, links: Links, key: str, sha256: str) -> None:
+        path = self.store.path(key)
+        if not path.exists() or file_sha256(path) != sha256:
+            links.fetch(key, path, sha256)
+
+    def _bring_shards(self, links: Links, key: str) -> None:
+        data, folder = links.read(key), key.rpartition("/")[0]
+        manifest = ShardManifest.read(data, key)
+        if self.store.exists(key) and self.store.read_bytes(key) == data:
+            return
+        for file in manifest.files:
+            name = f"{folder}/{file.name}"
+            if name not in links.get:
+                raise TrainingError(f"{name} is named in {key}, but the order brought no address for it; send it again")
+            self._bring(links, name, file.sha256)
+        self.store.write_bytes(key, data)
