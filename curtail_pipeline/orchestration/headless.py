@@ -13,6 +13,7 @@ import dagster as dg
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
+from curtail_pipeline.orchestration.open_databases import databases_open
 from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.orchestration.run_queue import site_tag
@@ -71,10 +72,10 @@ def prepare_instance(project: Project) -> None:
 
 @contextmanager
 def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance in the experiment's home."""
+    """The Dagster instance in the experiment's home, its databases open for all processes that write to them."""
     prepare_instance(project)
     os.environ["DAGSTER_HOME"] = str(project.home.dagster)
-    with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance:
+    with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance, databases_open(instance):
         yield instance
 
 
