@@ -40,10 +40,10 @@ class PipelineResource(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
         """For a run, whose events are then written quickly."""
-        if context.instance is None or context.run_id is None:
+        if context.instance is None or context.run is None:
             yield self
             return
-        with databases_open(context.instance, context.run_id):
+        with databases_open(context.instance, context.run.run_id):
             yield self
 
     def project(self) -> Project:
