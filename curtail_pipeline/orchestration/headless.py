@@ -29,6 +29,9 @@ MAX_ATTEMPTS = 3
 """Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
 
 INSTANCE_YAML = """\
+run_launcher:
+  module: curtail_pipeline.orchestration.warm_launcher
+  class: WarmLauncher
 run_coordinator:
   module: curtail_pipeline.orchestration.run_queue
   class: SiteQueue
@@ -43,7 +46,7 @@ concurrency:
     max_concurrent_runs: 4
     tag_concurrency_limits:
       - key: curtail/checkpoint
-        limit: 1
+        limit: 2
       - key: curtail/on_demand
         limit: 2
 {sites}run_monitoring:
@@ -56,7 +59,8 @@ retention:
   sensor:
     purge_after_days: {{skipped: 2, success: 30, failure: -1}}
 """
-"""Runs on demand leave room in the queue for live segments, and no two train at one site."""
+"""Runs on demand leave room in the queue for live segments, and no two train at one site. Of two segments' runs one
+trains; the other evaluates what it has committed."""
 
 INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 """What a run raises when it is told to stop, by whichever handler is in place."""

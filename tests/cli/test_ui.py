@@ -60,11 +60,16 @@ def committed(ui: WebUi) -> dict[str, Manifest]:
     return {key: found for key, found in manifests(ui.home).items() if found.mode != "init"}
 
 
-def live_run(instance: dg.DagsterInstance, key: str | None = None) -> dg.DagsterRun | None:
-    """The run of a segment that is under way."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    found = [run for run in runs if "curtail/checkpoint" in run.tags]
-    return next((run for run in found if key in (None, run.tags["curtail/checkpoint"])), None)
+def live_run(instance: dg.DagsterInstance, key: str) -> dg.DagsterRun | None:
+    """The run of this segment, if it is under way."""
+    wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"curtail/checkpoint": key})
+    return next(iter(instance.get_runs(wanted)), None)
+
+
+def training_run(ui: WebUi, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+    """The run of the segment that trains; the one before may still evaluate what it has committed."""
+    (*_, last) = manifests(ui.home)
+    return live_run(instance, f"ckpt-{int(last.removeprefix('ckpt-')) + 1:06d}")
 
 
 def undisturbed(found: Manifest, ui: WebUi) -> bool:
@@ -90,7 +95,9 @@ def replayed_well(ui: WebUi, instance: dg.DagsterInstance, run_id: str, key: str
     assert ui.ended(run_id, 400) == "SUCCESS"
     found, manifest = replayed(instance, run_id), committed(ui)[key]
     assert found["identical"] is True and found["check"] is True
-    assert found["replayed_sha256"] == found["committed_sha256"] == manifest.files["model.safetensors"].sha256
+    whole = manifest.files["model.safetensors"].sha256
+    assert found["replay"] == {"committed_sha256": whole, "replayed_sha256": whole}
+    assert found["replayed weights"] == found["committed weights"] == whole[:12]
     assert found["replayed_steps"] == manifest.steps.end - manifest.steps.begin > 0
     assert isinstance(found["seconds"], float) and found["seconds"] > 0
 
@@ -124,7 +131,7 @@ def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: d
 def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
     wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 400, "a federated segment")
     before = set(committed(ui))
-    live = wait_until(lambda: live_run(instance), 120, "a live segment")
+    live = wait_until(lambda: training_run(ui, instance), 120, "a live segment")
     for _ in range(2):
         replayed_well(ui, instance, ui.materialise("ckpt-000001"), "ckpt-000001")
     wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 240, "the end of the live segment")
@@ -136,18 +143,14 @@ def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: 
 def test_terminating_the_live_segment_pauses_until_it_is_executed_again(
     ui: WebUi, instance: dg.DagsterInstance
 ) -> None:
-    def trains() -> dg.DagsterRun | None:
-        found = live_run(instance)
-        return found if found and found.tags["curtail/checkpoint"] not in committed(ui) else None
-
-    live = wait_until(trains, 240, "a segment that trains")
+    live = wait_until(lambda: training_run(ui, instance), 240, "a segment that trains")
     key = live.tags["curtail/checkpoint"]
     ui.terminate(live.run_id)
     assert ui.ended(live.run_id) == "CANCELED"
     said = wait_until(lambda: "terminated" in ui.skip_reason() and ui.skip_reason(), 120, "the sensor's reason")
     assert f"paused: run {live.run_id[:8]} of {key} was terminated" in said and "re-execute that run" in said
     ticks = instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key}))
-    assert live_run(instance) is None
+    assert live_run(instance, key) is None
     again = ui.execute_again(live.run_id)
     assert ui.ended(again) == "SUCCESS"
     assert instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key})) >= ticks + 1
