@@ -4,6 +4,7 @@ The tests share one UI and follow each other in its time: NORTH trains first, th
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -14,13 +15,16 @@ from test_end_to_end import manifests, processes_of
 from waiting import wait_until
 from web_ui import WebUi, web_ui
 
+from curtail_pipeline.federation.orders import Plan
 from curtail_pipeline.federation.plan import REPLAYS
+from curtail_pipeline.orchestration.run_workers import worker_of
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SPEED = 20.0
+NOTICED_S = 60.0
 CURTAILED = {"NORTH": [(0, 25)], "SOUTH": [(40, 240)], "EAST": [(40, 240)]}
 """Minutes; a site goes on for ten more."""
 
@@ -64,6 +68,11 @@ def live_run(instance: dg.DagsterInstance, key: str) -> dg.DagsterRun | None:
     """The run of this segment, if it is under way."""
     wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"curtail/checkpoint": key})
     return next(iter(instance.get_runs(wanted)), None)
+
+
+def is_submitted(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a segment's log says that it is a Flower run now."""
+    return any("submitted as Flower run" in entry.user_message for entry in instance.all_logs(run_id))
 
 
 def training_run(ui: WebUi, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
@@ -157,6 +166,41 @@ def test_terminating_the_live_segment_pauses_until_it_is_executed_again(
     wait_until(lambda: key in committed(ui), 120, "the segment")
     following = f"ckpt-{int(key.removeprefix('ckpt-')) + 1:06d}"
     wait_until(lambda: following in committed(ui), 240, "the segment after it, by the sensor alone")
+
+
+def test_a_killed_run_worker_is_noticed_and_its_segment_taken_up(ui: WebUi, instance: dg.DagsterInstance) -> None:
+    def worker() -> tuple[dg.DagsterRun, int] | None:
+        run = training_run(ui, instance)
+        found = worker_of(instance, run.run_id) if run else None
+        return (run, found[0]) if run and found and is_submitted(instance, run.run_id) else None
+
+    live, pid = wait_until(worker, 240, "a worker that follows a Flower run")
+    key = live.tags["curtail/checkpoint"]
+    os.kill(pid, signal.SIGKILL)
+    assert ui.ended(live.run_id, NOTICED_S) == "FAILURE"
+    wait_until(lambda: key in committed(ui), 240, "the segment all the same")
+    plan = Store(ui.home / "micro" / "store").read_record(f"checkpoints/{key}/plan.json", Plan)
+    assert (committed(ui)[key].attempt, plan.attempt) == (2, 1), "what was trained already was trained again"
+    assert undisturbed(committed(ui)[key], ui)
+
+
+def test_the_report_is_refreshed_after_a_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
+    """By declarative automation alone."""
+
+    def newest(asset: str) -> dg.EventLogEntry | None:
+        return instance.get_latest_materialization_event(dg.AssetKey(asset))
+
+    accounted = newest("emissions_ledger")
+    assert accounted is not None
+
+    def refreshed() -> dg.EventLogEntry | None:
+        report = newest("emissions_report")
+        return report if report and report.timestamp > accounted.timestamp else None
+
+    report = wait_until(refreshed, 240, "the report")
+    assert report is not None
+    run = instance.get_run_by_id(report.run_id)
+    assert run is not None and run.tags["dagster/from_automation_condition"] == "true"
 
 
 def test_every_checkpoint_counts_what_it_trained(ui: WebUi) -> None:
