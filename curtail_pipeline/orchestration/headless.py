@@ -13,7 +13,7 @@ import dagster as dg
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
-from curtail_pipeline.orchestration.open_databases import databases_open
+from curtail_pipeline.orchestration.open_databases import check_databases, databases_open
 from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.orchestration.run_queue import site_tag
@@ -76,8 +76,13 @@ def prepare_instance(project: Project) -> None:
 
 @contextmanager
 def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance in the experiment's home, its databases open for all processes that write to them."""
+    """The Dagster instance in the experiment's home, its databases open for all processes that write to them.
+
+    Raises:
+        StoreError: one of them is damaged.
+    """
     prepare_instance(project)
+    check_databases(project.home.dagster)
     os.environ["DAGSTER_HOME"] = str(project.home.dagster)
     with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance, databases_open(instance):
         yield instance

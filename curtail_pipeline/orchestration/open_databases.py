@@ -12,6 +12,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from curtail_pipeline.errors import StoreError
+
 DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 """Of an instance with Dagster's default storage; another storage has none of these files."""
 
@@ -23,6 +25,33 @@ def databases_open(instance: dg.DagsterInstance, run_id: str | None = None) -> I
     with ExitStack() as stack:
         for file in (Path(instance.root_directory) / name for name in files):
             if file.exists():
-                connection = stack.enter_context(closing(sqlite3.connect(file, check_same_thread=False)))
-                connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # what opens the file
+                stack.enter_context(closing(_opened(file)))
         yield
+
+
+def check_databases(dagster_home: Path) -> None:
+    """See that what is there can be opened.
+
+    Raises:
+        StoreError: a file is no database.
+    """
+    for file in (dagster_home / name for name in DATABASES):
+        if not file.exists():
+            continue
+        try:
+            _opened(file).close()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"Dagster's database {file} is damaged ({error}); move {dagster_home} away to begin "
+                "a new history of runs; checkpoints and tables are not in it"
+            ) from error
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, check_same_thread=False)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # what opens the file
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection

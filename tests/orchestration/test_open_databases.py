@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
-from curtail_pipeline.orchestration.open_databases import databases_open
+from curtail_pipeline.errors import StoreError
+from curtail_pipeline.orchestration.open_databases import DATABASES, check_databases, databases_open
 
 
 def test_a_write_leaves_the_log_of_a_database_that_is_open(tmp_path: Path) -> None:
@@ -21,6 +23,16 @@ def test_a_write_leaves_the_log_of_a_database_that_is_open(tmp_path: Path) -> No
         with databases_open(instance):
             assert write() == [True, True]
         assert write() == [False, False]
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_a_file_that_is_no_database_is_named(tmp_path: Path, name: str) -> None:
+    check_databases(tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no database" * 500)
+    with pytest.raises(StoreError, match=rf"{name} is damaged \(file is not a database\); move .* away"):
+        check_databases(tmp_path)
 
 
 def test_a_storage_without_such_files_is_left_alone(tmp_path: Path) -> None:
