@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import dagster as dg
@@ -35,6 +36,7 @@ class _Worker:
     def __init__(self) -> None:
         self.sources = _sources()
         self.process = subprocess.Popen([sys.executable, "-m", WORKER, *USED], stdin=subprocess.PIPE)
+        threading.Thread(target=self.process.wait, daemon=True).start()  # so that no zombie is left
 
     def take(self, order: str) -> bool:
         """Hand a run over; False when the process has ended, or has imported code that has changed since."""

@@ -62,6 +62,13 @@ def _watch(dagster_home: Path, pid: int, address: str, over: threading.Event) ->
 
 def code_servers(pid: int) -> set[int]:
     """Process ids of the code servers behind their proxy."""
-    proxies = [each for each in psutil.Process(pid).children(recursive=True) if "code-server" in each.cmdline()]
-    children = [child for proxy in proxies for child in proxy.children() if "grpc" in child.cmdline()]
-    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE}
+    proxies = [each for each in psutil.Process(pid).children(recursive=True) if "code-server" in _words(each)]
+    return {child.pid for proxy in proxies for child in proxy.children() if "grpc" in _words(child)}
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """The command line; empty once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

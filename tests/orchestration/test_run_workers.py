@@ -205,3 +205,24 @@ def test_a_run_that_no_worker_took_up_is_ended(tmp_path: Path) -> None:
         assert dead_runs(instance, datetime.now(UTC)) == []
         (found,) = dead_runs(instance, datetime.now(UTC) + 2 * LAUNCH_TIMEOUT)
         assert "code server" in found.reason
+
+
+def test_a_process_that_was_killed_and_not_reaped_does_not_hide_the_code_server() -> None:
+    sleep = "import time; time.sleep(60)"
+    start = "import subprocess, sys; "
+    server = f"{start}subprocess.Popen([sys.executable, '-c', {sleep!r}, 'grpc']); {sleep}"
+    servers = f"subprocess.Popen([sys.executable, '-c', {server!r}, 'code-server'])"
+    parent = f"{start}subprocess.Popen(['true']); {servers}; {sleep}"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+
+        def is_zombie_there() -> bool:
+            children = psutil.Process(process.pid).children()
+            return any(child.status() == psutil.STATUS_ZOMBIE for child in children)
+
+        wait_until(is_zombie_there, 30, "a process that nobody waits for")
+        assert wait_until(lambda: code_servers(process.pid), 30, "the code server")
+    finally:
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            each.kill()
+        process.wait()
