@@ -137,12 +137,12 @@ def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: d
     assert all(undisturbed(found, ui) for found in committed(ui).values())
 
 
-def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
+def test_the_same_key_again_and_twice_at_once_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
     wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 400, "a federated segment")
     before = set(committed(ui))
     live = wait_until(lambda: training_run(ui, instance), 120, "a live segment")
-    for _ in range(2):
-        replayed_well(ui, instance, ui.materialise("ckpt-000001"), "ckpt-000001")
+    for run_id in [ui.materialise("ckpt-000001") for _ in range(2)]:
+        replayed_well(ui, instance, run_id, "ckpt-000001")
     wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 240, "the end of the live segment")
     after = {key: found for key, found in committed(ui).items() if key not in before}
     assert after and all(found.mode == "federated" and undisturbed(found, ui) for found in after.values())
