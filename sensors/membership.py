@@ -20,7 +20,7 @@ from curtail_pipeline.orchestration.runs import (
 )
 from curtail_pipeline.scheduling.reconcile import backoff_due
 from curtail_pipeline.stages.tick import Tick, tick
-from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.checkpoints import following
 from curtail_pipeline.times import iso
 
 SENSORS_ENV = "CURTAIL_SENSORS"
@@ -50,15 +50,17 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
     active segment through the store. Terminating a segment's run pauses training until its key is resumed.
     """
     project, wall = pipeline.project(), datetime.now(UTC)
-    key = project.checkpoints.next_key()
-    if key == FIRST_KEY:
+    last = project.checkpoints.last()
+    if last is None:
         return _preparation(context.instance, wall)
+    key = following(last)
     result: Tick = tick(
         project,
         active=active_segment(context.instance, key),
         last_failure=last_failure(context.instance, key),
         wall=wall,
         paused=_paused(terminated(context.instance, key), key),
+        parent=project.checkpoints.manifest(last),
     )
     request = result.request
     if request is None:

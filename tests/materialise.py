@@ -1,6 +1,6 @@
 """Materialise checkpoint keys of a home through its code location: `python materialise.py HOME KEY[=CONFIG]...`.
 
-Prints a list: the metadata of each, in order, plain values only; its `checks` say which asset checks passed.
+Prints a list: the metadata of each, in order, plain values and JSON only; its `checks` say which asset checks passed.
 """
 
 import json
@@ -35,7 +35,7 @@ def main(home: Path, wanted: list[str]) -> None:
             )
             events = result.get_asset_materialization_events()
             values = {name: value.value for event in events for name, value in event.materialization.metadata.items()}
-            plain = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+            plain = {name: value for name, value in values.items() if isinstance(value, str | int | float | dict)}
             errors = [str(step.event_specific_data.error) for step in result.get_step_failure_events()]
             checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
             found.append({"key": key, "success": result.success, "errors": errors, "checks": checks, **plain})

@@ -107,8 +107,10 @@ def _opened(project: Project) -> Project:
 
 def _tick(project: Project) -> None:
     """What the membership sensor does at an interval, but for its questions to Dagster."""
-    project.checkpoints.next_key()
-    tick(project, active=None, last_failure=None, wall=datetime.now(UTC))
+    last = project.checkpoints.last()
+    assert last is not None
+    parent = project.checkpoints.manifest(last)
+    tick(project, active=None, last_failure=None, wall=datetime.now(UTC), parent=parent)
 
 
 def _newest_first(store: Store) -> Iterator[str]:

@@ -317,12 +317,12 @@ def checkpoints_verify(
 
 @checkpoints_app.command("export")
 def checkpoints_export(key: str, dest: str, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
-    """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder."""
+    """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder or to hf://owner/name."""
     with _opened(experiment, out) as project:
-        from curtail_pipeline.stages.account import card_of
+        from curtail_pipeline.stages.export import HUB, export_checkpoint
 
-        names = project.checkpoints.export(key, dest, card_of(project, key))
-        typer.echo(f"{dest}: {', '.join(names)}")
+        where = export_checkpoint(project, key, dest if dest.startswith(HUB) else str(Path(dest).absolute()))
+        typer.echo(f"{key} is at {where}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

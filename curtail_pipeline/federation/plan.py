@@ -19,6 +19,12 @@ def scratch_of(key: str, attempt: int) -> str:
     return f"scratch/{key}/{attempt}"
 
 
+def planned_attempts(store: Store, key: str) -> list[int]:
+    """The attempts at a checkpoint that have a plan and were not tidied away, in order."""
+    numbers = sorted(int(name) for name in store.list(f"scratch/{key}") if name.isdecimal())
+    return [number for number in numbers if store.exists(plan_key(scratch_of(key, number)))]
+
+
 def replay_folder(replay: str) -> str:
     """The scratch folder of a repetition; no attempt at a checkpoint is ever in it."""
     return f"{REPLAYS}/{replay}"

@@ -26,6 +26,8 @@ class Submitted:
     """The segment is a Flower run now."""
 
     run_id: int
+    again: bool = False
+    """It was one already: who followed it before is gone."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from curtail_pipeline.federation.orders import (
     StoredWeights,
     Watch,
 )
-from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, scratch_of, segment_key
+from curtail_pipeline.federation.plan import folder_of, journal_key, planned_attempts, scratch_of, segment_key
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
@@ -133,10 +133,9 @@ class _Running:
 
     def _boundary(self) -> str:
         """Why no further round may start; empty when one may."""
-        if not self.plan.replay and self.store.exists(plan_key(scratch_of(self.plan.key, self.plan.attempt + 1))):
-            raise FederationError(
-                f"{self.plan.key}: attempt {self.plan.attempt} was superseded by attempt {self.plan.attempt + 1}"
-            )
+        later = [number for number in planned_attempts(self.store, self.plan.key) if number > self.plan.attempt]
+        if later and not self.plan.replay:
+            raise FederationError(f"{self.plan.key}: attempt {self.plan.attempt} was superseded by attempt {later[-1]}")
         if self.lost:
             return "; ".join(f"{site} lost: {reason}" for site, reason in self.lost.items())
         if self.plan.open:

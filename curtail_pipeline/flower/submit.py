@@ -60,12 +60,13 @@ def submit_and_follow(
     contact = federation.wait_ready(plan.members)
     with Control(contact.superlink, contact.authority) as control:
         run_id = _attach(control, store, plan_key)
+        again = run_id is not None
         if run_id is None:
             store.delete(journal_key(folder))
             config = RunConfig(store=store.uri, plan=plan_key, nodes=contact.nodes, liveness_s=federation.liveness_s)
             run_id = control.start_run(config.to_flower())
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
-        on_progress(Submitted(run_id))
+        on_progress(Submitted(run_id, again))
         follower = _Follower(federation, control, store, folder, run_id, plan, on_progress, should_cancel)
         try:
             return follower.follow()
@@ -75,6 +76,20 @@ def submit_and_follow(
         except BaseException:  # an orchestrator's interrupt is no Exception, and the sites would train on
             follower.cancel()
             raise
+
+
+def is_at_work(federation: Federation, plan_key: str, store: Store) -> bool:
+    """Whether a plan's segment has an outcome, or is a Flower run that goes on: `submit_and_follow` takes that up.
+
+    Raises:
+        FederationError: the federation is not ready.
+    """
+    folder = folder_of(plan_key)
+    if store.exists(segment_key(folder)):
+        return store.exists(store.read_record(segment_key(folder), Segment).weights.key)
+    contact = federation.wait_ready(store.read_record(plan_key, Plan).members)
+    with Control(contact.superlink) as control:
+        return _attach(control, store, plan_key) is not None
 
 
 def _attach(control: Control, store: Store, plan_key: str) -> int | None:

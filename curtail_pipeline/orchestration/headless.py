@@ -13,6 +13,7 @@ import dagster as dg
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
+from curtail_pipeline.orchestration.open_databases import check_databases, databases_open
 from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.orchestration.run_queue import site_tag
@@ -28,6 +29,9 @@ MAX_ATTEMPTS = 3
 """Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
 
 INSTANCE_YAML = """\
+run_launcher:
+  module: curtail_pipeline.orchestration.warm_launcher
+  class: WarmLauncher
 run_coordinator:
   module: curtail_pipeline.orchestration.run_queue
   class: SiteQueue
@@ -42,7 +46,7 @@ concurrency:
     max_concurrent_runs: 4
     tag_concurrency_limits:
       - key: curtail/checkpoint
-        limit: 1
+        limit: 2
       - key: curtail/on_demand
         limit: 2
 {sites}run_monitoring:
@@ -55,7 +59,8 @@ retention:
   sensor:
     purge_after_days: {{skipped: 2, success: 30, failure: -1}}
 """
-"""Runs on demand leave room in the queue for live segments, and no two train at one site."""
+"""Runs on demand leave room in the queue for live segments, and no two train at one site. Of two segments' runs one
+trains; the other evaluates what it has committed."""
 
 INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 """What a run raises when it is told to stop, by whichever handler is in place."""
@@ -71,10 +76,15 @@ def prepare_instance(project: Project) -> None:
 
 @contextmanager
 def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance in the experiment's home."""
+    """The Dagster instance in the experiment's home, its databases open for all processes that write to them.
+
+    Raises:
+        StoreError: one of them is damaged.
+    """
     prepare_instance(project)
+    check_databases(project.home.dagster)
     os.environ["DAGSTER_HOME"] = str(project.home.dagster)
-    with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance:
+    with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance, databases_open(instance):
         yield instance
 
 

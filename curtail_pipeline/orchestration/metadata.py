@@ -34,6 +34,7 @@ from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_
 
 if TYPE_CHECKING:
     from curtail_pipeline.stages.account import RunSummary
+    from curtail_pipeline.stages.branch import Branch
     from curtail_pipeline.stages.replay_check import Replayed
     from curtail_pipeline.training.heldout_loss import Evaluation
 
@@ -274,9 +275,7 @@ def checkpoint_metadata(project: Project, manifest: Manifest) -> Facts:
         "end": dg.MetadataValue.timestamp(manifest.end),
         "weights": brief(manifest.files[WEIGHTS_FILE].sha256),
         "folder": f"checkpoints/{manifest.key}",
-        "manifest": dg.MetadataValue.json(
-            {**manifest.model_dump(mode="json", exclude={"intervals"}), "intervals": len(manifest.intervals)}
-        ),
+        "manifest": _whole(manifest),
     }
     losses = [event.loss for event in merged if event.loss is not None]
     speeds = [event.tokens_per_s for event in merged if event.tokens_per_s is not None]
@@ -285,6 +284,13 @@ def checkpoint_metadata(project: Project, manifest: Manifest) -> Facts:
     if speeds:
         shown["speed (tokens/s)"] = significant(sum(speeds) / len(speeds))
     return shown
+
+
+def _whole(manifest: Manifest) -> dg.MetadataValue:
+    """A manifest but for its power intervals, which are many."""
+    return dg.MetadataValue.json(
+        {**manifest.model_dump(mode="json", exclude={"intervals"}), "intervals": len(manifest.intervals)}
+    )
 
 
 def checkpoint_image(project: Project, key: str) -> dg.MetadataValue:
@@ -332,16 +338,33 @@ def ledger_metadata(ledger: pl.DataFrame) -> Facts:
 
 
 def replay_metadata(project: Project, replayed: "Replayed") -> Facts:
-    """What the committed checkpoint is, and whether repeating it gave the same weights."""
+    """What the committed checkpoint is, and whether repeating it gave the same weights; hashes in full a click away."""
     return {
         **checkpoint_metadata(project, replayed.manifest),
-        "on_demand": "replay",
+        "on demand": "replay",
         "identical": replayed.identical,
-        "committed_sha256": replayed.committed_sha256,
-        "replayed_sha256": replayed.replayed_sha256,
+        "committed weights": brief(replayed.committed_sha256),
+        "replayed weights": brief(replayed.replayed_sha256),
         "replayed_steps": replayed.steps,
-        "seconds": round(replayed.seconds, 3),
-        "started_fresh": ", ".join(replayed.fresh_states) or "no site",
+        "seconds": significant(replayed.seconds),
+        "inner state started fresh": ", ".join(replayed.fresh_states) or "at no site",
+        "replay": dg.MetadataValue.json(
+            {"committed_sha256": replayed.committed_sha256, "replayed_sha256": replayed.replayed_sha256}
+        ),
+    }
+
+
+def branch_metadata(project: Project, branch: "Branch", heldout: "Evaluation") -> Facts:
+    """What a branch's newest checkpoint is; the committed one that it starts from is named beside it."""
+    done = branch.manifest
+    return {
+        "branch": branch.name,
+        "branch trained": f"{done.rounds:,} rounds, {done.steps.end - done.steps.begin:,} steps, "
+        f"{short(done.tokens.segment)} tokens",
+        "branch held-out loss (nat/token)": significant(heldout.loss, 4),
+        "branch weights": brief(done.files[WEIGHTS_FILE].sha256),
+        "branch folder": f"branches/{branch.name}",
+        "branch manifest": _whole(done),
     }
 
 

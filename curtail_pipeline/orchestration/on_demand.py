@@ -10,10 +10,12 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.orchestration.metadata import (
     Facts,
+    branch_metadata,
     check_result,
     checkpoint_metadata,
     evaluation_metadata,
     replay_metadata,
+    significant,
 )
 from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, MEMBERS_TAG, SEGMENT_ASSET, SKIPPED_TAG
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
@@ -71,10 +73,11 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
     elif wanted.mode is Mode.export:
         from curtail_pipeline.stages.export import export_checkpoint
 
-        found = {"exported_to": export_checkpoint(project, key, wanted.destination)}
+        where = export_checkpoint(project, key, wanted.destination)
+        found = {"exported to": dg.MetadataValue.url(where) if "://" in where else dg.MetadataValue.path(where)}
     else:
         found = _branch(project, key, wanted, on_progress)
-    seconds = {"on_demand": wanted.mode.value, "seconds": round(time.monotonic() - began, 3)}
+    seconds = {"on demand": wanted.mode.value, "seconds": significant(time.monotonic() - began)}
     return dg.MaterializeResult(
         asset_key=SEGMENT_ASSET,
         metadata={**checkpoint_metadata(project, project.checkpoints.manifest(key)), **found, **seconds},
@@ -113,13 +116,5 @@ def _branch(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPr
         raise SettingsError(f"no seed for a branch of {key}; set `seed` beside `mode: branch`")
     else:
         branch = another_seed(project, key, wanted.seed, on_progress)
-    done = branch.manifest
-    with branch.checkpoints.folder(done.key) as folder:
-        heldout = evaluate_folder(project, folder)
-    return {
-        "branch": branch.name,
-        "branch_path": dg.MetadataValue.path(branch.address),
-        "branch_steps": done.steps.end - done.steps.begin,
-        "branch_sha256": done.files["model.safetensors"].sha256,
-        "branch_heldout_loss": heldout.loss,
-    }
+    with branch.checkpoints.folder(branch.manifest.key) as folder:
+        return branch_metadata(project, branch, evaluate_folder(project, folder))

@@ -1,11 +1,14 @@
 """Dagster resources: the opened project and where progress is reported."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
+from curtail_pipeline.orchestration.open_databases import databases_open
 from curtail_pipeline.settings.experiment import experiment_file
 from curtail_pipeline.stages.project import Project, check_clock
 from curtail_pipeline.stages.run_events import Event
@@ -34,6 +37,15 @@ class PipelineResource(dg.ConfigurableResource):
     experiment: str
     clock: str = "live"
     """`live`, `replay` or `headless`."""
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
+        """For a run, whose events are then written quickly."""
+        if context.instance is None or context.run is None:
+            yield self
+            return
+        with databases_open(context.instance, context.run.run_id):
+            yield self
 
     def project(self) -> Project:
         file = experiment_file(self.experiment)

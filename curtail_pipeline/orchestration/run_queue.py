@@ -5,7 +5,9 @@ In `dagster.yaml`:
     run_coordinator: {module: curtail_pipeline.orchestration.run_queue, class: SiteQueue}
     concurrency: {runs: {tag_concurrency_limits: [{key: curtail/on_demand, limit: 2}, ...]}}
 
-A limit by pool would not do: a pool belongs to the asset, and a live segment would wait for the runs on demand.
+A limit by Dagster's pools would not do. A run's pools are those of its steps, a constant of the definition: the replay
+of one checkpoint and the live segment of another have the same (`run_op_concurrency`, Dagster 1.13.27), whatever sites
+they train at, and with a limit of one the live segment is held back in the queue until the replay has ended.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Run workers of this host: which of them are gone while their run still counts as running.
 
-Dagster's default launcher makes a run worker a child of the code server and cannot be asked whether it lives; a killed
-one leaves its run STARTED for ever, and with it the checkpoint's slot. What the worker said of itself when it started
-tells its process. Other launchers are watched by Dagster's own run monitoring.
+Dagster's default launcher makes a run worker a child of the code server, `WarmLauncher` one of the daemon. Neither can
+be asked whether it lives: a killed one leaves its run STARTED for ever, and with it the checkpoint's slot. What the
+worker said of itself when it started tells its process. Other launchers are watched by Dagster's own run monitoring.
 """
 
 from dataclasses import dataclass
@@ -56,17 +56,22 @@ def end_dead(instance: dg.DagsterInstance, now: datetime) -> list[Dead]:
 
 
 def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime) -> str | None:
-    started = _worker(instance, record.dagster_run.run_id)
+    started = worker_of(instance, record.dagster_run.run_id)
     if started is not None:
         pid, since = started
-        return None if _alive(pid, since) else f"the run worker (pid {pid}) is gone: it was killed, or its machine was"
+        if is_alive(pid, since):
+            return None
+        return f"the run worker (pid {pid}) is gone: it was killed, or its machine was"
     waiting = now - record.update_timestamp.replace(tzinfo=UTC)
     if record.dagster_run.status == dg.DagsterRunStatus.STARTING and waiting > LAUNCH_TIMEOUT:
-        return f"no run worker has started in {waiting.total_seconds():.0f} s: the code server was killed"
+        return (
+            f"no run worker has started in {waiting.total_seconds():.0f} s: "
+            "what starts it, the daemon or the code server, was killed"
+        )
     return None
 
 
-def _worker(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
+def worker_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
     """Process id of a run's worker, and when it said so (seconds since 1970)."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
     for record in reversed(records):
@@ -79,7 +84,7 @@ def _worker(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | No
     return None
 
 
-def _alive(pid: int, since: float) -> bool:
+def is_alive(pid: int, since: float) -> bool:
     """Whether that process still runs: not another one that was given its number, and no zombie."""
     try:
         process = psutil.Process(pid)

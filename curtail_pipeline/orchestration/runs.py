@@ -20,15 +20,14 @@ CUT_SHORT = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def active_segment(instance: dg.DagsterInstance, key: str) -> tuple[str, ...] | None:
-    """Members of the segment whose run is queued or running; None when there is none.
+    """Members of the segment whose run is queued or training; None when there is none.
 
     Args:
-        key: the next one to be committed. A run of an earlier one is that segment's end, unless it was executed again
-            by hand: then it repeats what is committed.
+        key: the next one to be committed. A run of an earlier one has trained, and evaluates and accounts what it has
+            committed, while the next segment starts.
     """
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
-        of = run.tags.get(CHECKPOINT_TAG)
-        if of is not None and MEMBERS_TAG in run.tags and (of == key or run.parent_run_id is None):
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED, tags={CHECKPOINT_TAG: key})):
+        if MEMBERS_TAG in run.tags:
             return tuple(run.tags[MEMBERS_TAG].split(","))
     return None
 

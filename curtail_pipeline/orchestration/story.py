@@ -43,7 +43,7 @@ class Story:
             case SegmentPlanned():
                 self._planned(event)
             case Submitted():
-                self._say(f"submitted as Flower run {event.run_id}")
+                self._say(f"{'goes on with' if event.again else 'submitted as'} Flower run {event.run_id}")
             case StepDone():
                 self._step(event)
             case RoundMerged():

@@ -1,7 +1,7 @@
 """Watches `dagster dev` from outside: what the sensors cannot do while the code server they run in is dead.
 
 `dagster dev` keeps one code server for webserver and daemon, behind a proxy that starts it once. When it is killed,
-every sensor stands still, and so do the runs that were its children.
+every sensor stands still, and so do runs that were its children.
 """
 
 import logging
@@ -50,18 +50,25 @@ def _watch(dagster_home: Path, pid: int, address: str, over: threading.Event) ->
         while not over.wait(EVERY_S):
             try:
                 end_dead(instance, datetime.now(UTC))
-                servers = _code_servers(pid)
+                servers = code_servers(pid)
                 if seen and not servers & seen:
                     _log.warning("the code server is gone: starting it again")
                     httpx.post(f"{address}/graphql", json={"query": RELOAD}, timeout=RELOAD_S).raise_for_status()
-                    servers = _code_servers(pid)
+                    servers = code_servers(pid)
                 seen = servers or seen
             except (httpx.HTTPError, psutil.Error) as error:
                 _log.warning("watching dagster dev: %s", error)  # and again in a moment
 
 
-def _code_servers(pid: int) -> set[int]:
+def code_servers(pid: int) -> set[int]:
     """Process ids of the code servers behind their proxy."""
-    proxies = [each for each in psutil.Process(pid).children(recursive=True) if "code-server" in each.cmdline()]
-    children = [child for proxy in proxies for child in proxy.children() if "grpc" in child.cmdline()]
-    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE}
+    proxies = [each for each in psutil.Process(pid).children(recursive=True) if "code-server" in _words(each)]
+    return {child.pid for proxy in proxies for child in proxy.children() if "grpc" in _words(child)}
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """The command line; empty once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -5,6 +5,8 @@ a small dynamic programme of its own; the price is the one at which the plans to
 Lagrangian dual of the joint problem). Far ahead, where single slots are guesses, the price comes from their spread.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,32 +204,46 @@ def _values(chain: _Chain, prices: Floats, since: int = 0) -> tuple[Floats, Floa
 
 def best_actions(slots: Slots, prices: Floats, state: int) -> npt.NDArray[np.int8]:
     """Per price and slot what the best plan does (`OFF`, `HELD` or `TRAINS`), from the state before the first slot."""
-    count = len(slots.steps)
-    train_from = np.empty((3, count, len(prices)), dtype=bool)
-    stays_up = np.empty((count, len(prices)), dtype=bool)
-    start_steps, resume_steps = np.minimum(slots.start_steps, slots.steps), np.minimum(slots.resume_steps, slots.steps)
-    off, held, training = np.zeros(len(prices)), np.zeros(len(prices)), np.zeros(len(prices))
-    for t in range(count - 1, -1, -1):
-        margin = prices - slots.cost[t]
-        gain = np.maximum(margin, 0.0)
-        stay = held - slots.hold[t]
-        begin = start = resume = np.full(len(prices), -np.inf)
-        if slots.steps[t] > 0:
-            begin = slots.steps[t] * margin + training
-            start = begin - start_steps[t] * gain - slots.start_cost[t]
-            resume = begin - resume_steps[t] * gain
-        train_from[OFF, t] = start > off
-        off = np.maximum(off, start)
-        stays_up[t] = stay > off
-        down = np.maximum(stay, off)
-        train_from[HELD, t], train_from[TRAINS, t] = resume >= down, begin >= down
-        held, training = np.maximum(down, resume), np.maximum(down, begin)
-    actions = np.empty((len(prices), count), dtype=np.int8)
-    now, at = np.full(len(prices), state, dtype=np.int8), np.arange(len(prices))
-    for t in range(count):
-        trains = train_from[now, t, at]
+    columns = (
+        slots.steps,
+        slots.cost,
+        slots.hold,
+        slots.start_cost,
+        np.minimum(slots.start_steps, slots.steps),
+        np.minimum(slots.resume_steps, slots.steps),
+    )
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    found = [_best_actions(rows, price, state) for price in prices.tolist()]
+    return np.array(found, dtype=np.int8).reshape(len(prices), len(rows))
+
+
+def _best_actions(slots: Sequence[tuple[float, ...]], price: float, state: int) -> list[int]:
+    """In plain numbers: array operations on some prices take longer than all of the prices in turn."""
+    choices: list[tuple[bool, bool, bool, bool]] = []
+    off = held = training = 0.0
+    for steps, cost, hold, start_cost, start_steps, resume_steps in reversed(slots):
+        begin = start = resume = -math.inf
+        if steps > 0:
+            margin = price - cost
+            gain = margin if margin > 0 else 0.0
+            begin = steps * margin + training
+            start = begin - start_steps * gain - start_cost
+            resume = begin - resume_steps * gain
+        starts = start > off
+        if starts:
+            off = start
+        stay = held - hold
+        stays = stay > off
+        down = stay if stays else off
+        resumes, goes_on = resume >= down, begin >= down
+        choices.append((starts, resumes, goes_on, stays))
+        held, training = resume if resumes else down, begin if goes_on else down
+    actions = []
+    for starts, resumes, goes_on, stays in reversed(choices):
         # A stop and a start in one slot are a start.
-        restarts = (now != OFF) & ~trains & ~stays_up[t] & train_from[OFF, t]
-        now = np.where(trains | restarts, TRAINS, np.where((now != OFF) & stays_up[t], HELD, OFF)).astype(np.int8)
-        actions[:, t] = now
+        if (starts, resumes, goes_on)[state] or (state != OFF and starts and not stays):
+            state = TRAINS
+        elif state != OFF:
+            state = HELD if stays else OFF
+        actions.append(state)
     return actions

@@ -1,5 +1,6 @@
 """A checkpoint's Hugging Face folder, to a folder or to the hub."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.folder_store import is_uri
 
 HUB = "hf://"
+REFUSED = {
+    401: "the hub does not know the token: set another HF_TOKEN, or run `hf auth login`",
+    403: "give a repository of your own, or a token that may write to this one",
+}
+"""What to do, by status."""
+UNREACHED = "check the network, and HF_ENDPOINT if it is set"
 
 
 def export_checkpoint(project: Project, key: str, destination: str) -> str:
@@ -20,7 +27,8 @@ def export_checkpoint(project: Project, key: str, destination: str) -> str:
 
     Raises:
         SettingsError: no destination.
-        StoreError: the checkpoint is corrupt or not accounted, the folder exists, or the hub refused.
+        StoreError: the checkpoint is corrupt or not accounted, the folder exists, there is no token, or the hub refused
+            or cannot be reached.
     """
     if not destination.strip():
         raise SettingsError(f"no destination for {key}; give a folder, or hf://owner/name")
@@ -33,16 +41,34 @@ def export_checkpoint(project: Project, key: str, destination: str) -> str:
     repo = destination.removeprefix(HUB).strip("/")
     if repo.count("/") != 1:
         raise SettingsError(f"{destination!r} names no repository; write hf://owner/name")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / key
         project.checkpoints.export(key, folder, card_of(project, key))
-        try:
-            api = HfApi()
-            api.create_repo(repo, private=True, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=key)
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise StoreError(f"{key} was not uploaded to {repo}: {' '.join(str(error).split())[:300]}") from error
+        return _upload(folder, key, repo)
+
+
+def _upload(folder: Path, key: str, repo: str) -> str:
+    import httpx2
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if get_token() is None:
+        raise StoreError(f"{key} was not uploaded to {repo}: there is no token; set HF_TOKEN, or run `hf auth login`")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=key)
+    except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # of one file of many
+        if isinstance(cause, HfHubHTTPError):
+            why = f"{_one_line(cause)}; {REFUSED.get(cause.response.status_code, 'try again later')}"
+        else:
+            why = f"{api.endpoint} cannot be reached ({_one_line(cause)}); {UNREACHED}"
+        raise StoreError(f"{key} was not uploaded to {repo}: {why}") from error
     return str(commit.commit_url)
+
+
+def _one_line(error: BaseException) -> str:
+    """The hub's own words without the links to explanations."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "developer.mozilla.org" not in line]
+    return " ".join(lines)[:300].rstrip(".") or type(error).__name__

@@ -17,6 +17,7 @@ from curtail_pipeline.scheduling.reconcile import (
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import following
+from curtail_pipeline.storage.manifest import Manifest
 
 IN_FORCE_KEY = "decision.json"
 
@@ -73,10 +74,18 @@ def tick(
     last_failure: datetime | None,
     wall: datetime,
     paused: str = "",
+    parent: Manifest | None = None,
 ) -> Tick:
     """Decide at the clock's now and bring the store in line; returns the segment to start, if any.
 
     A headless run takes no notice of failures and of `paused`: whoever started it wants it to go on.
+
+    Args:
+        active: members of the segment that trains.
+        last_failure: when the last attempt at the next key failed.
+        wall: wall-clock now.
+        paused: that somebody stopped the next key's segment, and how to go on.
+        parent: the last committed checkpoint, where the caller has looked it up.
 
     Raises:
         StoreError: there is no initialised model yet.
@@ -85,7 +94,7 @@ def tick(
     now = project.clock.now()
     if project.span is not None and now >= project.span[1]:
         return Tick(None, f"the recorded trace ends at {project.span[1]:%Y-%m-%d %H:%M} UTC", 0, None)
-    parent, store = project.parent, project.store
+    parent, store = parent or project.parent, project.store
     previous = remembered(project)
     decision = decide(project.view(now), now, project.job(parent, previous))
     desired = store.read_record(MEMBERSHIP_KEY, Desired) if store.exists(MEMBERSHIP_KEY) else None

@@ -19,10 +19,18 @@ from curtail_pipeline.federation.orders import (
     PlannedRound,
     Segment,
 )
-from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, scratch_of, segment_key
+from curtail_pipeline.federation.plan import (
+    journal_key,
+    plan_key,
+    planned_attempts,
+    read_journal,
+    scratch_of,
+    segment_key,
+)
 from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
+from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.standing import connect
-from curtail_pipeline.flower.submit import submit_and_follow
+from curtail_pipeline.flower.submit import is_at_work, submit_and_follow
 from curtail_pipeline.scheduling.decide import decide
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
@@ -33,6 +41,7 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
+from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
@@ -91,11 +100,11 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         return checkpoints.manifest(request.key)
     prospect = _prospect(project, request)
     on_progress(_planned(project, prospect))
-    scratch = scratch_of(request.key, request.attempt)
-    if not store.exists(plan_key(scratch)):
-        store.write_record(plan_key(scratch), _plan(project, prospect))
     began = utc_now()
     with connect(project.home, project.experiment) as federation:
+        scratch = _taken_up(store, request, federation) or scratch_of(request.key, request.attempt)
+        if not store.exists(plan_key(scratch)):
+            store.write_record(plan_key(scratch), _plan(project, prospect))
         segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
     if not segment.rounds:
         store.delete(f"scratch/{request.key}")
@@ -106,6 +115,21 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     store.delete(f"scratch/{request.key}")
     _prune_inner_states(project)
     return manifest
+
+
+def _taken_up(store: Store, request: SegmentRequest, federation: Federation) -> str | None:
+    """The scratch folder of an earlier attempt that is still at work on what is asked for now: its caller was killed.
+
+    Another attempt would have its sites stop at the next round's end, and train what they have trained again.
+    """
+    planned = planned_attempts(store, request.key)
+    if not planned or planned[-1] >= request.attempt:
+        return None
+    scratch = scratch_of(request.key, planned[-1])
+    plan = store.read_record(plan_key(scratch), Plan)
+    asked = (request.parent, request.members, request.generation)
+    same = (plan.parent.key, plan.members, plan.generation) == asked
+    return scratch if same and is_at_work(federation, plan_key(scratch), store) else None
 
 
 def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
@@ -312,8 +336,13 @@ def wall_time(
     to_clock: Callable[[datetime], datetime] = lambda wall: wall,
 ) -> tuple[datetime, datetime, list[PowerInterval]]:
     """Start, end and power of a segment: a site trains from a round's start for the seconds its trainer reports, and
-    idles else."""
+    idles else.
+
+    Args:
+        began: when its caller began to follow it; the first round was earlier where another caller was killed.
+    """
     ended = to_clock(utc_now())
+    began = min([began, *(line.done.start for line in journal)])
     intervals: list[PowerInterval] = []
     for name in members:
         site = project.experiment.site(name)

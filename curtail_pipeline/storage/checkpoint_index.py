@@ -1,7 +1,8 @@
 """What the index keeps of a checkpoint: enough to list it, and that its manifest is valid."""
 
-from curtail_pipeline.errors import StoreError
-from curtail_pipeline.storage.manifest import Manifest, Mode, parse_manifest, sealed
+from pydantic import ValidationError
+
+from curtail_pipeline.storage.manifest import Manifest, Mode, sealed
 from curtail_pipeline.storage.records import Record, Utc
 
 
@@ -47,6 +48,7 @@ def summarise_bytes(key: str, data: bytes) -> str | None:
     if not sealed(data):
         return None  # told without parsing: thousands of damaged folders must not hold up the sensor
     try:
-        return CheckpointSummary.of(parse_manifest(data, key)).model_dump_json()
-    except StoreError:
+        found = Manifest.model_validate_json(data)  # its bytes are those that were written
+    except ValidationError:
         return None
+    return CheckpointSummary.of(found).model_dump_json() if found.key == key else None

@@ -4,6 +4,7 @@ The tests share one UI and follow each other in its time: NORTH trains first, th
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -14,13 +15,16 @@ from test_end_to_end import manifests, processes_of
 from waiting import wait_until
 from web_ui import WebUi, web_ui
 
+from curtail_pipeline.federation.orders import Plan
 from curtail_pipeline.federation.plan import REPLAYS
+from curtail_pipeline.orchestration.run_workers import worker_of
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SPEED = 20.0
+NOTICED_S = 60.0
 CURTAILED = {"NORTH": [(0, 25)], "SOUTH": [(40, 240)], "EAST": [(40, 240)]}
 """Minutes; a site goes on for ten more."""
 
@@ -60,11 +64,21 @@ def committed(ui: WebUi) -> dict[str, Manifest]:
     return {key: found for key, found in manifests(ui.home).items() if found.mode != "init"}
 
 
-def live_run(instance: dg.DagsterInstance, key: str | None = None) -> dg.DagsterRun | None:
-    """The run of a segment that is under way."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    found = [run for run in runs if "curtail/checkpoint" in run.tags]
-    return next((run for run in found if key in (None, run.tags["curtail/checkpoint"])), None)
+def live_run(instance: dg.DagsterInstance, key: str) -> dg.DagsterRun | None:
+    """The run of this segment, if it is under way."""
+    wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"curtail/checkpoint": key})
+    return next(iter(instance.get_runs(wanted)), None)
+
+
+def is_submitted(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a segment's log says that it is a Flower run now."""
+    return any("submitted as Flower run" in entry.user_message for entry in instance.all_logs(run_id))
+
+
+def training_run(ui: WebUi, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+    """The run of the segment that trains; the one before may still evaluate what it has committed."""
+    (*_, last) = manifests(ui.home)
+    return live_run(instance, f"ckpt-{int(last.removeprefix('ckpt-')) + 1:06d}")
 
 
 def undisturbed(found: Manifest, ui: WebUi) -> bool:
@@ -90,7 +104,9 @@ def replayed_well(ui: WebUi, instance: dg.DagsterInstance, run_id: str, key: str
     assert ui.ended(run_id, 400) == "SUCCESS"
     found, manifest = replayed(instance, run_id), committed(ui)[key]
     assert found["identical"] is True and found["check"] is True
-    assert found["replayed_sha256"] == found["committed_sha256"] == manifest.files["model.safetensors"].sha256
+    whole = manifest.files["model.safetensors"].sha256
+    assert found["replay"] == {"committed_sha256": whole, "replayed_sha256": whole}
+    assert found["replayed weights"] == found["committed weights"] == whole[:12]
     assert found["replayed_steps"] == manifest.steps.end - manifest.steps.begin > 0
     assert isinstance(found["seconds"], float) and found["seconds"] > 0
 
@@ -121,12 +137,12 @@ def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: d
     assert all(undisturbed(found, ui) for found in committed(ui).values())
 
 
-def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
+def test_the_same_key_again_and_twice_at_once_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
     wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 400, "a federated segment")
     before = set(committed(ui))
-    live = wait_until(lambda: live_run(instance), 120, "a live segment")
-    for _ in range(2):
-        replayed_well(ui, instance, ui.materialise("ckpt-000001"), "ckpt-000001")
+    live = wait_until(lambda: training_run(ui, instance), 120, "a live segment")
+    for run_id in [ui.materialise("ckpt-000001") for _ in range(2)]:
+        replayed_well(ui, instance, run_id, "ckpt-000001")
     wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 240, "the end of the live segment")
     after = {key: found for key, found in committed(ui).items() if key not in before}
     assert after and all(found.mode == "federated" and undisturbed(found, ui) for found in after.values())
@@ -136,24 +152,55 @@ def test_the_same_key_twice_in_a_row_beside_a_live_segment(ui: WebUi, instance: 
 def test_terminating_the_live_segment_pauses_until_it_is_executed_again(
     ui: WebUi, instance: dg.DagsterInstance
 ) -> None:
-    def trains() -> dg.DagsterRun | None:
-        found = live_run(instance)
-        return found if found and found.tags["curtail/checkpoint"] not in committed(ui) else None
-
-    live = wait_until(trains, 240, "a segment that trains")
+    live = wait_until(lambda: training_run(ui, instance), 240, "a segment that trains")
     key = live.tags["curtail/checkpoint"]
     ui.terminate(live.run_id)
     assert ui.ended(live.run_id) == "CANCELED"
     said = wait_until(lambda: "terminated" in ui.skip_reason() and ui.skip_reason(), 120, "the sensor's reason")
     assert f"paused: run {live.run_id[:8]} of {key} was terminated" in said and "re-execute that run" in said
     ticks = instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key}))
-    assert live_run(instance) is None
+    assert live_run(instance, key) is None
     again = ui.execute_again(live.run_id)
     assert ui.ended(again) == "SUCCESS"
     assert instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key})) >= ticks + 1
     wait_until(lambda: key in committed(ui), 120, "the segment")
     following = f"ckpt-{int(key.removeprefix('ckpt-')) + 1:06d}"
     wait_until(lambda: following in committed(ui), 240, "the segment after it, by the sensor alone")
+
+
+def test_a_killed_run_worker_is_noticed_and_its_segment_taken_up(ui: WebUi, instance: dg.DagsterInstance) -> None:
+    def worker() -> tuple[dg.DagsterRun, int] | None:
+        run = training_run(ui, instance)
+        found = worker_of(instance, run.run_id) if run else None
+        return (run, found[0]) if run and found and is_submitted(instance, run.run_id) else None
+
+    live, pid = wait_until(worker, 240, "a worker that follows a Flower run")
+    key = live.tags["curtail/checkpoint"]
+    os.kill(pid, signal.SIGKILL)
+    assert ui.ended(live.run_id, NOTICED_S) == "FAILURE"
+    wait_until(lambda: key in committed(ui), 240, "the segment all the same")
+    plan = FolderStore(ui.home / "micro" / "store").read_record(f"checkpoints/{key}/plan.json", Plan)
+    assert (committed(ui)[key].attempt, plan.attempt) == (2, 1), "what was trained already was trained again"
+    assert undisturbed(committed(ui)[key], ui)
+
+
+def test_the_report_is_refreshed_after_a_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
+    """By declarative automation alone."""
+
+    def newest(asset: str) -> dg.EventLogEntry | None:
+        return instance.get_latest_materialization_event(dg.AssetKey(asset))
+
+    accounted = newest("emissions_ledger")
+    assert accounted is not None
+
+    def refreshed() -> dg.EventLogEntry | None:
+        report = newest("emissions_report")
+        return report if report and report.timestamp > accounted.timestamp else None
+
+    report = wait_until(refreshed, 240, "the report")
+    assert report is not None
+    run = instance.get_run_by_id(report.run_id)
+    assert run is not None and run.tags["dagster/from_automation_condition"] == "true"
 
 
 def test_every_checkpoint_counts_what_it_trained(ui: WebUi) -> None:

@@ -183,9 +183,9 @@ def test_a_superseded_attempt_stops(bench: Bench) -> None:
     plan = bench.plan([{"CA": 1, "TX": 1}] * 3, ("CA", "TX"))
 
     def supersede() -> None:
-        bench.store.write_json("scratch/ckpt-000001/2/plan.json", {})
+        bench.store.write_json("scratch/ckpt-000001/3/plan.json", {})
 
-    with pytest.raises(FederationError, match="attempt 1 was superseded by attempt 2"):
+    with pytest.raises(FederationError, match="attempt 1 was superseded by attempt 3"):
         bench.run(plan, on_poll=supersede)
     assert not bench.store.exists("scratch/ckpt-000001/1/segment.json")
 

@@ -201,7 +201,7 @@ def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store
     flower.unlink()  # as if killed before it was written
     events: list[SegmentEvent] = []
     segment = submit_and_follow(handle, key, store, events.append)
-    assert events[0] == Submitted(run_id) and segment.steps == 24
+    assert events[0] == Submitted(run_id, again=True) and segment.steps == 24
 
 
 def test_an_interrupt_stops_the_run_and_its_sites(handle: Federation, store: FolderStore) -> None:

@@ -140,7 +140,7 @@ def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Pat
     for key, found in zip(keys, materialise(home, *keys), strict=True):
         committed = manifests(home)[key]
         assert found["identical"] is True and found["checks"] == {"replay_identical": True, "token_ledger": True}
-        assert found["replayed_sha256"] == committed.files["model.safetensors"].sha256
+        assert found["replay"]["replayed_sha256"] == committed.files["model.safetensors"].sha256
         assert found["replayed_steps"] == committed.steps.end - committed.steps.begin > 0
     assert not FolderStore(home / "micro" / "store").list("scratch/replays")
 
@@ -163,8 +163,8 @@ def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished:
     row = next(row for row in summary["checkpoints"] if row["key"] == key)
     assert evaluated["success"] and evaluated["checks"] == {}
     assert evaluated["held-out loss (nat/token)"] == pytest.approx(row["heldout_loss"], rel=1e-3)
-    assert (Path(exported["exported_to"]) / "README.md").exists()
-    assert exported["exported_to"] == str(home / "micro" / "exports" / "one")
+    assert (Path(exported["exported to"]) / "README.md").exists()
+    assert exported["exported to"] == str(home / "micro" / "exports" / "one")
     assert not refused["success"] and "export to a new one" in str(refused["errors"])
     assert not unsaid["success"] and "set `seed`" in str(unsaid["errors"])
 
@@ -173,7 +173,9 @@ def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished:
     extended = Checkpoints(FolderStore(store.path(f"branches/{longer['branch']}")))
     (tip,) = [extended.verify(name) for name in extended.keys() if name != key]
     assert tip.parent == key and tip.rounds == 2 and tip.steps.begin == committed.steps.end
-    assert longer["branch_steps"] == tip.steps.end - tip.steps.begin > 0
+    steps = tip.steps.end - tip.steps.begin
+    assert steps > 0 and longer["branch trained"].startswith(f"2 rounds, {steps:,} steps, ")
+    assert longer["branch manifest"]["files"]["model.safetensors"]["sha256"].startswith(longer["branch weights"])
     seeded = Checkpoints(FolderStore(store.path(f"branches/{other['branch']}")))
     again = seeded.verify(key)
     assert again.seed == 99 and again.steps == committed.steps and again.ledger == committed.ledger

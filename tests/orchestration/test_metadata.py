@@ -13,8 +13,10 @@ from curtail_pipeline.emissions.grams import LEDGER_SCHEMA
 from curtail_pipeline.orchestration import metadata
 from curtail_pipeline.simulation.policy_table import table_of
 from curtail_pipeline.stages.account import checkpoint_ledger
+from curtail_pipeline.stages.branch import Branch
 from curtail_pipeline.stages.ingest import ingest_day
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.replay_check import Replayed
 from curtail_pipeline.training.heldout_loss import Evaluation
 
 
@@ -28,7 +30,10 @@ def shown(project: Project) -> dict[str, metadata.Facts]:
     ledger = checkpoint_ledger(project, "ckpt-000001")
     evaluation = Evaluation(loss=3.14159, perplexity=23.1, bits_per_byte=1, tokens=9)
     found = ingest_day(project, "SPP_TX", project.days[0])
+    replayed = Replayed(manifest, "a" * 64, "b" * 64, 1_800, 61.2345, ())
     return {
+        "replay": metadata.replay_metadata(project, replayed),
+        "branch": metadata.branch_metadata(project, Branch("two", project.checkpoints, manifest), evaluation),
         "checkpoint": metadata.checkpoint_metadata(project, manifest),
         "ledger": metadata.ledger_metadata(ledger),
         "evaluation": metadata.evaluation_metadata(evaluation),
@@ -56,6 +61,9 @@ def test_the_whole_hash_is_one_click_away(project: Project) -> None:
     assert isinstance(manifest, dg.JsonMetadataValue)
     whole = manifest.data["files"]["model.safetensors"]["sha256"]  # type: ignore[index]
     assert len(whole) == 64 and whole.startswith(str(facts["weights"]))
+    facts = shown(project)["replay"]
+    assert facts["replay"] == dg.MetadataValue.json({"committed_sha256": "a" * 64, "replayed_sha256": "b" * 64})
+    assert (facts["committed weights"], facts["replayed weights"]) == ("a" * 12, "b" * 12)
 
 
 def test_numbers_have_a_unit_and_three_digits_and_only_what_varies_is_one(project: Project) -> None:
@@ -64,11 +72,14 @@ def test_numbers_have_a_unit_and_three_digits_and_only_what_varies_is_one(projec
         for what, facts in shown(project).items()
     }
     assert {what: sorted(found) for what, found in numbers.items()} == {
+        "replay": ["identical", "replayed_steps", "seconds"],
+        "branch": ["branch held-out loss (nat/token)"],
         "checkpoint": [],
         "ledger": ["emissions (gCO2)", "energy (kWh)"],
         "evaluation": ["held-out loss (nat/token)"],
         "trace": ["dagster/row_count", "mean marginal intensity (g/kWh)", "missing values"],
     }
+    assert numbers["replay"]["seconds"] == 61.2 and numbers["replay"]["identical"] is False
     assert numbers["ledger"]["emissions (gCO2)"] == 5.83
     assert numbers["evaluation"]["held-out loss (nat/token)"] == 3.142
 

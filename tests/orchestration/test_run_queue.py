@@ -57,5 +57,5 @@ def test_the_instance_of_a_home_limits_them(tmp_path: Path, monkeypatch: pytest.
         queue = instance.get_concurrency_config().run_queue_config
         assert queue is not None
         limits = {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits}
-        assert limits["curtail/checkpoint"] == 1 and limits["curtail/on_demand"] < queue.max_concurrent_runs - 1
+        assert limits["curtail/checkpoint"] == 2 and limits["curtail/on_demand"] < queue.max_concurrent_runs - 1
         assert {f"curtail.on_demand/{site.name}": 1 for site in project.experiment.sites}.items() <= limits.items()

@@ -23,7 +23,7 @@ from waiting import wait_until
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.orchestration.headless import prepare_instance
 from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, dead_runs, end_dead
-from curtail_pipeline.orchestration.watchdog import watching
+from curtail_pipeline.orchestration.watchdog import code_servers, watching
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project
 
@@ -137,10 +137,10 @@ def test_a_killed_run_worker_is_noticed_within_a_minute_and_told_of(tmp_path: Pa
 
             pid = wait_until(worker, 120, "a run worker at its first step")
             assert dead_runs(instance, datetime.now(UTC)) == [], "a worker that works is left alone"
-            # The code server would tell of its child's end; it is killed too, as with its machine or its container.
-            server = psutil.Process(pid).parent()
-            assert server is not None and "dagster" in " ".join(server.cmdline())
-            server.kill()
+            # Every sensor runs in the code server; it is killed too, as with its machine or its container.
+            for server in code_servers(process.pid):
+                psutil.Process(server).kill()
+            assert psutil.Process(pid).is_running(), "a run ended with the code server"
             os.kill(pid, signal.SIGKILL)
             begun = time.monotonic()
 
@@ -205,3 +205,24 @@ def test_a_run_that_no_worker_took_up_is_ended(tmp_path: Path) -> None:
         assert dead_runs(instance, datetime.now(UTC)) == []
         (found,) = dead_runs(instance, datetime.now(UTC) + 2 * LAUNCH_TIMEOUT)
         assert "code server" in found.reason
+
+
+def test_a_process_that_was_killed_and_not_reaped_does_not_hide_the_code_server() -> None:
+    sleep = "import time; time.sleep(60)"
+    start = "import subprocess, sys; "
+    server = f"{start}subprocess.Popen([sys.executable, '-c', {sleep!r}, 'grpc']); {sleep}"
+    servers = f"subprocess.Popen([sys.executable, '-c', {server!r}, 'code-server'])"
+    parent = f"{start}gone = subprocess.Popen(['true']); {servers}; {sleep}"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    try:
+
+        def is_zombie_there() -> bool:
+            children = psutil.Process(process.pid).children()
+            return any(child.status() == psutil.STATUS_ZOMBIE for child in children)
+
+        wait_until(is_zombie_there, 30, "a process that nobody waits for")
+        assert wait_until(lambda: code_servers(process.pid), 30, "the code server")
+    finally:
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            each.kill()
+        process.wait()

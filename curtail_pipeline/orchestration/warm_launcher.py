@@ -1,0 +1,102 @@
+"""Runs start in a process that has imported everything and waits for one; Dagster's own launcher imports after it.
+
+In `dagster.yaml`:
+
+    run_launcher: {module: curtail_pipeline.orchestration.warm_launcher, class: WarmLauncher}
+
+Every run still has a process of its own (`run_worker`). It is a child of whoever takes runs from the queue, the daemon,
+and ends with it; a run survives the end of the code server.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.launcher.base import LaunchRunContext
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import ConfigurableClassData, serialize_value
+
+import curtail_pipeline
+from curtail_pipeline.orchestration.run_workers import is_alive, worker_of
+
+WORKER = "curtail_pipeline.orchestration.run_worker"
+USED = ("curtail_pipeline.definitions", "curtail_pipeline.stages.initialise", "curtail_pipeline.stages.train")
+"""What a segment's run imports before it trains."""
+SOURCES = [Path(curtail_pipeline.__file__).parents[1] / name for name in ("curtail_pipeline", "assets", "sensors")]
+
+
+class _Worker:
+    """A process that waits for a run."""
+
+    def __init__(self) -> None:
+        self.sources = _sources()
+        self.process = subprocess.Popen([sys.executable, "-m", WORKER, *USED], stdin=subprocess.PIPE)
+        threading.Thread(target=self.process.wait, daemon=True).start()  # so that no zombie is left
+
+    def take(self, order: str) -> bool:
+        """Hand a run over; False when the process has ended, or has imported code that has changed since."""
+        if self.process.poll() is not None or self.sources != _sources():
+            self.close()
+            return False
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(order.encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Have it end, if it still waits."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+
+class WarmLauncher(DefaultRunLauncher):
+    """See the module."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        self._waiting: _Worker | None = None
+        self._started: list[_Worker] = []
+        """Those that have not ended, the one that waits among them."""
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        run, instance = context.dagster_run, self._instance
+        if context.job_code_origin is None:
+            raise dg.DagsterInvariantViolationError(f"run {run.run_id} does not say which code it is of")
+        order = serialize_value(ExecuteRunArgs(context.job_code_origin, run.run_id, instance.get_ref()))
+        worker = self._waiting or self._start()
+        while not worker.take(order):
+            worker = self._start()
+        self._waiting = self._start()
+
+    def terminate(self, run_id: str) -> bool:
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        self._instance.report_run_canceling(run)
+        found = worker_of(self._instance, run_id)
+        if found is not None and is_alive(*found):
+            os.kill(found[0], signal.SIGTERM)
+        return True  # one that has not begun sees that it was cancelled, and does not begin
+
+    def _start(self) -> _Worker:
+        worker = _Worker()
+        self._started = [*(each for each in self._started if each.process.poll() is None), worker]
+        return worker
+
+    def dispose(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
+        super().dispose()
+
+
+def _sources() -> float:
+    """When the code that a worker imports was changed last."""
+    return max(file.stat().st_mtime for folder in SOURCES for file in folder.rglob("*.py"))
