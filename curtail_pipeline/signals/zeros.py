@@ -60,7 +60,7 @@ class _Zeros:
     first: Micros
     after: Micros
     before: Floats
-    """The least size of the values just before it; NaN where there is none."""
+    """The least of the values just before it; NaN where there is none."""
     behind: Floats
     median: float
     lasted_s: Floats
@@ -151,8 +151,8 @@ def _joined(values: Floats, times: Micros) -> tuple[Micros, Micros]:
 
 
 def _least(values: Floats) -> float:
-    """The least of a few values that is not zero; NaN without any."""
-    others = np.abs(values[values != 0])
+    """The least of a few values that is not zero, which may be a negative price; NaN without any."""
+    others = values[values != 0]
     return float(others.min()) if len(others) else float("nan")
 
 

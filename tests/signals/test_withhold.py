@@ -189,6 +189,24 @@ def test_zero_is_the_ordinary_curtailed_power_and_a_price_may_clear_at_it() -> N
     assert count(values, "curtailed_power") == {}
 
 
+def test_a_price_that_comes_to_zero_from_below_is_one() -> None:
+    values = noisy(3 * DAY, 60.0)
+    for first in (100, 300, 500):
+        values[first : first + 30] = -45.0 - np.arange(30) / 10
+        values[first + 10 : first + 20] = 0.0
+    assert count(values, "price") == {}
+
+
+def test_a_cap_is_no_stuck_feed() -> None:
+    values = noisy(8 * DAY, 300.0)
+    for first, length in ((100, 20), (500, 15), (900, 140), (1500, 100)):
+        values[first : first + length] = 300.0
+    assert count(values, "price") == {}
+    values[[110, 510]] = 301.0, 302.0
+    values[500:509] = 299.0
+    assert count(values, "price") == {"stuck": 238}
+
+
 def test_a_stuck_feed_keeps_its_first_value_only(tmp_path: Path) -> None:
     values = noisy(3 * DAY)
     values[120:] = 40.0
