@@ -87,13 +87,14 @@ def test_a_region_that_is_known_for_zeros_keeps_them_but_for_an_outage_in_two_re
         assert [part.after - part.first for part in parts] == [30]
 
 
-def sunny(days: int, edge: float | None = None, hours: int = 5) -> np.ndarray:
-    """Zeros in the middle of each day, which begin and end with `edge`, or with a jump."""
+def sunny(days: int, edge: float | None = None, varies: bool = True) -> np.ndarray:
+    """Zeros for about five hours in the middle of each day, which begin and end with `edge`, or with a jump."""
     values = noisy(days * DAY)
-    for noon in range(DAY // 2, days * DAY, DAY):
-        values[noon - 6 * hours : noon + 6 * hours] = 0.0
+    for number in range(days):
+        first, after = (number * DAY + DAY // 2 + shift for shift in (-30, 30 - number % 4 * varies))
+        values[first:after] = 0.0
         if edge is not None:
-            values[[noon - 6 * hours - 1, noon + 6 * hours]] = edge
+            values[[first - 1, after]] = edge
     return values
 
 
@@ -136,8 +137,18 @@ def outage(values: np.ndarray, first: int, after: int, step: int = 1, value: flo
         (outage(sunny(6, 60.0), 760, 970), 210),
         (outage(sunny(8), 760, 970), 210),
         (outage(sunny(8), 830, 900, 9), 8),
+        (sunny(8, varies=False), 8 * 60),
     ],
-    ids=["short file", "begin", "nights", "alternating", "long in a known region", "long beside jumps", "flicker"],
+    ids=[
+        "short file",
+        "begin",
+        "nights",
+        "alternating",
+        "long in a known region",
+        "long beside jumps",
+        "flicker",
+        "as long each day",
+    ],
 )
 def test_zeros_that_mean_missing(values: np.ndarray, lost: int) -> None:
     assert count(values) == {"zero": lost}
