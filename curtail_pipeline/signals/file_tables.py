@@ -164,8 +164,9 @@ class TraceFiles:
         for name, value in chosen.items():
             held = table[name].cast(pl.String, strict=False).str.strip_chars()
             same = held == str(value)
-            if isinstance(value, float):
-                same = same | (held.cast(pl.Float64, strict=False) == value).fill_null(False)
+            number = pl.Series([str(value)]).cast(pl.Float64, strict=False)[0]
+            if number is not None:
+                same = same | (held.cast(pl.Float64, strict=False) == number).fill_null(False)
             table = table.filter(same.fill_null(False))
             if table.is_empty():
                 known = ", ".join(map(repr, held.unique().sort().head(5)))

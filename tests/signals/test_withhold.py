@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from curtail_pipeline.cli.windows_of_file import FileWindows, windows_of_file
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.checks import run_checks
 from curtail_pipeline.signals.judged import Values
 from curtail_pipeline.signals.screen import screen_ingested
 from curtail_pipeline.signals.trace import Ingested, normalise
@@ -275,6 +276,18 @@ def test_a_live_day_is_judged_by_the_days_before() -> None:
         known[day * DAY : day * DAY + 70] = 0.0
         known[day * DAY + 70 : day * DAY + 75] = 30.0
     assert screen_ingested(live(today, begin), live(known, START).trace).report.withheld == ()
+
+
+def test_a_flat_river_stays_believed_live() -> None:
+    begin = START + 5 * DAY * STEP
+    past = live(np.full(5 * DAY, 24.0) + np.arange(5 * DAY) // 400 % 2, START).trace
+    today = live(np.full(DAY, 24.0), begin)
+    for history, believed in ((past, True), (past.clear(), False)):
+        found = screen_ingested(today, history)
+        checks = {
+            check.name: check for check in run_checks(found.trace, now=begin + DAY * STEP, reports=[found.report])
+        }
+        assert found.report.withheld == () and checks["frozen_feed"].passed is believed
 
 
 def experiment(**traces: object) -> Experiment:
