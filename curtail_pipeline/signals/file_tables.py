@@ -12,7 +12,7 @@ from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, 
 from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
-from curtail_pipeline.signals.flags import parse_flags
+from curtail_pipeline.signals.flags import NO, YES, parse_flags
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
 from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.time_zones import sign_warning
@@ -81,7 +81,9 @@ def _numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".")
     if len(bad):
         row = int(bad[0])
         fix = "leave a missing value empty, or name the columns to read in traces.columns"
-        if numbers.null_count() == len(numbers):
+        if text.drop_nulls().str.to_lowercase().is_in([*YES, *NO]).all():
+            fix += "; if it flags the second pass of a repeated hour, set traces.fold_column to it"
+        elif numbers.null_count() == len(numbers):
             fix += "; if it names regions, set traces.region_column to it and traces.value_column to that of the values"
         if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", str(text[row])):
             fix = (
@@ -164,8 +166,9 @@ class TraceFiles:
         for name, value in chosen.items():
             held = table[name].cast(pl.String, strict=False).str.strip_chars()
             same = held == str(value)
-            if isinstance(value, float):
-                same = same | (held.cast(pl.Float64, strict=False) == value).fill_null(False)
+            number = pl.Series([str(value)]).cast(pl.Float64, strict=False)[0]
+            if number is not None:
+                same = same | (held.cast(pl.Float64, strict=False) == number).fill_null(False)
             table = table.filter(same.fill_null(False))
             if table.is_empty():
                 known = ", ".join(map(repr, held.unique().sort().head(5)))

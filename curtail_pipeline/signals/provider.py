@@ -1,6 +1,7 @@
 """What a provider of traces is, and how one is made from settings.
 
-A new provider is one module with one class, and its settings class in `signals/config.py`, which names that class.
+A new provider is one module with one class, and its settings class in `settings/trace_settings.py`, which
+names that class.
 """
 
 from collections.abc import Callable

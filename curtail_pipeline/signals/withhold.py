@@ -1,8 +1,9 @@
 """Values that a source served and that are no measurement: zeros that mean missing, a stuck feed, sentinels.
 
 They become null, with the reason, so that no window opens on them. `signals/zeros.py` has the rule for zeros. A run of
-one other value for more than six hours is a stuck feed, but where the region often repeats itself and stood as long
-before, or never leaves a narrow band, so that what it stands at is right whether it stands or not.
+one other value for more than six hours (of a price: twelve) is a stuck feed, but where the region often repeats itself
+and stood as long before, where the value is a cap or a floor, or where the region never leaves a narrow band, so that
+what it stands at is right whether it stands or not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +25,13 @@ SAID: Final[Mapping[Reason, str]] = {
 }
 """What the trace's `warnings` say of a value that was withheld."""
 
-FROZEN_AUCTION_S: Final = 12 * 3600.0
-"""Longest legal run of a price of quarter-hours or longer: an auction may clear at one bid for all hours of sun."""
-AUCTION_S: Final = 900.0
+FROZEN_PRICE_S: Final = 12 * 3600.0
+"""Longest legal run of a price: a market may clear at one bid, often that of curtailed plants, for all hours of sun."""
 REPEATED_SHARE: Final = 0.5
 """A signal with so many values that are equal to the one before them often repeats itself."""
+BOUND_RUNS, BOUND_S = 2, 3600.0
+"""A value at which the signal stood for so long in so many other runs is a cap or a floor, such as the 300 AUD/MWh of
+administered prices in Australia."""
 BAND_SHARE, BAND_G_PER_KWH = 0.1, 5.0
 """Of the median, and of an intensity at least so many g/kWh: a signal that never left so narrow a band is flat."""
 SENTINELS: Final = (-1.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, 999999.0, 1e6)
@@ -88,8 +91,7 @@ def _stuck(signal: Values) -> tuple[Micros, Micros]:
     if not len(values):
         return none, none
     lasted = (times[after - 1] - times[first]) / 1e6 + signal.cadence_s
-    is_auction = signal.kind == "price" and signal.cadence_s >= AUCTION_S
-    long = lasted > (FROZEN_AUCTION_S if is_auction else FROZEN_S)
+    long = lasted > (FROZEN_PRICE_S if signal.kind == "price" else FROZEN_S)
     suspect = np.flatnonzero((values[first] != 0) & (after - first >= FROZEN_VALUES) & long)
     if not len(suspect) or _is_flat(values, signal.kind):
         return none, none
@@ -100,7 +102,8 @@ def _stuck(signal: Values) -> tuple[Micros, Micros]:
         length = after[run] - first[run]
         repeated = repeats - (length - 1) >= REPEATED_SHARE * max(len(values) - length, 1)
         other = longest[0] if lasted[run] == longest[-1] else longest[-1]
-        if not repeated or lasted[run] > 2 * other:
+        stood = (values[first] == values[first[run]]) & (lasted >= BOUND_S)
+        if stood.sum() <= BOUND_RUNS and (not repeated or lasted[run] > 2 * other):
             stuck.append(run)
     chosen = np.array(stuck, dtype=np.int64)
     return first[chosen] + 1, after[chosen]

@@ -11,7 +11,8 @@ zero, and hardly below nine tenths of those. Then
 
 - a region with half as many soft episodes as hard ones is known for zeros, and keeps them, but for a hard episode of
   an hour and of twice its longest soft one;
-- a region with episodes of an hour on most of its days is known for those, too, but for one of twice the longest other;
+- a region with four episodes of an hour, on at least half of its days, is known for zeros, too, but for one of twice
+  the longest other, and unless most of them last equally long, as no weather does;
 - in any other region hard episodes are no measurement, which also holds for zeros that alternate with values;
 - hard episodes that begin and end at the same stamps in two regions, from three quarters of the median in each and
   for an hour, are an outage of the source, whatever the regions are known for; and so are zeros that begin or end with
@@ -46,8 +47,10 @@ CLEAN_G_PER_KWH: Final = 100.0
 ENOUGH: Final = 12
 """Values that are not zero; with fewer nothing is known of a region."""
 OUTAGE_S: Final = 3600.0
-OFTEN_DAYS: Final = 4
-"""Days with zeros, and at least half of all days, that make a region known for zeros whatever they begin with."""
+OFTEN: Final = 4
+"""So many episodes of an hour, on at least half of all days, make a region known for zeros whatever they begin with."""
+SAME_SHARE: Final = 2 / 3
+"""... unless so many of them last equally long."""
 DAY_US: Final = 86_400_000_000
 TOGETHER_US: Final = 900_000_000
 """A quarter of an hour: zeros within it are one episode, jumps of two regions within it one event."""
@@ -60,7 +63,7 @@ class _Zeros:
     first: Micros
     after: Micros
     before: Floats
-    """The least size of the values just before it; NaN where there is none."""
+    """The least of the values just before it; NaN where there is none."""
     behind: Floats
     median: float
     lasted_s: Floats
@@ -151,8 +154,8 @@ def _joined(values: Floats, times: Micros) -> tuple[Micros, Micros]:
 
 
 def _least(values: Floats) -> float:
-    """The least of a few values that is not zero; NaN without any."""
-    others = np.abs(values[values != 0])
+    """The least of a few values that is not zero, which may be a negative price; NaN without any."""
+    others = values[values != 0]
     return float(others.min()) if len(others) else float("nan")
 
 
@@ -167,10 +170,14 @@ def _by_history(zeros: _Zeros, kind: Kind) -> Bools:
         return hard & zeros.whole & (zeros.lasted_s > max(2 * longest, OUTAGE_S))
     long = zeros.lasted_s >= OUTAGE_S
     days = len(np.unique(zeros.begin[long] // DAY_US))
-    if days >= max(OFTEN_DAYS, zeros.days / 2):
-        other = np.sort(zeros.lasted_s[long])[-2]
-        return hard & (~long | (zeros.lasted_s > 2 * other))
+    if long.sum() >= OFTEN and days >= zeros.days / 2 and not _same_length(zeros.lasted_s[long]):
+        return hard & (zeros.lasted_s > 2 * np.sort(zeros.lasted_s[long])[-2])
     return hard
+
+
+def _same_length(lasted_s: Floats) -> bool:
+    """Whether most of them last equally long, as no weather does."""
+    return int(np.unique(lasted_s, return_counts=True)[1].max()) >= SAME_SHARE * len(lasted_s)
 
 
 def _outages(signals: Sequence[Values], episodes: Sequence[_Zeros | None]) -> list[Bools]:

@@ -1,6 +1,7 @@
 """One set of options for reading a trace file, with one meaning in `windows`, `simulate` and `run`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,14 @@ import pytest
 import yaml
 from micro import EXPERIMENT, curtail
 
-from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.cli.windows_of_file import windows_of_file
+from curtail_pipeline.errors import SettingsError, TraceError
 from curtail_pipeline.settings.experiment import load_experiment, parse_experiment, with_traces
 from curtail_pipeline.settings.trace_settings import FileTraces
+from curtail_pipeline.signals.checks import CHECKS
+from curtail_pipeline.signals.whole_file import read_all
+from curtail_pipeline.stages.ingest import check_project
+from curtail_pipeline.stages.project import Project
 
 DECLARED: dict[str, Any] = {
     "provider": "file", "path": "moer.csv", "unit": "lb/MWh", "timezone": "America/Los_Angeles", "interval": "end",
@@ -108,7 +114,30 @@ def test_windows_and_simulate_read_the_same_hours(tmp_path: Path) -> None:
     words = ["simulate", "--traces", str(trace), "-e", str(experiment), *READ, "--json"]
     done = curtail(*words, home=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert 1.5 < json.loads(done.stdout.splitlines()[-1])["site_hours"]["s"] <= 2
+    simulated = json.loads(done.stdout.splitlines()[-1])
+    assert 1.5 < simulated["site_hours"]["s"] <= 2
+    assert simulated["checks"] == found["checks"]
+    assert [check["name"] for check in found["checks"]] == list(CHECKS)
+    assert all(set(check) == {"name", "passed", "description"} for check in found["checks"])
+
+
+def test_every_command_refuses_what_the_asset_would_keep_out(tmp_path: Path) -> None:
+    trace, experiment = write(tmp_path)
+    trace.write_text(trace.read_text().replace(",600", ",0.6").replace(",5\n", ",0.005\n"))
+    given = {"time_column": "stamp", "time_format": "%m/%d/%Y %H:%M", "columns": {"RRP": "NEM_SA"}}
+    given |= {"where": {"INTERVENTION": "0"}, "kind": "marginal_intensity", "unit": "g/kWh"}
+    loaded = load_experiment(experiment)
+    commands: list[Callable[[], object]] = [
+        lambda: windows_of_file(trace, loaded, **given),
+        lambda: read_all(trace, loaded, given),
+        lambda: check_project(Project.open(with_traces(loaded, trace, given), "headless", tmp_path / "home")),
+    ]
+    said = set()
+    for command in commands:
+        with pytest.raises(TraceError, match="declare unit: kg/kWh") as refused:
+            command()
+        said.add(str(refused.value))
+    assert len(said) == 1
 
 
 def test_a_file_that_only_other_keys_can_read_needs_no_experiment(tmp_path: Path) -> None:

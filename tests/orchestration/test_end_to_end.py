@@ -18,6 +18,7 @@ from micro import CURTAILED, START, curtail, environment, start_curtail, write_e
 
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.signals.checks import CHECKS
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import Manifest
@@ -64,6 +65,8 @@ def test_every_mode_runs_and_the_summary_says_so(finished: tuple[Path, Path, dic
     assert all(row["heldout_loss"] is not None for row in summary["checkpoints"])
     assert summary["checkpoints"][-1]["heldout_loss"] < summary["checkpoints"][0]["heldout_loss"]
     assert {row["region"] for row in summary["baselines"]} == set(CURTAILED)
+    assert [check["name"] for check in summary["checks"]] == list(CHECKS)
+    assert all(check["passed"] for check in summary["checks"])
     assert Path(summary["report"]).stat().st_size > 10_000
     assert not processes_of(home), "the federation outlived the run"
 

@@ -221,7 +221,7 @@ def test_rows_are_chosen_by_the_values_of_a_column(tmp_path: Path) -> None:
         f"2026-03-01T00:{5 * i:02}Z,{flag},{value}" for i, value in enumerate((1.5, 2, -3)) for flag in ("0", "1.0")
     ]
     path.write_text("time,INTERVENTION,A\n" + "\n".join(line.replace("1.0,", "1.0,9") for line in lines) + "\n")
-    for value in ("0", 0, 0.0):
+    for value in ("0", 0, 0.0, "0.0", "00"):
         assert read(path, where={"INTERVENTION": value}) == EXPECTED
     with pytest.raises(TraceError, match=r"no row has '7' in column 'INTERVENTION'.*it holds '0', '1.0'"):
         read(path, where={"INTERVENTION": "7"})

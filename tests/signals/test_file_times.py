@@ -120,6 +120,8 @@ def test_rows_without_a_value_may_lie_in_the_skipped_hour(csv: Any) -> None:
 def test_a_flag_tells_the_passes_of_a_repeated_hour(csv: Any) -> None:
     rows = ["11/03/2024 01:00:00,Y,3", "11/03/2024 02:00:00,N,4", "11/03/2024 01:00:00,N,2", "11/03/2024 00:00:00,N,1"]
     path = csv("stamp,RepeatedHourFlag,A", *rows)
+    with pytest.raises(TraceError, match=r"'Y' in column 'RepeatedHourFlag'.*set traces.fold_column to it"):
+        read(path)
     asked = {"timezone": "America/Chicago", "time_format": "%m/%d/%Y %H:%M:%S", "columns": {"A": "A"}}
     assert read(path, fold_column="RepeatedHourFlag", **asked) == hours("2024-11-03T05:00", 1, 2, 3, 4)
     wrong = csv("stamp,DST,A", "2024-11-03 00:00,Y,1", "2024-11-03 01:00,Y,2", "2024-11-03 01:00,N,3")

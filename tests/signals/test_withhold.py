@@ -1,6 +1,5 @@
 """What is no measurement opens no window, and what is one keeps its hours."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from curtail_pipeline.cli.windows_of_file import FileWindows, windows_of_file
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import Kind
+from curtail_pipeline.signals.checks import run_checks
 from curtail_pipeline.signals.judged import Values
 from curtail_pipeline.signals.screen import screen_ingested
 from curtail_pipeline.signals.trace import Ingested, normalise
@@ -87,19 +87,26 @@ def test_a_region_that_is_known_for_zeros_keeps_them_but_for_an_outage_in_two_re
         assert [part.after - part.first for part in parts] == [30]
 
 
-def sunny(days: int, edge: float | None = None, hours: int = 5) -> np.ndarray:
-    """Zeros in the middle of each day, which begin and end with `edge`, or with a jump."""
+def sunny(days: int, edge: float | None = None, varies: bool = True) -> np.ndarray:
+    """Zeros for about five hours in the middle of each day, which begin and end with `edge`, or with a jump."""
     values = noisy(days * DAY)
-    for noon in range(DAY // 2, days * DAY, DAY):
-        values[noon - 6 * hours : noon + 6 * hours] = 0.0
+    for number in range(days):
+        first, after = (number * DAY + DAY // 2 + shift for shift in (-30, 30 - number % 4 * varies))
+        values[first:after] = 0.0
         if edge is not None:
-            values[[noon - 6 * hours - 1, noon + 6 * hours]] = edge
+            values[[first - 1, after]] = edge
     return values
 
 
 def hydro() -> np.ndarray:
     """A few values of a river, each for hours."""
     return np.round(24 + 1.2 * np.sin(np.arange(5 * DAY) / DAY * 2 * np.pi))
+
+
+def merit_order() -> np.ndarray:
+    """Either a wind farm or a fossil unit is the marginal one, for a while each."""
+    lasts = np.random.default_rng(4).geometric(1 / 20, 200)
+    return np.where(np.repeat(np.arange(200) % 2, lasts)[: 3 * DAY], noisy(3 * DAY, 700.0), 0.0)
 
 
 RARE = np.where(np.isin(np.arange(5 * DAY), range(700, 720)), 25.0, 24.0)
@@ -109,10 +116,13 @@ BLOCKS = np.where((np.arange(DAY) >= 120) & (np.arange(DAY) < 168), 40.0, 400.0)
 @pytest.mark.parametrize(
     "values",
     [
-        sunny(5, 60.0), sunny(5), sunny(1, 60.0), hydro(), RARE, np.where(RARE == 25, 45.0, 0.0), BLOCKS,
+        sunny(5, 60.0), sunny(5), merit_order(), sunny(1, 60.0), hydro(), RARE, np.where(RARE == 25, 45.0, 0.0), BLOCKS,
         np.round(22 + np.arange(5 * DAY) // 200 % 3), np.zeros(10),
     ],
-    ids=["curtailed each day", "with jumps", "one day", "river", "flat", "mostly zero", "blocks", "stairs", "few"],
+    ids=[
+        "curtailed each day", "with jumps", "merit order", "one day", "river", "flat", "mostly zero", "blocks",
+        "stairs", "few",
+    ],
 )  # fmt: skip
 def test_regions_that_are_so_are_left_alone(tmp_path: Path, values: np.ndarray) -> None:
     found = windows_of_file(written(tmp_path, R=values), kind="marginal_intensity", policy="threshold")
@@ -135,9 +145,17 @@ def outage(values: np.ndarray, first: int, after: int, step: int = 1, value: flo
         (outage(noisy(5 * DAY), 400, 700, 2), 150),
         (outage(sunny(6, 60.0), 760, 970), 210),
         (outage(sunny(8), 760, 970), 210),
-        (outage(sunny(8), 830, 900, 9), 8),
+        (sunny(8, varies=False), 8 * 60),
     ],
-    ids=["short file", "begin", "nights", "alternating", "long in a known region", "long beside jumps", "flicker"],
+    ids=[
+        "short file",
+        "begin",
+        "nights",
+        "alternating",
+        "long in a known region",
+        "long beside jumps",
+        "as long each day",
+    ],
 )
 def test_zeros_that_mean_missing(values: np.ndarray, lost: int) -> None:
     assert count(values) == {"zero": lost}
@@ -182,11 +200,27 @@ def test_zero_is_the_ordinary_curtailed_power_and_a_price_may_clear_at_it() -> N
     assert count(values, "price") == {}
     values[300:400] = 0.0
     assert count(values, "price") == {"zero": 101}
-    assert count(outage(noisy(3 * DAY, 60.0), 100, 200, value=-0.01), "price") == {"stuck": 99}
-    auction = signal(outage(noisy(3 * DAY, 60.0), 100, 140, value=-0.01), kind="price")
-    quarters = replace(auction, times=auction.times[0] + 3 * (auction.times - auction.times[0]), cadence_s=900)
-    assert withheld([quarters]) == [[]]
+    assert count(outage(noisy(3 * DAY, 60.0), 100, 240, value=-0.01), "price") == {}
+    assert count(outage(noisy(3 * DAY, 60.0), 100, 250, value=-0.01), "price") == {"stuck": 149}
     assert count(values, "curtailed_power") == {}
+
+
+def test_a_price_that_comes_to_zero_from_below_is_one() -> None:
+    values = noisy(3 * DAY, 60.0)
+    for first in (100, 300, 500):
+        values[first : first + 30] = -45.0 - np.arange(30) / 10
+        values[first + 10 : first + 20] = 0.0
+    assert count(values, "price") == {}
+
+
+def test_a_cap_is_no_stuck_feed() -> None:
+    values = noisy(8 * DAY, 300.0)
+    for first, length in ((100, 20), (500, 15), (900, 140), (1500, 100)):
+        values[first : first + length] = 300.0
+    assert count(values) == {}
+    values[[110, 510]] = 301.0, 302.0
+    values[500:509] = 299.0
+    assert count(values) == {"stuck": 238}
 
 
 def test_a_stuck_feed_keeps_its_first_value_only(tmp_path: Path) -> None:
@@ -246,6 +280,18 @@ def test_a_live_day_is_judged_by_the_days_before() -> None:
         known[day * DAY : day * DAY + 70] = 0.0
         known[day * DAY + 70 : day * DAY + 75] = 30.0
     assert screen_ingested(live(today, begin), live(known, START).trace).report.withheld == ()
+
+
+def test_a_flat_river_stays_believed_live() -> None:
+    begin = START + 5 * DAY * STEP
+    past = live(np.full(5 * DAY, 24.0) + np.arange(5 * DAY) // 400 % 2, START).trace
+    today = live(np.full(DAY, 24.0), begin)
+    for history, believed in ((past, True), (past.clear(), False)):
+        found = screen_ingested(today, history)
+        checks = {
+            check.name: check for check in run_checks(found.trace, now=begin + DAY * STEP, reports=[found.report])
+        }
+        assert found.report.withheld == () and checks["frozen_feed"].passed is believed
 
 
 def experiment(**traces: object) -> Experiment:
