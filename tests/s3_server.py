@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 _SERVE = """
 import sys
+import threading
+import moto.s3.models
+import moto.s3.responses
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = 1 << 16  # 5 MiB at AWS, which every test of parts would have to move
+# moto looks whether there is an object (If-None-Match), then writes; a server that many may use does both at once
+put, one_at_a_time = moto.s3.responses.S3Response.put_object, threading.Lock()
+def put_object(self):
+    with one_at_a_time:
+        return put(self)
+moto.s3.responses.S3Response.put_object = put_object
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
 server.start()
 sys.stdin.read()
@@ -40,11 +50,19 @@ class S3Server:
 
     url: str
     environment: dict[str, str] = field(default_factory=dict)
+    _clients: "dict[tuple[str, str, str], S3Client]" = field(default_factory=dict)
 
     def connect(self, url: str | None = None, key: str = "test", secret: str = "test") -> "S3Client":
+        """A client, made once: that costs more than most requests."""
+        wanted = (url or self.url, key, secret)
+        if wanted not in self._clients:
+            self._clients[wanted] = self._connect(*wanted)
+        return self._clients[wanted]
+
+    def _connect(self, url: str, key: str, secret: str) -> "S3Client":
         return boto3.session.Session().client(
             "s3",
-            endpoint_url=url or self.url,
+            endpoint_url=url,
             aws_access_key_id=key,
             aws_secret_access_key=secret,
             region_name="us-east-1",

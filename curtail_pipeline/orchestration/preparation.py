@@ -100,7 +100,7 @@ def prepare_corpus(
     project = pipeline.project()
     settings, store = project.experiment.corpus, project.store
     with _alone(project):
-        if not store.exists(TOKENIZER):
+        if not store.exists(f"{TOKENIZER}/tokenizer.json"):
             progress(Preparing("tokenizer"))
             made = build_tokenizer(settings, store)
             context.log_event(dg.AssetMaterialization("tokenizer", metadata=tokenizer_metadata(made)))

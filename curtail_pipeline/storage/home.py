@@ -99,6 +99,7 @@ class Home:
 
     def __init__(self, root: Path | str, store: str | None = None, connect: Connect | None = None) -> None:
         self.root, self._store, self._connect = _folder(root, "the home"), store, connect
+        self._opened: Store | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, out: Path | str | None = None, connect: Connect | None = None) -> "Home":
@@ -136,7 +137,11 @@ class Home:
             return str(self.root / "store") if (self.root / "store" / RECORD_KEY).exists() else None
 
     def open_store(self) -> Store:
-        return open_store(self.store, self._connect)
+        """The store, opened once: a client of a bucket takes a tenth of a second to make."""
+        place = self.store
+        if self._opened is None or self._opened.uri != place:
+            self._opened = open_store(place, self._connect)
+        return self._opened
 
     @property
     def dagster(self) -> Path:

@@ -68,7 +68,8 @@ class Store(ABC):
     # Small objects
 
     @abstractmethod
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of this key. Ask for objects: a prefix is there in a folder only."""
 
     @abstractmethod
     def read_bytes(self, key: str) -> bytes:

@@ -20,7 +20,7 @@ from curtail_pipeline.storage.s3_store import S3Store
 from curtail_pipeline.storage.s3_transfer import Parts
 from curtail_pipeline.storage.store import CorruptObject, NotStored, StoreUnavailable
 
-PART = 5 << 20
+PART = 1 << 16
 SIZE = 2 * PART + 12345
 
 

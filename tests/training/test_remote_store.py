@@ -1,5 +1,6 @@
 """A trainer whose store is a bucket, with credentials or with the addresses that orders bring: the same bits."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,19 @@ from waiting import wait_until
 
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.addresses import links_of
-from curtail_pipeline.federation.orders import Heartbeat, Order, Plan, Result, Watch, agent_key
+from curtail_pipeline.federation.orders import (
+    Heartbeat,
+    Order,
+    ParentCheckpoint,
+    Plan,
+    PlannedRound,
+    Result,
+    Segment,
+    Watch,
+    agent_key,
+)
+from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
@@ -22,6 +35,7 @@ from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, Sto
 from curtail_pipeline.times import EPOCH
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import MembershipWatch
+from curtail_pipeline.training.plan_runner import TrainersHere
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
@@ -89,6 +103,38 @@ def test_a_bucket_gives_the_bits_of_a_folder(s3: S3Server, filled: FolderStore, 
         got = SiteTrainer(store, SITE, EXPERIMENT).train(order)
         assert got.weights == result.weights and got.inner_state == result.inner_state
         assert store.stat(order.out) == (result.weights.sha256, result.weights.bytes)
+
+
+def test_a_segment_in_a_bucket_gives_the_weights_of_one_in_a_folder(
+    s3: S3Server, filled: FolderStore, tmp_path: Path
+) -> None:
+    """Orders, weights, merges, momentum, journal and outcome, with everything by store keys."""
+    sha256 = file_sha256(filled.path(WEIGHTS))
+    wanted = plan().model_copy(
+        update={
+            "parent": ParentCheckpoint(key="ckpt-000000", weights=WEIGHTS, sha256=sha256, config=CONFIG),
+            "mode": "federated",
+            "rounds": tuple(
+                PlannedRound(index=n, steps={SITE: 2}, lease={SITE: ((1, 8 * n, 8 * n + 8),)}) for n in range(2)
+            ),
+        }
+    )
+
+    def run(store: Store) -> Segment:
+        transport = TrainersHere(lambda site: SiteTrainer(store, site, EXPERIMENT), threading.Event())
+        return run_segment(transport, wanted, store, wait=lambda _: None, log=lambda _: None)
+
+    bucket = bucket_of(s3, filled, tmp_path / "machine")
+    there, here = run(bucket), run(filled)
+    assert there.model_copy(update={"rounds": here.rounds}) == here, "but for the rounds' wall times"
+    assert there.steps == 4 and there.outer is not None
+    for key, sha in ((there.weights.key, there.weights.sha256), (there.outer.key, there.outer.sha256)):
+        assert bucket.digest(key).sha256 == sha
+    folder = "scratch/ckpt-000001/1"
+    assert (
+        bucket.list(folder) == ["round-0001", "rounds.jsonl", "segment.json"] and len(read_journal(bucket, folder)) == 2
+    )
+    assert bucket.list(f"{folder}/round-0001") == ["model.safetensors", "outer.safetensors"]
 
 
 def test_a_site_without_credentials_gives_the_same_bits(
