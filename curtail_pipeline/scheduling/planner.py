@@ -5,6 +5,7 @@ a small dynamic programme of its own; the price is the one at which the plans to
 Lagrangian dual of the joint problem). Far ahead, where single slots are guesses, the price comes from their spread.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ TOP_PRICE = 4.0
 _CHEAP, _BETWEEN, _DEAR = 0, 1, 2
 OFF, HELD, TRAINS = 0, 1, 2
 """States of a site in a plan."""
+SLOT_FIELDS = ("steps", "cost", "hold", "start_cost", "start_steps", "resume_steps")
 
 
 @dataclass(frozen=True)
@@ -200,34 +202,58 @@ def _values(chain: _Chain, prices: Floats, since: int = 0) -> tuple[Floats, Floa
     return off, held, training
 
 
-def best_actions(slots: Slots, prices: Floats, state: int) -> npt.NDArray[np.int8]:
-    """Per price and slot what the best plan does (`OFF`, `HELD` or `TRAINS`), from the state before the first slot."""
-    count = len(slots.steps)
-    train_from = np.empty((3, count, len(prices)), dtype=bool)
-    stays_up = np.empty((count, len(prices)), dtype=bool)
-    start_steps, resume_steps = np.minimum(slots.start_steps, slots.steps), np.minimum(slots.resume_steps, slots.steps)
-    off, held, training = np.zeros(len(prices)), np.zeros(len(prices)), np.zeros(len(prices))
+def best_actions(sites: Sequence[Slots], prices: Floats, states: Sequence[int]) -> npt.NDArray[np.int8]:
+    """What each site's best plan does in each slot, at each price: `OFF`, `HELD` or `TRAINS`.
+
+    Args:
+        sites: all with the same slots in time.
+        states: per site, what it does before the first slot.
+
+    Returns:
+        By price, site and slot.
+    """
+    steps, cost, hold, start_cost, start_steps, resume_steps = (
+        np.stack([getattr(slots, name) for slots in sites], axis=1)[:, :, None] for name in SLOT_FIELDS
+    )
+    margin = prices - cost
+    gain = np.maximum(margin, 0.0)
+    train = np.where(steps > 0, steps * margin, -np.inf)
+    start_loss = np.minimum(start_steps, steps) * gain + start_cost
+    resume_loss = np.minimum(resume_steps, steps) * gain
+    count, shape = len(steps), margin.shape[1:]
+    # What the future is worth from each slot on, by what the site did before it; the last row is beyond the end.
+    off, held, training = (np.zeros((count + 1, *shape)) for _ in range(3))
+    begin, stay = np.empty(shape), np.empty(shape)
     for t in range(count - 1, -1, -1):
-        margin = prices - slots.cost[t]
-        gain = np.maximum(margin, 0.0)
-        stay = held - slots.hold[t]
-        begin = start = resume = np.full(len(prices), -np.inf)
-        if slots.steps[t] > 0:
-            begin = slots.steps[t] * margin + training
-            start = begin - start_steps[t] * gain - slots.start_cost[t]
-            resume = begin - resume_steps[t] * gain
-        train_from[OFF, t] = start > off
-        off = np.maximum(off, start)
-        stays_up[t] = stay > off
-        down = np.maximum(stay, off)
-        train_from[HELD, t], train_from[TRAINS, t] = resume >= down, begin >= down
-        held, training = np.maximum(down, resume), np.maximum(down, begin)
-    actions = np.empty((len(prices), count), dtype=np.int8)
-    now, at = np.full(len(prices), state, dtype=np.int8), np.arange(len(prices))
-    for t in range(count):
-        trains = train_from[now, t, at]
-        # A stop and a start in one slot are a start.
-        restarts = (now != OFF) & ~trains & ~stays_up[t] & train_from[OFF, t]
-        now = np.where(trains | restarts, TRAINS, np.where((now != OFF) & stays_up[t], HELD, OFF)).astype(np.int8)
-        actions[:, t] = now
-    return actions
+        np.add(train[t], training[t + 1], out=begin)
+        np.maximum(off[t + 1], np.subtract(begin, start_loss[t], out=off[t]), out=off[t])
+        np.maximum(np.subtract(held[t + 1], hold[t], out=stay), off[t], out=stay)
+        np.maximum(stay, np.subtract(begin, resume_loss[t], out=held[t]), out=held[t])
+        np.maximum(stay, begin, out=training[t])
+    begins = train + training[1:]
+    stays = held[1:] - hold
+    starts = begins - start_loss > off[1:]
+    down = np.maximum(stays, off[:-1])
+    waits = stays > off[:-1]
+    # A stop and a start in one slot are a start.
+    otherwise = np.where(waits, HELD, np.where(starts, TRAINS, OFF))
+    following = np.stack(
+        (
+            np.where(starts, TRAINS, OFF),
+            np.where(begins - resume_loss >= down, TRAINS, otherwise),
+            np.where(begins >= down, TRAINS, otherwise),
+        ),
+        axis=1,
+    ).astype(np.int8)
+    return _followed(following, np.broadcast_to(np.array(states, dtype=np.int8)[:, None], shape))
+
+
+def _followed(following: npt.NDArray[np.int8], state: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """States per price, site and slot, from the state that follows each: by slot, state, site and price."""
+    actions = np.empty((len(following), *state.shape), dtype=np.int8)
+    table, each = following.reshape(len(following), -1), np.arange(state.size)
+    now = state.ravel()
+    for t in range(len(table)):
+        now = table[t].take(now * np.int64(state.size) + each)
+        actions[t] = now.reshape(state.shape)
+    return actions.transpose(2, 1, 0)
