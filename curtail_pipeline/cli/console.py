@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from curtail_pipeline.cli.signals_listed import Answer, Source
     from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
     from curtail_pipeline.simulation.compare import Summary
+    from curtail_pipeline.simulation.sweep import RoundLength
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
     from curtail_pipeline.stages.project import Project
@@ -273,6 +274,24 @@ def print_simulation(result: "Summary") -> None:
         else:
             shown = str(value)
         table.add_row(key, escape(shown))
+    OUT.print(table)
+
+
+def print_sweep(rows: "Sequence[RoundLength]") -> None:
+    """Hours, kg and bytes by the length of a round; `auto`'s choice is marked."""
+    table = Table(title="Lengths of a round", title_justify="left")
+    for name in ("round s", "hours", "kg", "rounds", "GB sent and received", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        notes = ["auto"] * row["auto"] + [f"unfinished, {row['steps']:,} steps"] * (not row["finished"])
+        table.add_row(
+            _number(row["round_s"], 0),
+            _number(row["runtime_h"], 2),
+            _number(row["co2_kg"], 3),
+            str(row["rounds"]),
+            _number(row["bytes"] / 1e9, 1),
+            "; ".join(notes),
+        )
     OUT.print(table)
 
 

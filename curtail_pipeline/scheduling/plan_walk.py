@@ -46,7 +46,7 @@ class Pace:
         rounds, overheads = view.experiment.rounds, [view.experiment.overheads_of(site) for site in view.sites]
         return cls(
             end,
-            duration_us(rounds.round_s),
+            duration_us(rounds.length_s),
             rounds.open_local,
             tuple(step_us(site) for site in view.sites),
             tuple(duration_us(of.first_load_s) for of in overheads),

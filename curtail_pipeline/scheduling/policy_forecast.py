@@ -66,7 +66,7 @@ class ForecastPolicy:
         overheads = [view.experiment.overheads_of(site) for site in view.sites]
         self.start_ups = tuple(start_up_us(of) for of in overheads)
         rounds = view.experiment.rounds
-        self.round_us = duration_us(rounds.round_s)
+        self.round_us = duration_us(rounds.length_s)
         self.merge_us = max(
             duration_us(of.round_tail_s if len(view.sites) > 1 else of.round_tail_single_s)
             + duration_us(of.outer_step_s)
