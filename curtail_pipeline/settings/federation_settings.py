@@ -19,6 +19,10 @@ class RoundSettings(Section):
     """With `auto`, how long a site is expected to train at a time, where the record before the start does not say."""
     update_mb: float = Field(default=0.0, ge=0)
     """Megabytes (10^6 bytes) that a member receives at a round's start and sends at its end, over its `link`."""
+    sync: Literal["all", "paying"] = "all"
+    """Who shares a round of those that could train: all, or, with `paying`, those that do the most steps together: a
+    site whose link would keep the others waiting for longer than its steps are worth holds, and trains when it is
+    alone. Policies that plan choose by themselves."""
     open_local: bool = False
     """The prototype's rounds: while one member trains alone its round has no time limit; it ends when the membership
     changes, and a joining site interrupts it."""

@@ -129,7 +129,8 @@ def can_walk_events(view: View) -> bool:
         duration_us(max(of.round_load_s, of.first_load_s)) + step_us(site) <= duration_us(rounds.length_s)
         for site, of in zip(view.sites, overheads, strict=True)
     )
-    return isinstance(policy_of(view), TimelinePolicy) and not rounds.open_local and len(merges) == 1 and fits
+    known = isinstance(policy_of(view), TimelinePolicy) and rounds.sync == "all"
+    return known and not rounds.open_local and len(merges) == 1 and fits
 
 
 @dataclass(frozen=True)
