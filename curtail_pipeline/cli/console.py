@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
     from curtail_pipeline.simulation.paper_claims import Reproduction
     from curtail_pipeline.simulation.summary import Summary
+    from curtail_pipeline.simulation.sweep import RoundLength
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
     from curtail_pipeline.stages.project import Project
@@ -303,6 +304,24 @@ def print_claims(found: "Reproduction") -> None:
     counted = [claim for claim in found.claims if claim.holds is not None]
     held = sum(claim.holds is True for claim in counted)
     OUT.print(f"{held} of {len(counted)} hold; {len(found.claims) - len(counted)} are not reproducible here")
+
+
+def print_sweep(rows: "Sequence[RoundLength]") -> None:
+    """Hours, kg and bytes by the length of a round; `auto`'s choice is marked."""
+    table = Table(title="Lengths of a round", title_justify="left")
+    for name in ("round s", "hours", "kg", "rounds", "GB sent and received", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        notes = ["auto"] * row["auto"] + [f"unfinished, {row['steps']:,} steps"] * (not row["finished"])
+        table.add_row(
+            _number(row["round_s"], 0),
+            _number(row["runtime_h"], 2),
+            _number(row["co2_kg"], 3),
+            str(row["rounds"]),
+            _number(row["bytes"] / 1e9, 1),
+            "; ".join(notes),
+        )
+    OUT.print(table)
 
 
 REGRET_COLUMNS = {

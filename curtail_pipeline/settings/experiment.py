@@ -107,7 +107,19 @@ class Experiment(Section):
         raise SettingsError(f"unknown site {name!r}; the experiment has {', '.join(s.name for s in self.sites)}")
 
     def overheads_of(self, site: Site) -> Overheads:
-        return site.overheads or self.overheads
+        """What the site loses, the transfers over its link included."""
+        own, megabytes = site.overheads or self.overheads, self.rounds.update_mb
+        if site.link is None or not megabytes:
+            return own
+        receive, send = site.link.receive_s(megabytes), site.link.send_s(megabytes)
+        return own.model_copy(
+            update={
+                "first_load_s": own.first_load_s + receive,
+                "round_load_s": own.round_load_s + receive,
+                "round_tail_s": own.round_tail_s + send,
+                "round_tail_single_s": own.round_tail_single_s + send,
+            }
+        )
 
     def identity(self) -> dict[str, Any]:
         """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts."""
@@ -216,5 +228,5 @@ def with_overheads(experiment: Experiment, name: OverheadsName | None) -> Experi
     rounds = experiment.rounds.model_copy(update={"open_local": paper})
     sites = [site.model_copy(update={"overheads": None}) for site in experiment.sites]
     parameters = parameters_of(experiment.training, experiment.corpus.vocab_size)
-    overheads = PAPER if paper else product(rounds.round_s, parameters)
+    overheads = PAPER if paper else product(rounds.length_s, parameters)
     return experiment.model_copy(update={"overheads": overheads, "rounds": rounds, "sites": sites})

@@ -37,6 +37,23 @@ class OnSiteGeneration(Section):
     """Multiplies the file's values, e.g. from one panel to a field of them."""
 
 
+class Link(Section):
+    """A site's connection to where rounds are merged."""
+
+    up_mbit_s: float = Field(gt=0)
+    down_mbit_s: float = Field(gt=0)
+    rtt_ms: float = Field(default=0.0, ge=0)
+    """Round trip."""
+
+    def receive_s(self, megabytes: float) -> float:
+        """Seconds to receive so many megabytes."""
+        return 8 * megabytes / self.down_mbit_s + self.rtt_ms / 1_000
+
+    def send_s(self, megabytes: float) -> float:
+        """Seconds to send so many megabytes."""
+        return 8 * megabytes / self.up_mbit_s + self.rtt_ms / 1_000
+
+
 class Site(Section):
     """A GPU cluster in a grid region."""
 
@@ -60,6 +77,8 @@ class Site(Section):
     """Overrides the experiment's `overheads` as a whole."""
     battery: Battery | None = None
     on_site: OnSiteGeneration | None = None
+    link: Link | None = None
+    """Its transfers are charged beside the overheads; without one they are part of what those measured."""
 
 
 def power_kw(site: Site, state: PowerState) -> float:

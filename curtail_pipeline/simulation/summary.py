@@ -53,6 +53,8 @@ class Summary(TypedDict):
     """Always-on, per region; None where the trace is too short, or has no intensity."""
     oracle_co2_kg: float | None
     """No overheads; by the deadline, or in the same runtime when there is none. None where a site has no intensity."""
+    bound_co2_kg: float | None
+    """The same with the experiment's overheads, as far as a relaxation charges them: no schedule emits less."""
     regret: Regret
     job_share: float
     """Of the job's steps, those that were done."""
@@ -104,6 +106,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
         "overhead_share": 1 - training / provisioned if provisioned else None,
         "baselines_co2_kg": {region: _kg(base.co2_g) for region, base in always.items()},
         "oracle_co2_kg": oracle.co2_kg if oracle else None,
+        "bound_co2_kg": bound_with_overheads(done),
         "regret": regret(
             totals,
             oracle,

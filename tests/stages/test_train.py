@@ -1,4 +1,4 @@
-"""What a segment costs beside its training: the power of the pause before it."""
+"""What a segment costs beside its training, the power of the pause before it; and how long its rounds are."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,13 +8,14 @@ from test_checkpoints import fields
 
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.federation.orders import JournalLine, Result, RoundDone
+from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.scheduling.timing import Finished, Pause, advance
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import remember, remembered, tick
-from curtail_pipeline.stages.train import _pause_power, _prospect, wall_time
+from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, wall_time
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
 from curtail_pipeline.times import utc_now
@@ -29,6 +30,10 @@ def signal(minute: int) -> float:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
+    return opened_project(tmp_path)
+
+
+def opened_project(tmp_path: Path, round_s: float | str = 600) -> Project:
     """A site that starts slowly and a policy that plans, on a day like the one before."""
     rows = ["time,A"] + [
         f"{(day + timedelta(minutes=m)).isoformat()},{signal(m)}" for day in DAYS for m in range(0, 1440, 5)
@@ -41,9 +46,9 @@ def project(tmp_path: Path) -> Project:
             "traces": {"provider": "file", "path": str(trace)},
             "clock": {"start": DAYS[1].isoformat()},
             "sites": [{"name": "A", "region": "A", "training_kw": 2.0, "idle_kw": 0.2, "steps_per_s": 0.1}],
-            "overheads": {"provisioning_s": 2400, "connect_s": 60},
+            "overheads": {"provisioning_s": 2400, "connect_s": 60, "outer_step_s": 4},
             "policy": {"name": "forecast"},
-            "rounds": {"round_s": 600, "max_rounds": 100},
+            "rounds": {"round_s": round_s, "max_rounds": 100},
             "job": {"steps": 1800, "deadline": (DAYS[1] + timedelta(hours=7)).isoformat()},
         },
         "held",
@@ -109,3 +114,13 @@ def test_power_is_counted_from_the_first_round_whoever_followed_it(project: Proj
     assert (begin, training.start) == (start, start)
     assert (training.state, training.end - start) == ("training", timedelta(seconds=40))
     assert (idle.state, idle.end) == ("idle", end)
+
+
+def test_a_real_run_is_ordered_rounds_of_the_length_that_auto_chose(tmp_path: Path) -> None:
+    project = opened_project(tmp_path, "auto")
+    request = SegmentRequest(
+        key="ckpt-000001", attempt=1, parent="ckpt-000000", members=("A",), mode="local", generation=1,
+        start=project.start, reason="", previous={}, before_pause={},
+    )  # fmt: skip
+    ordered = _open_rounds(project, project.view(project.start), request, {})
+    assert ordered.round_s == 240, "the square root of twice 4 s of merging x 2 h of window"
