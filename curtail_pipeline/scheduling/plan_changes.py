@@ -23,6 +23,8 @@ class Changes:
     end: int
     price: float = 0.0
     """Of a step: slots above it are dear."""
+    shifts: bool = False
+    """Whether stays are moved as a whole: for plans that are kept, not made anew at the next value of a forecast."""
 
     def of(self, plan: Plan, by: int) -> Iterator[Plan]:
         for i, stays in enumerate(plan):
@@ -75,7 +77,7 @@ class Changes:
                         moved[0] = (ready, moved[0][1])
                     yield (*before, Stay(up, ready, stay.down, tuple(moved)), *after)
         latest = after[0].up - 1 if after else end
-        if not fixed:
+        if self.shifts and not fixed:
             for shift in (max(-by, earliest - stay.up), min(by, max(latest - stay.down, 0))):
                 if shift:
                     spans = tuple((low + shift, high + shift) for low, high in stay.train)

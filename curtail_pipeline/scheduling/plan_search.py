@@ -121,6 +121,7 @@ class Search:
             self.most = min(self.most, HOPELESS)
         thorough = self.most > THOROUGH and not self.hopeless
         if thorough:
+            self.changes.shifts = True
             self._by_amount()
         self.most += len(self.seen)
         for plan, _ in self._leaders(BESTS):
@@ -134,7 +135,8 @@ class Search:
             self._replan_leaders()
         for plan, _ in self._leaders(BESTS):
             self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves())
-        self._kicked()
+        if thorough:
+            self._kicked()
         return self._leaders(1)[0]
 
     def _replan_leaders(self) -> None:

@@ -133,9 +133,8 @@ class ForecastPolicy:
         if known is not None and current and known.is_followed(view, us, job):
             return known
         others: list[Plan] = []
-        if known is not None and known.made <= us and known.is_followed(view, us, job):
-            others.append(known.plan)
-        elif self.perfect and not job.previous:
+        # What was planned on another forecast is no start: a live decision, which remembers no plan, is the same.
+        if self.perfect and not job.previous:
             others += [tuple(map(stays_of, rival)) for rival in view.rivals]
         edges = self._edges(us, deadline)
         clock_end = view.experiment.clock.end
