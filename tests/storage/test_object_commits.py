@@ -43,6 +43,18 @@ def test_commit_and_read_on_another_machine(machine: Callable[[str], Checkpoints
         other.manifest("ckpt-000007")
 
 
+def test_a_list_reads_no_manifest_twice(
+    machine: Callable[[str], Checkpoints],
+    files: Files,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit_three(machine("one"), files)
+    assert len(machine("two").keys()) == 3
+    read: list[str] = []
+    monkeypatch.setattr(S3Store, "read_bytes", lambda self, key: read.append(key))
+    assert [s.key for s in machine("two").summaries()] == ["ckpt-000000", "ckpt-000001", "ckpt-000002"] and not read
+
+
 def test_files_that_are_in_the_store_are_copied_there(machine: Callable[[str], Checkpoints], files: Files) -> None:  # noqa: F811
     checkpoints = machine("one")
     for name, path in files.items():
