@@ -74,6 +74,9 @@ class Experiment(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"site {twice[0]!r} is declared twice; site names are unique")
+        unknown = sorted(set(self.federation.linked) - set(names))
+        if unknown:
+            raise ValueError(f"federation.linked names {unknown[0]!r}, which is no site; there are {', '.join(names)}")
         for site in self.sites:
             if site.idle_kw > site.training_kw:
                 raise ValueError(

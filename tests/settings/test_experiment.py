@@ -28,6 +28,7 @@ def test_every_experiment_of_the_repository_is_valid(name: str) -> None:
         ({"clock": {"start": "next tuesday"}}, ["clock.start", "next tuesday"]),
         ({"training": {"sequence_length": 256, "total_batch_tokens": 1000}}, ["1000", "256"]),
         ({"traces": {"provider": "oracle"}}, ["traces", "oracle"]),
+        ({"federation": {"linked": ["PARIS"]}}, ["federation.linked", "'PARIS'", "there are "]),
     ],
 )
 def test_a_mistake_is_named(change: dict, words: list[str]) -> None:
