@@ -25,31 +25,50 @@ INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "start": TIME,
     "end": TIME,
     "kw": pl.Float64(),
+    "on_site_kw": pl.Float64(),
+    "battery_kw": pl.Float64(),
+    "lost_kw": pl.Float64(),
 }
-"""Power intervals. `kw`: facility power, PUE included."""
+"""Power intervals. `kw`: what is drawn from the grid and from on-site generation, PUE included; `on_site_kw`: of it,
+from on-site generation, which emits nothing; `battery_kw`: what the battery gives to the load beside `kw`, booked when
+it was charged; `lost_kw`: what the battery loses. The state `charging` is beside the states of the site."""
 
 PIECE_SCHEMA: dict[str, pl.DataType] = {
     **INTERVAL_SCHEMA,
+    "interval": pl.UInt32(),
     "region": pl.String(),
     "g_per_kwh": pl.Float64(),
     "curtailed": pl.Boolean(),
     "kwh": pl.Float64(),
     "co2_g": pl.Float64(),
 }
-"""Intervals cut where intensity or curtailment changes. `g_per_kwh`, `co2_g`: null where no intensity is known."""
+"""Intervals cut where intensity or curtailment changes. `interval`: the row they were cut from; `g_per_kwh`, `co2_g`:
+of the grid, null where no intensity is known."""
 
 LEDGER_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
     "site": pl.String(),
     "state": pl.String(),
+    "start": TIME,
+    "end": TIME,
     "hours": pl.Float64(),
     "kwh": pl.Float64(),
     "co2_g": pl.Float64(),
     "curtailed_kwh": pl.Float64(),
     "unaccounted_kwh": pl.Float64(),
+    "on_site_kwh": pl.Float64(),
+    "battery_kwh": pl.Float64(),
+    "lost_kwh": pl.Float64(),
 }
-"""One row per checkpoint, site and power state. `co2_g` covers `kwh - unaccounted_kwh` and is null when that is
-nothing; `curtailed_kwh`: inside the site's curtailment windows, null when no windows were given."""
+"""One row per stretch of a site in one power state, or `charging` its battery.
+
+`kwh`: taken from the grid and from on-site generation (`on_site_kwh`, 0 g) in this time. `co2_g` covers
+`kwh - unaccounted_kwh` and is null when that is nothing; `curtailed_kwh`: inside the site's curtailment windows or from
+on-site generation, null when no windows were given. `battery_kwh`: given by the battery to the load on top of `kwh`,
+which is booked where it was charged; `lost_kwh`: lost in it."""
+
+CHARGING = "charging"
+"""The state of energy that a battery takes; its hours are beside those of the site's own states."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +174,8 @@ def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | Non
 
 
 def intervals_table(intervals: Sequence[Interval | PowerInterval], checkpoint: str | None = None) -> pl.DataFrame:
-    """INTERVAL_SCHEMA of power intervals, e.g. a manifest's."""
-    rows = [(checkpoint, part.site, part.state, part.start, part.end, part.kw) for part in intervals]
+    """INTERVAL_SCHEMA of power intervals, e.g. a manifest's: all of it from the grid."""
+    rows = [(checkpoint, part.site, part.state, part.start, part.end, part.kw, 0.0, 0.0, 0.0) for part in intervals]
     return pl.DataFrame(rows, schema=INTERVAL_SCHEMA, orient="row")
 
 
@@ -199,7 +218,8 @@ def pieces(
     if not wrong.is_empty():
         raise TraceError(f"{wrong.row(0, named=True)} is not a power interval; it needs start <= end and 0 <= kw")
     parts = [pl.DataFrame(schema=PIECE_SCHEMA)]
-    for (site,), rows in intervals.partition_by("site", as_dict=True).items():
+    numbered = intervals.with_row_index("interval")
+    for (site,), rows in numbered.partition_by("site", as_dict=True).items():
         region = region_of[str(site)]
         own = None if windows is None else windows.filter(pl.col("site") == site)
         parts.append(_cut(rows, region, signals.get(region), own))
@@ -218,7 +238,8 @@ def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.Dat
     begin = np.where(offset == 0, starts[owner], padded[np.clip(first[owner] + offset - 1, 0, len(edges))])
     is_last = offset == counts[owner] - 1
     end = np.where(is_last, ends[owner], padded[np.clip(first[owner] + offset, 0, len(edges))])
-    counted = count_grams(begin, end, rows["kw"].to_numpy()[owner], signal)
+    kw = rows["kw"].to_numpy()[owner]
+    from_grid = count_grams(begin, end, kw - rows["on_site_kw"].to_numpy()[owner], signal)
     value = np.full(len(owner), np.nan) if signal is None else signal.held_at(begin)
     cut = rows[owner].with_columns(
         start=times_column(begin),
@@ -226,8 +247,8 @@ def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.Dat
         region=pl.lit(region),
         g_per_kwh=pl.Series(value).fill_nan(None),
         curtailed=pl.lit(None, pl.Boolean) if windows is None else pl.Series(_inside(windows, begin)),
-        kwh=pl.Series(counted.kwh),
-        co2_g=pl.Series(counted.co2_g).fill_nan(None),
+        kwh=pl.Series(energy_kwh(begin, end, kw)),
+        co2_g=pl.Series(from_grid.co2_g).fill_nan(None),
     )
     return cut.select(list(PIECE_SCHEMA)).cast(pl.Schema(PIECE_SCHEMA))
 
@@ -235,28 +256,36 @@ def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.Dat
 def ledger(
     intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], windows: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """Energy and CO2 per checkpoint, site and power state: LEDGER_SCHEMA. Arguments and errors as of `pieces`."""
+    """Energy and CO2 of each interval: LEDGER_SCHEMA. Arguments and errors as of `pieces`."""
+    hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
     energy, known = pl.col("kwh"), pl.col("g_per_kwh").is_not_null()
+    own = {name: (pl.col(f"{name}_kw") * hours).alias(f"{name}_kwh") for name in ("on_site", "battery", "lost")}
+    lost = (energy - own["on_site"]).filter(~known).sum()
+    curtailed = energy.filter("curtailed").sum() + own["on_site"].filter(~pl.col("curtailed")).sum()
     sums = [
-        ((pl.col("end") - pl.col("start")).dt.total_microseconds().sum() / HOUR).alias("hours"),
+        *(pl.col(name).first() for name in ("checkpoint", "site", "state", "start")),
+        pl.col("end").last(),
+        hours.sum().alias("hours"),
         energy.sum().alias("kwh"),
-        pl.when((energy.filter(known).sum() > 0) | (energy.sum() == 0)).then(pl.col("co2_g").sum()).alias("co2_g"),
-        pl.when(pl.col("curtailed").is_not_null().all()).then(energy.filter("curtailed").sum()).alias("curtailed_kwh"),
-        energy.filter(~known).sum().alias("unaccounted_kwh"),
+        pl.when((energy.sum() > lost) | (energy.sum() == 0)).then(pl.col("co2_g").sum()).alias("co2_g"),
+        pl.when(pl.col("curtailed").is_not_null().all()).then(curtailed).alias("curtailed_kwh"),
+        lost.alias("unaccounted_kwh"),
+        *(part.sum() for part in own.values()),
     ]
-    keys = ["checkpoint", "site", "state"]
     cut = pieces(intervals, signals, sites, windows)
-    return cut.group_by(keys).agg(sums).sort(keys).select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
+    table = cut.group_by("interval", maintain_order=True).agg(sums).sort("checkpoint", "site", "start", "state")
+    return table.select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
 
 
 def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
     """Sums of a ledger per combination of `by`, in order of first mention; one row without it.
 
-    `co2_g` stays null where nothing is accounted, `curtailed_kwh` where any part is unknown.
+    `co2_g` stays null where nothing is accounted, `curtailed_kwh` where any part is unknown. `hours`: of sites.
     """
     sums = [
-        *(pl.col(name).sum() for name in ("hours", "kwh")),
-        pl.when(pl.col("co2_g").is_not_null().any() | (pl.col("kwh").sum() == 0))
+        pl.col("hours").filter(pl.col("state") != CHARGING).sum(),
+        pl.col("kwh").sum(),
+        pl.when((pl.col("co2_g").is_not_null() & (pl.col("kwh") > 0)).any() | (pl.col("kwh").sum() == 0))
         .then(pl.col("co2_g").sum())
         .alias("co2_g"),
         pl.when(pl.col("curtailed_kwh").is_not_null().all()).then(pl.col("curtailed_kwh").sum()).alias("curtailed_kwh"),

@@ -16,6 +16,7 @@ from curtail_pipeline.emissions.grams import Totals, is_synthetic, pieces, sum_l
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.times import HOUR
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
@@ -90,7 +91,9 @@ def summary(data: ReportInput) -> Numbers:
     below = None
     if data.threshold is not None and ours.kwh:
         cut = pieces(data.intervals, data.signals, data.sites)
-        below = float(cut.filter(pl.col("g_per_kwh") < data.threshold)["kwh"].sum()) / ours.kwh
+        hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
+        clean = pl.when(pl.col("g_per_kwh") < data.threshold).then(pl.col("kwh"))
+        below = float(cut.select(clean.otherwise(pl.col("on_site_kw") * hours).sum()).item()) / ours.kwh
     rate = grams / (tokens / 1e6) if grams is not None and tokens else None
     return Numbers(ours, below, last.steps.end, tokens, rate)
 

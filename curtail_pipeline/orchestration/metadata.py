@@ -55,12 +55,15 @@ COLUMNS = {
     "opened_by": "why the window opened",
     "closed_by": "why it closed; null while it is open",
     "mean_signal": "over the window, in the unit of the rule's signal",
-    "state": "power state of the site: training, idle or start_up",
+    "state": "power state of the site: training, idle or start_up; charging is what its battery takes",
     "hours": "h",
-    "kwh": "kWh, PUE included",
+    "kwh": "kWh from the grid and from on-site generation, PUE included",
     "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",
     "curtailed_kwh": "kWh inside the site's curtailment windows",
     "unaccounted_kwh": "kWh without an accounting signal",
+    "on_site_kwh": "of kwh, from on-site generation: 0 gCO2",
+    "battery_kwh": "kWh that the battery gave to the load, in kwh where it was charged",
+    "lost_kwh": "kWh that the battery lost",
 }
 """What a column holds, for the UI."""
 

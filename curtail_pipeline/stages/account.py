@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
+from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.emissions.grams import (
+    LEDGER_SCHEMA,
     Totals,
     accounting_signals,
     intervals_table,
@@ -19,8 +21,10 @@ from curtail_pipeline.emissions.grams import (
 )
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
+from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.scheduling.curtailed import curtailed_stretches
 from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
@@ -31,7 +35,7 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.tables import ledger_key, read_table
-from curtail_pipeline.times import days_between, iso, midnight
+from curtail_pipeline.times import days_between, iso, midnight, to_us
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
@@ -68,9 +72,51 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
         TraceError: the traces of its days have not been ingested.
     """
     manifest = project.checkpoints.manifest(key)
-    days = days_of(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
+    sites = project.experiment.sites
+    drawn = [intervals_table(manifest.intervals, key)]
+    if any(has_own_power(site) for site in sites):
+        chain = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
+        drawn = [power_of(project, chain).filter(pl.col("checkpoint") == key)]
+    intervals = pl.concat(drawn)
+    first = intervals["start"].min() if len(intervals) else manifest.start
+    assert isinstance(first, datetime)
+    days = days_of(project, first, manifest.end)
     signals = accounting_signals(project.traces(days), max_signal_ages(project.experiment))
-    return ledger(intervals_table(manifest.intervals, key), signals, project.experiment.sites, project.windows(days))
+    return ledger(intervals, signals, sites, project.windows(days))
+
+
+def power_of(project: Project, chain: Sequence[Manifest]) -> pl.DataFrame:
+    """What the sites drew for these checkpoints: `grams.INTERVAL_SCHEMA`.
+
+    Args:
+        chain: from the initialised model on, as a battery carries its charge from one checkpoint to the next.
+    """
+    table = pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in chain])
+    own = {}
+    if any(has_own_power(site) for site in project.experiment.sites):
+        own = own_power(project, project.traces(days_of(project, chain[0].start, chain[-1].end)))
+    ends = [(manifest.key, to_us(manifest.end)) for manifest in chain]
+    parts = [table.filter(~pl.col("site").is_in(list(own)))]
+    for site in project.experiment.sites:
+        if site.name in own:
+            load = table.filter(pl.col("site") == site.name)
+            parts.append(supplied_intervals(site, load, own[site.name], to_us(chain[0].start), ends))
+    return pl.concat(parts)
+
+
+def own_power(project: Project, traces: pl.DataFrame) -> dict[str, OwnPower]:
+    """Of the sites that have a battery or on-site generation; `traces` of the time that is accounted."""
+    sites = [site for site in project.experiment.sites if has_own_power(site)]
+    if not sites:
+        return {}
+    curtailed = curtailed_stretches(project.experiment, traces)
+    return {
+        site.name: OwnPower(
+            (curtailed[site.name].start, curtailed[site.name].end),
+            None if site.on_site is None else read_on_site(site.on_site),
+        )
+        for site in sites
+    }
 
 
 def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
@@ -82,9 +128,21 @@ def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
 
 
 def stored_ledgers(project: Project) -> pl.DataFrame | None:
-    """The ledgers of all committed checkpoints."""
+    """The ledgers of all committed checkpoints.
+
+    Raises:
+        StoreError: one is damaged, or was written by another version.
+    """
     keys = [ledger_key(key) for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
-    return pl.concat([read_table(project.store, key) for key in keys]) if keys else None
+    return pl.concat([_read_ledger(project, key) for key in keys]) if keys else None
+
+
+def _read_ledger(project: Project, key: str) -> pl.DataFrame:
+    table = read_table(project.store, key)
+    if table.schema != pl.Schema(LEDGER_SCHEMA):
+        missing = ", ".join(name for name in LEDGER_SCHEMA if name not in table.columns) or "other types"
+        raise StoreError(f"{key} in {project.store.root} is of another version ({missing}); materialise it again")
+    return table
 
 
 @dataclass(frozen=True)
@@ -103,7 +161,14 @@ def _accounts(project: Project) -> _Accounts:
     steps = project.parent.steps.end
     ours = totals(ledgers) if ledgers is not None else Totals(0.0, 0.0, None, None, 0.0)
     found = (
-        always_on_baselines(steps, project.start, experiment.sites, signals, experiment.baseline_regions)
+        always_on_baselines(
+            steps,
+            project.start,
+            experiment.sites,
+            signals,
+            experiment.baseline_regions,
+            own_power(project, traces),
+        )
         if steps
         else []
     )
@@ -158,7 +223,7 @@ def write_report(project: Project) -> RunSummary:
             traces=accounts.traces,
             signals=accounts.signals,
             windows=project.windows(project.days),
-            intervals=pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in manifests]),
+            intervals=power_of(project, manifests),
             ledger=accounts.ledgers,
             baselines=accounts.baselines,
             losses=training_losses(project, manifests),
