@@ -5,13 +5,14 @@ call it, so that they agree on what a hole in a trace is: energy at a time witho
 and never the last value before it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import polars as pl
 
+from curtail_pipeline.emissions.basis import Clock
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal, read_signals
@@ -59,13 +60,17 @@ LEDGER_SCHEMA: dict[str, pl.DataType] = {
     "on_site_kwh": pl.Float64(),
     "battery_kwh": pl.Float64(),
     "lost_kwh": pl.Float64(),
+    "clock": pl.String(),
+    "power": pl.String(),
+    "signal": pl.String(),
 }
 """One row per stretch of a site in one power state, or `charging` its battery.
 
 `kwh`: taken from the grid and from on-site generation (`on_site_kwh`, 0 g) in this time. `co2_g` covers
 `kwh - unaccounted_kwh` and is null when that is nothing; `curtailed_kwh`: inside the site's curtailment windows or from
 on-site generation, null when no windows were given. `battery_kwh`: given by the battery to the load on top of `kwh`,
-which is booked where it was charged; `lost_kwh`: lost in it."""
+which is booked where it was charged; `lost_kwh`: lost in it. `clock`, `power` and `signal`: what the row rests on
+(`basis.Basis`); `signal` is null where the region has none."""
 
 CHARGING = "charging"
 """The state of energy that a battery takes; its hours are beside those of the site's own states."""
@@ -254,9 +259,21 @@ def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.Dat
 
 
 def ledger(
-    intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], windows: pl.DataFrame | None = None
+    intervals: pl.DataFrame,
+    signals: Mapping[str, Signal],
+    sites: Sequence[Site],
+    windows: pl.DataFrame | None = None,
+    *,
+    clock: Clock = "virtual",
+    synthetic: Collection[str] = (),
 ) -> pl.DataFrame:
-    """Energy and CO2 of each interval: LEDGER_SCHEMA. Arguments and errors as of `pieces`."""
+    """Energy and CO2 of each interval: LEDGER_SCHEMA. Other arguments, and errors, as of `pieces`.
+
+    Args:
+        clock: whose time the intervals are of.
+        synthetic: regions whose signal is made up.
+    """
+    origin = {region: "synthetic" if region in synthetic else "recorded" for region in signals}
     hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
     energy, known = pl.col("kwh"), pl.col("g_per_kwh").is_not_null()
     own = {name: (pl.col(f"{name}_kw") * hours).alias(f"{name}_kwh") for name in ("on_site", "battery", "lost")}
@@ -271,6 +288,9 @@ def ledger(
         pl.when(pl.col("curtailed").is_not_null().all()).then(curtailed).alias("curtailed_kwh"),
         lost.alias("unaccounted_kwh"),
         *(part.sum() for part in own.values()),
+        pl.lit(clock).alias("clock"),
+        pl.lit("modelled").alias("power"),  # of the site's settings, until a trainer reports what it drew
+        pl.col("region").first().replace_strict(origin, default=None, return_dtype=pl.String).alias("signal"),
     ]
     cut = pieces(intervals, signals, sites, windows)
     table = cut.group_by("interval", maintain_order=True).agg(sums).sort("checkpoint", "site", "start", "state")
@@ -331,4 +351,11 @@ def totals_by(table: pl.DataFrame, column: str) -> dict[str, Totals]:
 
 def is_synthetic(traces: pl.DataFrame) -> bool:
     """Whether any value is made up."""
-    return "source" in traces.columns and bool((traces["source"] == "synthetic").any())
+    return bool(synthetic_regions(traces))
+
+
+def synthetic_regions(traces: pl.DataFrame) -> set[str]:
+    """Regions of which any value is made up, whatever source it came through."""
+    if "source" not in traces.columns:
+        return set()
+    return set(traces.filter(pl.col("source") == "synthetic")["region"])

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.formats import mass, percent, short
 from curtail_pipeline.emissions.grams import Totals, is_synthetic, pieces, sum_ledger, totals, totals_by
 from curtail_pipeline.settings.sites import Site
@@ -63,6 +64,11 @@ class ReportInput:
     def synthetic(self) -> bool:
         """Whether any of the traces is made up."""
         return is_synthetic(self.traces)
+
+    @property
+    def basis(self) -> str | None:
+        """What energy and CO2 rest on."""
+        return label_of(self.ledger, synthetic=self.synthetic)
 
     @property
     def span(self) -> tuple[datetime, datetime]:

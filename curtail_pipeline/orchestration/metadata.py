@@ -14,6 +14,7 @@ import polars.selectors as cs
 
 from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.corpus.tokenizer import TokenizerInfo
+from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.formats import percent, short
 from curtail_pipeline.emissions.grams import totals
 from curtail_pipeline.errors import CurtailError
@@ -61,6 +62,9 @@ COLUMNS = {
     "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",
     "curtailed_kwh": "kWh inside the site's curtailment windows",
     "unaccounted_kwh": "kWh without an accounting signal",
+    "clock": "virtual: planned ahead or replayed; wall: lived through",
+    "power": "modelled by the site's settings, or measured",
+    "signal": "recorded or synthetic; null without an accounting signal",
     "on_site_kwh": "of kwh, from on-site generation: 0 gCO2",
     "battery_kwh": "kWh that the battery gave to the load, in kwh where it was charged",
     "lost_kwh": "kWh that the battery lost",
@@ -331,6 +335,7 @@ def ledger_metadata(ledger: pl.DataFrame) -> Facts:
         **shown,
         "inside curtailment windows": percent(found.curtailed_share),
         "without an accounting signal": f"{found.unaccounted_kwh:.3g} kWh",
+        "energy and CO2 are": label_of(ledger) or "none",
         "ledger": table(ledger),
     }
 
@@ -361,6 +366,7 @@ def report_metadata(report: "RunSummary", project: Project) -> Facts:
         "inside curtailment windows": percent(report.curtailed_share),
         "without an accounting signal": f"{report.unaccounted_kwh or 0.0:.3g} kWh",
         "trained": f"{report.steps:,} steps, {short(report.tokens)} tokens",
+        "energy and CO2 are": report.basis or "none",
         "signal": "synthetic: a model, not a grid" if report.synthetic else "recorded",
         "baselines": table(pl.DataFrame(report.baselines)),
         "page": project.store.key(Path(report.report)),

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
+from curtail_pipeline.emissions.basis import Clock, clock_of, label_of
 from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.emissions.grams import (
-    LEDGER_SCHEMA,
     Totals,
     accounting_signals,
     intervals_table,
     is_synthetic,
     ledger,
+    synthetic_regions,
     totals,
 )
+from curtail_pipeline.emissions.ledger_table import parse_ledger
 from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.federation.orders import Plan
+from curtail_pipeline.federation.plan import plan_key, read_journal
 from curtail_pipeline.scheduling.curtailed import curtailed_stretches
 from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
@@ -34,7 +37,7 @@ from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import ledger_key, read_table
+from curtail_pipeline.storage.tables import ledger_key
 from curtail_pipeline.times import days_between, iso, midnight, to_us
 from curtail_pipeline.tokens import balance as usage
 
@@ -49,6 +52,8 @@ class RunSummary:
     experiment: str
     synthetic: bool
     """Whether any value of its traces is made up."""
+    basis: str | None
+    """What its energy and CO2 rest on, e.g. a projection in virtual time; None where it has drawn nothing."""
     start: str
     end: str
     checkpoints: list[CheckpointRow]
@@ -81,8 +86,19 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
     first = intervals["start"].min() if len(intervals) else manifest.start
     assert isinstance(first, datetime)
     days = days_of(project, first, manifest.end)
-    signals = accounting_signals(project.traces(days), max_signal_ages(project.experiment))
-    return ledger(intervals, signals, sites, project.windows(days))
+    traces = project.traces(days)
+    signals = accounting_signals(traces, max_signal_ages(project.experiment))
+    clock, made_up = _clock(project, manifest), synthetic_regions(traces)
+    return ledger(intervals, signals, sites, project.windows(days), clock=clock, synthetic=made_up)
+
+
+def _clock(project: Project, manifest: Manifest) -> Clock:
+    folder = f"checkpoints/{manifest.key}"
+    if not project.store.exists(plan_key(folder)):
+        return "virtual"
+    planned = project.store.read_record(plan_key(folder), Plan).rounds is not None
+    rounds = [(line.done.start, line.done.end) for line in read_journal(project.store, folder)]
+    return clock_of(rounds, (manifest.start, manifest.end), planned=planned)
 
 
 def power_of(project: Project, chain: Sequence[Manifest]) -> pl.DataFrame:
@@ -134,15 +150,9 @@ def stored_ledgers(project: Project) -> pl.DataFrame | None:
         StoreError: one is damaged, or was written by another version.
     """
     keys = [ledger_key(key) for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
-    return pl.concat([_read_ledger(project, key) for key in keys]) if keys else None
-
-
-def _read_ledger(project: Project, key: str) -> pl.DataFrame:
-    table = read_table(project.store, key)
-    if table.schema != pl.Schema(LEDGER_SCHEMA):
-        missing = ", ".join(name for name in LEDGER_SCHEMA if name not in table.columns) or "other types"
-        raise StoreError(f"{key} in {project.store.root} is of another version ({missing}); materialise it again")
-    return table
+    store = project.store
+    found = [parse_ledger(store.read_bytes(key), f"{key} in the store {store.root}") for key in keys]
+    return pl.concat(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,7 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
     return RunSummary(
         experiment=project.experiment.name,
         synthetic=is_synthetic(accounts.traces),
+        basis=label_of(accounts.ledgers, synthetic=is_synthetic(accounts.traces)),
         start=iso(project.start),
         end=iso(last.end),
         checkpoints=checkpoint_rows(project),

@@ -9,7 +9,9 @@ from micro import START, write_experiment
 from test_checkpoints import fields
 
 from curtail_pipeline.emissions.grams import totals
+from curtail_pipeline.orchestration.metadata import ledger_metadata
 from curtail_pipeline.stages.account import card_of, checkpoint_ledger, summarise, write_report
+from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
@@ -84,7 +86,12 @@ def test_what_is_synthetic_is_told_by_the_data(tmp_path: Path, source: str) -> N
     key = f"traces/{START.date()}/SPP_TX.parquet"
     write_table(project.store, key, project.traces([START.date()]).with_columns(source=pl.lit(source)))
     made_up = source == "synthetic"
+    write_table(project.store, ledger_key("ckpt-000001"), checkpoint_ledger(project, "ckpt-000001"))
+    label = "projected (virtual time, modelled power)" + (", synthetic signal" if made_up else "")
+    assert summarise(project).basis == label == checkpoint_rows(project)[-1].basis
+    assert ledger_metadata(checkpoint_ledger(project, "ckpt-000001"))["energy and CO2 are"] == label
     assert summarise(project).synthetic == made_up
     write_report(project)
+    assert label in project.store.path("report/index.html").read_text()
     assert ("Synthetic traces." in project.store.path("report/index.html").read_text()) == made_up
     assert ("**synthetic**" in card_of(project, "ckpt-000001")) == made_up
