@@ -323,7 +323,7 @@ def checkpoints_verify(
 def checkpoints_export(key: str, dest: Path, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder."""
     with _opened(experiment, out) as project:
-        from curtail_pipeline.stages.account import card_of
+        from curtail_pipeline.stages.card import card_of
 
         names = project.checkpoints.export(key, dest, card_of(project, key))
         typer.echo(f"{dest}: {', '.join(names)}")

@@ -297,6 +297,20 @@ def ledger(
     return table.select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
 
 
+def below_share(
+    intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], threshold: float
+) -> float | None:
+    """Of the energy, what was drawn while the signal was below `threshold` gCO2/kWh or from on-site generation.
+
+    That is what the paper calls energy in curtailment windows. None where there is no energy.
+    """
+    cut = pieces(intervals, signals, sites)
+    hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
+    clean = pl.when(pl.col("g_per_kwh") < threshold).then(pl.col("kwh")).otherwise(pl.col("on_site_kw") * hours)
+    below, kwh = cut.select(clean.sum().alias("below"), pl.col("kwh").sum()).row(0)
+    return below / kwh if kwh else None
+
+
 def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
     """Sums of a ledger per combination of `by`, in order of first mention; one row without it.
 

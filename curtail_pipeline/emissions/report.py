@@ -13,11 +13,10 @@ from markupsafe import Markup
 from curtail_pipeline.emissions.baselines import Compared
 from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.grams import Totals, is_synthetic, pieces, sum_ledger, totals, totals_by
+from curtail_pipeline.emissions.grams import Totals, below_share, is_synthetic, sum_ledger, totals, totals_by
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.times import HOUR
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
@@ -95,11 +94,8 @@ def summary(data: ReportInput) -> Numbers:
     last = max(data.manifests, key=lambda m: m.key)
     tokens, grams = last.tokens.total, ours.co2_g
     below = None
-    if data.threshold is not None and ours.kwh:
-        cut = pieces(data.intervals, data.signals, data.sites)
-        hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
-        clean = pl.when(pl.col("g_per_kwh") < data.threshold).then(pl.col("kwh"))
-        below = float(cut.select(clean.otherwise(pl.col("on_site_kw") * hours).sum()).item()) / ours.kwh
+    if data.threshold is not None:
+        below = below_share(data.intervals, data.signals, data.sites, data.threshold)
     rate = grams / (tokens / 1e6) if grams is not None and tokens else None
     return Numbers(ours, below, last.steps.end, tokens, rate)
 

@@ -1,6 +1,6 @@
 """Energy, CO2 and loss of an experiment's checkpoints, put together from the store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,6 @@ from curtail_pipeline.emissions.grams import (
     totals,
 )
 from curtail_pipeline.emissions.ledger_table import parse_ledger
-from curtail_pipeline.emissions.model_card import model_card
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
 from curtail_pipeline.errors import StoreError
@@ -168,21 +167,19 @@ class _Accounts:
 def _accounts(project: Project) -> _Accounts:
     experiment, traces, ledgers = project.experiment, project.traces(project.days), stored_ledgers(project)
     signals = accounting_signals(traces, max_signal_ages(experiment))
-    steps = project.parent.steps.end
     ours = totals(ledgers) if ledgers is not None else Totals(0.0, 0.0, None, None, 0.0)
-    found = (
-        always_on_baselines(
-            steps,
-            project.start,
-            experiment.sites,
-            signals,
-            experiment.baseline_regions,
-            own_power(project, traces),
-        )
-        if steps
-        else []
-    )
-    return _Accounts(traces, signals, ledgers, compare_baselines(found, ours))
+    return _Accounts(traces, signals, ledgers, compared(project, project.parent.steps.end, traces, signals, ours))
+
+
+def compared(
+    project: Project, steps: int, traces: pl.DataFrame, signals: Mapping[str, Signal], ours: Totals
+) -> list[Compared]:
+    """Always-on training of as many steps from the experiment's start, beside what was used for them."""
+    if not steps:
+        return []
+    experiment, own = project.experiment, own_power(project, traces)
+    regions = experiment.baseline_regions
+    return compare_baselines(always_on_baselines(steps, project.start, experiment.sites, signals, regions, own), ours)
 
 
 def summarise(project: Project) -> RunSummary:
@@ -239,7 +236,7 @@ def write_report(project: Project) -> RunSummary:
             baselines=accounts.baselines,
             losses=training_losses(project, manifests),
             heldout=heldout_losses(project, manifests),
-            threshold=_threshold(experiment),
+            threshold=threshold_of(experiment),
         )
     )
     project.store.write_bytes("report/index.html", page.encode())
@@ -257,27 +254,7 @@ def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     return compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
 
 
-def card_of(project: Project, key: str) -> str:
-    """The model card of a checkpoint.
-
-    Raises:
-        StoreError: no such checkpoint, or its emissions have not been accounted.
-    """
-    lineage = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
-    ledgers = stored_ledgers(project)
-    if ledgers is None:
-        raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for {key}")
-    return model_card(
-        f"{project.experiment.name} {key}",
-        lineage,
-        project.experiment.sites,
-        ledgers,
-        heldout_loss=stored_loss(project, key),
-        synthetic=is_synthetic(project.traces(days_of(project, lineage[0].start, lineage[-1].end))),
-    )
-
-
-def _threshold(experiment: Experiment) -> float | None:
+def threshold_of(experiment: Experiment) -> float | None:
     """gCO2/kWh below which windows open, where all regions have the same."""
     rules = [rule_of(experiment.policy, site.region, experiment.rules).signals[0] for site in experiment.sites]
     found = {rule.enter_at for rule in rules if rule.kind == "marginal_intensity"}

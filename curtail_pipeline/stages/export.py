@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from curtail_pipeline.errors import SettingsError, StoreError
-from curtail_pipeline.stages.account import card_of
+from curtail_pipeline.stages.card import card_of
 from curtail_pipeline.stages.project import Project
 
 HUB = "hf://"

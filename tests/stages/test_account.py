@@ -8,9 +8,11 @@ import pytest
 from micro import START, write_experiment
 from test_checkpoints import fields
 
+from curtail_pipeline.emissions.formats import percent
 from curtail_pipeline.emissions.grams import totals
 from curtail_pipeline.orchestration.metadata import ledger_metadata
-from curtail_pipeline.stages.account import card_of, checkpoint_ledger, summarise, write_report
+from curtail_pipeline.stages.account import checkpoint_ledger, summarise, write_report
+from curtail_pipeline.stages.card import card_of
 from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
@@ -94,4 +96,10 @@ def test_what_is_synthetic_is_told_by_the_data(tmp_path: Path, source: str) -> N
     write_report(project)
     assert label in project.store.path("report/index.html").read_text()
     assert ("Synthetic traces." in project.store.path("report/index.html").read_text()) == made_up
-    assert ("**synthetic**" in card_of(project, "ckpt-000001")) == made_up
+    card = card_of(project, "ckpt-000001")
+    assert ("**synthetic**" in card) == made_up and label in card
+    assert ("co2_eq_emissions" in card) != made_up
+    assert "| SPP_TX | 1.000 |" in card.split("never pauses")[1], "the baseline"
+    inside = percent(totals(checkpoint_ledger(project, "ckpt-000001")).curtailed_share)
+    assert f"Of its energy, {inside} inside the curtailment windows of its rule and" in card
+    assert "% while the grid's signal was below 100 gCO2/kWh." in card and "\nlanguage: en\n" in card
