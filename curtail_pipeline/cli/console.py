@@ -201,6 +201,11 @@ def print_summary(summary: "RunSummary", reason: str) -> None:
         OUT.print(table)
         for missing in dict.fromkeys(base.reason for base in summary.baselines if base.reason):
             OUT.print(f"no gCO2 of a baseline: {missing}")
+    if summary.unaccounted_kwh:
+        lost = f"{_number(summary.unaccounted_kwh, 2)} kWh have no accounting signal"
+        low, high = _number(summary.co2_g_low, 0), _number(summary.co2_g_high, 0)
+        bounded = summary.co2_g_low is not None
+        OUT.print(f"{lost}: between {low} and {high} gCO2 with them" if bounded else f"{lost}, and nothing bounds them")
     share = summary.curtailed_share
     traces = "synthetic traces (a model, not a grid)" if summary.synthetic else "recorded traces"
     OUT.print(

@@ -7,7 +7,8 @@ from datetime import datetime
 import numpy as np
 
 from curtail_pipeline.emissions.battery import supplied
-from curtail_pipeline.emissions.grams import Bounds, Totals, count_grams, energy_kwh, hole_bounds
+from curtail_pipeline.emissions.grams import Totals, count_grams, energy_kwh
+from curtail_pipeline.emissions.holes import Bounds, hole_bounds
 from curtail_pipeline.emissions.supply import OwnPower, Taken, taken
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.signals.held import Signal

@@ -65,3 +65,15 @@ def label_of(ledger: pl.DataFrame | None, *, synthetic: bool = False) -> str | N
     """`Basis.label`; None where there is no energy to speak of."""
     found = None if ledger is None else basis_of(ledger, synthetic=synthetic)
     return found.label if found else None
+
+
+def is_synthetic(traces: pl.DataFrame) -> bool:
+    """Whether any value is made up."""
+    return bool(synthetic_regions(traces))
+
+
+def synthetic_regions(traces: pl.DataFrame) -> set[str]:
+    """Regions of which any value is made up, whatever source it came through."""
+    if "source" not in traces.columns:
+        return set()
+    return set(traces.filter(pl.col("source") == "synthetic")["region"])

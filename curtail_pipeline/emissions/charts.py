@@ -10,8 +10,9 @@ import altair as alt
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.basis import is_synthetic
 from curtail_pipeline.emissions.formats import mass
-from curtail_pipeline.emissions.grams import CHARGING, is_synthetic
+from curtail_pipeline.emissions.grams import CHARGING
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest

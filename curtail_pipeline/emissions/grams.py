@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 
 from curtail_pipeline.emissions.basis import Clock
+from curtail_pipeline.emissions.holes import Bounds, hole_bounds
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal, read_signals
 from curtail_pipeline.storage.manifest import Interval
-from curtail_pipeline.times import DAY, FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
+from curtail_pipeline.times import FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
 
 INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
@@ -55,6 +56,8 @@ LEDGER_SCHEMA: dict[str, pl.DataType] = {
     "hours": pl.Float64(),
     "kwh": pl.Float64(),
     "co2_g": pl.Float64(),
+    "co2_g_low": pl.Float64(),
+    "co2_g_high": pl.Float64(),
     "curtailed_kwh": pl.Float64(),
     "unaccounted_kwh": pl.Float64(),
     "on_site_kwh": pl.Float64(),
@@ -67,7 +70,8 @@ LEDGER_SCHEMA: dict[str, pl.DataType] = {
 """One row per stretch of a site in one power state, or `charging` its battery.
 
 `kwh`: taken from the grid and from on-site generation (`on_site_kwh`, 0 g) in this time. `co2_g` covers
-`kwh - unaccounted_kwh` and is null when that is nothing; `curtailed_kwh`: inside the site's curtailment windows or from
+`kwh - unaccounted_kwh` and is null when that is nothing; `co2_g_low` and `co2_g_high`: with the unaccounted energy at
+its day's lowest and highest intensity, null where a day has none; `curtailed_kwh`: inside the site's windows or from
 on-site generation, null when no windows were given. `battery_kwh`: given by the battery to the load on top of `kwh`,
 which is booked where it was charged; `lost_kwh`: lost in it. `clock`, `power` and `signal`: what the row rests on
 (`basis.Basis`); `signal` is null where the region has none."""
@@ -121,51 +125,6 @@ def count_grams(
     grams = np.where((known > 0) | (length == 0), kw * integral, np.nan)
     # Whole microseconds, so that nothing is unaccounted when all is known.
     return Counted(kwh, grams, kw * ((length - known) / HOUR))
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Least and most CO2 of energy at times without a known intensity, grams."""
-
-    low_g: float
-    high_g: float
-
-
-def hole_bounds(start: Micros, end: Micros, kw: Floats | float, signal: Signal | None) -> Bounds | None:
-    """What the unaccounted energy of `count_grams` may have emitted: at the day's lowest, and at its highest intensity.
-
-    A hole is bounded by the values recorded on its own UTC day, as nothing is known of the hours in it.
-
-    Args:
-        start, end: of intervals that ascend and do not overlap.
-
-    Returns:
-        The sums; None where a day with such energy has no value at all, so that there is no bound.
-    """
-    length = end - start
-    if not (length > 0).any():
-        return Bounds(0.0, 0.0)
-    if signal is None:
-        return None
-    first, last = int(start[0]), int(end[-1])
-    midnights = np.arange(first // DAY + 1, -(-last // DAY), dtype=np.int64) * DAY
-    inside = signal.edges[(signal.edges > first) & (signal.edges < last)]
-    cuts = np.unique(np.concatenate(([first], inside, midnights, [last])))
-    low, high = cuts[:-1], cuts[1:]
-    hole = np.isnan(signal.held_at(low))
-    # Energy up to each instant: straight lines through the intervals' ends.
-    drawn = np.cumsum(energy_kwh(start, end, kw))
-    at = np.column_stack((start, end)).ravel()
-    until = np.column_stack((np.concatenate(([0.0], drawn[:-1])), drawn)).ravel()
-    kwh = np.interp(high[hole], at, until) - np.interp(low[hole], at, until)
-    day = low[hole][kwh > 0] // DAY
-    kwh = kwh[kwh > 0]
-    days, begun = np.unique(signal.times // DAY, return_index=True)
-    place = np.searchsorted(days, day)
-    if (place >= len(days)).any() or (days[place] != day).any():
-        return None
-    least, most = np.minimum.reduceat(signal.values, begun), np.maximum.reduceat(signal.values, begun)
-    return Bounds(float((kwh * least[place]).sum()), float((kwh * most[place]).sum()))
 
 
 def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
@@ -294,7 +253,23 @@ def ledger(
     ]
     cut = pieces(intervals, signals, sites, windows)
     table = cut.group_by("interval", maintain_order=True).agg(sums).sort("checkpoint", "site", "start", "state")
+    table = _with_bounds(table, intervals, {site.name: signals.get(site.region) for site in sites})
     return table.select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
+
+
+def _with_bounds(table: pl.DataFrame, intervals: pl.DataFrame, signals: Mapping[str, Signal | None]) -> pl.DataFrame:
+    """`co2_g_low` and `co2_g_high` of a ledger's rows; signals by site."""
+    low, high = [], []
+    for row in table.select("interval", "site", "unaccounted_kwh", "co2_g").iter_rows():
+        index, site, lost, known = row
+        hole: Bounds | None = Bounds(0.0, 0.0)
+        if lost > 0:
+            whole = intervals[int(index)]
+            kw = float(whole["kw"][0] - whole["on_site_kw"][0])
+            hole = hole_bounds(micros_of(whole["start"]), micros_of(whole["end"]), kw, signals[site])
+        low.append(None if hole is None else (known or 0.0) + hole.low_g)
+        high.append(None if hole is None else (known or 0.0) + hole.high_g)
+    return table.with_columns(co2_g_low=pl.Series(low, dtype=pl.Float64), co2_g_high=pl.Series(high, dtype=pl.Float64))
 
 
 def below_share(
@@ -314,7 +289,8 @@ def below_share(
 def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
     """Sums of a ledger per combination of `by`, in order of first mention; one row without it.
 
-    `co2_g` stays null where nothing is accounted, `curtailed_kwh` where any part is unknown. `hours`: of sites.
+    `co2_g` stays null where nothing is accounted, `curtailed_kwh` and bounds where any part is unknown. `hours`: of
+    sites.
     """
     sums = [
         pl.col("hours").filter(pl.col("state") != CHARGING).sum(),
@@ -324,6 +300,10 @@ def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
         .alias("co2_g"),
         pl.when(pl.col("curtailed_kwh").is_not_null().all()).then(pl.col("curtailed_kwh").sum()).alias("curtailed_kwh"),
         pl.col("unaccounted_kwh").sum(),
+        *(
+            pl.when(pl.col(name).is_not_null().all()).then(pl.col(name).sum()).alias(name)
+            for name in ("co2_g_low", "co2_g_high")
+        ),
     ]
     return table.group_by(list(by), maintain_order=True).agg(sums) if by else table.select(sums)
 
@@ -340,6 +320,9 @@ class Totals:
     curtailed_kwh: float | None
     """None where any part is unknown."""
     unaccounted_kwh: float
+    co2_g_low: float | None = None
+    co2_g_high: float | None = None
+    """With the unaccounted energy at its day's lowest and highest intensity; None where a day has none."""
 
     @property
     def g_per_kwh(self) -> float | None:
@@ -361,15 +344,3 @@ def totals(table: pl.DataFrame) -> Totals:
 def totals_by(table: pl.DataFrame, column: str) -> dict[str, Totals]:
     """A ledger's sums per value of a column."""
     return {row.pop(column): Totals(**row) for row in sum_ledger(table, [column]).rows(named=True)}
-
-
-def is_synthetic(traces: pl.DataFrame) -> bool:
-    """Whether any value is made up."""
-    return bool(synthetic_regions(traces))
-
-
-def synthetic_regions(traces: pl.DataFrame) -> set[str]:
-    """Regions of which any value is made up, whatever source it came through."""
-    if "source" not in traces.columns:
-        return set()
-    return set(traces.filter(pl.col("source") == "synthetic")["region"])

@@ -139,5 +139,7 @@ def _emissions(by_site: Mapping[str, Totals], sites: Sequence[Site], used: Total
     ]
     text = _table(["site", "grid region", "kWh", "CO2", "energy in curtailment windows"], rows)
     if used.unaccounted_kwh:
-        text += f"\n{used.unaccounted_kwh:.3g} kWh fall into gaps of the traces and are not in the CO2.\n"
+        bounds = f" Between {mass(used.co2_g_low)} and {mass(used.co2_g_high)} with them."
+        text += f"\n{used.unaccounted_kwh:.3g} kWh fall into gaps of the traces and are not in the CO2."
+        text += ("" if used.co2_g_low is None else bounds) + "\n"
     return text

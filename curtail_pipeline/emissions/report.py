@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from curtail_pipeline.emissions.baselines import Compared
-from curtail_pipeline.emissions.basis import label_of
+from curtail_pipeline.emissions.basis import is_synthetic, label_of
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.grams import Totals, below_share, is_synthetic, sum_ledger, totals, totals_by
+from curtail_pipeline.emissions.grams import Totals, below_share, sum_ledger, totals, totals_by
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest

@@ -60,6 +60,8 @@ COLUMNS = {
     "hours": "h",
     "kwh": "kWh from the grid and from on-site generation, PUE included",
     "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",
+    "co2_g_low": "gCO2 with the unaccounted energy at its day's lowest intensity; null where a day has none",
+    "co2_g_high": "gCO2 with the unaccounted energy at its day's highest intensity; null where a day has none",
     "curtailed_kwh": "kWh inside the site's curtailment windows",
     "unaccounted_kwh": "kWh without an accounting signal",
     "clock": "virtual: planned ahead or replayed; wall: lived through",

@@ -8,7 +8,8 @@ import numpy as np
 
 from curtail_pipeline.emissions.baselines import Baseline, always_on
 from curtail_pipeline.emissions.battery import supplied
-from curtail_pipeline.emissions.grams import Bounds, count_grams, energy_kwh, hole_bounds
+from curtail_pipeline.emissions.grams import count_grams, energy_kwh
+from curtail_pipeline.emissions.holes import Bounds, hole_bounds
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, taken
 from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw

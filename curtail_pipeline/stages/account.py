@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
-from curtail_pipeline.emissions.basis import Clock, clock_of, label_of
+from curtail_pipeline.emissions.basis import Clock, clock_of, is_synthetic, label_of, synthetic_regions
 from curtail_pipeline.emissions.battery import read_on_site
-from curtail_pipeline.emissions.grams import (
-    Totals,
-    accounting_signals,
-    intervals_table,
-    is_synthetic,
-    ledger,
-    synthetic_regions,
-    totals,
-)
+from curtail_pipeline.emissions.grams import Totals, accounting_signals, intervals_table, ledger, totals
 from curtail_pipeline.emissions.ledger_table import parse_ledger
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
@@ -60,6 +52,9 @@ class RunSummary:
     tokens: int
     kwh: float | None
     co2_g: float | None
+    co2_g_low: float | None
+    co2_g_high: float | None
+    """With the unaccounted energy at its day's lowest and highest intensity; None where a day has none."""
     curtailed_share: float | None
     unaccounted_kwh: float | None
     baselines: list[Compared]
@@ -201,6 +196,8 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
         tokens=last.tokens.total,
         kwh=ours.kwh if ours else None,
         co2_g=ours.co2_g if ours else None,
+        co2_g_low=ours.co2_g_low if ours else None,
+        co2_g_high=ours.co2_g_high if ours else None,
         curtailed_share=ours.curtailed_share if ours else None,
         unaccounted_kwh=ours.unaccounted_kwh if ours else None,
         baselines=accounts.baselines,

@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from curtail_pipeline.emissions.grams import accounting_signals, below_share, is_synthetic, totals
+from curtail_pipeline.emissions.basis import is_synthetic
+from curtail_pipeline.emissions.grams import accounting_signals, below_share, totals
 from curtail_pipeline.emissions.model_card import CardInput, model_card
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.scheduling.view import max_signal_ages

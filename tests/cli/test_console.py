@@ -32,8 +32,10 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
         tokens=24,
         kwh=4.0,
         co2_g=80.0,
+        co2_g_low=80.0,
+        co2_g_high=95.0,
         curtailed_share=None,
-        unaccounted_kwh=0.0,
+        unaccounted_kwh=1.0,
         baselines=[baseline],
         report="report/index.html",
         checkpoint="ckpt-000001",
@@ -45,6 +47,7 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
     assert "no gCO2 of a baseline: the trace of EAST ends too early" in lines
     said = " ".join(lines)
     assert "try: job done; 3 steps, 24 tokens on recorded traces; energy and CO2: projected (virtual time," in said
+    assert "1.00 kWh have no accounting signal: between 80 and 95 gCO2 with them" in said
     assert "same steps; kWh and gCO2: projected (virtual time, modelled power)" in said
 
 

@@ -5,8 +5,8 @@ import pytest
 from simulation_cases import START, minutes
 from test_grams import at, power, site, trace
 
-from curtail_pipeline.emissions.basis import basis_of, clock_of, label_of
-from curtail_pipeline.emissions.grams import ledger, synthetic_regions
+from curtail_pipeline.emissions.basis import basis_of, clock_of, label_of, synthetic_regions
+from curtail_pipeline.emissions.grams import ledger
 
 BOOKED = (START, minutes(60))
 

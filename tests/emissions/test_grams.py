@@ -122,6 +122,7 @@ def test_a_missing_value_is_never_zero_grams() -> None:
     lost = ledger(power((0, 3600, 1.0)), trace([None, None]), [site()])
     assert lost["co2_g"].to_list() == [None] and lost["unaccounted_kwh"].to_list() == [1.0]
     assert lost["curtailed_kwh"].to_list() == [None]
+    assert lost["co2_g_low"].to_list() == [None] and totals(lost).co2_g_high is None, "no value of the day bounds it"
     assert totals(lost).g_per_kwh is None and totals(lost).curtailed_share is None
     # One missing stamp is bridged, as in decisions; then the value is too old.
     partly = totals(ledger(power((0, 1200, 1.0)), trace([100, None, None, None]), [site()]))

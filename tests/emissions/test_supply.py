@@ -102,6 +102,9 @@ def test_the_ledger_is_the_simulation(case: Case) -> None:
     assert booked.kwh == pytest.approx(simulated.energy_kwh, abs=1e-9)
     assert booked.unaccounted_kwh == pytest.approx(simulated.unaccounted_kwh, abs=1e-9)
     assert (booked.co2_g or 0.0) == pytest.approx(simulated.co2_kg * 1_000, abs=1e-6)
+    bounds = simulated.bounds_kg and tuple(1_000 * kg for kg in simulated.bounds_kg)
+    found = None if booked.co2_g_low is None else (booked.co2_g_low, booked.co2_g_high)
+    assert found == (None if bounds is None else pytest.approx(bounds, abs=1e-6))
     assert booked.curtailed_kwh == pytest.approx(simulated.curtailed_kwh, abs=1e-9)
     hours = sum(simulated.training_h.values()) + simulated.idle_h + simulated.start_up_h
     assert booked.hours == pytest.approx(hours, abs=1e-9), "charging is no time of the site's own"
