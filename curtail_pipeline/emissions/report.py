@@ -58,6 +58,13 @@ class ReportInput:
     """HELDOUT_SCHEMA."""
     threshold: float | None
     """gCO2/kWh below which the policy opens a window, if it has one."""
+    stale: Sequence[str] = ()
+    """Checkpoints that were counted with other signals than are stored now."""
+
+    @property
+    def signal_versions(self) -> list[str]:
+        """Of the signals that the ledger was counted with."""
+        return sorted(self.ledger["signal_version"].drop_nulls().unique())
 
     @property
     def synthetic(self) -> bool:

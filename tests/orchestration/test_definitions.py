@@ -37,7 +37,7 @@ def test_the_asset_graph(repository: dg.RepositoryDefinition) -> None:
         "aggregated_checkpoint": {"curtailment_windows", "training_shards"},
         "checkpoint_evaluation": {"aggregated_checkpoint", "heldout_shard"},
         "emissions_ledger": {"aggregated_checkpoint", "carbon_traces"},
-        "emissions_report": {"emissions_ledger"},
+        "emissions_report": {"emissions_ledger", "curtailment_windows"},
         "what_if": {"carbon_traces", "curtailment_windows"},
     }
 
