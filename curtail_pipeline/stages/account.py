@@ -13,7 +13,7 @@ from curtail_pipeline.emissions.basis import Clock, clock_of, is_synthetic, labe
 from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.emissions.grams import Totals, accounting_signals, intervals_table, ledger, totals
 from curtail_pipeline.emissions.ledger_table import parse_ledger
-from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
+from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import Plan
@@ -27,11 +27,11 @@ from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_ro
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.signal_versions import SignalVersions
-from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.checkpoints import FIRST_KEY, versions
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.tables import ledger_key, write_table
-from curtail_pipeline.times import days_between, iso, midnight, to_us
+from curtail_pipeline.times import days_between, iso, midnight, to_us, utc_now
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
@@ -248,17 +248,19 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
 
 
 def write_report(project: Project) -> RunSummary:
-    """Write the report's page; returns what `summarise` does.
+    """Write the report's page, figures and data; returns what `summarise` does.
 
     Raises:
         StoreError: there is no checkpoint yet.
     """
+    from curtail_pipeline.emissions.report_files import report_files
+
     accounts = _accounts(project)
     if accounts.ledgers is None:
         raise StoreError(f"no emissions ledger in {project.store.root}; materialise emissions_ledger for a checkpoint")
     manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
     experiment = project.experiment
-    page = build_report(
+    files = report_files(
         ReportInput(
             name=experiment.name,
             experiment_sha256=project.home.record().sha256,
@@ -274,10 +276,13 @@ def write_report(project: Project) -> RunSummary:
             losses=training_losses(project, manifests),
             heldout=heldout_losses(project, manifests),
             threshold=threshold_of(experiment),
+            written=utc_now(),
+            tool_version=versions()["curtail_pipeline"],
             stale=stale_ledgers(project, SignalVersions(project)),
         )
     )
-    project.store.write_bytes("report/index.html", page.encode())
+    for name, content in files.items():
+        project.store.write_bytes(f"report/{name}", content)
     return _summary(project, accounts)
 
 
