@@ -309,6 +309,7 @@ def checkpoints_verify(
     with _opened(experiment, out) as project:
         if key is not None:
             project.checkpoints.verify(key)
+            project.checkpoints.verify_link(key)
             typer.echo(f"{key} is intact")
         else:
             typer.echo(f"{len(project.checkpoints.verify_chain())} checkpoints are intact")

@@ -86,8 +86,8 @@ class Result(Message):
     loss_first: Loss | None
     loss_last: Loss | None
     loss_mean: Loss | None
-    seconds: float
-    tokens_per_s: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    tokens_per_s: float = Field(ge=0, allow_inf_nan=False)
     weights: WrittenWeights
     inner_state: InnerStates
     stop: StopReason
@@ -146,6 +146,14 @@ class OuterSettings(Record):
     momentum: float
 
 
+class StepSize(Record):
+    """What one optimiser step takes, the same at every site."""
+
+    sequences: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    """Predicted ones."""
+
+
 class Plan(Message):
     """A segment as asked for (`plan.json`). Exactly one of `rounds` and `open` is given."""
 
@@ -165,6 +173,10 @@ class Plan(Message):
     outer: OuterSettings
     norm_bound: float = Field(gt=1)
     norm_history: tuple[float, ...] = ()
+    step_size: StepSize | None = None
+    """What results are checked against; None in what an earlier version wrote."""
+    heldout_gate: float | None = Field(default=None, gt=0)
+    """Nats per token that an update may lie above the round's starting weights on held-out text; no gate if None."""
     ledger: dict[str, SiteLedger] = Field(default_factory=dict)
     """What the lineage has consumed at the segment's start, rebalanced text included."""
     replay: str = ""

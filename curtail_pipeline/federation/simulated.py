@@ -21,7 +21,10 @@ from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import EPOCH, seconds
 from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
-FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute"]
+FaultKind = Literal[
+    "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
+    "other round", "mute",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Fault:
     kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: heartbeat
     goes on, no reply until the transport reports it. error: the transport reports a failure. nan, huge, shape, corrupt:
     the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
-    greedy: consumes ranges it has no lease for.
+    greedy: consumes ranges it has no lease for. halved: names half of the ranges it trained on. boastful: claims a
+    hundred times its tokens. dreamer: claims a loss that its steps cannot have had. other round: signs for the next.
     """
 
     site: str
@@ -64,6 +68,8 @@ class SimulatedSite:
         consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step))
         if kind == "greedy":
             consumed = [(part[0], part[1] + 1, part[2] + 1) for part in consumed]
+        if kind == "halved":
+            consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step // 2))
         seed = hashlib.sha256(
             repr((self.name, order.inner_state, order.parent.sha256, consumed, order.first_step)).encode()
         )
@@ -78,14 +84,14 @@ class SimulatedSite:
         end = f"sha256:{seed.hexdigest()}" if steps else order.inner_state
         return Result(
             site=self.name,
-            round=order.round,
+            round=order.round + (kind == "other round"),
             parent_sha256="0" * 64 if kind == "stale" else order.parent.sha256,
             steps=steps,
-            tokens=steps * self.sequences_per_step * self.sequence_length,
+            tokens=steps * self.sequences_per_step * self.sequence_length * (100 if kind == "boastful" else 1),
             consumed=tuple(consumed),
-            loss_first=3.0,
-            loss_last=2.0,
-            loss_mean=2.5,
+            loss_first=3.0 if steps else None,
+            loss_last=(2.0 if steps > 1 else 3.0) if steps else None,
+            loss_mean=(0.1 if kind == "dreamer" else 2.5 if steps > 1 else 3.0) if steps else None,
             seconds=0.01,
             tokens_per_s=1000.0,
             weights=WrittenWeights(key=order.out, sha256=digest, bytes=out.stat().st_size),

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.orders import Answer, Order, Plan
 from curtail_pipeline.federation.rounds import POLL_S, run_plan
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply
@@ -69,7 +70,10 @@ class FlowerTransport:
 
 
 def _answer(reply: Message) -> Answer:
-    return Answer.read(str(reply.content.config_records["answer"]["answer"]), "the agent's answer")
+    record = reply.content.config_records.get("answer")
+    if record is None or "answer" not in record:
+        raise MessageError("the agent's answer is empty; use the same version of curtail_pipeline on both sides")
+    return Answer.read(str(record["answer"]), "the agent's answer")
 
 
 def _read(reply: Message) -> Reply | None:
@@ -115,7 +119,10 @@ def resolve_nodes(
                 pending.discard(reply.metadata.reply_to_message_id)
                 if reply.has_error():
                     continue
-                name = _answer(reply).name
+                try:
+                    name = _answer(reply).name
+                except MessageError:  # a node of something else has no name
+                    continue
                 if name in members:
                     found.setdefault(name, reply.metadata.src_node_id)
             if set(found) == set(members):
@@ -136,11 +143,22 @@ def serve(grid: Grid, context: Context) -> None:
         exit_with(int(supervisor))
     config = RunConfig.from_flower(context.run_config)
     store = Store(config.store)
-    nodes = resolve_nodes(grid, store.read_record(config.plan, Plan).members, config.nodes)
+    plan = store.read_record(config.plan, Plan)
+    nodes = resolve_nodes(grid, plan.members, config.nodes)
     run_plan(
         FlowerTransport(grid, nodes),
         config.plan,
         store,
         liveness_s=config.liveness_s,
         log=lambda line: print(line, flush=True),
+        heldout_loss=_gate(store, plan),
     )
+
+
+def _gate(store: Store, plan: Plan) -> HeldoutLoss | None:
+    """What judges updates, where the plan wants it; imports torch."""
+    if plan.heldout_gate is None:
+        return None
+    from curtail_pipeline.training.heldout_gate import HeldoutGate
+
+    return HeldoutGate(store, plan)

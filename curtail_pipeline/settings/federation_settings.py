@@ -28,6 +28,9 @@ class FederationSettings(Section):
     liveness_s: float = Field(default=10.0, gt=0)
     """A site whose agent shows no heartbeat for so long is lost to the round."""
     start_timeout_s: float = Field(default=120.0, gt=0)
+    heldout_gate: float | None = Field(default=None, gt=0)
+    """Refuse an update whose loss on held-out text lies so many nats per token above that of the round's starting
+    weights. The ServerApp then evaluates every update, on a CPU; it needs the held-out shard in the store."""
     replay: Literal["spare", "own"] = "spare"
     """Who repeats a committed checkpoint: the sites' trainers in the time that live segments leave them, or a process
     of its own on the machine that asks, which needs the sites' devices there."""

@@ -130,7 +130,7 @@ def _train(project: Project, place: Aside, name: str, plan: Plan, on_progress: S
     parent = project.checkpoints.verify(plan.parent.key)
     for file in project.checkpoints.folder(parent.key).iterdir():
         branch.put_file(file, f"checkpoints/{parent.key}/{file.name}")
-    checkpoints = Checkpoints(branch)
+    checkpoints = Checkpoints(branch, project.experiment.training.sequence_length)
     manifest = _commit(project, checkpoints, place, plan, parent, segment, began)
     return Branch(name, checkpoints, manifest)
 

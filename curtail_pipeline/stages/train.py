@@ -19,6 +19,7 @@ from curtail_pipeline.federation.orders import (
     Plan,
     PlannedRound,
     Segment,
+    StepSize,
 )
 from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, scratch_of, segment_key
 from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
@@ -164,6 +165,8 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
+        step_size=StepSize(sequences=experiment.sequences_per_step, tokens=experiment.training.total_batch_tokens),
+        heldout_gate=experiment.federation.heldout_gate,
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
         stop_reason=scheduled.stop_reason if scheduled else "",
     )
@@ -328,6 +331,6 @@ def wall_time(
             if name in line.results:
                 first = line.done.start
                 until(to_clock(first), "idle")
-                until(to_clock(first + seconds(line.results[name].seconds)), "training")
+                until(min(to_clock(first + seconds(line.results[name].seconds)), ended), "training")
         until(ended, "idle")
     return to_clock(began), ended, intervals

@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -78,18 +78,20 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages a result depends on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 class Checkpoints:
-    """The checkpoints of a store."""
+    """The checkpoints of a store.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    Args:
+        sequence_length: tokens of one sequence, for whoever commits or verifies: tokens are held against ranges.
+    """
+
+    def __init__(self, store: Store, sequence_length: int | None = None) -> None:
+        self.store, self.sequence_length = store, sequence_length
         self.index = FileIndex(store.path("index.sqlite"))
         self._claims = Claims(store)
 
@@ -175,6 +177,11 @@ class Checkpoints:
                 )
         return manifest
 
+    def verify_link(self, key: str) -> None:
+        """Check that a checkpoint follows from its parent; errors as of `verify_chain`."""
+        child = self.manifest(key)
+        check_link(self.manifest(child.parent) if child.parent else None, child, self.sequence_length)
+
     def verify_chain(self, files: bool = True) -> list[str]:
         """Check every checkpoint and that each follows from its parent; `files=False` reads manifests only.
 
@@ -195,7 +202,7 @@ class Checkpoints:
                 raise StoreError(
                     f"{key} names parent {manifest.parent}, which is not in the store; restore it from a copy"
                 )
-            check_link(checked[manifest.parent] if manifest.parent else None, manifest)
+            check_link(checked[manifest.parent] if manifest.parent else None, manifest, self.sequence_length)
             checked[key] = manifest
         return [*checked]
 
@@ -285,7 +292,7 @@ class Checkpoints:
                 scratch.mkdir()
                 stored = {name: self._place(source, scratch / name) for name, source in sorted(files.items())}
                 manifest = make_manifest(_complete(key, parent, fields, stored, generation))
-                check_link(parent, manifest)
+                check_link(parent, manifest, self.sequence_length)
                 (scratch / "manifest.json").write_bytes(manifest.to_bytes())
                 sync_file(scratch / "manifest.json")
                 held.enter_context(self._claims.lock())  # until the folder is in its place

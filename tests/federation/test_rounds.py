@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from curtail_pipeline.errors import FederationError, LedgerError, MessageError
-from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.orders import Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
@@ -58,7 +58,7 @@ class Bench:
             "mode": "federated" if len(members) > 1 else "local", "first_step": 100, "total_steps": 1000, "seed": 1,
             "experiment_uri": "experiment.json", "rounds": planned if rounds is not None else None, "open": None,
             "inner_state": {}, "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "norm_history": [],
-            "replay": "",
+            "step_size": {"sequences": PER_STEP, "tokens": PER_STEP * 8}, "replay": "",
         } | changes  # fmt: skip
 
     def live(self, members: tuple[str, ...] = SITES, max_rounds: int = 4, **changes: Any) -> dict[str, Any]:
@@ -135,7 +135,12 @@ def test_local_mode_assigns(bench: Bench) -> None:
     assert segment["weights"]["sha256"] == journal[1]["results"]["CA"]["weights"]["sha256"]
 
 
-@pytest.mark.parametrize("kind", ["nan", "corrupt", "shape", "stale", "greedy"])
+REFUSED = (
+    "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer", "other round"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
 def test_a_refused_update_rolls_back_and_the_site_goes_on(bench: Bench, kind: Any) -> None:
     segment = bench.run(bench.plan([{"CA": 2, "TX": 2}] * 3, ("CA", "TX")), (Fault("TX", 1, kind),))
     assert set(segment["rounds"][1]["refused"]) == {"TX"} and segment["rounds"][1]["steps"] == {"CA": 2}
@@ -145,6 +150,27 @@ def test_a_refused_update_rolls_back_and_the_site_goes_on(bench: Bench, kind: An
     assert segment["sites"]["TX"]["consumed"] == [[1, 0, 16]] and segment["sites"]["TX"]["steps"] == 4
     assert (after["first_step"], after["members"]) == (106, 2)
     assert segment["stop_reason"] == "plan finished" and set(segment["refused"]) == {"TX"} and not segment["lost"]
+
+
+def test_a_site_that_talks_up_its_work_does_not_decide_the_merge(bench: Bench) -> None:
+    rounds = [{"CA": 2, "TX": 2, "SA": 2}]
+    segment = bench.run(bench.plan(rounds), (Fault("TX", 0, "boastful"), Fault("SA", 0, "halved")))
+    assert segment["refused"]["TX"] == "it claims 6400 tokens, its 2 steps took 64"
+    assert segment["refused"]["SA"] == "its ranges hold 4 sequences, its 2 steps took 8"
+    journal = [json.loads(line) for line in bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()]
+    assert journal[0]["merge"]["accepted"]["CA"]["share"] == 1.0
+
+
+def test_a_gate_refuses_what_is_worse_on_heldout_text(bench: Bench) -> None:
+    losses = {"CA": 5.05, "TX": 5.2, "SA": float("nan")}
+
+    def heldout_loss(weights: StoredWeights) -> float:
+        return next((loss for site, loss in losses.items() if weights.key.endswith(f"{site}.safetensors")), 5.0)
+
+    plan = bench.plan([{"CA": 1, "TX": 1, "SA": 1}], heldout_gate=0.1)
+    segment = bench.run(plan, heldout_loss=heldout_loss)
+    assert segment["rounds"][0]["steps"] == {"CA": 1} and segment["refused"].keys() == {"TX", "SA"}
+    assert "held-out loss 5.2 is more than 0.1 above the round's start of 5" in segment["refused"]["TX"]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +315,7 @@ def test_ranges_out_of_the_lease_are_refused() -> None:
         st.tuples(
             st.sampled_from(SITES),
             st.integers(0, 4),
-            st.sampled_from(["kill", "restart", "error", "nan", "corrupt", "shape", "stale", "greedy"]),
+            st.sampled_from(["kill", "restart", "error", *REFUSED]),
         ),
         max_size=6,
     )

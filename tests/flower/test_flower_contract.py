@@ -205,6 +205,20 @@ def replies(message: Message, content: str) -> Message:
     return Message(RecordDict({"answer": ConfigRecord({"answer": content})}), reply_to=message)
 
 
+@pytest.mark.parametrize("text", ["[]", "17", "no JSON", '{"schema": 1}', None])
+def test_an_answer_that_is_no_mapping_is_refused_and_not_waited_for(text: str | None) -> None:
+    def reply(message: Message) -> Message:
+        content = {} if text is None else {"answer": ConfigRecord({"answer": text})}
+        return Message(RecordDict(content), reply_to=message)
+
+    transport = FlowerTransport(FakeGrid({10: "CA"}, {10: reply}), {"CA": 10})
+    transport.send("CA", order_for("CA"))
+    ((site, answered),) = transport.poll()
+    assert site == "CA" and isinstance(answered, Malformed)
+    # nor does it keep the others from being found
+    assert resolve_nodes(FakeGrid({10: "", 11: ""}, {10: reply, 11: says("CA")}), ["CA"], {}) == {"CA": 11}
+
+
 def test_orders_and_results_over_a_grid() -> None:
     def fails(message: Message) -> Message:
         return Message(Error(8, "ClientApp stopped responding."), reply_to=message)
