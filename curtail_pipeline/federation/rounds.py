@@ -39,7 +39,7 @@ from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, s
 from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import compact
 
@@ -263,6 +263,9 @@ class _Running:
     def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
+        for part in (self.state.weights, self.state.outer):
+            if part is not None and part.sha256 is not None:
+                _require_whole(store, part.key, part.sha256)
         updates = [
             Update(site, store.path(r.weights.key), r.tokens, r.weights.sha256, r.parent_sha256, r.round)
             for site, r in fitting.items()
@@ -292,6 +295,20 @@ class _Running:
             self.store.delete(f"{self._round_folder(index)}/{site}.safetensors")
         for earlier in self.state.rounds[:-1]:
             self.store.delete(self._round_folder(earlier.index))
+
+
+def _require_whole(store: Store, key: str, sha256: str) -> None:
+    """Refuse to merge with a file that has changed since the round began: the damage would be in the update.
+
+    Raises:
+        FederationError: it has.
+    """
+    path = store.path(key)
+    if not path.is_file() or (found := file_sha256(path)) != sha256:
+        raise FederationError(
+            f"{key} was damaged while its round ran: it is {'missing' if not path.is_file() else found}, not {sha256}; "
+            "the segment starts again from what is whole"
+        )
 
 
 def run_segment(

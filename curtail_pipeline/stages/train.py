@@ -32,7 +32,7 @@ from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.checkpoints import MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
+from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.store import Store
@@ -127,7 +127,7 @@ def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
 
 
 def _prospect(project: Project, request: SegmentRequest) -> Prospect:
-    parent = project.checkpoints.verify(request.parent)
+    parent = _whole_parent(project, request.parent)
     view = project.view(request.start, since=parent.end)
     scheduled = None
     if project.clock_mode == "headless":
@@ -135,6 +135,25 @@ def _prospect(project: Project, request: SegmentRequest) -> Prospect:
         decision = decide(view, request.start, job)
         scheduled = plan_segment(view, project.experiment, request.start, job, decision)
     return Prospect(request, parent, view, scheduled)
+
+
+def _whole_parent(project: Project, key: str) -> Manifest:
+    """The parent, verified. A damaged one that nothing was made from goes aside, and its segment is trained again.
+
+    Raises:
+        StoreError: it is damaged; the message says what goes on.
+    """
+    try:
+        return project.checkpoints.verify(key)
+    except StoreError as error:
+        if key != project.checkpoints.last() or key == FIRST_KEY:
+            raise
+        before = project.checkpoints.manifest(key).parent
+        aside = project.checkpoints.withdraw(key)
+        raise StoreError(
+            f"{str(error).split(';')[0]}. It was set aside in {aside}; training goes on from {before} and makes {key} "
+            "again"
+        ) from error
 
 
 def _plan(project: Project, prospect: Prospect) -> Plan:

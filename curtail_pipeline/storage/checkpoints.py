@@ -4,14 +4,12 @@ A commit assembles a hidden sibling folder, writes `manifest.json` last, flushes
 folder into place under a lock, so that a reader sees a whole checkpoint or none. Who may commit a key, claims decide.
 """
 
-import importlib.metadata
 import os
-import platform
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -33,6 +31,7 @@ from curtail_pipeline.storage.manifest import (
     next_ledger,
     parse_manifest,
 )
+from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.records import Sha256
 from curtail_pipeline.storage.store import Store, file_sha256
 
@@ -43,7 +42,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "segment.json", "outer.safetensors")
 """Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
 _MANIFEST = "manifest"
-_PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
 
 
 class AlreadyCommitted(StoreError):
@@ -72,15 +70,6 @@ def number(key: str) -> int:
 def following(key: str) -> str:
     """The key after this one."""
     return f"ckpt-{number(key) + 1:06d}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 class Checkpoints:
@@ -303,6 +292,18 @@ class Checkpoints:
             sync_file(final.parent)
         return manifest
 
+    def withdraw(self, key: str) -> Path:
+        """Set a damaged checkpoint that has no child aside, so that its segment can be trained again; where it is now.
+
+        Raises:
+            StoreError: it is the initialised model, or a later one was made from it.
+        """
+        with _plain_errors(f"{key} cannot be set aside"), self._lock():
+            if number(key) == 0 or any(number(other) > number(key) for other in self.keys()):
+                raise StoreError(f"{key} is what other checkpoints were made from; restore it from a copy")
+            self.index.forget(_MANIFEST, key)
+            return self._set_aside(self.folder(key))
+
     def _place(self, source: Path, target: Path) -> StoredFile:
         """Copy a file into the folder being assembled; a file of scratch that nothing else links to is linked.
 
@@ -340,11 +341,11 @@ class Checkpoints:
             return str(error).split(";")[0]
         return "its manifest"
 
-    def _set_aside(self, folder: Path) -> None:
-        """Keep what lies in a key's place without having been committed, out of the way."""
+    def _set_aside(self, folder: Path) -> Path:
+        """Keep what lies in a key's place and is no checkpoint, out of the way."""
         aside = self.store.path(f"set_aside/{folder.name}-{uuid.uuid4().hex[:8]}")
         aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
+        return folder.rename(aside)
 
     def _clean(self) -> None:
         """Remove what killed writers left; only called under the commit lock, so nobody is writing it."""

@@ -173,6 +173,18 @@ def test_a_gate_refuses_what_is_worse_on_heldout_text(bench: Bench) -> None:
     assert "held-out loss 5.2 is more than 0.1 above the round's start of 5" in segment["refused"]["TX"]
 
 
+def test_starting_weights_damaged_while_a_round_runs_are_not_merged_with(bench: Bench) -> None:
+    def damage() -> None:
+        path = bench.store.path("scratch/ckpt-000001/1/round-0000/model.safetensors")
+        if path.exists():
+            data = bytearray(path.read_bytes())
+            data[-3] ^= 1
+            path.write_bytes(data)
+
+    with pytest.raises(FederationError, match=r"round-0000/model.safetensors was damaged while its round ran"):
+        bench.run(bench.plan([{"CA": 2, "TX": 2}] * 3, ("CA", "TX")), on_poll=damage)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [("kill", "no heartbeat for 10 s"), ("restart", "its agent restarted"), ("error", "trainer answered 500")],
