@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from curtail_pipeline.errors import LedgerError
 from curtail_pipeline.federation.orders import Order, Result, StepSize, StoredWeights
+from curtail_pipeline.federation.terms import breach
 from curtail_pipeline.tokens.ranges import after_prefix, total
 
 ROUNDING = 1e-4
@@ -46,8 +47,8 @@ def misfit(order: Order, result: Result, step: StepSize | None) -> str | None:
         return f"its result is signed by {result.site!r}"
     if result.weights.key != order.out:
         return f"its weights lie at {result.weights.key!r}, not at {order.out!r}"
-    if result.inner_state.begin != order.inner_state:
-        return f"it began with state {result.inner_state.begin}, not {order.inner_state}"
+    if (reason := breach(order, result)) is not None:
+        return reason
     if result.steps > order.max_steps:
         return f"it took {result.steps} steps, {order.max_steps} were asked for"
     if (result.tokens > 0) != (result.steps > 0) or (result.steps > 0) != (total(result.consumed) > 0):

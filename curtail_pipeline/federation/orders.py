@@ -33,6 +33,17 @@ class Watch(Record):
     """A newer one that does not have the site train ends the round."""
 
 
+class SiteTerms(Record):
+    """What a site is held to."""
+
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """What the plan was made with: version of `torch`, and sha256 of `corpus` (its dealing) and `tokenizer`."""
+    differing: Literal["refuse", "record"] = "record"
+    """What becomes of the work of a site that has others."""
+    lost_state: Literal["fresh", "refuse"] = "fresh"
+    """Whether a site whose inner state is lost or damaged starts fresh; never in a replay."""
+
+
 class Order(Message):
     """One site's part in one round."""
 
@@ -57,6 +68,7 @@ class Order(Message):
     """Sequences to be trained on, in this order."""
     seed: int
     watch: Watch | None = None
+    terms: SiteTerms = SiteTerms()
     out: str = Field(min_length=1)
     """Store key for the new weights."""
     replay: str = ""
@@ -90,6 +102,9 @@ class Result(Message):
     tokens_per_s: float = Field(ge=0, allow_inf_nan=False)
     weights: WrittenWeights
     inner_state: InnerStates
+    """What it really began with: `fresh` where the one it was given is lost."""
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Versions of the site's packages, and its `corpus` and `tokenizer` as `SiteTerms` has them."""
     stop: StopReason
 
 
@@ -175,6 +190,7 @@ class Plan(Message):
     norm_history: tuple[float, ...] = ()
     step_size: StepSize | None = None
     """What results are checked against; None in what an earlier version wrote."""
+    terms: SiteTerms = SiteTerms()
     heldout_gate: float | None = Field(default=None, gt=0)
     """Nats per token that an update may lie above the round's starting weights on held-out text; no gate if None."""
     ledger: dict[str, SiteLedger] = Field(default_factory=dict)
@@ -213,6 +229,8 @@ class RoundDone(Record):
     stops: dict[str, str]
     refused: dict[str, str]
     lost: dict[str, str]
+    odd: dict[str, str] = Field(default_factory=dict)
+    """What is out of the ordinary at a site whose update counts."""
     weights: StoredWeights
 
 

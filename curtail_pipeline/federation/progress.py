@@ -75,6 +75,15 @@ class SiteLost:
 
 
 @dataclass(frozen=True)
+class SiteOdd:
+    """Something is out of the ordinary at a site whose update counts."""
+
+    site: str
+    round: int
+    what: str
+
+
+@dataclass(frozen=True)
 class SegmentEnded:
     """The segment is a committed checkpoint."""
 
@@ -85,7 +94,7 @@ class SegmentEnded:
     tokens: int
 
 
-SegmentEvent = SegmentPlanned | SegmentEnded | Submitted | StepDone | RoundMerged | SiteRefused | SiteLost
+SegmentEvent = SegmentPlanned | SegmentEnded | Submitted | StepDone | RoundMerged | SiteRefused | SiteLost | SiteOdd
 SegmentProgress = Callable[[SegmentEvent], None]
 
 

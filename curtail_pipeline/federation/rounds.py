@@ -37,6 +37,7 @@ from curtail_pipeline.federation.orders import (
 )
 from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, scratch_of, segment_key
 from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
+from curtail_pipeline.federation.terms import oddities
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.store import Store, file_sha256
@@ -178,6 +179,7 @@ class _Running:
             deadline_s=upcoming.deadline_s,
             lease=tuple(self.state.sites[site].pool),
             seed=plan.seed,
+            terms=plan.terms,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.state.generation) if plan.open else None,
             out=f"{self._round_folder(upcoming.index)}/{site}.safetensors",
             replay=plan.replay,
@@ -209,6 +211,7 @@ class _Running:
             stops={**upcoming.stops, **{s: r.stop for s, r in counted.items() if r.stop != "steps"}},
             refused=refused,
             lost=lost,
+            odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
             weights=StoredWeights(key=f"{self._round_folder(upcoming.index)}/{WEIGHTS}", sha256=report.weights.sha256),
         )
         line = JournalLine(done=done, orders=orders, results=results, merge=report, wall_s=time.monotonic() - began)
@@ -219,6 +222,7 @@ class _Running:
             f"round {upcoming.index}: {self.state.step - before} steps by {', '.join(counted) or 'no site'}"
             + "".join(f"; {site} refused: {why}" for site, why in refused.items())
             + "".join(f"; {site} lost: {why}" for site, why in lost.items())
+            + "".join(f"; {site}: {what}" for site, what in done.odd.items())
         )
 
     def _collect(self, index: int, pending: set[str]) -> tuple[dict[str, Result], dict[str, str], dict[str, str]]:

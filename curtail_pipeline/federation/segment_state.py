@@ -21,9 +21,13 @@ class SiteState:
     steps: int = 0
     tokens: int = 0
     consumed: list[Range] = field(default_factory=list)
+    made_with: dict[str, str] = field(default_factory=dict)
 
     def accept(self, lease: tuple[Range, ...], result: Result) -> None:
         """Count a result."""
+        if not self.steps:
+            self.begin = result.inner_state.begin  # what it really began with
+        self.made_with = dict(result.made_with)
         self.pool = after_prefix(lease, result.consumed)
         self.inner_state = result.inner_state.end
         self.steps += result.steps
@@ -79,6 +83,7 @@ class SegmentState:
                     tokens=mine.tokens,
                     consumed=mine.consumed,
                     inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
+                    made_with=mine.made_with,
                 )
                 for site, mine in self.sites.items()
             },

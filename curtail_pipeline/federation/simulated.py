@@ -16,14 +16,15 @@ import numpy as np
 from curtail_pipeline.federation.orders import Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
-from curtail_pipeline.storage.manifest import InnerStates
+from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import EPOCH, seconds
 from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
-    "other round", "mute",
+    "other round", "other torch", "lost state",
+    "mute",
 ]  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Fault:
     the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
     greedy: consumes ranges it has no lease for. halved: names half of the ranges it trained on. boastful: claims a
     hundred times its tokens. dreamer: claims a loss that its steps cannot have had. other round: signs for the next.
+    other torch: works with another release. lost state: starts fresh whatever it is told.
     """
 
     site: str
@@ -70,9 +72,8 @@ class SimulatedSite:
             consumed = [(part[0], part[1] + 1, part[2] + 1) for part in consumed]
         if kind == "halved":
             consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step // 2))
-        seed = hashlib.sha256(
-            repr((self.name, order.inner_state, order.parent.sha256, consumed, order.first_step)).encode()
-        )
+        begin = FRESH if kind == "lost state" else order.inner_state
+        seed = hashlib.sha256(repr((self.name, begin, order.parent.sha256, consumed, order.first_step)).encode())
         out = self.store.path(order.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         self._write(self.store.path(order.parent.key), out, int(seed.hexdigest()[:12], 16), steps, kind)
@@ -81,7 +82,7 @@ class SimulatedSite:
             data = bytearray(out.read_bytes())
             data[-1] ^= 1
             out.write_bytes(data)
-        end = f"sha256:{seed.hexdigest()}" if steps else order.inner_state
+        end = f"sha256:{seed.hexdigest()}" if steps else begin
         return Result(
             site=self.name,
             round=order.round + (kind == "other round"),
@@ -95,7 +96,8 @@ class SimulatedSite:
             seconds=0.01,
             tokens_per_s=1000.0,
             weights=WrittenWeights(key=order.out, sha256=digest, bytes=out.stat().st_size),
-            inner_state=InnerStates(begin=order.inner_state, end=end),
+            inner_state=InnerStates(begin=begin, end=end),
+            made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
 

@@ -11,6 +11,7 @@ from curtail_pipeline.federation.progress import (
     SegmentEvent,
     SegmentProgress,
     SiteLost,
+    SiteOdd,
     SiteRefused,
     StepDone,
     Submitted,
@@ -176,6 +177,7 @@ def events_of(line: JournalLine) -> Iterator[SegmentEvent]:
     done = line.done
     yield merged_round(line)
     yield from (SiteRefused(site, done.index, reason) for site, reason in done.refused.items())
+    yield from (SiteOdd(site, done.index, what) for site, what in done.odd.items())
     yield from (SiteLost(site, done.index, reason) for site, reason in done.lost.items())
 
 

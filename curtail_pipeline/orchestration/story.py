@@ -14,6 +14,7 @@ from curtail_pipeline.federation.progress import (
     SegmentEnded,
     SegmentPlanned,
     SiteLost,
+    SiteOdd,
     SiteRefused,
     StepDone,
     Submitted,
@@ -53,6 +54,8 @@ class Story:
                 self._warn(f"round {event.round}: the update of {event.site} does not count: {event.reason}")
             case SiteLost():
                 self._warn(f"round {event.round}: {event.site} is lost: {event.reason}")
+            case SiteOdd():
+                self._warn(f"round {event.round}: {event.site}: {event.what}")
             case SegmentEnded():
                 self._say(
                     f"{event.key} is committed: {event.rounds} rounds, {event.steps:,} steps, "

@@ -28,6 +28,11 @@ class FederationSettings(Section):
     liveness_s: float = Field(default=10.0, gt=0)
     """A site whose agent shows no heartbeat for so long is lost to the round."""
     start_timeout_s: float = Field(default=120.0, gt=0)
+    differing_site: Literal["refuse", "record"] = "refuse"
+    """What becomes of a site whose torch release, corpus or tokenizer is not the one that the segment was planned with:
+    it is turned away by name, or its work counts and the difference stands in log and manifest."""
+    lost_state: Literal["fresh", "refuse"] = "fresh"
+    """What a site does whose inner optimiser state is lost or damaged: start fresh, with a warning, or nothing."""
     heldout_gate: float | None = Field(default=None, gt=0)
     """Refuse an update whose loss on held-out text lies so many nats per token above that of the round's starting
     weights. The ServerApp then evaluates every update, on a CPU; it needs the held-out shard in the store."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from curtail_pipeline.corpus.build import stored_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import (
@@ -19,6 +20,7 @@ from curtail_pipeline.federation.orders import (
     Plan,
     PlannedRound,
     Segment,
+    SiteTerms,
     StepSize,
 )
 from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, scratch_of, segment_key
@@ -35,6 +37,7 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
+from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
@@ -185,10 +188,21 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
         step_size=StepSize(sequences=experiment.sequences_per_step, tokens=experiment.training.total_batch_tokens),
+        terms=_terms(project, request.members),
         heldout_gate=experiment.federation.heldout_gate,
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
         stop_reason=scheduled.stop_reason if scheduled else "",
     )
+
+
+def _terms(project: Project, members: Sequence[str]) -> SiteTerms:
+    """What the members' software and text have to be: this machine's, and what was dealt."""
+    settings, found = project.experiment.federation, versions()
+    made_with = {"torch": found["torch"]} if "torch" in found else {}
+    manifest = stored_manifest(project.store, members[0])
+    if manifest is not None:
+        made_with |= {"corpus": manifest.dealing_sha256, "tokenizer": manifest.tokenizer_sha256}
+    return SiteTerms(made_with=made_with, differing=settings.differing_site, lost_state=settings.lost_state)
 
 
 def _leases(project: Project, prospect: Prospect, ledger: Ledger) -> dict[str, list[Range]]:

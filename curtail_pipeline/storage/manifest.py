@@ -72,6 +72,15 @@ class SiteResult(Record):
     tokens: int = Field(ge=0)
     consumed: list[Range]
     inner_state: InnerStates
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Versions of its packages, and its `corpus` and `tokenizer` by sha256. Not written where it is not known."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        content: dict[str, Json] = write(self)
+        if not self.made_with:
+            content.pop("made_with", None)
+        return content
 
 
 class Interval(Record):

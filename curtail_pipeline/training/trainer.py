@@ -26,9 +26,11 @@ from torch import nn
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order, Result, StopReason, WrittenWeights
 from curtail_pipeline.federation.plan import replay_folder
+from curtail_pipeline.federation.terms import differences
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
+from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.loss import head_loss, head_of
@@ -36,7 +38,7 @@ from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
-from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
+from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class SiteTrainer:
         self._segment: tuple[str, int] | None = None
         self._recent: set[str] = set()
         self._experiment_bytes: str | None = None
+        self._made_with: dict[str, str] | None = None
 
     def prepare(self) -> None:
         """Do what takes seconds once per process, so that the first round does not wait for it."""
@@ -141,7 +144,8 @@ class SiteTrainer:
             )
         self._check_experiment(order.experiment_uri)
         _make_deterministic(self.site.threads)
-        self._load(order)
+        made_with = self._checked_software(order)
+        begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
         losses, seconds, stop = self._steps(order, progress, should_stop or (lambda: False))
 
@@ -149,7 +153,7 @@ class SiteTrainer:
         tokens = steps * self.settings.total_batch_tokens
         model, optimisers = self._built()
         sha256, size = store_tensors(self.store, order.out, model.state_dict())
-        inner = order.inner_state
+        inner = begin
         if steps:
             inner = save_snapshot(self.store, self.site.name, optimisers.state(), _snapshots(order))
         self._weights, self._inner = sha256, inner
@@ -168,7 +172,8 @@ class SiteTrainer:
             seconds=round(seconds, 6),
             tokens_per_s=round(tokens / seconds, 3) if seconds > 0 else 0.0,
             weights=WrittenWeights(key=order.out, sha256=sha256, bytes=size),
-            inner_state=InnerStates(begin=order.inner_state, end=inner),
+            inner_state=InnerStates(begin=begin, end=inner),
+            made_with=made_with,
             stop=stop,
         )
 
@@ -185,8 +190,27 @@ class SiteTrainer:
             )
         self._experiment_bytes = digest
 
-    def _load(self, order: Order) -> None:
-        """Bring model and optimisers to the state the order begins with."""
+    def _checked_software(self, order: Order) -> dict[str, str]:
+        """What this site works with; an order that asks for something else is refused before any work."""
+        if self._made_with is None:
+            from curtail_pipeline.corpus.build import stored_manifest
+
+            self._made_with = versions()
+            if (manifest := stored_manifest(self.store, self.site.name)) is not None:
+                self._made_with |= {"corpus": manifest.dealing_sha256, "tokenizer": manifest.tokenizer_sha256}
+        other = differences(order.terms.made_with, self._made_with)
+        if other and order.terms.differing == "refuse":
+            raise TrainingError(
+                f"site {self.site.name} works with {other}; install the same there, or set federation.differing_site "
+                "to record"
+            )
+        return self._made_with
+
+    def _load(self, order: Order) -> str:
+        """Bring model and optimisers to the state the order begins with; the name of the inner state.
+
+        That is the order's, or `fresh` where the state is lost and the order's terms allow it.
+        """
         config = self.store.read_bytes(order.config)
         if self._config != (found := hashlib.sha256(config).hexdigest()):
             self._build(config, order.config)
@@ -197,13 +221,20 @@ class SiteTrainer:
             weights = read_tensors(self.store, order.parent.key, order.parent.sha256)
             _copy_weights(model, weights, order.parent.key)
             self._weights = order.parent.sha256
-        if order.inner_state == FRESH:
-            optimisers.reset()
-        elif self._inner != order.inner_state:
+        begin = order.inner_state
+        if begin != FRESH and self._inner != begin:
             self._inner = None
-            state = load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
-            optimisers.load(state, order.inner_state)
-        self._inner = order.inner_state
+            try:
+                optimisers.load(load_snapshot(self.store, self.site.name, begin, _snapshots(order)), begin)
+            except StateLost as error:
+                if order.replay or order.terms.lost_state == "refuse":
+                    raise
+                log.warning("%s starts fresh: %s", self.site.name, error)
+                begin = FRESH
+        if begin == FRESH:
+            optimisers.reset()
+        self._inner = begin
+        return begin
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None

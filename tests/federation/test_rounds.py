@@ -161,6 +161,37 @@ def test_a_site_that_talks_up_its_work_does_not_decide_the_merge(bench: Bench) -
     assert journal[0]["merge"]["accepted"]["CA"]["share"] == 1.0
 
 
+@pytest.mark.parametrize("differing", ["refuse", "record"])
+def test_a_site_with_another_torch_is_refused_or_recorded(bench: Bench, differing: str) -> None:
+    terms = {"made_with": {"torch": "2.13.0"}, "differing": differing}
+    plan = bench.plan([{"CA": 1, "TX": 1}] * 2, ("CA", "TX"), terms=terms)
+    segment = bench.run(plan, (Fault("TX", 1, "other torch"),))
+    said = "it works with torch 0.4.1 instead of 2.13.0"
+    if differing == "refuse":
+        assert segment["refused"]["TX"].startswith(said) and segment["rounds"][1]["steps"] == {"CA": 1}
+    else:
+        assert segment["rounds"][1]["odd"] == {"TX": said} and segment["sites"]["TX"]["steps"] == 2
+        assert segment["sites"]["TX"]["made_with"] == {"torch": "0.4.1"} and not segment["refused"]
+    assert segment["sites"]["CA"]["made_with"] == {"torch": "2.13.0+cpu"}  # a build for one device is the same release
+
+
+@pytest.mark.parametrize("lost_state", ["refuse", "fresh"])
+def test_a_lost_inner_state_is_recorded_or_refused(bench: Bench, lost_state: str) -> None:
+    given = "sha256:" + "a" * 64
+    plan = bench.plan(
+        [{"CA": 1, "TX": 1}] * 2, ("CA", "TX"), terms={"lost_state": lost_state}, inner_state={"TX": given}
+    )
+    segment = bench.run(plan, (Fault("TX", 0, "lost state"),))
+    if lost_state == "refuse":
+        assert f"it began with state fresh, not {given}" in segment["refused"]["TX"]
+    else:
+        assert segment["rounds"][0]["odd"]["TX"].startswith("it began fresh: the inner state sha256:aaaa")
+        assert segment["sites"]["TX"]["inner_state"]["begin"] == "fresh" and not segment["refused"]
+        # what is repeated is what was done
+        replayed = bench.run(replay(plan, segment), folder="scratch/replay")
+        assert replayed["weights"] == segment["weights"] | {"key": replayed["weights"]["key"]}
+
+
 def test_a_gate_refuses_what_is_worse_on_heldout_text(bench: Bench) -> None:
     losses = {"CA": 5.05, "TX": 5.2, "SA": float("nan")}
 
