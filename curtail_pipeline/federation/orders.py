@@ -108,6 +108,30 @@ class Result(Message):
     stop: StopReason
 
 
+Phase = Literal["fetch", "compile", "train", "store"]
+"""What a training thread is at: getting weights, inner state and text; the first step of a model in its process; a
+step; writing what it has trained."""
+
+
+class Activity(Record):
+    """What a trainer's training thread does, written by no other thread."""
+
+    key: str
+    attempt: int
+    replay: str
+    round: int
+    phase: Phase
+    count: int
+    """Signs of progress on this order: phases entered and steps done."""
+    step_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Median seconds of its last steps; None before the first."""
+
+    @property
+    def name(self) -> tuple[str, int, str, int]:
+        """Of the order, as `Order.name`."""
+        return (self.key, self.attempt, self.replay, self.round)
+
+
 class Heartbeat(Message):
     """The sign of life that a trainer writes (`agents/<site>.json`)."""
 
@@ -115,6 +139,8 @@ class Heartbeat(Message):
     pid: int
     at: Utc
     busy: bool
+    activity: Activity | None = None
+    """None while no order is worked on."""
 
 
 def agent_key(site: str) -> str:

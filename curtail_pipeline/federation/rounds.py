@@ -2,9 +2,9 @@
 
 What can fail, and what follows:
 
-- *A site is lost* (its agent's heartbeat stands still for `liveness_s`, its agent restarted while it worked on the
-  order, or the transport reports a failure): the round goes on with the others, the segment ends after it, and the stop
-  reason names the site. A reply that arrives later is ignored.
+- *A site is lost* (no heartbeat, no progress within the limits of `liveness`, its agent restarted while it worked on
+  the order, or the transport reports a failure): the round goes on with the others, the segment ends after it, and the
+  stop reason names the site. A reply that arrives later is ignored.
 - *An update is refused* (see `outer.merge`; also a result that does not fit its order): the round goes on with the
   others and the site takes part in the next one.
 - In both cases nothing the site did counts: its next order starts from the inner state of its last accepted result, and
@@ -37,9 +37,11 @@ from curtail_pipeline.federation.orders import (
 )
 from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, scratch_of, segment_key
 from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
+from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.federation.terms import oddities
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
+from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import compact
@@ -69,14 +71,15 @@ class _Running:
         folder: str,
         store: Store,
         *,
-        liveness_s: float,
+        limits: LivenessLimits,
         clock: Callable[[], float],
         wait: Callable[[float], None],
         log: Callable[[str], None],
         heldout_loss: HeldoutLoss | None,
     ) -> None:
         self.transport, self.plan, self.folder, self.store = transport, plan, folder, store
-        self.liveness = Liveness(store, liveness_s, clock)
+        self.liveness = Liveness(store, limits, clock)
+        self.life = LifeWriter(store, folder, clock)
         self.wait, self.log, self.heldout_loss = wait, log, heldout_loss
         self.state = SegmentState(plan)
         self._journal = b""
@@ -192,9 +195,10 @@ class _Running:
         begun, before, began = utc_now(), self.state.step, time.monotonic()
         orders = {site: self._order(upcoming, site) for site in self.plan.members if site in upcoming.steps}
         for site, order in orders.items():
-            self.liveness.watch(site)
+            self.liveness.watch(site, order)
             self.transport.send(site, order)
         results, lost, malformed = self._collect(upcoming.index, set(orders))
+        self.life.beat("merging")
         fitting, refused = self._admit(orders, results)
         report = self._merge(upcoming.index, fitting)
         refused |= malformed | report.refused
@@ -232,6 +236,7 @@ class _Running:
         malformed: dict[str, str] = {}
         pause = POLL_S
         while True:
+            self.life.beat("collecting")
             for site, answer in self.transport.poll():
                 if site not in pending:
                     continue
@@ -321,7 +326,7 @@ def run_segment(
     store: Store,
     *,
     folder: str | None = None,
-    liveness_s: float = 10.0,
+    limits: LivenessLimits = DEFAULT_LIMITS,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
     log: Callable[[str], None] = print,
@@ -332,7 +337,7 @@ def run_segment(
     Args:
         transport: how orders reach the members.
         folder: scratch folder (a store key); `scratch/<key>/<attempt>` when not given.
-        liveness_s: a site whose heartbeat stands still for longer (wall seconds) is lost.
+        limits: how long a site may show no progress.
         clock, wait: monotonic seconds and sleep; a test passes its own.
         heldout_loss: judges updates where the plan has a gate.
 
@@ -345,7 +350,7 @@ def run_segment(
         plan,
         place,
         store,
-        liveness_s=liveness_s,
+        limits=limits,
         clock=clock,
         wait=wait,
         log=log,
@@ -353,6 +358,7 @@ def run_segment(
     )
     outcome = running.run()
     store.write_record(segment_key(place), outcome)
+    running.life.close()
     return outcome
 
 
@@ -361,12 +367,10 @@ def run_plan(
     key: str,
     store: Store,
     *,
-    liveness_s: float,
+    limits: LivenessLimits,
     log: Callable[[str], None] = print,
     heldout_loss: HeldoutLoss | None = None,
 ) -> Segment:
     """`run_segment` for a plan in the store; the segment is written beside it."""
     plan = store.read_record(key, Plan)
-    return run_segment(
-        transport, plan, store, folder=folder_of(key), liveness_s=liveness_s, log=log, heldout_loss=heldout_loss
-    )
+    return run_segment(transport, plan, store, folder=folder_of(key), limits=limits, log=log, heldout_loss=heldout_loss)

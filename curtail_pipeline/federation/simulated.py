@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from curtail_pipeline.federation.orders import Heartbeat, Order, Result, WrittenWeights, agent_key
+from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
@@ -24,7 +24,7 @@ from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
     "other round", "other torch", "lost state",
-    "mute",
+    "mute", "hang", "undelivered",
 ]  # fmt: skip
 
 
@@ -32,8 +32,9 @@ FaultKind = Literal[
 class Fault:
     """What goes wrong at a site in a round.
 
-    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: heartbeat
-    goes on, no reply until the transport reports it. error: the transport reports a failure. nan, huge, shape, corrupt:
+    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: the site
+    trains on and never replies. hang: its training thread stands still, its heartbeat goes on. undelivered: it lives
+    and the order never reaches it. error: the transport reports a failure. nan, huge, shape, corrupt:
     the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
     greedy: consumes ranges it has no lease for. halved: names half of the ranges it trained on. boastful: claims a
     hundred times its tokens. dreamer: claims a loss that its steps cannot have had. other round: signs for the next.
@@ -133,6 +134,7 @@ class MemoryTransport:
         self.sent: list[tuple[str, Order]] = []
         self._pending: list[tuple[str, Order]] = []
         self._dead: set[str] = set()
+        self._at_work: dict[str, tuple[Order, FaultKind]] = {}
         self._pid = dict.fromkeys(sites, 1)
         self._beat = 0
         self._beat_all()
@@ -154,7 +156,10 @@ class MemoryTransport:
                 self._pid[site] += 1
             elif kind == "error":
                 answers.append((site, Failure("trainer answered 500: injected")))
-            elif kind != "mute":
+            elif kind in ("mute", "hang"):
+                self._at_work[site] = (order, kind)
+            elif kind != "undelivered":
+                self._at_work.pop(site, None)
                 answers.append((site, self.sites[site](order, kind)))
         self._beat_all()
         return answers
@@ -163,7 +168,20 @@ class MemoryTransport:
         self._beat += 1
         for site in self.sites:
             if site not in self._dead:
-                beat = Heartbeat(site=site, pid=self._pid[site], at=EPOCH + seconds(self._beat), busy=False)
+                doing = self._activity(site)
+                at = EPOCH + seconds(self._beat)
+                beat = Heartbeat(site=site, pid=self._pid[site], at=at, busy=doing is not None, activity=doing)
                 path = self.store.path(agent_key(site))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(beat.model_dump_json(), encoding="utf-8")  # nobody reads at the same time
+
+    def _activity(self, site: str) -> Activity | None:
+        if site not in self._at_work:
+            return None
+        order, kind = self._at_work[site]
+        return Activity(
+            **order.model_dump(include={"key", "attempt", "replay", "round"}),
+            phase="train",
+            count=1 if kind == "hang" else self._beat,
+            step_s=3.0,
+        )

@@ -30,15 +30,19 @@ class FlowerTransport:
     """Orders as TRAIN messages to nodes; replies as they come.
 
     A live order is one message. That of a replay is sent again until it is done, since a node takes one message at a
-    time and its agent must not wait for a trainer that live orders keep busy.
+    time and its agent must not wait for a trainer that live orders keep busy. A site without a node is lost.
     """
 
     def __init__(self, grid: Grid, nodes: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
         self._grid, self._nodes, self._clock = grid, dict(nodes), clock
         self._waiting: dict[str, tuple[str, Order]] = {}
+        self._missing: list[str] = []
         self._later: list[tuple[float, str, Order]] = []
 
     def send(self, site: str, order: Order) -> None:
+        if site not in self._nodes:
+            self._missing.append(site)
+            return
         content = RecordDict({"order": ConfigRecord({"order": order.model_dump_json()})})
         message = Message(
             content, self._nodes[site], MessageType.TRAIN, ttl=TTL_S, group_id=f"{order.key}/{order.round}"
@@ -53,9 +57,10 @@ class FlowerTransport:
         due, self._later = [x for x in self._later if x[0] <= now], [x for x in self._later if x[0] > now]
         for _, site, order in due:
             self.send(site, order)
+        answers: list[tuple[str, Reply]] = [(site, Failure("its SuperNode is not online")) for site in self._missing]
+        self._missing = []
         if not self._waiting:
-            return []
-        answers: list[tuple[str, Reply]] = []
+            return answers
         for reply in self._grid.pull_messages(list(self._waiting)):
             sent = self._waiting.pop(reply.metadata.reply_to_message_id, None)
             if sent is None:
@@ -98,10 +103,10 @@ def resolve_nodes(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, int]:
-    """The node of every member: by registered name, by hint if that node is online, else by asking all unknown nodes.
+    """The node of every member that is online: by registered name, by hint, else by asking all unknown nodes.
 
     Raises:
-        FederationError: a member has no node that is online.
+        FederationError: no member has.
     """
     members = list(members)
     online = {node.node_id: node.name for node in grid.get_nodes()}
@@ -128,12 +133,11 @@ def resolve_nodes(
             if set(found) == set(members):
                 break
             wait(POLL_S)
-    missing = [site for site in members if site not in found]
-    if missing:
+    if not found:
         raise FederationError(
-            f"no SuperNode of {', '.join(missing)} is online ({len(online)} nodes are); start it, or wait until it is"
+            f"no SuperNode of {', '.join(members)} is online ({len(online)} nodes are); start one, or wait until one is"
         )
-    return {site: found[site] for site in members}
+    return {site: found[site] for site in members if site in found}
 
 
 def serve(grid: Grid, context: Context) -> None:
@@ -149,7 +153,7 @@ def serve(grid: Grid, context: Context) -> None:
         FlowerTransport(grid, nodes),
         config.plan,
         store,
-        liveness_s=config.liveness_s,
+        limits=config.limits,
         log=lambda line: print(line, flush=True),
         heldout_loss=_gate(store, plan),
     )

@@ -43,7 +43,7 @@ def connect(home: Path, experiment: Experiment) -> Iterator[Federation]:
     address = os.environ.get(SUPERLINK_ENV)
     if address:
         settings = experiment.federation
-        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.liveness_s, address)
+        yield StandingFederation(home / "federation", settings.start_timeout_s, settings.limits, address)
         return
     with LocalFederation(home, experiment).ensure() as federation:
         yield federation

@@ -17,6 +17,7 @@ from curtail_pipeline.federation.progress import (
     Submitted,
     merged_round,
 )
+from curtail_pipeline.federation.server_life import ServerWatch
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.flower.control_api import Control, RunStatus
 from curtail_pipeline.flower.local import Federation
@@ -63,9 +64,7 @@ def submit_and_follow(
         run_id = _attach(control, store, plan_key)
         if run_id is None:
             store.delete(journal_key(folder))
-            config = RunConfig(
-                store=str(store.root), plan=plan_key, nodes=contact.nodes, liveness_s=federation.liveness_s
-            )
+            config = RunConfig(store=str(store.root), plan=plan_key, nodes=contact.nodes, limits=federation.limits)
             run_id = control.start_run(config.to_flower())
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id))
@@ -106,6 +105,7 @@ class _Follower:
         self.federation, self.control, self.store, self.folder = federation, control, store, folder
         self.run_id, self.plan = run_id, plan
         self.on_progress, self.should_cancel = on_progress, should_cancel
+        self.watch = ServerWatch(store, folder, federation.limits, federation.start_timeout_s)
         self.seen_rounds = 0
         self.seen_steps: dict[str, StepDone] = {}
 
@@ -124,6 +124,7 @@ class _Follower:
             if time.monotonic() - asked > STATUS_S:
                 asked = time.monotonic()
                 self.check(self.control.status(self.run_id))
+                self.require_life()
                 for event in self.step_events():
                     self.on_progress(event)
             time.sleep(POLL_S)
@@ -141,6 +142,14 @@ class _Follower:
         ending = "\n".join(log.splitlines()[-_TAIL:])
         why = f"{run.sub_status}: {run.details or 'no details'}"
         raise FederationError(f"{self.folder}: Flower run {self.run_id} {why}; its log ends:\n{ending}")
+
+    def require_life(self) -> None:
+        """End a run whose ServerApp is dead, stopped or never started: its site waits would last for ever."""
+        if (reason := self.watch.lost()) is None:
+            return
+        with contextlib.suppress(FederationError):
+            self.control.stop_run(self.run_id)
+        raise FederationError(f"{self.folder}: Flower run {self.run_id} was stopped: its ServerApp is lost: {reason}")
 
     def round_events(self) -> Iterator[SegmentEvent]:
         for line in read_journal(self.store, self.folder)[self.seen_rounds :]:

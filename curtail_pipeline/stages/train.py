@@ -4,14 +4,14 @@ A segment is planned from its request and its parent alone; nothing here reads "
 round's steps, computed from the trace; with a replayed or live clock it is open-ended and membership ends it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from curtail_pipeline.corpus.build import stored_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
-from curtail_pipeline.errors import StoreError
+from curtail_pipeline.errors import FederationError, SitesDown, StoreError
 from curtail_pipeline.federation.orders import (
     JournalLine,
     OpenRounds,
@@ -27,6 +27,7 @@ from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal
 from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import submit_and_follow
+from curtail_pipeline.scheduling.absence import ABSENCES_KEY
 from curtail_pipeline.scheduling.decide import decide
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
@@ -34,6 +35,7 @@ from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.tick import absences
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
@@ -100,8 +102,17 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     if not store.exists(plan_key(scratch)):
         store.write_record(plan_key(scratch), _plan(project, prospect))
     began = utc_now()
-    with connect(project.home.root, project.experiment) as federation:
-        segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
+    try:
+        with connect(project.home.root, project.experiment) as federation:
+            segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
+    except SitesDown as error:
+        _note_absences(project, error.sites, ())
+        raise
+    except FederationError:
+        journal = read_journal(store, scratch)
+        _note_absences(project, journal[-1].done.lost if journal else {}, ())
+        raise
+    _note_absences(project, segment.lost, [site for site, done in segment.sites.items() if done.steps])
     if not segment.rounds:
         store.delete(f"scratch/{request.key}")
         return NoRound(request.key, segment.stop_reason)
@@ -111,6 +122,14 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     store.delete(f"scratch/{request.key}")
     _prune_inner_states(project)
     return manifest
+
+
+def _note_absences(project: Project, lost: Mapping[str, str], delivered: Collection[str]) -> None:
+    """Remember who was lost, for the next decision, and who is back."""
+    before = absences(project)
+    after = before.after(lost, delivered, utc_now())
+    if after != before:
+        project.store.write_record(ABSENCES_KEY, after)
 
 
 def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
@@ -131,7 +150,7 @@ def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
 
 def _prospect(project: Project, request: SegmentRequest) -> Prospect:
     parent = _whole_parent(project, request.parent)
-    view = project.view(request.start, since=parent.end)
+    view = project.view(request.start, since=parent.end).without(request.away)
     scheduled = None
     if project.clock_mode == "headless":
         job = project.job(parent, request.previous)

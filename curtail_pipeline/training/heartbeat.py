@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from curtail_pipeline.federation.orders import Heartbeat, agent_key
+from curtail_pipeline.federation.orders import Activity, Heartbeat, agent_key
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
 
@@ -18,11 +18,11 @@ class HeartbeatWriter:
     """Writes as long as it is not closed; then the sign is taken away.
 
     Args:
-        busy: whether an order is worked on.
+        activity: what the training thread does now; None while there is no order.
     """
 
-    def __init__(self, store: Store, site: str, busy: Callable[[], bool]) -> None:
-        self._store, self._site, self._busy = store, site, busy
+    def __init__(self, store: Store, site: str, activity: Callable[[], Activity | None]) -> None:
+        self._store, self._site, self._activity = store, site, activity
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -36,7 +36,8 @@ class HeartbeatWriter:
 
     def _beat(self) -> None:
         while True:
-            life = Heartbeat(site=self._site, pid=os.getpid(), at=utc_now(), busy=self._busy())
+            doing = self._activity()
+            life = Heartbeat(site=self._site, pid=os.getpid(), at=utc_now(), busy=doing is not None, activity=doing)
             try:
                 self._store.write_record(agent_key(self._site), life)
             except OSError as error:  # a full disk: late is better than dead

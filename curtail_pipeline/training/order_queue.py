@@ -8,6 +8,7 @@ The same order again gets the same answer, as long as the weights that the answe
 
 import logging
 import os
+import statistics
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from curtail_pipeline.errors import CurtailError, MessageError, StoreError
-from curtail_pipeline.federation.orders import Order, Result, Watch
+from curtail_pipeline.federation.orders import Activity, Order, Phase, Result, Watch
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.store import Store
@@ -28,6 +29,8 @@ log = logging.getLogger("curtail.trainer")
 WATCH_S = 0.5
 REMEMBERED = 64
 """Answers kept for orders that are sent again."""
+STEPS_REMEMBERED = 21
+"""Whose median says how long a step may take."""
 FORGOTTEN_S = 30.0
 """A replay's order that nobody has asked for in so long is dropped."""
 
@@ -91,14 +94,20 @@ class OrderQueue:
         self._replays: deque[Job] = deque()
         self._current: Job | None = None
         self._progress: StepProgress | None = None
+        self._activity: Activity | None = None
+        self._step_s: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._told = 0.0
+        """When the training thread last told of a step or a phase."""
 
     @property
     def site(self) -> str:
         return self.trainer.site.name
 
     @property
-    def busy(self) -> bool:
-        return self._current is not None
+    def activity(self) -> Activity | None:
+        """What the training thread does; None while there is nothing to do."""
+        with self._guard:
+            return self._activity
 
     def enter(self, order: Order) -> Job:
         """The job of this order, known or new; or that of an abandoned one which has to make room first.
@@ -254,7 +263,7 @@ class OrderQueue:
             with MembershipWatch(self.trainer.store, self.site, order.watch) as watch:
                 result = self.trainer.train(
                     order,
-                    self._note,
+                    lambda told: self._note(order, told),
                     lambda: self._gives_way(job) or job.stop.is_set() or self.ended.is_set() or watch.left.is_set(),
                 )
             outcome = Outcome(200, result)
@@ -269,7 +278,7 @@ class OrderQueue:
         with self._guard:
             if outcome.status != 200:  # a failed order may be sent again once its cause is mended
                 self._jobs.pop(order.name, None)
-            self._current = self._progress = None
+            self._current = self._progress = self._activity = None
             if self._live is job:
                 self._live = None
         job.outcome.set_result(outcome)
@@ -289,12 +298,28 @@ class OrderQueue:
                 self._drop(job, "it was stopped" if job.stop.is_set() else "nobody has asked for it any more")
             else:
                 return False
-            self._current = self._progress = None
+            self._current = self._progress = self._activity = None
         raise _GaveWay
 
-    def _note(self, progress: StepProgress) -> None:
+    def _note(self, order: Order, told: StepProgress | Phase) -> None:
+        """Keep what the training thread tells, for whoever watches over it."""
+        now = self._clock()
         with self._guard:
-            self._progress = progress
+            before, phase = self._activity, self._activity.phase if self._activity else "fetch"
+            if isinstance(told, StepProgress):
+                self._progress = told
+                if phase == "train":
+                    self._step_s.append(now - self._told)
+                phase = "train"
+            else:
+                phase = told
+            self._told = now
+            self._activity = Activity(
+                **order.model_dump(include={"key", "attempt", "replay", "round"}),
+                phase=phase,
+                count=before.count + 1 if before else 1,
+                step_s=statistics.median(self._step_s) if self._step_s else None,
+            )
 
 
 class MembershipWatch:

@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         trainer = SiteTrainer(store, site, experiment)
         trainer.prepare()
         orders = OrderQueue(trainer, ended)
-        server, heartbeat = OrderServer(orders), HeartbeatWriter(store, site.name, lambda: orders.busy)
+        server, heartbeat = OrderServer(orders), HeartbeatWriter(store, site.name, lambda: orders.activity)
     except CurtailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.federation.orders import Order, Result, StopReason, WrittenWeights
+from curtail_pipeline.federation.orders import Order, Phase, Result, StopReason, WrittenWeights
 from curtail_pipeline.federation.plan import replay_folder
 from curtail_pipeline.federation.terms import differences
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
@@ -65,7 +65,8 @@ class StepProgress:
     tokens_per_s: float
 
 
-Progress = Callable[[StepProgress], None]
+Progress = Callable[[StepProgress | Phase], None]
+"""Told what the training thread is at, and every step."""
 
 
 class SiteTrainer:
@@ -101,6 +102,8 @@ class SiteTrainer:
         self._model: nn.Module | None = None
         self._decoder: nn.Module | None = None
         self._optimisers: Optimisers | None = None
+        self._warm = False
+        """Whether the model has done a step: the first one compiles."""
         self._config: str | None = None
         self._weights: str | None = None
         self._inner: str | None = None
@@ -126,7 +129,7 @@ class SiteTrainer:
 
         Args:
             order: see `orders.Order`.
-            progress: called after every step.
+            progress: called when a phase begins and after every step.
             should_stop: asked before every step; true ends the round with `stop: membership`.
 
         Returns:
@@ -144,10 +147,13 @@ class SiteTrainer:
             )
         self._check_experiment(order.experiment_uri)
         _make_deterministic(self.site.threads)
+        tell = progress or (lambda _: None)
+        tell("fetch")
         made_with = self._checked_software(order)
         begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
-        losses, seconds, stop = self._steps(order, progress, should_stop or (lambda: False))
+        losses, seconds, stop = self._steps(order, tell, should_stop or (lambda: False))
+        tell("store")
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
@@ -238,6 +244,7 @@ class SiteTrainer:
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
+        self._warm = False
         model: nn.Module = build_model(read_config(config, source))
         model.to(self._device).train()
         self._model = model
@@ -251,7 +258,7 @@ class SiteTrainer:
         return self._model, self._optimisers
 
     def _steps(
-        self, order: Order, progress: Progress | None, should_stop: Callable[[], bool]
+        self, order: Order, tell: Progress, should_stop: Callable[[], bool]
     ) -> tuple[list[float], float, StopReason]:
         """Train until a reason to stop; the loss of every step, wall seconds, and the reason."""
         per_step = self.experiment.sequences_per_step
@@ -259,6 +266,7 @@ class SiteTrainer:
         losses: list[float] = []
         begin = self._clock()
         elapsed = last = 0.0
+        tell("train" if self._warm else "compile")
         while True:
             if len(losses) >= order.max_steps:
                 stop: StopReason = "steps"
@@ -278,9 +286,8 @@ class SiteTrainer:
             losses.append(self._step(batch, step, order.total_steps))
             now = self._clock() - begin
             elapsed, last = now, now - elapsed
-            if progress is not None:
-                rate = len(losses) * self.settings.total_batch_tokens / elapsed
-                progress(StepProgress(step, len(losses), losses[-1], rate))
+            self._warm = True
+            tell(StepProgress(step, len(losses), losses[-1], len(losses) * self.settings.total_batch_tokens / elapsed))
         return losses, elapsed, stop
 
     def _batches(self, order: Order) -> Iterator[npt.NDArray[np.int64]]:

@@ -178,8 +178,16 @@ def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
     assert {m.metadata.dst_node_id for m in grid.pushed} == {12, 13}
     assert all(m.metadata.message_type == MessageType.QUERY for m in grid.pushed)
     now = iter(range(0, 10**6, 7))
+    waiting = {"clock": lambda: next(now), "wait": lambda _: None}
+    assert resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, **waiting) == {"CA": 10}  # the others go on
     with pytest.raises(FederationError, match=r"no SuperNode of TX, NOWHERE is online \(4 nodes are\)"):
-        resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, clock=lambda: next(now), wait=lambda _: None)
+        resolve_nodes(grid, ["TX", "NOWHERE"], {}, **waiting)
+
+
+def test_a_site_without_a_node_is_lost_at_once() -> None:
+    transport = FlowerTransport(FakeGrid({10: "CA"}), {"CA": 10})
+    transport.send("TX", order_for("TX"))
+    assert transport.poll() == [("TX", Failure("its SuperNode is not online"))] and transport.poll() == []
 
 
 def order_for(site: str, key: str = "ckpt-000001", round_: int = 4) -> Order:

@@ -33,6 +33,7 @@ from curtail_pipeline.flower.run_config import FlowerRun, FlowerValue, RunConfig
 from curtail_pipeline.flower.submit import SegmentCancelled, submit_and_follow
 from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.manifest import InnerStates, SiteResult
 from curtail_pipeline.storage.store import Store, file_sha256
 
@@ -59,7 +60,7 @@ def experiment(sites: Sequence[str] = SITES) -> Experiment:
 
 def asking(store: Store, key: str) -> dict[str, FlowerValue]:
     """The run config of a segment whose nodes are not known."""
-    return RunConfig(store=str(store.root), plan=key, nodes={}, liveness_s=8.0).to_flower()
+    return RunConfig(store=str(store.root), plan=key, nodes={}, limits=LivenessLimits(liveness_s=8)).to_flower()
 
 
 def new_store(home: Path) -> Store:
@@ -159,7 +160,7 @@ def federation(home: Path) -> Iterator[LocalFederation]:
 
 @pytest.fixture
 def handle(federation: LocalFederation) -> Federation:
-    return Federation(federation.folder, 90, 8)
+    return Federation(federation.folder, 90, LivenessLimits(liveness_s=8))
 
 
 @pytest.fixture
@@ -282,6 +283,61 @@ def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
         wait_until(lambda: {node.status for node in control.nodes()} == {"online"})
     again = plan(store, "ckpt-000010", [{"CA": 1, "TX": 1}], attempt=2)
     assert submit_and_follow(handle, again, store).steps == 2
+
+
+def test_a_dead_superexec_is_started_again(federation: LocalFederation, handle: Federation, store: Store) -> None:
+    handle.wait_ready(SITES)
+    executors = wait_until(lambda: superexecs(federation) if len(superexecs(federation)) == 3 else None)
+    for pid in executors.values():
+        os.kill(pid, signal.SIGKILL)
+    again = wait_until(lambda: (new := superexecs(federation)).keys() == executors.keys() and new, 15)
+    assert not {*again.values()} & {*executors.values()}
+    assert submit_and_follow(handle, plan(store, "ckpt-000011", [{"CA": 1, "TX": 1}]), store).steps == 2
+
+
+def superexecs(federation: LocalFederation) -> dict[int | None, int]:
+    """Process id of the SuperExec of each SuperLink and SuperNode."""
+    return {p.owner: p.pid for p in federation.status().spawned if p.command == "flower-superexec"}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_serverapp_ends_the_run_and_not_the_caller(
+    federation: LocalFederation, handle: Federation, store: Store, how: signal.Signals
+) -> None:
+    key = plan(store, f"ckpt-00002{how % 10}", [{"CA": 300, "TX": 300}], seed=7)
+    hit: list[float] = []
+
+    def strike(event: SegmentEvent) -> None:
+        if isinstance(event, StepDone) and not hit:
+            (server,) = [p.pid for p in federation.status().spawned if p.command == "flwr-serverapp"]
+            os.kill(server, how)
+            hit.append(time.monotonic())
+
+    with pytest.raises(FederationError, match=r"its ServerApp is lost: it has shown no life|failed"):
+        submit_and_follow(handle, key, store, strike)
+    assert time.monotonic() - hit[0] < 20
+
+
+@pytest.mark.parametrize("part", ["trainer", "superlink", "supernode"])
+def test_a_stopped_process_is_killed_and_replaced(
+    federation: LocalFederation, handle: Federation, store: Store, part: str
+) -> None:
+    handle.wait_ready(SITES)
+    before = federation.status()
+    pids = {
+        "trainer": before.sites["TX"].trainer.pid,
+        "supernode": before.sites["TX"].supernode.pid,
+        "superlink": before.superlink.pid,
+    }
+    pid = pids[part]
+    assert pid is not None
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: not psutil.pid_exists(pid), 20, f"the end of the stopped {part}")
+    handle.wait_ready(SITES)
+    assert time.monotonic() - began < 40
+    log = (federation.folder / "logs" / "supervisor.log").read_text()
+    assert "is killed: it has" in log
 
 
 def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: Store) -> None:
