@@ -76,6 +76,10 @@ class PolicyError(CurtailError):
     """A policy that does not exist or cannot be satisfied."""
 
 
+FULL_DISK = "no space left on the device; free space and try again: what is committed stays"
+"""The one line that is said of it, once per attempt."""
+
+
 def is_out_of_space(error: BaseException) -> bool:
     """Whether an error comes from a full disk, be it in a file or in a SQLite database."""
     seen: BaseException | None = error

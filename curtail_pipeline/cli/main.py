@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curtail_pipeline.cli.file_options import Reading, takes_file_options
-from curtail_pipeline.errors import CurtailError, is_out_of_space
+from curtail_pipeline.errors import FULL_DISK, CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
     from curtail_pipeline.settings.experiment import ClockMode
@@ -380,10 +380,7 @@ def main() -> None:
     except Exception as error:
         if not is_out_of_space(error):
             raise
-        print(
-            "curtail: no space left on the device; free space and run it again: what is committed stays",
-            file=sys.stderr,
-        )
+        print(f"curtail: {FULL_DISK}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

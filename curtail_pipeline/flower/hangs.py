@@ -10,6 +10,8 @@ from curtail_pipeline.federation.liveness import Pulse, last_beat
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.store import Store
 
+HANGS_S = 1.0
+"""Between two looks."""
 ANSWER_S = 2.0
 """How long a SuperLink may take to say that it is well."""
 
@@ -52,7 +54,7 @@ class Hangs:
 
         Args:
             pids: all processes.
-            trainers: process ids of the sites' trainers that are ready.
+            trainers: process ids of the sites' trainers.
             superlink: process id and address of the SuperLink, once it is ready.
             now: monotonic seconds.
         """
@@ -62,7 +64,7 @@ class Hangs:
                 hung[pid] = f"it has been stopped for {since:.0f} s"
         for site, pid in trainers.items():
             beat = last_beat(self.store, site)
-            if beat is None or beat.pid == pid:
+            if pid in self._pulses or (beat is not None and beat.pid == pid):  # it has begun
                 pulse = self._pulses.setdefault(pid, Pulse(self.limits, now, beat))
                 if reason := pulse.lost(beat, now):
                     hung.setdefault(pid, reason)

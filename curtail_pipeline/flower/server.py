@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.errors import FULL_DISK, FederationError, MessageError, is_out_of_space
 from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.orders import Answer, Order, Plan
 from curtail_pipeline.federation.rounds import POLL_S, run_plan
@@ -149,14 +149,19 @@ def serve(grid: Grid, context: Context) -> None:
     store = Store(config.store)
     plan = store.read_record(config.plan, Plan)
     nodes = resolve_nodes(grid, plan.members, config.nodes)
-    run_plan(
-        FlowerTransport(grid, nodes),
-        config.plan,
-        store,
-        limits=config.limits,
-        log=lambda line: print(line, flush=True),
-        heldout_loss=_gate(store, plan),
-    )
+    try:
+        run_plan(
+            FlowerTransport(grid, nodes),
+            config.plan,
+            store,
+            limits=config.limits,
+            log=lambda line: print(line, flush=True),
+            heldout_loss=_gate(store, plan),
+        )
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise
+        raise FederationError(f"{plan.key}: {FULL_DISK}") from None
 
 
 def _gate(store: Store, plan: Plan) -> HeldoutLoss | None:

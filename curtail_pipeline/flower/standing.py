@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from typing import NoReturn
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
 from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.storage.store import Store
 
 SUPERLINK_ENV = "CURTAIL_SUPERLINK"
 BINARIES = Path(sys.executable).parent
@@ -68,7 +71,8 @@ def _environment(flower_home: Path) -> dict[str, str]:
 def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
-    Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
+    Ends when either ends, hangs or is stopped for too long, or on SIGTERM and SIGINT; the other one is stopped, and
+    killed after `STOP_S`. Whoever started it starts it again.
 
     Raises:
         SettingsError: the experiment has no such site.
@@ -101,11 +105,17 @@ def run_site(home: Path, experiment: Experiment, name: str, superlink: str) -> i
         children += [
             subprocess.Popen(command, env=environment, preexec_fn=processes.die_with_parent) for command in commands
         ]
-        pid, status = os.wait()
-        code = os.waitstatus_to_exitcode(status)
-        part, child = next((part, child) for part, child in zip(parts, children, strict=True) if child.pid == pid)
-        child.returncode = code
-        raise FederationError(f"site {name}: its {part} ended with {code}; see its output above")
+        hangs = Hangs(Store(home / "store"), experiment.federation.limits)
+        named = {child.pid: part for part, child in zip(parts, children, strict=True)}
+        while all(child.poll() is None for child in children):
+            for pid, reason in hangs.found(named, {name: children[0].pid}, None, time.monotonic()).items():
+                print(f"site {name}: its {named[pid]} is killed: {reason}", file=sys.stderr, flush=True)
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(HANGS_S)
+        ended = next(child for child in children if child.poll() is not None)
+        raise FederationError(
+            f"site {name}: its {named[ended.pid]} ended with {ended.returncode}; see its output above"
+        )
     finally:
         for child in children:
             if child.poll() is None:

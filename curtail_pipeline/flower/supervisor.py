@@ -43,7 +43,7 @@ from curtail_pipeline.flower.federation_state import (
     SuperNodeState,
     TrainerProcess,
 )
-from curtail_pipeline.flower.hangs import Hangs, healthy
+from curtail_pipeline.flower.hangs import HANGS_S, Hangs, healthy
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.spawned import Spawned
@@ -60,7 +60,6 @@ LONGEST_BACKOFF_S = 30.0
 STEADY_S = 60.0
 """A child that lived so long is no longer blamed for earlier ends."""
 STOP_GRACE_S = 4.0
-HANGS_S = 1.0
 LOG_LIMIT = 32 << 20
 """Bytes of a log after which it is set aside as `.1`."""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from curtail_pipeline.emissions.formats import short
-from curtail_pipeline.errors import CurtailError
+from curtail_pipeline.errors import FULL_DISK, CurtailError, StoreError, is_out_of_space
 from curtail_pipeline.federation.progress import (
     RoundMerged,
     SegmentEnded,
@@ -121,6 +121,11 @@ def plain_failure(log: Log, what: str) -> Iterator[None]:
     except CurtailError as error:
         log.error(f"{what} failed: {first_line(error)}")
         raise
+    except Exception as error:
+        if not is_out_of_space(error):
+            raise
+        log.error(f"{what} failed: {FULL_DISK}")
+        raise StoreError(f"{what} failed: {FULL_DISK}") from error
 
 
 def first_line(error: BaseException) -> str:

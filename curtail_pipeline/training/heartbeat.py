@@ -35,12 +35,16 @@ class HeartbeatWriter:
         self._store.delete(agent_key(self._site))
 
     def _beat(self) -> None:
+        silent = False
         while True:
             doing = self._activity()
             life = Heartbeat(site=self._site, pid=os.getpid(), at=utc_now(), busy=doing is not None, activity=doing)
             try:
                 self._store.write_record(agent_key(self._site), life)
+                silent = False
             except OSError as error:  # a full disk: late is better than dead
-                log.error("no heartbeat: %s", error)
+                if not silent:
+                    log.error("no heartbeat: %s", error)
+                silent = True
             if self._closed.wait(HEARTBEAT_S):
                 return

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from curtail_pipeline.errors import CurtailError, MessageError, StoreError
+from curtail_pipeline.errors import FULL_DISK, CurtailError, MessageError, StoreError, is_out_of_space
 from curtail_pipeline.federation.orders import Activity, Order, Phase, Result, Watch
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.scheduling.reconcile import Desired
@@ -265,6 +265,7 @@ class OrderQueue:
                     order,
                     lambda told: self._note(order, told),
                     lambda: self._gives_way(job) or job.stop.is_set() or self.ended.is_set() or watch.left.is_set(),
+                    lambda phase: self._note(order, phase),
                 )
             outcome = Outcome(200, result)
         except _GaveWay:
@@ -272,9 +273,8 @@ class OrderQueue:
         except CurtailError as error:
             log.error("%s: %s", name_of(order), error)
             outcome = Outcome(400, Refusal(error=str(error)))
-        except Exception as error:  # a bug: the sender gets its name, the log its traceback
-            log.exception("%s failed", name_of(order))
-            outcome = Outcome(500, Refusal(error=f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            outcome = self._failed(order, error)
         with self._guard:
             if outcome.status != 200:  # a failed order may be sent again once its cause is mended
                 self._jobs.pop(order.name, None)
@@ -282,6 +282,14 @@ class OrderQueue:
             if self._live is job:
                 self._live = None
         job.outcome.set_result(outcome)
+
+    def _failed(self, order: Order, error: Exception) -> Outcome:
+        if is_out_of_space(error):
+            log.error("%s: %s", name_of(order), FULL_DISK)
+            return Outcome(507, Refusal(error=f"site {self.site} has {FULL_DISK}"))
+        # a bug: the sender gets its name, the log its traceback
+        log.error("%s failed", name_of(order), exc_info=error)
+        return Outcome(500, Refusal(error=f"{type(error).__name__}: {error}"))
 
     def _gives_way(self, job: Job) -> bool:
         """Of a replay's order, before every step: leave the trainer to a live one, or because nobody wants it.

@@ -30,7 +30,6 @@ from curtail_pipeline.federation.terms import differences
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
-from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.loss import head_loss, head_of
@@ -39,6 +38,7 @@ from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
 from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
+from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ class StepProgress:
     tokens_per_s: float
 
 
-Progress = Callable[[StepProgress | Phase], None]
-"""Told what the training thread is at, and every step."""
+Progress = Callable[[StepProgress], None]
 
 
 class SiteTrainer:
@@ -124,13 +123,15 @@ class SiteTrainer:
         order: Order,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_phase: Callable[[Phase], None] = lambda phase: None,
     ) -> Result:
         """Train one round and store the new weights and inner state.
 
         Args:
             order: see `orders.Order`.
-            progress: called when a phase begins and after every step.
+            progress: called after every step.
             should_stop: asked before every step; true ends the round with `stop: membership`.
+            on_phase: called when the work begins to be of another kind.
 
         Returns:
             See `orders.Result`. A step is counted once the optimisers have stepped; sequences that do not fill a step
@@ -147,13 +148,12 @@ class SiteTrainer:
             )
         self._check_experiment(order.experiment_uri)
         _make_deterministic(self.site.threads)
-        tell = progress or (lambda _: None)
-        tell("fetch")
-        made_with = self._checked_software(order)
+        on_phase("fetch")
+        software = self._checked_software(order)
         begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
-        losses, seconds, stop = self._steps(order, tell, should_stop or (lambda: False))
-        tell("store")
+        losses, seconds, stop = self._steps(order, progress, should_stop or (lambda: False), on_phase)
+        on_phase("store")
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
@@ -179,7 +179,7 @@ class SiteTrainer:
             tokens_per_s=round(tokens / seconds, 3) if seconds > 0 else 0.0,
             weights=WrittenWeights(key=order.out, sha256=sha256, bytes=size),
             inner_state=InnerStates(begin=begin, end=inner),
-            made_with=made_with,
+            made_with=software,
             stop=stop,
         )
 
@@ -199,11 +199,7 @@ class SiteTrainer:
     def _checked_software(self, order: Order) -> dict[str, str]:
         """What this site works with; an order that asks for something else is refused before any work."""
         if self._made_with is None:
-            from curtail_pipeline.corpus.build import stored_manifest
-
-            self._made_with = versions()
-            if (manifest := stored_manifest(self.store, self.site.name)) is not None:
-                self._made_with |= {"corpus": manifest.dealing_sha256, "tokenizer": manifest.tokenizer_sha256}
+            self._made_with = made_with(self.store, self.site.name)
         other = differences(order.terms.made_with, self._made_with)
         if other and order.terms.differing == "refuse":
             raise TrainingError(
@@ -258,7 +254,11 @@ class SiteTrainer:
         return self._model, self._optimisers
 
     def _steps(
-        self, order: Order, tell: Progress, should_stop: Callable[[], bool]
+        self,
+        order: Order,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+        on_phase: Callable[[Phase], None],
     ) -> tuple[list[float], float, StopReason]:
         """Train until a reason to stop; the loss of every step, wall seconds, and the reason."""
         per_step = self.experiment.sequences_per_step
@@ -266,7 +266,7 @@ class SiteTrainer:
         losses: list[float] = []
         begin = self._clock()
         elapsed = last = 0.0
-        tell("train" if self._warm else "compile")
+        on_phase("train" if self._warm else "compile")
         while True:
             if len(losses) >= order.max_steps:
                 stop: StopReason = "steps"
@@ -287,7 +287,9 @@ class SiteTrainer:
             now = self._clock() - begin
             elapsed, last = now, now - elapsed
             self._warm = True
-            tell(StepProgress(step, len(losses), losses[-1], len(losses) * self.settings.total_batch_tokens / elapsed))
+            if progress is not None:
+                rate = len(losses) * self.settings.total_batch_tokens / elapsed
+                progress(StepProgress(step, len(losses), losses[-1], rate))
         return losses, elapsed, stop
 
     def _batches(self, order: Order) -> Iterator[npt.NDArray[np.int64]]:

@@ -1,5 +1,7 @@
 """Named tensors on disk: safetensors only, the same bytes for the same values, checked by hash when read."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,9 +21,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     metadata is the `format` that transformers asks for.
     """
     with replacing(path) as scratch:
-        save_file({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"})
+        try:
+            save_file(
+                {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"}
+            )
+        except safetensors.SafetensorError as error:
+            raise _as_os_error(error, path) from error
         scratch.chmod(0o644)
         return file_sha256(scratch)
+
+
+def _as_os_error(error: safetensors.SafetensorError, path: Path) -> Exception:
+    """What the system said, where safetensors hides it in a text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else error
 
 
 def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> dict[str, torch.Tensor]:
