@@ -29,6 +29,13 @@ class Submitted:
 
 
 @dataclass(frozen=True)
+class Resubmitted:
+    """The segment's Flower run was lost; another one goes on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A site has gone on; told every 2 s at most."""
 
@@ -94,7 +101,9 @@ class SegmentEnded:
     tokens: int
 
 
-SegmentEvent = SegmentPlanned | SegmentEnded | Submitted | StepDone | RoundMerged | SiteRefused | SiteLost | SiteOdd
+SegmentEvent = (
+    SegmentPlanned | SegmentEnded | Submitted | Resubmitted | StepDone | RoundMerged | SiteRefused | SiteLost | SiteOdd
+)
 SegmentProgress = Callable[[SegmentEvent], None]
 
 

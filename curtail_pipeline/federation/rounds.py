@@ -11,7 +11,7 @@ What can fail, and what follows:
   its lease starts again at the ranges it was given.
 - *No site delivers* in a round: the round's starting weights go on.
 - *No site delivers in the whole segment*, and not because all left: `FederationError`, nothing to commit.
-- *This process dies*: `rounds.jsonl` is whole (every write is atomic); the segment starts anew as another attempt.
+- *This process dies*: `rounds.jsonl` is whole (every write is atomic); whoever runs the plan again goes on behind it.
 - *Another attempt of the same key was planned*: `FederationError` at the next round boundary.
 """
 
@@ -35,7 +35,7 @@ from curtail_pipeline.federation.orders import (
     StoredWeights,
     Watch,
 )
-from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, scratch_of, segment_key
+from curtail_pipeline.federation.plan import folder_of, journal_key, plan_key, read_journal, scratch_of, segment_key
 from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.federation.terms import oddities
@@ -86,7 +86,9 @@ class _Running:
 
     def run(self) -> Segment:
         stop_reason = ""
-        for number in range(len(self.plan.rounds) if self.plan.rounds is not None else self._cap()):
+        self._resume()
+        rounds = len(self.plan.rounds) if self.plan.rounds is not None else self._cap()
+        for number in range(len(self.state.rounds), rounds):
             stop_reason = self._boundary()
             if stop_reason:
                 break
@@ -104,6 +106,23 @@ class _Running:
                 f"{self.plan.key}: no site delivered an update that could be used ({why}); see the trainers' logs"
             )
         return self.state.segment(stop_reason)
+
+    def _resume(self) -> None:
+        """Go on behind the rounds that an earlier server of this plan has merged, if what it left is whole."""
+        lines = read_journal(self.store, self.folder)
+        for line in lines:
+            self.state.take(line)
+        try:
+            for part in (self.state.weights, self.state.outer) if lines else ():
+                if part is not None and part.sha256 is not None:
+                    _require_whole(self.store, part.key, part.sha256)
+        except FederationError as error:
+            self.log(f"{self.plan.key} starts anew: {error}")
+            self.store.delete(journal_key(self.folder))
+            self.state, lines = SegmentState(self.plan), []
+        if lines:
+            self.log(f"{self.plan.key} goes on behind round {lines[-1].done.index}, at step {self.state.step}")
+        self._journal = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
 
     def _cap(self) -> int:
         assert self.plan.open is not None

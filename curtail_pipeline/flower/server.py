@@ -22,6 +22,8 @@ from curtail_pipeline.storage.store import Store
 TTL_S = 7 * 24 * 3600.0
 """How long a message may wait: above the longest window."""
 QUERY_TIMEOUT_S = 60.0
+NODES_S = 15.0
+"""How long a member's node may take to come online: SuperNodes look for a SuperLink that was away with a backoff."""
 ASK_AGAIN_S = 1.0
 """After an answer that a replay's order is not done yet."""
 
@@ -96,6 +98,14 @@ def _read(reply: Message) -> Reply | None:
     return answer.result
 
 
+def _name_in(reply: Message) -> str:
+    """Who a node says it is; nothing for one of something else."""
+    try:
+        return "" if reply.has_error() else _answer(reply).name
+    except MessageError:
+        return ""
+
+
 def resolve_nodes(
     grid: Grid,
     members: Iterable[str],
@@ -108,31 +118,28 @@ def resolve_nodes(
     Raises:
         FederationError: no member has.
     """
-    members = list(members)
-    online = {node.node_id: node.name for node in grid.get_nodes()}
-    found = {name: node_id for node_id, name in online.items() if name in members}
-    for site in members:
-        if site not in found and hints.get(site) in online:
-            found[site] = hints[site]
-    if set(found) != set(members):
-        unknown = online.keys() - set(found.values())
-        queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in sorted(unknown)]
-        pending = {i for i in grid.push_messages(queries) if i} if queries else set()
-        deadline = clock() + QUERY_TIMEOUT_S
-        while pending and clock() < deadline:
-            for reply in grid.pull_messages(list(pending)):
-                pending.discard(reply.metadata.reply_to_message_id)
-                if reply.has_error():
-                    continue
-                try:
-                    name = _answer(reply).name
-                except MessageError:  # a node of something else has no name
-                    continue
-                if name in members:
-                    found.setdefault(name, reply.metadata.src_node_id)
-            if set(found) == set(members):
-                break
-            wait(POLL_S)
+    members, deadline = list(members), clock() + NODES_S
+    names: dict[int, str] = {}
+    asked: set[int] = set()
+    pending: set[str] = set()
+    while True:
+        online = {node.node_id: node.name for node in grid.get_nodes()}
+        found = {name: node for node, name in online.items() if name in members}
+        found |= {name: node for node, name in names.items() if node in online and name not in found}
+        found |= {site: hints[site] for site in members if site not in found and hints.get(site) in online}
+        now = clock()
+        if len(found) == len(members) or now > (deadline + QUERY_TIMEOUT_S if pending else deadline):
+            break
+        unknown = sorted(online.keys() - set(found.values()) - asked)
+        asked |= {*unknown}
+        queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in unknown]
+        pending |= {i for i in grid.push_messages(queries) if i} if queries else set()
+        for reply in grid.pull_messages([*pending]) if pending else ():
+            pending.discard(reply.metadata.reply_to_message_id)
+            name = _name_in(reply)
+            if name in members:
+                names.setdefault(reply.metadata.src_node_id, name)
+        wait(POLL_S)
     if not found:
         raise FederationError(
             f"no SuperNode of {', '.join(members)} is online ({len(online)} nodes are); start one, or wait until one is"

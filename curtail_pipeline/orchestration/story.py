@@ -10,6 +10,7 @@ import dagster as dg
 from curtail_pipeline.emissions.formats import short
 from curtail_pipeline.errors import FULL_DISK, CurtailError, StoreError, is_out_of_space
 from curtail_pipeline.federation.progress import (
+    Resubmitted,
     RoundMerged,
     SegmentEnded,
     SegmentPlanned,
@@ -45,6 +46,8 @@ class Story:
                 self._planned(event)
             case Submitted():
                 self._say(f"submitted as Flower run {event.run_id}")
+            case Resubmitted():
+                self._warn(f"{event.reason}; another run goes on from what was merged")
             case StepDone():
                 self._step(event)
             case RoundMerged():

@@ -23,7 +23,7 @@ from curtail_pipeline.federation.orders import (
     SiteTerms,
     StepSize,
 )
-from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, scratch_of, segment_key
+from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, segment_key
 from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import submit_and_follow
@@ -33,6 +33,7 @@ from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, Segme
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
+from curtail_pipeline.stages.attempts import place_of
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import absences
@@ -98,10 +99,8 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     checkpoints.claim(request.key, request.generation, request.attempt)
     prospect = _prospect(project, request)
     on_progress(_planned(project, prospect))
-    scratch = scratch_of(request.key, request.attempt)
-    if not store.exists(plan_key(scratch)):
-        store.write_record(plan_key(scratch), _plan(project, prospect))
-    began = utc_now()
+    scratch = place_of(store, _plan(project, prospect))
+    began = min([utc_now(), *(line.done.start for line in read_journal(store, scratch))])
     try:
         with connect(project.home.root, project.experiment) as federation:
             segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
@@ -293,14 +292,13 @@ def _prune_inner_states(project: Project) -> None:
 def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str, began: datetime) -> Manifest:
     store, request, parent = project.store, prospect.request, prospect.parent
     folder = project.checkpoints.folder(parent.key)
-    journal = read_journal(store, scratch)
+    journal, plan = read_journal(store, scratch), store.read_record(plan_key(scratch), Plan)
     start, end, intervals = (
         _virtual_time(prospect.scheduled, segment)
         if prospect.scheduled
-        else wall_time(project, request.members, journal, began, _to_clock(project))
+        else wall_time(project, plan.members, journal, began, _to_clock(project))
     )
     intervals = [*_pause_power(project, prospect, start), *intervals]
-    plan = store.read_record(plan_key(scratch), Plan)
     steps = sum(site.steps for site in segment.sites.values())
     return project.checkpoints.commit(
         request.key,
@@ -308,7 +306,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
         {
             "parent": parent.key,
             "mode": plan.mode,
-            "members": request.members,
+            "members": plan.members,
             "stop_reason": segment.stop_reason,
             "attempt": request.attempt,
             "experiment_sha256": project.home.record().sha256,

@@ -265,6 +265,43 @@ def test_a_superseded_attempt_stops(bench: Bench) -> None:
     assert not bench.store.exists("scratch/ckpt-000001/1/segment.json")
 
 
+class Killed(Exception):
+    """Stands for the end of the server's process."""
+
+
+def killed_in_round(bench: Bench, plan: dict[str, Any], index: int, faults: tuple[Fault, ...] = ()) -> None:
+    def die() -> None:
+        if bench.transport.sent[-1][1].round == index:
+            raise Killed
+
+    with pytest.raises(Killed):
+        bench.run(plan, faults, on_poll=die, steps_per_round=2)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_another_server_goes_on_behind_what_was_merged(bench: Bench, live: bool) -> None:
+    rounds = [{"CA": 2, "TX": 1, "SA": 1}] * 4
+    plan = bench.live(max_rounds=4) if live else bench.plan(rounds)
+    whole = bench.run(plan, (Fault("TX", 1, "nan"),), folder="scratch/whole", steps_per_round=2)
+    killed_in_round(bench, plan, 2, (Fault("TX", 1, "nan"),))
+    resumed = bench.run(plan, steps_per_round=2)
+    assert [order.round for site, order in bench.transport.sent if site == "CA"] == [2, 3]
+    assert "goes on behind round 1" in bench.lines[-3]
+    assert resumed["weights"]["sha256"] == whole["weights"]["sha256"] and resumed["sites"] == whole["sites"]
+    assert resumed["refused"].keys() == {"TX"} and len(resumed["rounds"]) == 4
+    lines = bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()
+    assert [json.loads(line)["done"]["index"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_what_a_killed_server_left_damaged_is_not_built_on(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 1}] * 3, ("CA", "TX"))
+    killed_in_round(bench, plan, 2)
+    path = bench.store.path("scratch/ckpt-000001/1/round-0001/outer.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert bench.run(plan)["steps"] == 9 and [o.round for s, o in bench.transport.sent if s == "CA"] == [0, 1, 2]
+    assert any("starts anew: scratch/ckpt-000001/1/round-0001/outer.safetensors was damaged" in n for n in bench.lines)
+
+
 def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> None:
     plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4)
     segment = bench.run(plan, (Fault("TX", 1, "nan"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill")))
