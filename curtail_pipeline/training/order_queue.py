@@ -183,7 +183,7 @@ class OrderQueue:
 
     def status(self) -> TrainerStatus:
         with self._guard:
-            job, done = self._current, self._progress
+            job, done, activity = self._current, self._progress, self._activity
         return TrainerStatus(
             site=self.site,
             pid=os.getpid(),
@@ -196,6 +196,7 @@ class OrderQueue:
             steps=done.steps if done else None,
             loss=done.loss if done else None,
             tokens_per_s=done.tokens_per_s if done else None,
+            phase=activity.phase if activity else None,
         )
 
     def stop(self, wanted: StopOrder) -> Job | None:
