@@ -58,6 +58,10 @@ class Federation:
             return DOWN
         return content
 
+    def is_down(self) -> bool:
+        """Whether nobody will start what is missing, so that waiting for it is in vain."""
+        return self.state().state in ("down", "failed", "stopping")
+
     def wait_ready(self, sites: Sequence[str]) -> Contact:
         """The SuperLink's address and the sites' nodes once SuperLink, and SuperNode and trainer of these sites are
         ready.

@@ -96,10 +96,10 @@ def _run_once(
     folder = folder_of(plan_key)
     contact = federation.wait_ready(plan.members)
     with Control(contact.superlink) as control:
-        run_id = _patiently(lambda: _attach(control, store, plan_key), federation.start_timeout_s)
+        run_id = _patiently(federation, lambda: _attach(control, store, plan_key))
         if run_id is None:
             config = RunConfig(store=str(store.root), plan=plan_key, nodes=contact.nodes, limits=federation.limits)
-            run_id = _patiently(lambda: control.start_run(config.to_flower()), federation.start_timeout_s)
+            run_id = _patiently(federation, lambda: control.start_run(config.to_flower()))
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id))
         follower = _Follower(federation, control, store, folder, run_id, plan, on_progress, should_cancel)
@@ -115,14 +115,14 @@ def _run_once(
             raise
 
 
-def _patiently(call: Callable[[], T], patience_s: float, wait: Callable[[float], None] = time.sleep) -> T:
+def _patiently(federation: Federation, call: Callable[[], T], wait: Callable[[float], None] = time.sleep) -> T:
     """The result of a call to a SuperLink that may be starting again; its error where none answers for too long."""
-    deadline, pause = time.monotonic() + patience_s, POLL_S
+    deadline, pause = time.monotonic() + federation.start_timeout_s, POLL_S
     while True:
         try:
             return call()
         except FederationError:
-            if time.monotonic() + pause > deadline:
+            if federation.is_down() or time.monotonic() + pause > deadline:
                 raise
             wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -172,7 +172,7 @@ class _Follower:
                 return _outcome(self.store, self.folder)
             if time.monotonic() - asked > STATUS_S:
                 asked = time.monotonic()
-                run = _patiently(lambda: self.control.status(self.run_id), self.federation.start_timeout_s)
+                run = _patiently(self.federation, lambda: self.control.status(self.run_id))
                 self.check(run)
                 self.require_life()
                 for event in self.step_events():
