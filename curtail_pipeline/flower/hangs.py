@@ -12,6 +12,8 @@ from curtail_pipeline.storage.store import Store
 
 HANGS_S = 1.0
 """Between two looks."""
+ASLEEP_S = 8.0
+"""Between two looks: nothing that was known before says anything of now."""
 ANSWER_S = 2.0
 """How long a SuperLink may take to say that it is well."""
 
@@ -46,6 +48,7 @@ class Hangs:
     _stopped: dict[int, float] = field(default_factory=dict)
     _mute: dict[int, float] = field(default_factory=dict)
     _pulses: dict[int, Pulse] = field(default_factory=dict)
+    _looked: float = 0.0
 
     def found(
         self, pids: Collection[int], trainers: Mapping[str, int], superlink: tuple[int, str] | None, now: float
@@ -58,6 +61,10 @@ class Hangs:
             superlink: process id and address of the SuperLink, once it is ready.
             now: monotonic seconds.
         """
+        if now - self._looked > ASLEEP_S:  # who looks was stopped itself, perhaps with all of them
+            for known in (self._stopped, self._mute, self._pulses):
+                known.clear()
+        self._looked = now
         hung = {}
         for pid in pids:
             if (since := _since(self._stopped, pid, is_stopped(pid), now)) > self.limits.liveness_s:
