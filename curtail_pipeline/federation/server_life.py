@@ -27,6 +27,16 @@ class ServerLife(Message):
     doing: Doing
 
 
+class ServerFailure(Message):
+    """`failure.json`: why a server gave the segment up. One that was killed leaves none."""
+
+    error: str
+
+
+def failure_key(folder: str) -> str:
+    return f"{folder}/failure.json"
+
+
 def life_key(folder: str) -> str:
     return f"{folder}/server.json"
 

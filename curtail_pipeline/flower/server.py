@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from curtail_pipeline.errors import FULL_DISK, FederationError, MessageError, is_out_of_space
+from curtail_pipeline.errors import FULL_DISK, CurtailError, FederationError, MessageError, is_out_of_space
 from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.orders import Answer, Order, Plan
+from curtail_pipeline.federation.plan import folder_of
 from curtail_pipeline.federation.rounds import POLL_S, run_plan
+from curtail_pipeline.federation.server_life import ServerFailure, failure_key
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
@@ -165,6 +167,9 @@ def serve(grid: Grid, context: Context) -> None:
             log=lambda line: print(line, flush=True),
             heldout_loss=_gate(store, plan),
         )
+    except CurtailError as error:
+        store.write_record(failure_key(folder_of(config.plan)), ServerFailure(error=str(error)))
+        raise
     except OSError as error:
         if not is_out_of_space(error):
             raise

@@ -19,7 +19,7 @@ from curtail_pipeline.federation.progress import (
     Submitted,
     merged_round,
 )
-from curtail_pipeline.federation.server_life import ServerWatch
+from curtail_pipeline.federation.server_life import ServerWatch, failure_key
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.flower.control_api import Control, RunStatus
 from curtail_pipeline.flower.local import Federation
@@ -99,6 +99,7 @@ def _run_once(
         run_id = _patiently(federation, lambda: _attach(control, store, plan_key))
         if run_id is None:
             config = RunConfig(store=str(store.root), plan=plan_key, nodes=contact.nodes, limits=federation.limits)
+            store.delete(failure_key(folder))
             run_id = _patiently(federation, lambda: control.start_run(config.to_flower()))
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id))
@@ -191,7 +192,9 @@ class _Follower:
             log = str(error)
         ending = "\n".join(log.splitlines()[-_TAIL:])
         why = f"{run.sub_status}: {run.details or 'no details'}"
-        raise FederationError(f"{self.folder}: Flower run {self.run_id} {why}; its log ends:\n{ending}")
+        said = f"{self.folder}: Flower run {self.run_id} {why}; its log ends:\n{ending}"
+        # without a word of its own it was killed, with the SuperLink it hung on, say
+        raise (FederationError if self.store.exists(failure_key(self.folder)) else RunLost)(said)
 
     def require_life(self) -> None:
         """End a run whose ServerApp is dead, stopped or never started: its site waits would last for ever."""
