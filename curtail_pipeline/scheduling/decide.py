@@ -59,6 +59,8 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
             sites[site.name] = SiteDecision("off", stale, since, sites[site.name].ready)
         elif stale:
             sites[site.name] = SiteDecision("off", stale, sites[site.name].since, sites[site.name].ready)
+    for name, reason in view.away.items():
+        sites[name] = SiteDecision("off", reason, sites[name].since, sites[name].ready)
     return _decision(now, sites)
 
 
