@@ -1,10 +1,11 @@
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from s3_server import S3Server, serving
+from s3_server import S3Server, start
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,10 +25,23 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
-    """An S3 server; ask it for a bucket of your own."""
-    with serving() as server:
-        yield server
+def s3_servers() -> Iterator[list[S3Server]]:
+    """Those of this session, the running one last."""
+    with ExitStack() as stack:
+        servers: list[S3Server] = []
+        stack.callback(lambda: [server.stop() for server in servers])
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def s3(s3_servers: list[S3Server]) -> S3Server:
+    """An S3 server, one for all tests; ask it for a bucket of your own.
+
+    Tests of processes that end all their descendants end it too: the next file has another.
+    """
+    if not s3_servers or not s3_servers[-1].alive():
+        s3_servers.append(start())
+    return s3_servers[-1]
 
 
 LONG = ("test_end_to_end.py", "test_ui.py", "test_run_workers.py")

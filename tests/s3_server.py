@@ -1,7 +1,6 @@
 """An S3 server on loopback for tests: moto's, in a process of its own, and a front that fails on demand."""
 
 import http.client
-import os
 import subprocess
 import sys
 import threading
@@ -50,7 +49,25 @@ class S3Server:
 
     url: str
     environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
     _clients: "dict[tuple[str, str, str], S3Client]" = field(default_factory=dict)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/moto-api/", timeout=2).close()
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
 
     def connect(self, url: str | None = None, key: str = "test", secret: str = "test") -> "S3Client":
         """A client, made once: that costs more than most requests."""
@@ -81,31 +98,29 @@ class S3Server:
         return name
 
 
-@contextmanager
-def serving(**settings: str) -> Iterator[S3Server]:
-    """moto's server with these environment variables, in a process of its own."""
+def start() -> S3Server:
+    """moto's server in a process of its own, which ends with this one."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(port)],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **settings},
+        [sys.executable, "-c", _SERVE, str(port)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}"
+    server = S3Server(url, {**KEYS, "AWS_ENDPOINT_URL": url}, process)
+    deadline = time.monotonic() + 60
+    while not server.answers():
+        assert server.alive() and time.monotonic() < deadline, "moto's server does not start"
+        time.sleep(0.05)
+    return server
+
+
+@contextmanager
+def serving() -> Iterator[S3Server]:
+    """A server for this block alone."""
+    server = start()
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=2).close()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None and time.monotonic() < deadline, "moto's server does not start"
-                time.sleep(0.05)
-        yield S3Server(url, {**KEYS, "AWS_ENDPOINT_URL": url})
+        yield server
     finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()  # type: ignore[union-attr]
+        server.stop()
 
 
 class Front:

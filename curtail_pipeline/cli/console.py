@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from curtail_pipeline.cli.windows_of_file import CheckSaid, FileWindows
     from curtail_pipeline.simulation.paper_claims import Reproduction
     from curtail_pipeline.simulation.summary import Summary
+    from curtail_pipeline.simulation.sweep import RoundLength
     from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
     from curtail_pipeline.stages.project import Project
@@ -148,7 +149,7 @@ def _cells(row: "CheckpointRow") -> tuple[str, ...]:
 
 
 def checkpoints_table(rows: "Sequence[CheckpointRow]") -> Table:
-    table = Table(title="Checkpoints", title_justify="left")
+    table = Table(title=f"Checkpoints{_resting(row.basis for row in rows)}", title_justify="left")
     for name, side in COLUMNS:
         table.add_column(name, justify=side, overflow="fold", no_wrap=name != "stop reason")
     for row in rows:
@@ -165,19 +166,26 @@ def aligned_lines(rows: "Sequence[CheckpointRow]") -> list[str]:
     return [form.format(*cells).rstrip() for cells in lines]
 
 
+def _resting(labels: Iterable[str | None]) -> str:
+    """What energy and CO2 rest on, once each."""
+    known = sorted({label for label in labels if label is not None})
+    return f"; kWh and gCO2: {' and '.join(known)}" if known else ""
+
+
 def print_checkpoints(rows: "Sequence[CheckpointRow]") -> None:
     """The list, newest last."""
     if len(rows) < LONG:
         OUT.print(checkpoints_table(rows))
     else:
-        print("\n".join(aligned_lines(rows)))
+        print("\n".join(["Checkpoints" + _resting(row.basis for row in rows), *aligned_lines(rows)]))
 
 
 def print_summary(summary: "RunSummary", reason: str) -> None:
     """The closing table, totals against each always-on baseline, and where the results are."""
     OUT.print(checkpoints_table(summary.checkpoints))
     if summary.baselines:
-        table = Table(title="Totals against always-on training of the same steps", title_justify="left")
+        title = "Totals against always-on training of the same steps"
+        table = Table(title=f"{title}{_resting([summary.basis])}", title_justify="left")
         for name in ("", "hours", "kWh", "gCO2", "ours / baseline"):
             table.add_column(name, justify="left" if not name else "right")
         hours = (parse_utc(summary.end) - parse_utc(summary.start)).total_seconds() / 3600
@@ -194,11 +202,17 @@ def print_summary(summary: "RunSummary", reason: str) -> None:
         OUT.print(table)
         for missing in dict.fromkeys(base.reason for base in summary.baselines if base.reason):
             OUT.print(f"no gCO2 of a baseline: {missing}")
+    if summary.unaccounted_kwh:
+        lost = f"{_number(summary.unaccounted_kwh, 2)} kWh have no accounting signal"
+        low, high = _number(summary.co2_g_low, 0), _number(summary.co2_g_high, 0)
+        bounded = summary.co2_g_low is not None
+        OUT.print(f"{lost}: between {low} and {high} gCO2 with them" if bounded else f"{lost}, and nothing bounds them")
     share = summary.curtailed_share
     traces = "synthetic traces (a model, not a grid)" if summary.synthetic else "recorded traces"
     OUT.print(
         f"{summary.experiment}: {reason}; {summary.steps:,} steps, {summary.tokens:,} tokens on {traces}"
         + (f"; {100 * share:.1f} % of the energy inside curtailment windows" if share is not None else "")
+        + (f"; energy and CO2: {summary.basis}" if summary.basis is not None else "")
     )
     OUT.print(f"report:     {summary.report}")
     OUT.print(f"checkpoint: {summary.checkpoint}")
@@ -303,6 +317,24 @@ def print_claims(found: "Reproduction") -> None:
     counted = [claim for claim in found.claims if claim.holds is not None]
     held = sum(claim.holds is True for claim in counted)
     OUT.print(f"{held} of {len(counted)} hold; {len(found.claims) - len(counted)} are not reproducible here")
+
+
+def print_sweep(rows: "Sequence[RoundLength]") -> None:
+    """Hours, kg and bytes by the length of a round; `auto`'s choice is marked."""
+    table = Table(title="Lengths of a round", title_justify="left")
+    for name in ("round s", "hours", "kg", "rounds", "GB sent and received", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        notes = ["auto"] * row["auto"] + [f"unfinished, {row['steps']:,} steps"] * (not row["finished"])
+        table.add_row(
+            _number(row["round_s"], 0),
+            _number(row["runtime_h"], 2),
+            _number(row["co2_kg"], 3),
+            str(row["rounds"]),
+            _number(row["bytes"] / 1e9, 1),
+            "; ".join(notes),
+        )
+    OUT.print(table)
 
 
 REGRET_COLUMNS = {

@@ -194,15 +194,16 @@ def simulate(
     interpolate: Annotated[bool, typer.Option(help="Straight lines between values, as the paper's analysis.")] = False,
     compare: Annotated[bool, typer.Option(help="All policies: a table and a plot of kg against hours.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Where --compare writes the plot (.svg, .png or .html).")] = None,
+    sweep: Annotated[str | None, typer.Option(help="round_s: with rounds of several lengths.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """What-if: hours, energy, CO2, and how far from the best possible, without training."""
-    from curtail_pipeline.cli.console import print_comparison, print_simulation, warn_checks
-    from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, what_if
+    from curtail_pipeline.cli.console import print_comparison, print_simulation, print_sweep, warn_checks
+    from curtail_pipeline.cli.simulate_file import check_usage, compare_file, simulate_file, sweep_file, what_if
     from curtail_pipeline.cli.windows_of_file import said
     from curtail_pipeline.simulation.policy_table import as_json
 
-    check_usage(compare, plot, policy, interpolate)
+    check_usage(compare, plot, policy, interpolate, sweep)
     options = what_if(overheads, forecast, start, deadline, file)
     if compare:
         table, checks = compare_file(traces, experiment, plot, options)
@@ -211,6 +212,14 @@ def simulate(
             _print_json({"policies": as_json(table), "checks": [asdict(check) for check in said(checks)]})
         else:
             print_comparison(table, plot)
+        return
+    if sweep is not None:
+        lengths, checks = sweep_file(traces, experiment, policy, interpolate, options)
+        warn_checks(said(checks))
+        if json_:
+            _print_json({"sweep": lengths, "checks": [asdict(check) for check in said(checks)]})
+        else:
+            print_sweep(lengths)
         return
     result, checks = simulate_file(traces, experiment, policy, interpolate, options)
     warn_checks(said(checks))

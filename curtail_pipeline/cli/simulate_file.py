@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -14,8 +15,9 @@ from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.settings.overheads import OverheadsName
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.whole_file import read_all
-from curtail_pipeline.simulation.compare import compare, simulate
+from curtail_pipeline.simulation.compare import compare, simulate, simulate_run
 from curtail_pipeline.simulation.summary import Summary
+from curtail_pipeline.simulation.sweep import SWEPT, RoundLength, sweep_round_length
 from curtail_pipeline.times import parse_utc
 
 PLOTS = (".svg", ".png", ".html")
@@ -50,13 +52,19 @@ def what_if(
         raise SettingsError(f"--start: {error}") from error
 
 
-def check_usage(compare: bool, plot: Path | None, policy: str | None, interpolate: bool) -> None:
+def check_usage(
+    compare: bool, plot: Path | None, policy: str | None, interpolate: bool, sweep: str | None = None
+) -> None:
     """Refuse options that would do nothing.
 
     Raises:
         typer.BadParameter: --plot without --compare, or what only one simulation takes with it.
-        SettingsError: a plot in a format that cannot be written.
+        SettingsError: a plot in a format that cannot be written, or a sweep of what cannot be varied.
     """
+    if sweep is not None and compare:
+        raise typer.BadParameter("--sweep varies one policy's rounds: it does not go with --compare")
+    if sweep is not None and sweep not in SWEPT:
+        raise SettingsError(f"--sweep {sweep}: only {', '.join(SWEPT)} can be varied")
     if plot is not None and not compare:
         raise typer.BadParameter("--plot needs --compare, whose plot it writes")
     if compare and (policy is not None or interpolate):
@@ -82,6 +90,25 @@ def simulate_file(
         deadline_h=options.deadline_h,
     )
     return summary, whole.checks
+
+
+def sweep_file(
+    traces: Path, experiment: str, policy: str | None, interpolate: bool, options: WhatIf
+) -> tuple[list[RoundLength], list[CheckOutcome]]:
+    """One policy with rounds of several lengths, and what the checks say of the file."""
+    loaded = load_experiment(experiment)
+    whole = read_all(traces, loaded, options.file)
+    simulated = partial(
+        simulate_run,
+        traces=whole.traces,
+        policy=policy,
+        interpolate=interpolate,
+        overheads=options.overheads,
+        forecast=options.forecast,
+        start=options.start,
+        deadline_h=options.deadline_h,
+    )
+    return sweep_round_length(loaded, simulated), whole.checks
 
 
 def compare_file(

@@ -6,7 +6,10 @@ from datetime import datetime
 
 import numpy as np
 
-from curtail_pipeline.emissions.grams import Bounds, Totals, count_grams, hole_bounds
+from curtail_pipeline.emissions.battery import supplied
+from curtail_pipeline.emissions.grams import Totals, count_grams, energy_kwh
+from curtail_pipeline.emissions.holes import Bounds, hole_bounds
+from curtail_pipeline.emissions.supply import OwnPower, Taken, taken
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.times import HOUR, from_us, iso, seconds, to_us
@@ -42,21 +45,37 @@ class Compared(Baseline):
 
 
 def always_on(
-    steps: int, started: datetime, site: Site, region: str, signal: Signal | None, *, interpolate: bool = False
+    steps: int,
+    started: datetime,
+    site: Site,
+    region: str,
+    signal: Signal | None,
+    own: OwnPower | None = None,
+    *,
+    interpolate: bool = False,
 ) -> Baseline:
     """`steps` at the site's `steps_per_s` and training power, PUE included, from `started` on, in that region.
 
     Nothing is extrapolated: where the trace does not cover the whole time, energy is reported without CO2.
+
+    Args:
+        own: the cluster has the site's battery and generation; without it the grid alone supplies it.
     """
     end = started + seconds(steps / site.steps_per_s)
     first, last = to_us(started), to_us(end)
-    span, kw = (np.array([first]), np.array([last])), power_kw(site, "training")
+    load = np.array([first]), np.array([last]), np.array([power_kw(site, "training")])
+    if own is None:
+        used_from = Taken(*load, np.zeros(1))
+    else:
+        used_from = taken(supplied(site, load, own.curtailed, own.generation, first, last))
+    span, kw = (used_from.start, used_from.end), used_from.grid_kw
     used = count_grams(*span, kw, signal, interpolate=interpolate)
-    kwh, lost = float(used.kwh[0]), float(used.unaccounted_kwh[0])
+    kwh = float(used.kwh.sum() + energy_kwh(*span, used_from.on_site_kw).sum())
+    lost = float(used.unaccounted_kwh.sum())
     missing = _not_covered(region, signal, first, last)
     if missing is not None:
         return Baseline(region, site.name, steps, (last - first) / HOUR, kwh, None, kwh, missing)
-    grams = None if np.isnan(used.co2_g[0]) else float(used.co2_g[0])
+    grams = float(np.nansum(used.co2_g)) if lost < kwh or not kwh else None
     gaps = f"{lost:.3g} kWh fall into gaps of the trace and are not in the CO2" if lost else None
     hole = hole_bounds(*span, kw, signal) if lost else Bounds(0.0, 0.0)
     known = grams or 0.0
@@ -83,15 +102,19 @@ def always_on_baselines(
     sites: Sequence[Site],
     signals: Mapping[str, Signal],
     extra_regions: Sequence[str] = (),
-    *,
-    interpolate: bool = False,
+    own: Mapping[str, OwnPower] | None = None,
 ) -> list[Baseline]:
-    """One baseline per site, in its own region, and one per extra region with the first site's cluster."""
-    places = [(site, site.region) for site in sites]
-    places += [(sites[0], region) for region in extra_regions if region not in {site.region for site in sites}]
-    return [
-        always_on(steps, started, site, region, signals.get(region), interpolate=interpolate) for site, region in places
+    """One baseline per site, in its own region, and one per extra region with the first site's cluster.
+
+    Args:
+        own: of the sites that have a battery or generation, which a cluster in another region has not.
+    """
+    at_home = own or {}
+    found = [
+        always_on(steps, started, site, site.region, signals.get(site.region), at_home.get(site.name)) for site in sites
     ]
+    elsewhere = [region for region in extra_regions if region not in {site.region for site in sites}]
+    return found + [always_on(steps, started, sites[0], region, signals.get(region)) for region in elsewhere]
 
 
 def compare_baselines(baselines: Sequence[Baseline], ours: Totals) -> list[Compared]:

@@ -5,19 +5,16 @@ open, and serves the site while it is not. All power is constant within a step a
 full or empty are exact, so that a result does not depend on how time is cut.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, PowerState, Site
+from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, Site
 from curtail_pipeline.signals.held import Signal, cadence_of, max_age_us
-from curtail_pipeline.times import FOREVER, HOUR, TIME, Floats, Micros, from_us, to_us
+from curtail_pipeline.times import FOREVER, HOUR, TIME, Floats, Micros
 
 _NO_BATTERY = Battery(capacity_kwh=1e-12, charge_kw=1e-12, discharge_kw=1e-12)
 
@@ -201,41 +198,4 @@ def supplied_stretches(
             training = False
         if low < high:
             charge = balance(battery, low, high, 0.0, power, charge, from_grid=False)[-1].charge_kwh
-    return found
-
-
-def metered(
-    site: Site,
-    intervals: Sequence[PowerInterval],
-    windows: tuple[Micros, Micros],
-    generation: Signal | None,
-    start: datetime,
-    end: datetime,
-) -> list[PowerInterval]:
-    """What a site with a battery or on-site generation drew from the grid, for a ledger of power intervals.
-
-    Give the whole history at once: the battery carries its charge from one interval to the next.
-
-    Args:
-        intervals: the site's power, disjoint, in order of time.
-        windows: start and end (microseconds) of the stretches in which its grid is curtailed.
-        generation: on-site power in kW.
-
-    Returns:
-        Intervals of grid power above zero with the state of the load; `idle` where only the battery charges.
-    """
-    low = np.array([to_us(part.start) for part in intervals], dtype=np.int64)
-    high = np.array([to_us(part.end) for part in intervals], dtype=np.int64)
-    load = low, high, np.array([part.kw for part in intervals])
-    found: list[PowerInterval] = []
-    for flow in supplied(site, load, windows, generation, to_us(start), to_us(end)):
-        if flow.grid_kw <= 0:
-            continue
-        at = int(np.searchsorted(low, flow.start, side="right")) - 1
-        state: PowerState = intervals[at].state if at >= 0 and flow.start < high[at] else "idle"
-        last = found[-1] if found else None
-        if last and last.end == from_us(flow.start) and (last.state, last.kw) == (state, flow.grid_kw):
-            found[-1] = PowerInterval(site.name, state, last.start, from_us(flow.end), flow.grid_kw)
-        else:
-            found.append(PowerInterval(site.name, state, from_us(flow.start), from_us(flow.end), flow.grid_kw))
     return found

@@ -10,8 +10,9 @@ import altair as alt
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.basis import is_synthetic
 from curtail_pipeline.emissions.formats import mass
-from curtail_pipeline.emissions.grams import is_synthetic
+from curtail_pipeline.emissions.grams import CHARGING
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
@@ -20,8 +21,8 @@ from curtail_pipeline.times import Cell, iso, iso_cells, times_column
 WIDTH = 900
 SITE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 """Okabe and Ito: distinguishable with any colour vision. Repeats from the seventh site on."""
-STATE_COLOURS = {"training": "#0B6E4F", "idle": "#E0A030", "start_up": "#F2D6A0"}
-STATE_NAMES = {"training": "training", "idle": "idle, warm", "start_up": "start-up"}
+STATE_COLOURS = {"training": "#0B6E4F", "idle": "#E0A030", "start_up": "#F2D6A0", CHARGING: "#7A6FAC"}
+STATE_NAMES = {"training": "training", "idle": "idle, warm", "start_up": "start-up", CHARGING: "battery charging"}
 MODE_COLOURS = {"local": "#7FB2D6", "federated": "#22577A"}
 WINDOW_COLOUR = "#CFEBDD"
 SIGNAL_COLOUR = "#3B4252"
@@ -115,7 +116,7 @@ def timeline(
 def _timeline_legend(threshold: float | None) -> Chart:
     """One legend for all panels."""
     entries = [("curtailment window", WINDOW_COLOUR)]
-    entries += [(STATE_NAMES[name], colour) for name, colour in STATE_COLOURS.items()]
+    entries += [(STATE_NAMES[name], colour) for name, colour in STATE_COLOURS.items() if name != CHARGING]
     entries += [(f"{name} segment", colour) for name, colour in MODE_COLOURS.items()]
     if threshold is not None:
         entries.append((f"- - {threshold:g} gCO2/kWh", "white"))
@@ -176,7 +177,8 @@ def _step_points(steps: Sequence[Step]) -> list[dict[str, Cell]]:
 
 
 def _state_strip(site: Site, intervals: pl.DataFrame, start: datetime, end: datetime) -> alt.Chart:
-    own = intervals.filter((pl.col("site") == site.name) & (pl.col("end") > start) & (pl.col("start") < end))
+    shown = (pl.col("site") == site.name) & (pl.col("state") != CHARGING)
+    own = intervals.filter(shown & (pl.col("end") > start) & (pl.col("start") < end))
     rows = own.select("start", "end", pl.col("state").replace_strict(STATE_NAMES).alias("state")).rows(named=True)
     scale = alt.Scale(domain=[*STATE_NAMES.values()], range=[STATE_COLOURS[name] for name in STATE_NAMES])
     colour = alt.Color("state:N", scale=scale, legend=None)

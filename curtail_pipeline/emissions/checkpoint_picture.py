@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import altair as alt
 import polars as pl
 
+from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.charts import INK, SHORT, SOFT, STATE_COLOURS, STATE_NAMES, Chart, colour_scale, to_png
 from curtail_pipeline.emissions.formats import mass, short
 from curtail_pipeline.settings.sites import Site
@@ -55,9 +56,10 @@ def _title(shown: Shown) -> alt.TitleParams:
     unknown = float(shown.ledger["unaccounted_kwh"].fill_null(0.0).sum()) > 0
     grams = float(shown.ledger["co2_g"].fill_null(0.0).sum())
     energy = f"{kwh:.3g} kWh, {mass(grams)} CO2{' of what is accounted' if unknown else ''}"
+    basis = label_of(shown.ledger, synthetic=shown.synthetic)
     return alt.TitleParams(
         f"{manifest.key} · {tokens} · {heldout}",
-        subtitle=f"{who} · {energy}{' (synthetic signal)' if shown.synthetic else ''}",
+        subtitle=f"{who} · {energy}{f': {basis}' if basis else ''}",
         anchor="start",
         offset=12,
         fontSize=13,

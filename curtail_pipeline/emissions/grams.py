@@ -5,18 +5,20 @@ call it, so that they agree on what a hole in a trace is: energy at a time witho
 and never the last value before it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import polars as pl
 
+from curtail_pipeline.emissions.basis import Clock
+from curtail_pipeline.emissions.holes import Bounds, hole_bounds
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, Signal, read_signals
 from curtail_pipeline.storage.manifest import Interval
-from curtail_pipeline.times import DAY, FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
+from curtail_pipeline.times import FOREVER, HOUR, TIME, Bools, Floats, Micros, micros_of, times_column
 
 INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
@@ -25,31 +27,57 @@ INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "start": TIME,
     "end": TIME,
     "kw": pl.Float64(),
+    "on_site_kw": pl.Float64(),
+    "battery_kw": pl.Float64(),
+    "lost_kw": pl.Float64(),
 }
-"""Power intervals. `kw`: facility power, PUE included."""
+"""Power intervals. `kw`: what is drawn from the grid and from on-site generation, PUE included; `on_site_kw`: of it,
+from on-site generation, which emits nothing; `battery_kw`: what the battery gives to the load beside `kw`, booked when
+it was charged; `lost_kw`: what the battery loses. The state `charging` is beside the states of the site."""
 
 PIECE_SCHEMA: dict[str, pl.DataType] = {
     **INTERVAL_SCHEMA,
+    "interval": pl.UInt32(),
     "region": pl.String(),
     "g_per_kwh": pl.Float64(),
     "curtailed": pl.Boolean(),
     "kwh": pl.Float64(),
     "co2_g": pl.Float64(),
 }
-"""Intervals cut where intensity or curtailment changes. `g_per_kwh`, `co2_g`: null where no intensity is known."""
+"""Intervals cut where intensity or curtailment changes. `interval`: the row they were cut from; `g_per_kwh`, `co2_g`:
+of the grid, null where no intensity is known."""
 
 LEDGER_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
     "site": pl.String(),
     "state": pl.String(),
+    "start": TIME,
+    "end": TIME,
     "hours": pl.Float64(),
     "kwh": pl.Float64(),
     "co2_g": pl.Float64(),
+    "co2_g_low": pl.Float64(),
+    "co2_g_high": pl.Float64(),
     "curtailed_kwh": pl.Float64(),
     "unaccounted_kwh": pl.Float64(),
+    "on_site_kwh": pl.Float64(),
+    "battery_kwh": pl.Float64(),
+    "lost_kwh": pl.Float64(),
+    "clock": pl.String(),
+    "power": pl.String(),
+    "signal": pl.String(),
 }
-"""One row per checkpoint, site and power state. `co2_g` covers `kwh - unaccounted_kwh` and is null when that is
-nothing; `curtailed_kwh`: inside the site's curtailment windows, null when no windows were given."""
+"""One row per stretch of a site in one power state, or `charging` its battery.
+
+`kwh`: taken from the grid and from on-site generation (`on_site_kwh`, 0 g) in this time. `co2_g` covers
+`kwh - unaccounted_kwh` and is null when that is nothing; `co2_g_low` and `co2_g_high`: with the unaccounted energy at
+its day's lowest and highest intensity, null where a day has none; `curtailed_kwh`: inside the site's windows or from
+on-site generation, null when no windows were given. `battery_kwh`: given by the battery to the load on top of `kwh`,
+which is booked where it was charged; `lost_kwh`: lost in it. `clock`, `power` and `signal`: what the row rests on
+(`basis.Basis`); `signal` is null where the region has none."""
+
+CHARGING = "charging"
+"""The state of energy that a battery takes; its hours are beside those of the site's own states."""
 
 
 @dataclass(frozen=True)
@@ -99,51 +127,6 @@ def count_grams(
     return Counted(kwh, grams, kw * ((length - known) / HOUR))
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Least and most CO2 of energy at times without a known intensity, grams."""
-
-    low_g: float
-    high_g: float
-
-
-def hole_bounds(start: Micros, end: Micros, kw: Floats | float, signal: Signal | None) -> Bounds | None:
-    """What the unaccounted energy of `count_grams` may have emitted: at the day's lowest, and at its highest intensity.
-
-    A hole is bounded by the values recorded on its own UTC day, as nothing is known of the hours in it.
-
-    Args:
-        start, end: of intervals that ascend and do not overlap.
-
-    Returns:
-        The sums; None where a day with such energy has no value at all, so that there is no bound.
-    """
-    length = end - start
-    if not (length > 0).any():
-        return Bounds(0.0, 0.0)
-    if signal is None:
-        return None
-    first, last = int(start[0]), int(end[-1])
-    midnights = np.arange(first // DAY + 1, -(-last // DAY), dtype=np.int64) * DAY
-    inside = signal.edges[(signal.edges > first) & (signal.edges < last)]
-    cuts = np.unique(np.concatenate(([first], inside, midnights, [last])))
-    low, high = cuts[:-1], cuts[1:]
-    hole = np.isnan(signal.held_at(low))
-    # Energy up to each instant: straight lines through the intervals' ends.
-    drawn = np.cumsum(energy_kwh(start, end, kw))
-    at = np.column_stack((start, end)).ravel()
-    until = np.column_stack((np.concatenate(([0.0], drawn[:-1])), drawn)).ravel()
-    kwh = np.interp(high[hole], at, until) - np.interp(low[hole], at, until)
-    day = low[hole][kwh > 0] // DAY
-    kwh = kwh[kwh > 0]
-    days, begun = np.unique(signal.times // DAY, return_index=True)
-    place = np.searchsorted(days, day)
-    if (place >= len(days)).any() or (days[place] != day).any():
-        return None
-    least, most = np.minimum.reduceat(signal.values, begun), np.maximum.reduceat(signal.values, begun)
-    return Bounds(float((kwh * least[place]).sum()), float((kwh * most[place]).sum()))
-
-
 def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | None] | None = None) -> dict[str, Signal]:
     """The one gCO2/kWh signal of each region: marginal intensity, or the average where there is no marginal.
 
@@ -155,8 +138,8 @@ def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | Non
 
 
 def intervals_table(intervals: Sequence[Interval | PowerInterval], checkpoint: str | None = None) -> pl.DataFrame:
-    """INTERVAL_SCHEMA of power intervals, e.g. a manifest's."""
-    rows = [(checkpoint, part.site, part.state, part.start, part.end, part.kw) for part in intervals]
+    """INTERVAL_SCHEMA of power intervals, e.g. a manifest's: all of it from the grid."""
+    rows = [(checkpoint, part.site, part.state, part.start, part.end, part.kw, 0.0, 0.0, 0.0) for part in intervals]
     return pl.DataFrame(rows, schema=INTERVAL_SCHEMA, orient="row")
 
 
@@ -199,7 +182,8 @@ def pieces(
     if not wrong.is_empty():
         raise TraceError(f"{wrong.row(0, named=True)} is not a power interval; it needs start <= end and 0 <= kw")
     parts = [pl.DataFrame(schema=PIECE_SCHEMA)]
-    for (site,), rows in intervals.partition_by("site", as_dict=True).items():
+    numbered = intervals.with_row_index("interval")
+    for (site,), rows in numbered.partition_by("site", as_dict=True).items():
         region = region_of[str(site)]
         own = None if windows is None else windows.filter(pl.col("site") == site)
         parts.append(_cut(rows, region, signals.get(region), own))
@@ -218,7 +202,8 @@ def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.Dat
     begin = np.where(offset == 0, starts[owner], padded[np.clip(first[owner] + offset - 1, 0, len(edges))])
     is_last = offset == counts[owner] - 1
     end = np.where(is_last, ends[owner], padded[np.clip(first[owner] + offset, 0, len(edges))])
-    counted = count_grams(begin, end, rows["kw"].to_numpy()[owner], signal)
+    kw = rows["kw"].to_numpy()[owner]
+    from_grid = count_grams(begin, end, kw - rows["on_site_kw"].to_numpy()[owner], signal)
     value = np.full(len(owner), np.nan) if signal is None else signal.held_at(begin)
     cut = rows[owner].with_columns(
         start=times_column(begin),
@@ -226,41 +211,99 @@ def _cut(rows: pl.DataFrame, region: str, signal: Signal | None, windows: pl.Dat
         region=pl.lit(region),
         g_per_kwh=pl.Series(value).fill_nan(None),
         curtailed=pl.lit(None, pl.Boolean) if windows is None else pl.Series(_inside(windows, begin)),
-        kwh=pl.Series(counted.kwh),
-        co2_g=pl.Series(counted.co2_g).fill_nan(None),
+        kwh=pl.Series(energy_kwh(begin, end, kw)),
+        co2_g=pl.Series(from_grid.co2_g).fill_nan(None),
     )
     return cut.select(list(PIECE_SCHEMA)).cast(pl.Schema(PIECE_SCHEMA))
 
 
 def ledger(
-    intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], windows: pl.DataFrame | None = None
+    intervals: pl.DataFrame,
+    signals: Mapping[str, Signal],
+    sites: Sequence[Site],
+    windows: pl.DataFrame | None = None,
+    *,
+    clock: Clock = "virtual",
+    synthetic: Collection[str] = (),
 ) -> pl.DataFrame:
-    """Energy and CO2 per checkpoint, site and power state: LEDGER_SCHEMA. Arguments and errors as of `pieces`."""
+    """Energy and CO2 of each interval: LEDGER_SCHEMA. Other arguments, and errors, as of `pieces`.
+
+    Args:
+        clock: whose time the intervals are of.
+        synthetic: regions whose signal is made up.
+    """
+    origin = {region: "synthetic" if region in synthetic else "recorded" for region in signals}
+    hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
     energy, known = pl.col("kwh"), pl.col("g_per_kwh").is_not_null()
+    own = {name: (pl.col(f"{name}_kw") * hours).alias(f"{name}_kwh") for name in ("on_site", "battery", "lost")}
+    lost = (energy - own["on_site"]).filter(~known).sum()
+    curtailed = energy.filter("curtailed").sum() + own["on_site"].filter(~pl.col("curtailed")).sum()
     sums = [
-        ((pl.col("end") - pl.col("start")).dt.total_microseconds().sum() / HOUR).alias("hours"),
+        *(pl.col(name).first() for name in ("checkpoint", "site", "state", "start")),
+        pl.col("end").last(),
+        hours.sum().alias("hours"),
         energy.sum().alias("kwh"),
-        pl.when((energy.filter(known).sum() > 0) | (energy.sum() == 0)).then(pl.col("co2_g").sum()).alias("co2_g"),
-        pl.when(pl.col("curtailed").is_not_null().all()).then(energy.filter("curtailed").sum()).alias("curtailed_kwh"),
-        energy.filter(~known).sum().alias("unaccounted_kwh"),
+        pl.when((energy.sum() > lost) | (energy.sum() == 0)).then(pl.col("co2_g").sum()).alias("co2_g"),
+        pl.when(pl.col("curtailed").is_not_null().all()).then(curtailed).alias("curtailed_kwh"),
+        lost.alias("unaccounted_kwh"),
+        *(part.sum() for part in own.values()),
+        pl.lit(clock).alias("clock"),
+        pl.lit("modelled").alias("power"),  # of the site's settings, until a trainer reports what it drew
+        pl.col("region").first().replace_strict(origin, default=None, return_dtype=pl.String).alias("signal"),
     ]
-    keys = ["checkpoint", "site", "state"]
     cut = pieces(intervals, signals, sites, windows)
-    return cut.group_by(keys).agg(sums).sort(keys).select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
+    table = cut.group_by("interval", maintain_order=True).agg(sums).sort("checkpoint", "site", "start", "state")
+    table = _with_bounds(table, intervals, {site.name: signals.get(site.region) for site in sites})
+    return table.select(list(LEDGER_SCHEMA)).cast(pl.Schema(LEDGER_SCHEMA))
+
+
+def _with_bounds(table: pl.DataFrame, intervals: pl.DataFrame, signals: Mapping[str, Signal | None]) -> pl.DataFrame:
+    """`co2_g_low` and `co2_g_high` of a ledger's rows; signals by site."""
+    low, high = [], []
+    for row in table.select("interval", "site", "unaccounted_kwh", "co2_g").iter_rows():
+        index, site, lost, known = row
+        hole: Bounds | None = Bounds(0.0, 0.0)
+        if lost > 0:
+            whole = intervals[int(index)]
+            kw = float(whole["kw"][0] - whole["on_site_kw"][0])
+            hole = hole_bounds(micros_of(whole["start"]), micros_of(whole["end"]), kw, signals[site])
+        low.append(None if hole is None else (known or 0.0) + hole.low_g)
+        high.append(None if hole is None else (known or 0.0) + hole.high_g)
+    return table.with_columns(co2_g_low=pl.Series(low, dtype=pl.Float64), co2_g_high=pl.Series(high, dtype=pl.Float64))
+
+
+def below_share(
+    intervals: pl.DataFrame, signals: Mapping[str, Signal], sites: Sequence[Site], threshold: float
+) -> float | None:
+    """Of the energy, what was drawn while the signal was below `threshold` gCO2/kWh or from on-site generation.
+
+    That is what the paper calls energy in curtailment windows. None where there is no energy.
+    """
+    cut = pieces(intervals, signals, sites)
+    hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
+    clean = pl.when(pl.col("g_per_kwh") < threshold).then(pl.col("kwh")).otherwise(pl.col("on_site_kw") * hours)
+    below, kwh = cut.select(clean.sum().alias("below"), pl.col("kwh").sum()).row(0)
+    return below / kwh if kwh else None
 
 
 def sum_ledger(table: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
     """Sums of a ledger per combination of `by`, in order of first mention; one row without it.
 
-    `co2_g` stays null where nothing is accounted, `curtailed_kwh` where any part is unknown.
+    `co2_g` stays null where nothing is accounted, `curtailed_kwh` and bounds where any part is unknown. `hours`: of
+    sites.
     """
     sums = [
-        *(pl.col(name).sum() for name in ("hours", "kwh")),
-        pl.when(pl.col("co2_g").is_not_null().any() | (pl.col("kwh").sum() == 0))
+        pl.col("hours").filter(pl.col("state") != CHARGING).sum(),
+        pl.col("kwh").sum(),
+        pl.when((pl.col("co2_g").is_not_null() & (pl.col("kwh") > 0)).any() | (pl.col("kwh").sum() == 0))
         .then(pl.col("co2_g").sum())
         .alias("co2_g"),
         pl.when(pl.col("curtailed_kwh").is_not_null().all()).then(pl.col("curtailed_kwh").sum()).alias("curtailed_kwh"),
         pl.col("unaccounted_kwh").sum(),
+        *(
+            pl.when(pl.col(name).is_not_null().all()).then(pl.col(name).sum()).alias(name)
+            for name in ("co2_g_low", "co2_g_high")
+        ),
     ]
     return table.group_by(list(by), maintain_order=True).agg(sums) if by else table.select(sums)
 
@@ -277,6 +320,9 @@ class Totals:
     curtailed_kwh: float | None
     """None where any part is unknown."""
     unaccounted_kwh: float
+    co2_g_low: float | None = None
+    co2_g_high: float | None = None
+    """With the unaccounted energy at its day's lowest and highest intensity; None where a day has none."""
 
     @property
     def g_per_kwh(self) -> float | None:
@@ -298,8 +344,3 @@ def totals(table: pl.DataFrame) -> Totals:
 def totals_by(table: pl.DataFrame, column: str) -> dict[str, Totals]:
     """A ledger's sums per value of a column."""
     return {row.pop(column): Totals(**row) for row in sum_ledger(table, [column]).rows(named=True)}
-
-
-def is_synthetic(traces: pl.DataFrame) -> bool:
-    """Whether any value is made up."""
-    return "source" in traces.columns and bool((traces["source"] == "synthetic").any())

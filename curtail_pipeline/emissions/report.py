@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.basis import is_synthetic, label_of
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.grams import Totals, is_synthetic, pieces, sum_ledger, totals, totals_by
+from curtail_pipeline.emissions.grams import Totals, below_share, sum_ledger, totals, totals_by
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
@@ -64,6 +65,11 @@ class ReportInput:
         return is_synthetic(self.traces)
 
     @property
+    def basis(self) -> str | None:
+        """What energy and CO2 rest on."""
+        return label_of(self.ledger, synthetic=self.synthetic)
+
+    @property
     def span(self) -> tuple[datetime, datetime]:
         """From the initialised model to the end of the last segment."""
         return min(m.start for m in self.manifests), max(m.end for m in self.manifests)
@@ -88,9 +94,8 @@ def summary(data: ReportInput) -> Numbers:
     last = max(data.manifests, key=lambda m: m.key)
     tokens, grams = last.tokens.total, ours.co2_g
     below = None
-    if data.threshold is not None and ours.kwh:
-        cut = pieces(data.intervals, data.signals, data.sites)
-        below = float(cut.filter(pl.col("g_per_kwh") < data.threshold)["kwh"].sum()) / ours.kwh
+    if data.threshold is not None:
+        below = below_share(data.intervals, data.signals, data.sites, data.threshold)
     rate = grams / (tokens / 1e6) if grams is not None and tokens else None
     return Numbers(ours, below, last.steps.end, tokens, rate)
 

@@ -13,11 +13,13 @@ import polars.selectors as cs
 
 from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.corpus.tokenizer import TokenizerInfo
+from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.formats import percent, short
 from curtail_pipeline.emissions.grams import totals
 from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.federation.progress import merged_round
+from curtail_pipeline.orchestration.column_texts import COLUMNS
 from curtail_pipeline.orchestration.story import first_line
 from curtail_pipeline.settings.trace_settings import UNITS
 from curtail_pipeline.signals.checks import CheckOutcome
@@ -40,29 +42,6 @@ if TYPE_CHECKING:
 
 Facts = dict[str, dg.MetadataValue | str | int | float | bool]
 """What the UI shows of a materialisation, by name."""
-
-COLUMNS = {
-    "time": "UTC; the value holds from here until the next",
-    "value": "in the unit of the kind: g/kWh, currency/MWh or MW; null where a stamp is missing",
-    "kind": "marginal_intensity, average_intensity, price or curtailed_power",
-    "source": "who says so; `synthetic` is a model, not a grid",
-    "estimated": "not measured by the source",
-    "retrieved_at": "UTC",
-    "site": "a GPU cluster",
-    "region": "a grid region with a signal",
-    "start": "UTC",
-    "end": "UTC; null while the window is open",
-    "opened_by": "why the window opened",
-    "closed_by": "why it closed; null while it is open",
-    "mean_signal": "over the window, in the unit of the rule's signal",
-    "state": "power state of the site: training, idle or start_up",
-    "hours": "h",
-    "kwh": "kWh, PUE included",
-    "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",
-    "curtailed_kwh": "kWh inside the site's curtailment windows",
-    "unaccounted_kwh": "kWh without an accounting signal",
-}
-"""What a column holds, for the UI."""
 
 SEVERITY = {True: dg.AssetCheckSeverity.ERROR, False: dg.AssetCheckSeverity.WARN}
 
@@ -333,6 +312,7 @@ def ledger_metadata(ledger: pl.DataFrame) -> Facts:
         **shown,
         "inside curtailment windows": percent(found.curtailed_share),
         "without an accounting signal": f"{found.unaccounted_kwh:.3g} kWh",
+        "energy and CO2 are": label_of(ledger) or "none",
         "ledger": table(ledger),
     }
 
@@ -380,6 +360,7 @@ def report_metadata(report: "RunSummary", project: Project) -> Facts:
         "inside curtailment windows": percent(report.curtailed_share),
         "without an accounting signal": f"{report.unaccounted_kwh or 0.0:.3g} kWh",
         "trained": f"{report.steps:,} steps, {short(report.tokens)} tokens",
+        "energy and CO2 are": report.basis or "none",
         "signal": "synthetic: a model, not a grid" if report.synthetic else "recorded",
         "baselines": table(pl.DataFrame(report.baselines)),
         "page": REPORT_KEY,

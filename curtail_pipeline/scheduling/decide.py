@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Literal
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.scheduling.policies import policy_of
+from curtail_pipeline.scheduling.joint_rounds import paying
+from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.times import from_us, iso, to_us
 
@@ -61,7 +62,20 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
             sites[site.name] = SiteDecision("off", stale, sites[site.name].since, sites[site.name].ready)
     for name, reason in view.away.items():
         sites[name] = SiteDecision("off", reason, sites[name].since, sites[name].ready)
+    if view.experiment.rounds.sync == "paying" and isinstance(policy_of(view), TimelinePolicy):
+        _hold_back(view, now, sites)
     return _decision(now, sites)
+
+
+def _hold_back(view: View, now: datetime, sites: dict[str, SiteDecision]) -> None:
+    """Sites that would train, but cost the others of the round more than they add, hold at idle power."""
+    willing = [site for site in view.sites if sites[site.name].state == "train"]
+    members = paying(view.experiment, willing) if len(willing) > 1 else willing
+    for site in willing:
+        if site not in members:
+            before = sites[site.name]
+            reason = f"its link would keep {', '.join(other.name for other in members)} waiting: {before.reason}"
+            sites[site.name] = SiteDecision("warm", reason, now, before.ready)
 
 
 def _decision(now: datetime, sites: dict[str, SiteDecision]) -> Decision:

@@ -2,47 +2,111 @@
 
 Where the plans come from does not matter to the result, which is never worse than the best of them:
 
-- per price of a step, each site's own best plan (`planner.best_actions`), on a grid of prices refined where the job
-  just finishes, then with another price per site;
-- what is handed in: plans of other policies, and what was planned before;
-- the best so far with an edge moved, a stay left out, a hold trained through, two stays joined.
+- what is handed in: plans of other policies, what was planned before or for an earlier deadline;
+- per price of a step, each site's own best plan (`planner.best_actions`), refined where the job just finishes;
+- per amount of steps, the best share of it among the sites (`plan_amounts`);
+- the best so far with one site planned anew given the others, with small changes (`plan_changes`), and with a few of
+  them at random.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from random import Random
 
 import numpy as np
 import numpy.typing as npt
 
-from curtail_pipeline.scheduling.planner import OFF, TOP_PRICE, TRAINS, Slots, best_actions, prices_by_spread
+from curtail_pipeline.scheduling.plan_amounts import Amounts
+from curtail_pipeline.scheduling.plan_changes import Changes
+from curtail_pipeline.scheduling.planner import (
+    HELD,
+    OFF,
+    SLOT_FIELDS,
+    TOP_PRICE,
+    TRAINS,
+    Slots,
+    best_actions,
+    prices_by_spread,
+)
 from curtail_pipeline.scheduling.rollout import Course, Rollout
-from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without, without_cuts
+from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without_cuts
 from curtail_pipeline.times import FOREVER, Floats, Micros
 
 GRID, FINE = 20, 8
 """Prices of the first look, and between the two at which the job just does not and just does finish."""
+SHARES = (0.85, 0.9, 0.95, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
+"""Of the steps left, amounts that plans are made for."""
+LADDER, RUNGS, EARLIER_WALKS = 1.5, 3, 300
+"""Ratio and number of the deadlines that are planned for before the real one, and walks spent on each."""
+KICKS = 30
+"""Descents from a changed best plan."""
+THOROUGH = 100
+"""With fewer plans to walk, as where the forecast is a guess, plans come from prices and small changes alone."""
+HOPELESS = 200
+"""Plans to walk at most where not even all hours do the job."""
 PRICES = 4
 """Prices at which small changes are tried; the bracket is halved each time."""
 BESTS = 3
 """Plans that small changes start from."""
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What is expected of the sites, per slot, and how they stand."""
+
+    slots: Sequence[Slots]
+    """In rounds with the others."""
+    alone: Sequence[Slots] | None
+    """In open-ended rounds of their own; None where there are none."""
+    edges: Micros
+    up: Sequence[Stay | None]
+    """Per site, its stay in progress, with what it trains now as an open stretch; None while it is off."""
+
+
+def rungs(us: int, deadline: int, cadence: int) -> list[int]:
+    """Deadlines to plan for before the real one, whose plans are starts for it, so that slack costs nothing.
+
+    They do not depend on the last one, so that the plans of two deadlines share their starts.
+    """
+    spans = [round(cadence * LADDER**k) for k in range(64)]
+    return [us + span for span in spans if us + span < deadline][-RUNGS:]
+
+
+def searched(
+    rollout: Rollout, outlook: Outlook, earlier: Sequence[int], most: int, others: Sequence[Plan]
+) -> tuple[Plan, Course]:
+    """The best plan found for the rollout's deadline, by way of earlier ones.
+
+    Args:
+        most: plans to walk.
+        others: plans to try beside its own.
+    """
+    starts = list(others)
+    for by in earlier:
+        search = Search(rollout.by(by), outlook, EARLIER_WALKS)
+        if not search.hopeless:
+            starts.append(search.best(starts)[0])
+    return Search(rollout, outlook, most).best(starts)
+
+
 class Search:
     """Keeps the best plans of those it walked; gives up looking further after so many."""
 
-    def __init__(self, rollout: Rollout, slots: Sequence[Slots], edges: Micros, up: Sequence[Stay | None], most: int):
+    def __init__(self, rollout: Rollout, outlook: Outlook, most: int) -> None:
         """From where the sites stand.
 
         Args:
-            up: per site, its stay in progress, with what it trains now as an open stretch; None while it is off.
-            most: plans to walk after those of the price grid.
+            most: plans to walk after those of the price grid and of the amounts.
         """
-        self.rollout, self.slots, self.edges, self.up, self.most = rollout, slots, edges, up, most
+        self.rollout, self.most = rollout, most
+        self.slots, self.alone, self.edges, self.up = outlook.slots, outlook.alone, outlook.edges, outlook.up
         self.seen: dict[Plan, Course] = {}
         self.joins = False
         """Whether plans are tried with `with_joins`."""
         self.worth: dict[Plan, tuple[int, float]] = {}
         self.bracket = (0.0, 0.0)
+        self.changes = Changes(self.slots, self.edges, rollout.start_up_us, self.up, rollout.standing.us, rollout.end)
 
     def best(self, others: Sequence[Plan] = ()) -> tuple[Plan, Course]:
         """The best plan found.
@@ -52,18 +116,50 @@ class Search:
         """
         for plan in others:
             self._try(plan)
-        table = self._by_price()
+        self._by_price()
+        if self.hopeless:
+            self.most = min(self.most, HOPELESS)
+        thorough = self.most > THOROUGH and not self.hopeless
+        if thorough:
+            self.changes.shifts = True
+            self._by_amount()
         self.most += len(self.seen)
         for plan, _ in self._leaders(BESTS):
             self._try(with_joins(plan))
-        self._by_site(table)
-        later = self.most
-        for joins, most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
-            self.joins, self.most = joins, most
-            self._by_worth()
+        if thorough:
+            self._replan_leaders()
+            later = self.most
+            for joins, most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
+                self.joins, self.most = joins, most
+                self._by_worth()
+            self._replan_leaders()
         for plan, _ in self._leaders(BESTS):
             self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves())
+        if thorough:
+            self._kicked()
         return self._leaders(1)[0]
+
+    def _replan_leaders(self) -> None:
+        for plan, _ in self._leaders(BESTS):
+            self._replanned(plan)
+
+    @cached_property
+    def hopeless(self) -> bool:
+        """Whether training all the time does not do the job."""
+        always = np.full(len(self.edges) - 1, TRAINS, dtype=np.int8)
+        plan = tuple(self._stays(i, always) for i in range(len(self.slots)))
+        return self.rollout.capacity(plan)[0] < self.rollout.total
+
+    def _kicked(self) -> None:
+        """Descents from the best plan after a few changes at random, to leave its neighbourhood."""
+        rng, tries = Random(0), 0
+        while len(self.seen) + len(self.worth) < self.most and tries < KICKS:
+            tries += 1
+            plan = self._leaders(1)[0][0]
+            for _ in range(rng.randint(1, 3)):
+                changes = list(self.changes.of(plan, rng.choice(self._moves())))
+                plan = rng.choice(changes) if changes else plan
+            self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves()[1:])
 
     def _try(self, plan: Plan) -> Course:
         course = self.seen.get(plan)
@@ -74,8 +170,8 @@ class Search:
     def _leaders(self, count: int) -> list[tuple[Plan, Course]]:
         return sorted(self.seen.items(), key=lambda item: item[1].rank)[:count]
 
-    def _by_price(self) -> list[tuple[tuple[Stay, ...], ...]]:
-        """Per site, its plans by ascending price."""
+    def _by_price(self) -> None:
+        """The sites' own best plans at each price of a grid, refined where the job just finishes."""
         costs = np.concatenate([part.cost[part.steps > 0] for part in self.slots])
         if not len(costs):
             costs = np.zeros(1)
@@ -85,27 +181,91 @@ class Search:
         levels = np.quantile(costs[costs >= min(low, costs.max())], np.linspace(0.0, 1.0, GRID))
         top = TOP_PRICE * dearest + 1e-9
         prices = np.unique(np.append(levels * (1 + 1e-9), [1.5 * dearest, top]))
-        rows = self._plans(prices)
-        finished = [self._try(tuple(plan)).finish < FOREVER for plan in rows]
+        finished = [self._try(tuple(plan)).finish < FOREVER for plan in self._plans(prices)]
         k = finished.index(True) if any(finished) else len(prices) - 1
         self.bracket = float(prices[max(k - 1, 0)]), float(prices[k])
+        self.changes.price = self.bracket[1]
         if k:
             fine = np.linspace(prices[k - 1], prices[k], FINE + 2)[1:-1]
-            between = self._plans(fine)
-            for plan in between:
+            for plan in self._plans(fine):
                 self._try(tuple(plan))
-            rows = rows[:k] + between + rows[k:]
-        return [tuple(dict.fromkeys(row[i] for row in rows)) for i in range(len(self.slots))]
+
+    def _by_amount(self) -> None:
+        """Plans for the steps that are left and somewhat more, for what rounds lose beyond the slots' measure."""
+        wanted = self.rollout.total - self.rollout.standing.done
+        states = [OFF if stay is None else TRAINS if stay.train else HELD for stay in self.up]
+        for slots in [self.slots, *([self.alone] if self.alone else [])]:
+            amounts = Amounts.of(slots, states, wanted)
+            if amounts is not None:
+                for actions in amounts.plans([factor * wanted for factor in SHARES]):
+                    self._try(tuple(self._stays(i, row) for i, row in enumerate(actions)))
+
+    def _replanned(self, plan: Plan) -> None:
+        """One site after the other planned anew, given what the others do, as long as that helps."""
+        course, since = self._try(plan), 0
+        while since < len(plan):
+            for i in range(len(plan)):
+                since += 1
+                for stays in self._answers(i, plan):
+                    changed = (*plan[:i], stays, *plan[i + 1 :])
+                    for other in (changed, with_joins(without_cuts(changed))):
+                        found = self._try(other)
+                        if found.rank < course.rank:
+                            plan, course, since = other, found, 0
+
+    def _answers(self, i: int, plan: Plan) -> list[tuple[Stay, ...]]:
+        """What one site might do given the others: all amounts near what they leave to it, and the bracket's prices."""
+        slots = self._beside(i, plan)
+        rest, _ = self.rollout.capacity((*plan[:i], (), *plan[i + 1 :]))
+        wanted = self.rollout.total - rest
+        stay = self.up[i]
+        state = OFF if stay is None else TRAINS if stay.train else HELD
+        rows = list(best_actions([slots], np.linspace(*self.bracket, 4), [state])[:, 0])
+        amounts = Amounts.of([slots], [state], wanted)
+        if amounts is not None:
+            rows += [actions[0] for actions in amounts.plans([factor * wanted for factor in SHARES])]
+        return list(dict.fromkeys(self._stays(i, row) for row in rows))
+
+    def _beside(self, i: int, plan: Plan) -> Slots:
+        """A site's slots given when the others train: alone it loses nothing to rounds, and it may end another's."""
+        fed, alone = self.slots[i], self.alone
+        if alone is None:
+            return fed
+        others = [j for j in range(len(plan)) if j != i]
+        trains = np.array([self._trains(plan[j]) for j in others]).reshape(len(others), len(fed.steps))
+        count = trains.sum(axis=0)
+        steps, paid = fed.steps.copy(), fed.steps * fed.cost
+        for j, row in zip(others, trains, strict=True):
+            one = row & (count == 1)
+            lost = alone[j].steps - self.slots[j].steps
+            saved = alone[j].steps * alone[j].cost - self.slots[j].steps * self.slots[j].cost
+            steps, paid = np.where(one, steps - lost, steps), np.where(one, paid - saved, paid)
+        steps = np.maximum(steps, 0.0)
+        cost = np.divide(paid, steps, out=fed.cost * 0 + TOP_PRICE * np.abs(fed.cost).max(), where=steps > 0)
+        by = {name: np.where(count == 0, getattr(alone[i], name), getattr(fed, name)) for name in SLOT_FIELDS}
+        return Slots(
+            **{
+                **by,
+                "steps": np.where(count == 0, alone[i].steps, steps),
+                "cost": np.where(count == 0, alone[i].cost, cost),
+            }
+        )
+
+    def _trains(self, stays: tuple[Stay, ...]) -> npt.NDArray[np.bool_]:
+        """Slots in whose middle the site trains."""
+        middle = (self.edges[1:] + self.edges[:-1]) // 2
+        spans = np.array([span for stay in stays for span in stay.train], dtype=np.int64).reshape(-1, 2)
+        k = np.searchsorted(spans[:, 0], middle, side="right") - 1
+        ends = np.append(spans[:, 1], 0)
+        found: npt.NDArray[np.bool_] = (k >= 0) & (middle < ends[k])
+        return found
 
     def _plans(self, prices: Floats) -> list[list[tuple[Stay, ...]]]:
         """Per price, the sites' best plans."""
-        by_site = []
-        for i, part in enumerate(self.slots):
-            stay = self.up[i]
-            state = OFF if stay is None else TRAINS if stay.train else 1
-            part = replace(part, resume_steps=part.resume_steps * 0) if self.joins else part
-            by_site.append([self._stays(i, row) for row in best_actions(part, prices, state)])
-        return [list(row) for row in zip(*by_site, strict=True)]
+        slots = [replace(part, resume_steps=part.resume_steps * 0) if self.joins else part for part in self.slots]
+        states = [OFF if stay is None else TRAINS if stay.train else HELD for stay in self.up]
+        rows = best_actions(slots, prices, states)
+        return [[self._stays(i, actions) for i, actions in enumerate(row)] for row in rows]
 
     def _stays(self, i: int, actions: npt.NDArray[np.int8]) -> tuple[Stay, ...]:
         edges, found = self.edges, []
@@ -128,22 +288,6 @@ class Search:
                     spans.append((begin, end))
             found.append(Stay(start, ready, int(edges[high]), tuple(spans)))
         return tuple(found)
-
-    def _by_site(self, table: list[tuple[tuple[Stay, ...], ...]]) -> None:
-        """Other prices for single sites, and sites left out, as long as that helps."""
-        plan, course = self._leaders(1)[0]
-        improved = True
-        while improved:
-            improved = False
-            for i, own in enumerate(table):
-                choices = [*own, ()] if self.up[i] is None else list(own)
-                for stays in choices:
-                    if len(self.seen) >= self.most:
-                        return
-                    changed = (*plan[:i], stays, *plan[i + 1 :])
-                    found = self._try(changed)
-                    if found.rank < course.rank:
-                        plan, course, improved = changed, found, True
 
     def _by_worth(self) -> None:
         """Small changes to plans at a price of a step, which may do too few steps or too many on the way."""
@@ -183,7 +327,7 @@ class Search:
         best = rank(plan)
         for by in moves:
             k = tried = 0
-            changes = list(self._changes(plan, by))
+            changes = list(self.changes.of(plan, by))
             while tried < len(changes):
                 if len(self.seen) + len(self.worth) >= most:
                     return plan
@@ -192,112 +336,10 @@ class Search:
                 found = rank(changed)
                 if found < best:
                     plan, best, tried = changed, found, 0
-                    changes = list(self._changes(plan, by))
+                    changes = list(self.changes.of(plan, by))
         return plan
 
     def _moves(self) -> list[int]:
         edges = self.edges
         cadence = int(np.diff(edges[1:]).min()) if len(edges) > 2 else int(edges[-1] - edges[0])
         return [by for by in (2 * cadence, cadence, cadence // 4, cadence // 12) if by > 0]
-
-    def _changes(self, plan: Plan, by: int) -> Iterator[Plan]:
-        for i, stays in enumerate(plan):
-            for k, stay in enumerate(stays):
-                for other in self._changed_stays(i, stays, k, stay, by):
-                    yield (*plan[:i], other, *plan[i + 1 :])
-            for other in self._holes_and_fills(i, stays):
-                yield (*plan[:i], other, *plan[i + 1 :])
-        yield with_joins(plan)
-
-    def _holes_and_fills(self, i: int, stays: tuple[Stay, ...]) -> Iterator[tuple[Stay, ...]]:
-        """A dear stretch left out, held or off, and a cheap one added, by costs around the price."""
-        cost, edges = self.slots[i].cost, self.edges
-        start_up, now = self.rollout.start_up_us[i], self.rollout.standing.us
-        for factor in (0.8, 1.0, 1.25):
-            dear = np.concatenate(([False], (cost > factor * self.bracket[1]) | (self.slots[i].steps <= 0), [False]))
-            rises, falls = np.flatnonzero(dear[1:] & ~dear[:-1]), np.flatnonzero(~dear[1:] & dear[:-1])
-            for low, high in zip(edges[rises].tolist(), edges[falls].tolist(), strict=True):
-                for k, stay in enumerate(stays):
-                    if not any(begin < low and high < end for begin, end in stay.train):
-                        continue
-                    held = tuple(part for span in stay.train for part in without(span, low, high))
-                    yield (*stays[:k], replace(stay, train=held), *stays[k + 1 :])
-                    ready = high + start_up
-                    if low > now and ready < stay.down:
-                        first = replace(stay, down=low, train=tuple(part for part in held if part[1] <= low))
-                        rest = tuple((max(a, ready), b) for a, b in held if b > ready)
-                        yield (*stays[:k], first, Stay(high, ready, stay.down, rest), *stays[k + 1 :])
-            bounds = [int(edges[0]), *edges[rises].tolist()], [*edges[falls].tolist(), int(edges[-1])]
-            for high, low in zip([*bounds[0][1:], int(edges[-1])], [bounds[0][0], *bounds[1][:-1]], strict=True):
-                ready = low + start_up
-                if ready < high and not any(stay.up <= high and low <= stay.down for stay in stays):
-                    added = Stay(low, ready, high, ((ready, high),))
-                    yield tuple(sorted((*stays, added), key=lambda stay: stay.up))
-
-    def _changed_stays(
-        self, i: int, stays: tuple[Stay, ...], k: int, stay: Stay, by: int
-    ) -> Iterator[tuple[Stay, ...]]:
-        before, after = stays[:k], stays[k + 1 :]
-        now, end = self.rollout.standing.us, self.rollout.end
-        fixed = stay.up <= now and self.up[i] is not None
-        if not fixed:
-            yield before + after
-            earliest = max(now, before[-1].down + 1 if before else now)
-            for up in {max(stay.up - by, earliest), stay.up + by} - {stay.up}:
-                ready = up + self.rollout.start_up_us[i]
-                if ready < stay.down:
-                    moved = [(max(low, ready), high) for low, high in stay.train if high > ready]
-                    if moved and stay.train[0][0] == stay.ready:
-                        moved[0] = (ready, moved[0][1])
-                    yield (*before, Stay(up, ready, stay.down, tuple(moved)), *after)
-        latest = after[0].up - 1 if after else end
-        for down in {stay.down - by, min(stay.down + by, latest)} - {stay.down}:
-            if down > max(stay.ready, now):
-                kept = [(low, min(high, down)) for low, high in stay.train if low < down]
-                if kept and stay.train[-1][1] == stay.down:
-                    kept[-1] = (kept[-1][0], down)
-                yield (*before, replace(stay, down=down, train=tuple(kept)), *after)
-        for j in range(len(stay.train)):
-            yield from ((*before, other, *after) for other in _changed_spans(stay, j, by, now))
-        for j in range(len(stay.train) - 1):
-            gap = stay.train[j][1], stay.train[j + 1][0]
-            through = (*stay.train[:j], (stay.train[j][0], stay.train[j + 1][1]), *stay.train[j + 2 :])
-            yield (*before, replace(stay, train=through), *after)
-            ready = gap[1] + self.rollout.start_up_us[i]
-            if now < gap[0] < gap[1] and ready < stay.down:
-                first = replace(stay, down=gap[0], train=stay.train[: j + 1])
-                rest = tuple((max(low, ready), high) for low, high in stay.train[j + 1 :] if high > ready)
-                yield (*before, first, Stay(gap[1], ready, stay.down, rest), *after)
-        if after:
-            gap_train = ((stay.down, after[0].up),) if stay.train and stay.train[-1][1] == stay.down else ()
-            for train in {(*stay.train, *after[0].train), _joined((*stay.train, *gap_train, *after[0].train))}:
-                yield (*before, replace(stay, down=after[0].down, train=train), *after[1:])
-
-
-def _changed_spans(stay: Stay, j: int, by: int, now: int) -> Iterator[Stay]:
-    """Stretch `j` left out, or an inner edge of it moved."""
-    low, high = stay.train[j]
-    rest = stay.train[:j], stay.train[j + 1 :]
-    if len(stay.train) > 1:
-        yield replace(stay, train=(*rest[0], *rest[1]))
-    if low > max(stay.ready, now):
-        floor = max(stay.ready, now, rest[0][-1][1] if rest[0] else 0)
-        for begin in {max(low - by, floor), low + by} - {low}:
-            if begin < high:
-                yield replace(stay, train=(*rest[0], (begin, high), *rest[1]))
-    if high < stay.down:
-        ceiling = min(stay.down, rest[1][0][0] if rest[1] else stay.down)
-        for end in {high - by, min(high + by, ceiling)} - {high}:
-            if end > low:
-                yield replace(stay, train=(*rest[0], (low, end), *rest[1]))
-
-
-def _joined(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """A hold from the end of the last stretch to the next stay's first step is trained through."""
-    found: list[tuple[int, int]] = []
-    for low, high in spans:
-        if found and low <= found[-1][1]:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return tuple(found)

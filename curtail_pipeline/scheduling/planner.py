@@ -5,7 +5,6 @@ a small dynamic programme of its own; the price is the one at which the plans to
 Lagrangian dual of the joint problem). Far ahead, where single slots are guesses, the price comes from their spread.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ TOP_PRICE = 4.0
 _CHEAP, _BETWEEN, _DEAR = 0, 1, 2
 OFF, HELD, TRAINS = 0, 1, 2
 """States of a site in a plan."""
+SLOT_FIELDS = ("steps", "cost", "hold", "start_cost", "start_steps", "resume_steps")
 
 
 @dataclass(frozen=True)
@@ -202,48 +202,58 @@ def _values(chain: _Chain, prices: Floats, since: int = 0) -> tuple[Floats, Floa
     return off, held, training
 
 
-def best_actions(slots: Slots, prices: Floats, state: int) -> npt.NDArray[np.int8]:
-    """Per price and slot what the best plan does (`OFF`, `HELD` or `TRAINS`), from the state before the first slot."""
-    columns = (
-        slots.steps,
-        slots.cost,
-        slots.hold,
-        slots.start_cost,
-        np.minimum(slots.start_steps, slots.steps),
-        np.minimum(slots.resume_steps, slots.steps),
+def best_actions(sites: Sequence[Slots], prices: Floats, states: Sequence[int]) -> npt.NDArray[np.int8]:
+    """What each site's best plan does in each slot, at each price: `OFF`, `HELD` or `TRAINS`.
+
+    Args:
+        sites: all with the same slots in time.
+        states: per site, what it does before the first slot.
+
+    Returns:
+        By price, site and slot.
+    """
+    steps, cost, hold, start_cost, start_steps, resume_steps = (
+        np.stack([getattr(slots, name) for slots in sites], axis=1)[:, :, None] for name in SLOT_FIELDS
     )
-    rows = list(zip(*(column.tolist() for column in columns), strict=True))
-    found = [_best_actions(rows, price, state) for price in prices.tolist()]
-    return np.array(found, dtype=np.int8).reshape(len(prices), len(rows))
+    margin = prices - cost
+    gain = np.maximum(margin, 0.0)
+    train = np.where(steps > 0, steps * margin, -np.inf)
+    start_loss = np.minimum(start_steps, steps) * gain + start_cost
+    resume_loss = np.minimum(resume_steps, steps) * gain
+    count, shape = len(steps), margin.shape[1:]
+    # What the future is worth from each slot on, by what the site did before it; the last row is beyond the end.
+    off, held, training = (np.zeros((count + 1, *shape)) for _ in range(3))
+    begin, stay = np.empty(shape), np.empty(shape)
+    for t in range(count - 1, -1, -1):
+        np.add(train[t], training[t + 1], out=begin)
+        np.maximum(off[t + 1], np.subtract(begin, start_loss[t], out=off[t]), out=off[t])
+        np.maximum(np.subtract(held[t + 1], hold[t], out=stay), off[t], out=stay)
+        np.maximum(stay, np.subtract(begin, resume_loss[t], out=held[t]), out=held[t])
+        np.maximum(stay, begin, out=training[t])
+    begins = train + training[1:]
+    stays = held[1:] - hold
+    starts = begins - start_loss > off[1:]
+    down = np.maximum(stays, off[:-1])
+    waits = stays > off[:-1]
+    # A stop and a start in one slot are a start.
+    otherwise = np.where(waits, HELD, np.where(starts, TRAINS, OFF))
+    following = np.stack(
+        (
+            np.where(starts, TRAINS, OFF),
+            np.where(begins - resume_loss >= down, TRAINS, otherwise),
+            np.where(begins >= down, TRAINS, otherwise),
+        ),
+        axis=1,
+    ).astype(np.int8)
+    return _followed(following, np.broadcast_to(np.array(states, dtype=np.int8)[:, None], shape))
 
 
-def _best_actions(slots: Sequence[tuple[float, ...]], price: float, state: int) -> list[int]:
-    """In plain numbers: array operations on some prices take longer than all of the prices in turn."""
-    choices: list[tuple[bool, bool, bool, bool]] = []
-    off = held = training = 0.0
-    for steps, cost, hold, start_cost, start_steps, resume_steps in reversed(slots):
-        begin = start = resume = -math.inf
-        if steps > 0:
-            margin = price - cost
-            gain = margin if margin > 0 else 0.0
-            begin = steps * margin + training
-            start = begin - start_steps * gain - start_cost
-            resume = begin - resume_steps * gain
-        starts = start > off
-        if starts:
-            off = start
-        stay = held - hold
-        stays = stay > off
-        down = stay if stays else off
-        resumes, goes_on = resume >= down, begin >= down
-        choices.append((starts, resumes, goes_on, stays))
-        held, training = resume if resumes else down, begin if goes_on else down
-    actions = []
-    for starts, resumes, goes_on, stays in reversed(choices):
-        # A stop and a start in one slot are a start.
-        if (starts, resumes, goes_on)[state] or (state != OFF and starts and not stays):
-            state = TRAINS
-        elif state != OFF:
-            state = HELD if stays else OFF
-        actions.append(state)
-    return actions
+def _followed(following: npt.NDArray[np.int8], state: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """States per price, site and slot, from the state that follows each: by slot, state, site and price."""
+    actions = np.empty((len(following), *state.shape), dtype=np.int8)
+    table, each = following.reshape(len(following), -1), np.arange(state.size)
+    now = state.ravel()
+    for t in range(len(table)):
+        now = table[t].take(now * np.int64(state.size) + each)
+        actions[t] = now.reshape(state.shape)
+    return actions.transpose(2, 1, 0)

@@ -10,12 +10,13 @@ from pydantic import Field
 from curtail_pipeline.emissions.battery import power_at
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
-from curtail_pipeline.scheduling.plan_search import Search
+from curtail_pipeline.scheduling.plan_search import Outlook, rungs, searched
 from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, or_dearest, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
-from curtail_pipeline.scheduling.rollout import Course, Rollout, Tariff
+from curtail_pipeline.scheduling.rollout import Course, Rollout
 from curtail_pipeline.scheduling.stays import Plan, stays_of
+from curtail_pipeline.scheduling.tariffs import Tariff
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.sites import Site, power_kw
@@ -24,8 +25,6 @@ from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, durati
 
 INSURANCE = 0.5
 """The margin may raise the price by this share: spare hours are taken while they cost little more."""
-EARLIER_S = (11, 0)
-"""So long before the deadline a plan is sought first: another start for the search, and often the better one."""
 FAR_VALUES = 3
 """Values of the signal per slot far ahead."""
 
@@ -67,7 +66,7 @@ class ForecastPolicy:
         overheads = [view.experiment.overheads_of(site) for site in view.sites]
         self.start_ups = tuple(start_up_us(of) for of in overheads)
         rounds = view.experiment.rounds
-        self.round_us = duration_us(rounds.round_s)
+        self.round_us = duration_us(rounds.length_s)
         self.merge_us = max(
             duration_us(of.round_tail_s if len(view.sites) > 1 else of.round_tail_single_s)
             + duration_us(of.outer_step_s)
@@ -134,9 +133,8 @@ class ForecastPolicy:
         if known is not None and current and known.is_followed(view, us, job):
             return known
         others: list[Plan] = []
-        if known is not None and known.made <= us and known.is_followed(view, us, job):
-            others.append(known.plan)
-        elif self.perfect and not job.previous:
+        # What was planned on another forecast is no start: a live decision, which remembers no plan, is the same.
+        if self.perfect and not job.previous:
             others += [tuple(map(stays_of, rival)) for rival in view.rivals]
         edges = self._edges(us, deadline)
         clock_end = view.experiment.clock.end
@@ -145,13 +143,14 @@ class ForecastPolicy:
             end = min(end, view.end_us)
         standing, up = standing_of(view, us, job)
         tariffs = [self._tariff(view, i, us, edges, end) for i in range(len(view.sites))]
-        walks = PERFECT_WALKS if self.perfect else FORECAST_WALKS
         slots = self._all_slots(view, us, edges)
-        for earlier in EARLIER_S if self.perfect else (0,):
-            by = max(deadline - earlier * SECOND, us + 1)
-            rollout = Rollout(view, tariffs, standing, job.steps_total, by, end)
-            plan, course = Search(rollout, slots, edges, up, walks).best(others)
-            others.append(plan)
+        alone = None
+        if view.experiment.rounds.open_local:
+            alone = [self._slots(view, i, us, edges, alone=True) for i in range(len(slots))]
+        rollout = Rollout(view, tariffs, standing, job.steps_total, deadline, end)
+        outlook = Outlook(slots, alone, edges, up)
+        earlier = rungs(us, deadline, self.cadence) if self.perfect else []
+        plan, course = searched(rollout, outlook, earlier, PERFECT_WALKS if self.perfect else FORECAST_WALKS, others)
         self.committed = Committed(us, plan, course, self._dearest(view, us, course), rollout.done_before(course))
         return self.committed
 
@@ -328,7 +327,8 @@ class ForecastPolicy:
     def _all_slots(self, view: View, us: int, edges: Micros) -> list[Slots]:
         return [self._slots(view, i, us, edges) for i in range(len(view.sites))]
 
-    def _slots(self, view: View, i: int, us: int, edges: Micros) -> Slots:
+    def _slots(self, view: View, i: int, us: int, edges: Micros, *, alone: bool = False) -> Slots:
+        """What is expected of a site, in rounds with the others or in an open-ended one of its own."""
         site = view.sites[i]
         hours = np.diff(edges) / HOUR
         value = self.forecast.predict(site.region, us, edges[:-1])
@@ -337,17 +337,18 @@ class ForecastPolicy:
         value = or_dearest(value)
         made = self._own_kw(view, site, us, edges[:-1])
         value = value * (1 - np.minimum(made / power_kw(site, "training"), 1.0))
-        idle_kw, usable = power_kw(site, "idle"), self.usable[i]
+        idle_kw, usable = power_kw(site, "idle"), 1.0 if alone else self.usable[i]
+        resume = self.load_us if alone else self.resume
+        lost = (lost_at_start_us(view.experiment.overheads_of(site)) if alone else self.lost[i]) / HOUR
         per_hour = site.steps_per_s * 3_600
         waste_kw = idle_kw * (1 - usable) / usable
-        lost = self.lost[i] / HOUR
         return Slots(
             np.where(known, hours * per_hour * usable, 0.0),
             value * (power_kw(site, "training") + waste_kw) / per_hour,
             value * idle_kw * hours,
             value * idle_kw * lost,
             np.full(len(value), lost * per_hour * usable),
-            np.full(len(value), self.resume / HOUR * per_hour * usable),
+            np.full(len(value), resume / HOUR * per_hour * usable),
         )
 
     def _reason(self, value: float, limit: float | None, train: bool, hold: bool, deadline: int) -> str:

@@ -1,15 +1,14 @@
 """Plans: per site the times in which it is provisioned, and the stretches of each in which it should train."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from curtail_pipeline.scheduling.timeline import Timeline
 
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Stay:
+class Stay(NamedTuple):
     """One time that a site is provisioned: told to start at `up`, may train from `ready`, told to stop at `down`.
 
     All in microseconds; the stretches in which it should train ascend inside `[ready, down]`.
@@ -39,7 +38,7 @@ def with_joins(plan: Plan) -> Plan:
     """The plan in which a site that begins to train ends the others' round at once: they stop for a microsecond."""
     starts = sorted({low for stays in plan for stay in stays for low, _ in stay.train})
     return tuple(
-        tuple(replace(stay, train=tuple(part for span in stay.train for part in _cut(span, starts))) for stay in stays)
+        tuple(stay._replace(train=tuple(part for span in stay.train for part in _cut(span, starts))) for stay in stays)
         for stays in plan
     )
 
@@ -56,7 +55,7 @@ def _cut(span: Span, at: Sequence[int]) -> list[Span]:
 
 def without_cuts(plan: Plan) -> Plan:
     """The plan without the stops of `with_joins`."""
-    return tuple(tuple(replace(stay, train=_uncut(stay.train)) for stay in stays) for stays in plan)
+    return tuple(tuple(stay._replace(train=_uncut(stay.train)) for stay in stays) for stays in plan)
 
 
 def touching(spans: Sequence[Span]) -> list[Span]:

@@ -191,7 +191,7 @@ class _Round:
         """Whether the job is done or the round's time is up before anything can change."""
         rounds = self.view.experiment.rounds
         alone = len(self._training) == 1 and rounds.open_local
-        limit = FOREVER if alone else self.start + duration_us(rounds.round_s)
+        limit = FOREVER if alone else self.start + duration_us(rounds.length_s)
         stop = min(limit, self.cap, event)
         counts = self._counts(stop)
         if int(counts.sum()) >= self.job.steps_left:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, TableForecast, issued_forecasts
+from curtail_pipeline.scheduling.round_length import with_round_length
 from curtail_pipeline.scheduling.timeline import Timeline
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
@@ -87,7 +88,12 @@ class View:
         on_site: Mapping[str, Signal] | None = None,
         cadence_us: int | None = None,
     ) -> None:
-        self.experiment = experiment
+        started = experiment.clock.start
+        self.start_us = -FOREVER if started is None else to_us(started)
+        """Before it nothing runs: a site whose window is open by then starts up only then."""
+        experiment = self.experiment = with_round_length(
+            experiment, {name: (part.start, part.end) for name, part in windows.items()}, self.start_us
+        )
         self.sites: tuple[Site, ...] = tuple(experiment.sites)
         self.signals = signals
         self.prices: dict[str, Signal] = dict(prices or {})
@@ -104,14 +110,11 @@ class View:
         self._cadence_us = cadence_us
         self._made: dict[Callable[[View], object], object] = {}
         for site in self.sites:
-            if site.steps_per_s * experiment.rounds.round_s < 1:
+            if site.steps_per_s * experiment.rounds.length_s < 1:
                 raise SettingsError(
                     f"site {site.name!r} makes no step in a round: {site.steps_per_s} steps/s in rounds of "
-                    f"{experiment.rounds.round_s} s; raise rounds.round_s above {1 / site.steps_per_s:.0f} s"
+                    f"{experiment.rounds.length_s} s; raise rounds.round_s above {1 / site.steps_per_s:.0f} s"
                 )
-        started = experiment.clock.start
-        self.start_us = -FOREVER if started is None else to_us(started)
-        """Before it nothing runs: a site whose window is open by then starts up only then."""
         if as_of is None:
             ends = [to_us(end)] if end is not None else [signal.end for signal in signals.values()]
             self._end: int | None = max(ends, default=0)

@@ -74,6 +74,9 @@ class Experiment(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"site {twice[0]!r} is declared twice; site names are unique")
+        unknown = sorted(set(self.federation.linked) - set(names))
+        if unknown:
+            raise ValueError(f"federation.linked names {unknown[0]!r}, which is no site; there are {', '.join(names)}")
         for site in self.sites:
             if site.idle_kw > site.training_kw:
                 raise ValueError(
@@ -107,7 +110,19 @@ class Experiment(Section):
         raise SettingsError(f"unknown site {name!r}; the experiment has {', '.join(s.name for s in self.sites)}")
 
     def overheads_of(self, site: Site) -> Overheads:
-        return site.overheads or self.overheads
+        """What the site loses, the transfers over its link included."""
+        own, megabytes = site.overheads or self.overheads, self.rounds.update_mb
+        if site.link is None or not megabytes:
+            return own
+        receive, send = site.link.receive_s(megabytes), site.link.send_s(megabytes)
+        return own.model_copy(
+            update={
+                "first_load_s": own.first_load_s + receive,
+                "round_load_s": own.round_load_s + receive,
+                "round_tail_s": own.round_tail_s + send,
+                "round_tail_single_s": own.round_tail_single_s + send,
+            }
+        )
 
     def identity(self) -> dict[str, Any]:
         """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts."""
@@ -216,5 +231,5 @@ def with_overheads(experiment: Experiment, name: OverheadsName | None) -> Experi
     rounds = experiment.rounds.model_copy(update={"open_local": paper})
     sites = [site.model_copy(update={"overheads": None}) for site in experiment.sites]
     parameters = parameters_of(experiment.training, experiment.corpus.vocab_size)
-    overheads = PAPER if paper else product(rounds.round_s, parameters)
+    overheads = PAPER if paper else product(rounds.length_s, parameters)
     return experiment.model_copy(update={"overheads": overheads, "rounds": rounds, "sites": sites})

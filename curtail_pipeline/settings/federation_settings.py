@@ -1,6 +1,6 @@
 """Settings of rounds, of the outer step, and of the processes that a federation consists of."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,8 +10,19 @@ from curtail_pipeline.settings.section import Section
 class RoundSettings(Section):
     """Rounds and segments."""
 
-    round_s: float = Field(default=600.0, gt=0)
-    """From a round's start until its members stop training, loading included (600 s in the paper)."""
+    round_s: Annotated[float, Field(gt=0)] | Literal["auto"] = 600.0
+    """From a round's start until its members stop training, loading included (600 s in the paper). `auto` chooses it
+    by what a round costs and how long windows are (`scheduling.round_length`)."""
+    staleness_s: float = Field(default=3600.0, gt=0)
+    """With `auto`, no round is longer: so long may sites train apart."""
+    window_s: float = Field(default=7200.0, gt=0)
+    """With `auto`, how long a site is expected to train at a time, where the record before the start does not say."""
+    update_mb: float = Field(default=0.0, ge=0)
+    """Megabytes (10^6 bytes) that a member receives at a round's start and sends at its end, over its `link`."""
+    sync: Literal["all", "paying"] = "all"
+    """Who shares a round of those that could train: all, or, with `paying`, those that do the most steps together: a
+    site whose link would keep the others waiting for longer than its steps are worth holds, and trains when it is
+    alone. Policies that plan choose by themselves."""
     open_local: bool = False
     """The prototype's rounds: while one member trains alone its round has no time limit; it ends when the membership
     changes, and a joining site interrupts it."""
@@ -22,6 +33,11 @@ class RoundSettings(Section):
     """Nesterov outer step of DiLoCo (arXiv:2311.08105)."""
     norm_bound: float = Field(default=5.0, gt=1)
     """An update is refused when its norm exceeds this many medians of the last 20 accepted ones."""
+
+    @property
+    def length_s(self) -> float:
+        """The length of a round; 600 s as long as `auto` has not been resolved."""
+        return 600.0 if self.round_s == "auto" else self.round_s
 
 
 class LivenessLimits(Section):

@@ -1,13 +1,19 @@
 """Settings of sites, window rules, policies and rounds: all that scheduling depends on."""
 
-from typing import Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.section import Section
 
 PowerState = Literal["training", "idle", "start_up"]
+
+MOST_KW_PER_DEVICE: Final = 10.0
+"""IT power above this is a wrong unit or a wrong count. The hungriest accelerator of 2026, NVIDIA's B300, takes 1.4 kW
+(https://huggingface.co/hardware/b300), and a whole server of CPUs, which counts as one device, a few kW."""
+MOST_PUE: Final = 4.0
+"""The average of the industry was 2.5 in 2007 and 1.58 in 2023 (Uptime Institute, Global Data Center Survey)."""
 
 
 class Battery(Section):
@@ -37,6 +43,23 @@ class OnSiteGeneration(Section):
     """Multiplies the file's values, e.g. from one panel to a field of them."""
 
 
+class Link(Section):
+    """A site's connection to where rounds are merged."""
+
+    up_mbit_s: float = Field(gt=0)
+    down_mbit_s: float = Field(gt=0)
+    rtt_ms: float = Field(default=0.0, ge=0)
+    """Round trip."""
+
+    def receive_s(self, megabytes: float) -> float:
+        """Seconds to receive so many megabytes."""
+        return 8 * megabytes / self.down_mbit_s + self.rtt_ms / 1_000
+
+    def send_s(self, megabytes: float) -> float:
+        """Seconds to send so many megabytes."""
+        return 8 * megabytes / self.up_mbit_s + self.rtt_ms / 1_000
+
+
 class Site(Section):
     """A GPU cluster in a grid region."""
 
@@ -60,6 +83,25 @@ class Site(Section):
     """Overrides the experiment's `overheads` as a whole."""
     battery: Battery | None = None
     on_site: OnSiteGeneration | None = None
+    link: Link | None = None
+    """Its transfers are charged beside the overheads; without one they are part of what those measured."""
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        most = MOST_KW_PER_DEVICE * self.devices
+        for name in ("training_kw", "idle_kw", "start_up_kw"):
+            power = getattr(self, name)
+            if power is not None and power > most:
+                raise ValueError(
+                    f"site {self.name!r} has {name} {power:g} for {self.devices} device(s), and no device takes more "
+                    f"than {MOST_KW_PER_DEVICE:g} kW; give kW, not W, or raise devices"
+                )
+        if self.pue > MOST_PUE:
+            raise ValueError(
+                f"site {self.name!r} has pue {self.pue:g}, and no data centre is above {MOST_PUE:g}; give facility "
+                "power over IT power, 1.58 on average"
+            )
+        return self
 
 
 def power_kw(site: Site, state: PowerState) -> float:

@@ -8,13 +8,15 @@ import numpy as np
 
 from curtail_pipeline.emissions.baselines import Baseline, always_on
 from curtail_pipeline.emissions.battery import supplied
-from curtail_pipeline.emissions.grams import Bounds, count_grams, energy_kwh, hole_bounds
+from curtail_pipeline.emissions.grams import count_grams, energy_kwh
+from curtail_pipeline.emissions.holes import Bounds, hole_bounds
+from curtail_pipeline.emissions.supply import OwnPower, has_own_power, taken
 from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.oracle import Oracle
 from curtail_pipeline.simulation.walk import Walk
-from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, outside
+from curtail_pipeline.times import FOREVER, Floats, Micros, from_us, outside
 
 STATES: tuple[PowerState, ...] = ("training", "idle", "start_up")
 
@@ -82,7 +84,7 @@ def account(
     for site in view.sites:
         use, signal = walk.use[site.name], (view.signals if accounting is None else accounting).get(site.region)
         windows = curtailed.get(site.name, SiteWindows.none())
-        clear = windows.start, np.minimum(windows.end, FOREVER)
+        clear = _stretches(windows)
         training_h[site.name] = use.hours("training")
         idle_h += use.hours("idle")
         start_up_h += use.hours("start_up")
@@ -91,8 +93,7 @@ def account(
         curtailed_kwh += own_kwh
         for part in drawn:
             counted = count_grams(*part.spans, part.kw, signal, interpolate=interpolate)
-            span = outside(part.spans, clear)
-            beyond_kw = part.kw if isinstance(part.kw, float) else _power_of(part, span[0])
+            span, beyond_kw = _beyond(part, clear)
             energy, beyond_kwh = float(counted.kwh.sum()), float(energy_kwh(*span, beyond_kw).sum())
             kwh += energy
             if missing := float(counted.unaccounted_kwh.sum()):
@@ -132,14 +133,20 @@ def _bounded(held_g: float, holes: list[Bounds | None]) -> tuple[float, float] |
     return (held_g + sum(hole.low_g for hole in known)) / 1_000, (held_g + sum(hole.high_g for hole in known)) / 1_000
 
 
-def _power_of(part: _Drawn, at: Micros) -> Floats:
-    return np.asarray(part.kw)[np.searchsorted(part.spans[0], at, side="right") - 1]
+def _beyond(part: _Drawn, clear: tuple[Micros, Micros]) -> tuple[tuple[Micros, Micros], Floats | float]:
+    """What of it was drawn outside the curtailed stretches; flows of changing power are cut at these already."""
+    if isinstance(part.kw, float):
+        return outside(part.spans, clear), part.kw
+    low, high = part.spans
+    at = np.searchsorted(clear[0], low, side="right") - 1
+    pick = (at < 0) | (low >= np.append(clear[1], 0)[at])
+    return (low[pick], high[pick]), part.kw[pick]
 
 
 def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> tuple[list[_Drawn], float]:
     """What the site drew from the grid, and the kWh of its own generation that were used."""
     use = walk.use[site.name]
-    if site.battery is None and site.on_site is None:
+    if not has_own_power(site):
         return [_Drawn(use.of(state), power_kw(site, state), state == "training") for state in STATES], 0.0
     low = np.concatenate([use.of(state)[0] for state in STATES])
     high = np.concatenate([use.of(state)[1] for state in STATES])
@@ -147,37 +154,44 @@ def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> 
     order = np.argsort(low, kind="stable")
     load = low[order], high[order], kw[order]
     flows = supplied(site, load, clear, view.on_site.get(site.name), walk.start, walk.end)
-    start = np.array([flow.start for flow in flows], dtype=np.int64)
-    end = np.array([flow.end for flow in flows], dtype=np.int64)
-    grid = np.array([flow.grid_kw for flow in flows])
+    got = taken(flows)
     trains = np.array([flow.load_kw for flow in flows]) >= power_kw(site, "training")
-    own = float(sum(flow.on_site_kw * (flow.end - flow.start) for flow in flows)) / HOUR
     return [
-        _Drawn((start[pick], end[pick]), grid[pick], mark) for pick, mark in ((trains, True), (~trains, False))
-    ], own
+        _Drawn((got.start[pick], got.end[pick]), got.grid_kw[pick], mark)
+        for pick, mark in ((trains, True), (~trains, False))
+    ], float(energy_kwh(got.start, got.end, got.on_site_kw).sum())
 
 
 def baselines(
-    view: View, steps: int, start: int, accounting: Mapping[str, Signal] | None = None, *, interpolate: bool = False
+    view: View,
+    steps: int,
+    start: int,
+    accounting: Mapping[str, Signal] | None = None,
+    curtailed: Mapping[str, SiteWindows] | None = None,
+    *,
+    interpolate: bool = False,
 ) -> dict[str, Baseline]:
     """`always_on` per region: of each site, and of the extra regions with the first site's cluster.
 
     Args:
-        accounting: as of `account`.
+        accounting, curtailed: as of `account`.
     """
     signals = view.signals if accounting is None else accounting
     owner = {site.region: site for site in reversed(view.sites)}
-    return {
-        region: always_on(
-            steps,
-            from_us(start),
-            owner.get(region, view.sites[0]),
-            region,
-            signals.get(region),
-            interpolate=interpolate,
+    found = {}
+    for region in view.experiment.regions:
+        site, own = owner.get(region, view.sites[0]), None
+        if region in owner and has_own_power(site):
+            windows = (curtailed or {}).get(site.name, SiteWindows.none())
+            own = OwnPower(_stretches(windows), view.on_site.get(site.name))
+        found[region] = always_on(
+            steps, from_us(start), site, region, signals.get(region), own, interpolate=interpolate
         )
-        for region in view.experiment.regions
-    }
+    return found
+
+
+def _stretches(windows: SiteWindows) -> tuple[Micros, Micros]:
+    return windows.start, np.minimum(windows.end, FOREVER)
 
 
 class Regret(TypedDict):

@@ -10,21 +10,20 @@ import polars as pl
 
 from curtail_pipeline.emissions.grams import accounting_signals
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
+from curtail_pipeline.scheduling.curtailed import curtailed_stretches, windows_of_record
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, POLICIES, TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.predictors import Forecast, make_forecast
 from curtail_pipeline.scheduling.timeline import Timeline
-from curtail_pipeline.scheduling.view import Job, SiteWindows, View, max_signal_ages
+from curtail_pipeline.scheduling.view import Job, View, max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment, with_overheads
-from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.overheads import OverheadsName
-from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, policy_named, rule_of
+from curtail_pipeline.settings.rule_settings import policy_named
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.accounts import account
 from curtail_pipeline.simulation.policy_table import Row, pareto_chart, refused_row, row_of, table_of
 from curtail_pipeline.simulation.summary import Simulated, Summary, summary, twin_kg
 from curtail_pipeline.simulation.walk import walk
 from curtail_pipeline.times import HOUR, from_us, iso, to_us
-from curtail_pipeline.windows.rules import derive_windows
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
@@ -62,7 +61,7 @@ def simulate_run(
     accounting = accounting_signals(traces, max_signal_ages(run))
     if planning and run.policy.parameters.get("spend") != "cost":
         _require_intensity(run, accounting)
-    view = View.build(run, traces, _table(run, traces, run.policy), maker)
+    view = View.build(run, traces, windows_of_record(run, traces, run.policy), maker)
     if chosen == "perfect":
         view.rivals = _rivals(run, traces, experiment)
     if begin >= view.end_us:
@@ -72,9 +71,9 @@ def simulate_run(
         )
     job = Job(0, run.job.steps, from_us(begin), run.job.deadline)
     found = walk(view, job, begin)
-    windows = _curtailed(run, traces)
+    windows = curtailed_stretches(run, traces)
     totals = account(view, found, windows, accounting=accounting, interpolate=interpolate)
-    return Simulated(run, view, found, totals, accounting, view.forecasts.name if view.forecasts else None)
+    return Simulated(run, view, found, totals, accounting, windows, view.forecasts.name if view.forecasts else None)
 
 
 def simulate(
@@ -175,43 +174,16 @@ def _require_intensity(run: Experiment, accounting: Mapping[str, Signal]) -> Non
             )
 
 
-def _table(run: Experiment, traces: pl.DataFrame, policy: PolicySettings) -> pl.DataFrame:
-    first, last = traces["time"].min(), traces["time"].max()
-    assert isinstance(first, datetime)
-    assert isinstance(last, datetime)
-    # One long cadence beyond the last stamp, so that the last value is read.
-    table, _ = derive_windows(traces, run.sites, policy, start=first, end=last + timedelta(hours=1), rules=run.rules)
-    return table
-
-
 def _rivals(run: Experiment, traces: pl.DataFrame, experiment: Experiment) -> tuple[tuple[Timeline, ...], ...]:
     """What the policies that follow windows would do, with their parameters in the experiment."""
     found = []
     for name in POLICIES:
         if name not in PLANNING_POLICIES:
             settings = run.model_copy(update={"policy": policy_named(name, experiment.policy)})
-            policy = policy_of(View.build(settings, traces, _table(settings, traces, settings.policy)))
+            policy = policy_of(View.build(settings, traces, windows_of_record(settings, traces, settings.policy)))
             assert isinstance(policy, TimelinePolicy)
             found.append(policy.timelines)
     return tuple(found)
-
-
-def _curtailed(run: Experiment, traces: pl.DataFrame) -> dict[str, SiteWindows]:
-    """When each site's signal counts as curtailed, by the thresholds of the experiment's rule without its delays."""
-    rules = {site.region: _plain(rule_of(run.policy, site.region, run.rules)) for site in run.sites}
-    settings = run.model_copy(update={"rules": rules, "policy": PolicySettings(name="threshold")})
-    return View.build(settings, traces, _table(settings, traces, settings.policy)).windows
-
-
-def _plain(rule: RuleSettings) -> RuleSettings:
-    def undelayed(signal: SignalRule) -> SignalRule:
-        return signal.model_copy(update={"enter": signal.enter_at, "exit_delay_s": 0.0, "exit": None})
-
-    if rule.any_of or rule.all_of:
-        lists = {name: [undelayed(part) for part in getattr(rule, name)] for name in ("any_of", "all_of")}
-        return rule.model_copy(update={**lists, "min_duration_s": 0.0, "start_up_s": 0.0})
-    update = {"enter": rule.enter_at, "exit": None, "exit_delay_s": 0.0, "min_duration_s": 0.0, "start_up_s": 0.0}
-    return rule.model_copy(update=update)
 
 
 def compare(

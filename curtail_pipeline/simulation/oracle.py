@@ -81,7 +81,7 @@ def _block_us(view: View, site: Site) -> tuple[int, int]:
     """`a` and `o` of the module's text."""
     overheads = view.experiment.overheads_of(site)
     load = duration_us(overheads.round_load_s)
-    trains = max(0, duration_us(view.experiment.rounds.round_s) - load)
+    trains = max(0, duration_us(view.experiment.rounds.length_s) - load)
     return trains, load + min(_merge_us(overheads), start_up_us(overheads))
 
 

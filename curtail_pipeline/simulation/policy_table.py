@@ -11,7 +11,7 @@ import polars as pl
 
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.simulation.oracle import least_co2, least_co2_with_overheads
-from curtail_pipeline.simulation.summary import Simulated, Summary, bound_with_overheads, priced
+from curtail_pipeline.simulation.summary import Simulated, Summary, priced
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.times import HOUR, Cell
 
@@ -89,7 +89,6 @@ def row_of(done: Simulated, result: Summary, note: str) -> Row:
         **parts,
         "parameters": _parameters(done.experiment.policy),
         "site_h": sum(result["site_hours"].values()),
-        "bound_co2_kg": bound_with_overheads(done),
         "regret_g_per_step": None if total is None or not result["steps"] else 1_000 * total / result["steps"],
         "note": note,
     }

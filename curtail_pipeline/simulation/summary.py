@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from curtail_pipeline.emissions.baselines import Baseline
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
-from curtail_pipeline.scheduling.view import View
+from curtail_pipeline.scheduling.view import SiteWindows, View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.accounts import Account, Regret, baselines, regret
@@ -53,6 +53,8 @@ class Summary(TypedDict):
     """Always-on, per region; None where the trace is too short, or has no intensity."""
     oracle_co2_kg: float | None
     """No overheads; by the deadline, or in the same runtime when there is none. None where a site has no intensity."""
+    bound_co2_kg: float | None
+    """The same with the experiment's overheads, as far as a relaxation charges them: no schedule emits less."""
     regret: Regret
     job_share: float
     """Of the job's steps, those that were done."""
@@ -73,6 +75,8 @@ class Simulated:
     account: Account
     accounting: Mapping[str, Signal]
     """gCO2/kWh by region; a region without an intensity is not in it."""
+    curtailed: Mapping[str, SiteWindows]
+    """Per site, when its signal counts as curtailed."""
     forecast: str | None
     """Name of the forecast that was used; None for policies without."""
 
@@ -87,7 +91,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
     low, high = totals.bounds_kg or (None, None)
     oracle = least_co2(view, found.steps, found.start, horizon(done)) if priced(done) else None
     steps = job.baseline_steps or job.steps
-    always = baselines(view, steps, found.start, done.accounting, interpolate=interpolate)
+    always = baselines(view, steps, found.start, done.accounting, done.curtailed, interpolate=interpolate)
     return {
         "policy": done.experiment.policy.name,
         "finished": found.finished,
@@ -104,6 +108,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
         "overhead_share": 1 - training / provisioned if provisioned else None,
         "baselines_co2_kg": {region: _kg(base.co2_g) for region, base in always.items()},
         "oracle_co2_kg": oracle.co2_kg if oracle else None,
+        "bound_co2_kg": bound_with_overheads(done),
         "regret": regret(
             totals,
             oracle,

@@ -126,10 +126,11 @@ def can_walk_events(view: View) -> bool:
     overheads = [view.experiment.overheads_of(site) for site in view.sites]
     merges = {(of.round_tail_s, of.round_tail_single_s, of.outer_step_s) for of in overheads}
     fits = all(
-        duration_us(max(of.round_load_s, of.first_load_s)) + step_us(site) <= duration_us(rounds.round_s)
+        duration_us(max(of.round_load_s, of.first_load_s)) + step_us(site) <= duration_us(rounds.length_s)
         for site, of in zip(view.sites, overheads, strict=True)
     )
-    return isinstance(policy_of(view), TimelinePolicy) and not rounds.open_local and len(merges) == 1 and fits
+    known = isinstance(policy_of(view), TimelinePolicy) and rounds.sync == "all"
+    return known and not rounds.open_local and len(merges) == 1 and fits
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class _RoundLoop:
 
     def __init__(self, view: View, timelines: tuple[Timeline, ...], start: int, end: int) -> None:
         rounds, overheads = view.experiment.rounds, view.experiment.overheads_of(view.sites[0])
-        self.round_us = duration_us(rounds.round_s)
+        self.round_us = duration_us(rounds.length_s)
         outer = duration_us(overheads.outer_step_s)
         self.merge = (
             duration_us(overheads.round_tail_single_s) + outer,

@@ -1,6 +1,6 @@
 """Energy, CO2 and loss of an experiment's checkpoints, put together from the store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
-from curtail_pipeline.emissions.grams import (
-    Totals,
-    accounting_signals,
-    intervals_table,
-    is_synthetic,
-    ledger,
-    totals,
-)
-from curtail_pipeline.emissions.model_card import model_card
+from curtail_pipeline.emissions.basis import Clock, clock_of, is_synthetic, label_of, synthetic_regions
+from curtail_pipeline.emissions.battery import read_on_site
+from curtail_pipeline.emissions.grams import Totals, accounting_signals, intervals_table, ledger, totals
+from curtail_pipeline.emissions.ledger_table import parse_ledger
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
+from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.federation.plan import read_journal
+from curtail_pipeline.federation.orders import Plan
+from curtail_pipeline.federation.plan import plan_key, read_journal
+from curtail_pipeline.scheduling.curtailed import curtailed_stretches
 from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.rule_settings import rule_of
@@ -29,8 +27,8 @@ from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key, read_table
-from curtail_pipeline.times import days_between, iso, midnight
+from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key
+from curtail_pipeline.times import days_between, iso, midnight, to_us
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ class RunSummary:
     experiment: str
     synthetic: bool
     """Whether any value of its traces is made up."""
+    basis: str | None
+    """What its energy and CO2 rest on, e.g. a projection in virtual time; None where it has drawn nothing."""
     start: str
     end: str
     checkpoints: list[CheckpointRow]
@@ -51,6 +51,9 @@ class RunSummary:
     tokens: int
     kwh: float | None
     co2_g: float | None
+    co2_g_low: float | None
+    co2_g_high: float | None
+    """With the unaccounted energy at its day's lowest and highest intensity; None where a day has none."""
     curtailed_share: float | None
     unaccounted_kwh: float | None
     baselines: list[Compared]
@@ -67,9 +70,62 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
         TraceError: the traces of its days have not been ingested.
     """
     manifest = project.checkpoints.manifest(key)
-    days = days_of(project, min((part.start for part in manifest.intervals), default=manifest.start), manifest.end)
-    signals = accounting_signals(project.traces(days), max_signal_ages(project.experiment))
-    return ledger(intervals_table(manifest.intervals, key), signals, project.experiment.sites, project.windows(days))
+    sites = project.experiment.sites
+    drawn = [intervals_table(manifest.intervals, key)]
+    if any(has_own_power(site) for site in sites):
+        chain = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
+        drawn = [power_of(project, chain).filter(pl.col("checkpoint") == key)]
+    intervals = pl.concat(drawn)
+    first = intervals["start"].min() if len(intervals) else manifest.start
+    assert isinstance(first, datetime)
+    days = days_of(project, first, manifest.end)
+    traces = project.traces(days)
+    signals = accounting_signals(traces, max_signal_ages(project.experiment))
+    clock, made_up = _clock(project, manifest), synthetic_regions(traces)
+    return ledger(intervals, signals, sites, project.windows(days), clock=clock, synthetic=made_up)
+
+
+def _clock(project: Project, manifest: Manifest) -> Clock:
+    folder = f"checkpoints/{manifest.key}"
+    if not project.store.exists(plan_key(folder)):
+        return "virtual"
+    planned = project.store.read_record(plan_key(folder), Plan).rounds is not None
+    rounds = [(line.done.start, line.done.end) for line in read_journal(project.store, folder)]
+    return clock_of(rounds, (manifest.start, manifest.end), planned=planned)
+
+
+def power_of(project: Project, chain: Sequence[Manifest]) -> pl.DataFrame:
+    """What the sites drew for these checkpoints: `grams.INTERVAL_SCHEMA`.
+
+    Args:
+        chain: from the initialised model on, as a battery carries its charge from one checkpoint to the next.
+    """
+    table = pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in chain])
+    own = {}
+    if any(has_own_power(site) for site in project.experiment.sites):
+        own = own_power(project, project.traces(days_of(project, chain[0].start, chain[-1].end)))
+    ends = [(manifest.key, to_us(manifest.end)) for manifest in chain]
+    parts = [table.filter(~pl.col("site").is_in(list(own)))]
+    for site in project.experiment.sites:
+        if site.name in own:
+            load = table.filter(pl.col("site") == site.name)
+            parts.append(supplied_intervals(site, load, own[site.name], to_us(chain[0].start), ends))
+    return pl.concat(parts)
+
+
+def own_power(project: Project, traces: pl.DataFrame) -> dict[str, OwnPower]:
+    """Of the sites that have a battery or on-site generation; `traces` of the time that is accounted."""
+    sites = [site for site in project.experiment.sites if has_own_power(site)]
+    if not sites:
+        return {}
+    curtailed = curtailed_stretches(project.experiment, traces)
+    return {
+        site.name: OwnPower(
+            (curtailed[site.name].start, curtailed[site.name].end),
+            None if site.on_site is None else read_on_site(site.on_site),
+        )
+        for site in sites
+    }
 
 
 def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
@@ -81,9 +137,15 @@ def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
 
 
 def stored_ledgers(project: Project) -> pl.DataFrame | None:
-    """The ledgers of all committed checkpoints."""
+    """The ledgers of all committed checkpoints.
+
+    Raises:
+        StoreError: one is damaged, or was written by another version.
+    """
     keys = [ledger_key(key) for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
-    return pl.concat([read_table(project.store, key) for key in keys]) if keys else None
+    store = project.store
+    found = [parse_ledger(store.read_bytes(key), f"{key} in the store {store.uri}") for key in keys]
+    return pl.concat(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -99,14 +161,19 @@ class _Accounts:
 def _accounts(project: Project) -> _Accounts:
     experiment, traces, ledgers = project.experiment, project.traces(project.days), stored_ledgers(project)
     signals = accounting_signals(traces, max_signal_ages(experiment))
-    steps = project.parent.steps.end
     ours = totals(ledgers) if ledgers is not None else Totals(0.0, 0.0, None, None, 0.0)
-    found = (
-        always_on_baselines(steps, project.start, experiment.sites, signals, experiment.baseline_regions)
-        if steps
-        else []
-    )
-    return _Accounts(traces, signals, ledgers, compare_baselines(found, ours))
+    return _Accounts(traces, signals, ledgers, compared(project, project.parent.steps.end, traces, signals, ours))
+
+
+def compared(
+    project: Project, steps: int, traces: pl.DataFrame, signals: Mapping[str, Signal], ours: Totals
+) -> list[Compared]:
+    """Always-on training of as many steps from the experiment's start, beside what was used for them."""
+    if not steps:
+        return []
+    experiment, own = project.experiment, own_power(project, traces)
+    regions = experiment.baseline_regions
+    return compare_baselines(always_on_baselines(steps, project.start, experiment.sites, signals, regions, own), ours)
 
 
 def summarise(project: Project) -> RunSummary:
@@ -120,6 +187,7 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
     return RunSummary(
         experiment=project.experiment.name,
         synthetic=is_synthetic(accounts.traces),
+        basis=label_of(accounts.ledgers, synthetic=is_synthetic(accounts.traces)),
         start=iso(project.start),
         end=iso(last.end),
         checkpoints=checkpoint_rows(project),
@@ -127,6 +195,8 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
         tokens=last.tokens.total,
         kwh=ours.kwh if ours else None,
         co2_g=ours.co2_g if ours else None,
+        co2_g_low=ours.co2_g_low if ours else None,
+        co2_g_high=ours.co2_g_high if ours else None,
         curtailed_share=ours.curtailed_share if ours else None,
         unaccounted_kwh=ours.unaccounted_kwh if ours else None,
         baselines=accounts.baselines,
@@ -157,12 +227,12 @@ def write_report(project: Project) -> RunSummary:
             traces=accounts.traces,
             signals=accounts.signals,
             windows=project.windows(project.days),
-            intervals=pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in manifests]),
+            intervals=power_of(project, manifests),
             ledger=accounts.ledgers,
             baselines=accounts.baselines,
             losses=training_losses(project, manifests),
             heldout=heldout_losses(project, manifests),
-            threshold=_threshold(experiment),
+            threshold=threshold_of(experiment),
         )
     )
     project.store.write_bytes(REPORT_KEY, page.encode())
@@ -180,27 +250,7 @@ def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     return compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
 
 
-def card_of(project: Project, key: str) -> str:
-    """The model card of a checkpoint.
-
-    Raises:
-        StoreError: no such checkpoint, or its emissions have not been accounted.
-    """
-    lineage = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
-    ledgers = stored_ledgers(project)
-    if ledgers is None:
-        raise StoreError(f"no emissions ledger in {project.store.uri}; materialise emissions_ledger for {key}")
-    return model_card(
-        f"{project.experiment.name} {key}",
-        lineage,
-        project.experiment.sites,
-        ledgers,
-        heldout_loss=stored_loss(project, key),
-        synthetic=is_synthetic(project.traces(days_of(project, lineage[0].start, lineage[-1].end))),
-    )
-
-
-def _threshold(experiment: Experiment) -> float | None:
+def threshold_of(experiment: Experiment) -> float | None:
     """gCO2/kWh below which windows open, where all regions have the same."""
     rules = [rule_of(experiment.policy, site.region, experiment.rules).signals[0] for site in experiment.sites]
     found = {rule.enter_at for rule in rules if rule.kind == "marginal_intensity"}

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.grams import totals
+from curtail_pipeline.emissions.ledger_table import parse_ledger
 from curtail_pipeline.stages.evaluate import evaluation_key
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoint_index import CheckpointSummary
 from curtail_pipeline.storage.records import Record
-from curtail_pipeline.storage.tables import ledger_key, parse_table
+from curtail_pipeline.storage.tables import ledger_key
 from curtail_pipeline.times import iso
 from curtail_pipeline.training.heldout_loss import Evaluation
 
@@ -37,6 +39,8 @@ class CheckpointRow:
     kwh: float | None
     """None while it was not accounted."""
     co2_g: float | None
+    basis: str | None
+    """What energy and CO2 rest on; None where nothing was drawn or accounted."""
 
 
 class _Used(Record):
@@ -44,6 +48,7 @@ class _Used(Record):
 
     kwh: float
     co2_g: float | None
+    basis: str | None
 
 
 def checkpoint_rows(project: Project) -> list[CheckpointRow]:
@@ -56,7 +61,7 @@ def checkpoint_rows(project: Project) -> list[CheckpointRow]:
     found = project.checkpoints.summaries()
     keys = [summary.key for summary in found]
     losses = _indexed(project, "evaluation", keys, evaluation_key, _loss)
-    used = _indexed(project, "ledger", keys, ledger_key, _used)
+    used = _indexed(project, "energy", keys, ledger_key, _used)
     return [_row(summary, losses[summary.key], used[summary.key]) for summary in found]
 
 
@@ -75,8 +80,9 @@ def _loss(key: str, data: bytes) -> str | None:
 
 
 def _used(key: str, data: bytes) -> str | None:
-    found = totals(parse_table(data, ledger_key(key)))
-    return _Used(kwh=found.kwh, co2_g=found.co2_g).model_dump_json()
+    table = parse_ledger(data, ledger_key(key))
+    found = totals(table)
+    return _Used(kwh=found.kwh, co2_g=found.co2_g, basis=label_of(table)).model_dump_json()
 
 
 def _row(summary: CheckpointSummary, loss: str | None, ledger: str | None) -> CheckpointRow:
@@ -97,4 +103,5 @@ def _row(summary: CheckpointSummary, loss: str | None, ledger: str | None) -> Ch
         heldout_loss=json.loads(loss) if loss is not None else None,
         kwh=used.kwh if used else None,
         co2_g=used.co2_g if used else None,
+        basis=used.basis if used else None,
     )

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from curtail_pipeline.errors import SettingsError, StoreError
-from curtail_pipeline.stages.account import card_of
+from curtail_pipeline.stages.card import card_of
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.folder_store import is_uri
 

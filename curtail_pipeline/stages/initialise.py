@@ -19,7 +19,7 @@ def ensure_initialised(project: Project) -> Manifest:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # of two at once the second finds what the first has made
         if project.checkpoints.exists(FIRST_KEY):
-            return project.checkpoints.verify(FIRST_KEY)
+            return project.checkpoints.check(FIRST_KEY)
         return _initialise(project)
 
 

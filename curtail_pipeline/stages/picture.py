@@ -1,7 +1,7 @@
 """The picture of a checkpoint, from what the store knows of it so far."""
 
+from curtail_pipeline.emissions.basis import is_synthetic
 from curtail_pipeline.emissions.checkpoint_picture import Shown, picture
-from curtail_pipeline.emissions.grams import is_synthetic
 from curtail_pipeline.stages.account import checkpoint_ledger, days_of, heldout_losses, training_losses
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest

@@ -19,12 +19,12 @@ def realised_plan(project: Project, key: str) -> tuple[Manifest, Plan, Segment]:
     Raises:
         StoreError: the checkpoint or its parent is damaged, or nothing was trained to get it.
     """
-    store, manifest = project.store, project.checkpoints.verify(key)
+    store, manifest = project.store, project.checkpoints.check(key)
     if manifest.parent is None:
         raise StoreError(f"{key} is the initialised model and has no segment to repeat; choose a later checkpoint")
     if manifest.steps.end == manifest.steps.begin:
         raise StoreError(f"{key} was committed without a step, so there is nothing to repeat; choose another one")
-    project.checkpoints.verify(manifest.parent)
+    project.checkpoints.check(manifest.parent)
     committed = f"checkpoints/{key}"
     return (
         manifest,

@@ -199,7 +199,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         total_steps=experiment.job.steps,
         seed=experiment.seed,
         rounds=_planned_rounds(scheduled, leases, experiment.sequences_per_step) if scheduled else None,
-        open=None if scheduled else _open_rounds(project, request, leases),
+        open=None if scheduled else _open_rounds(project, prospect.view, request, leases),
         inner_state=_inner_states(project, parent, request.members),
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         norm_bound=experiment.rounds.norm_bound,
@@ -238,11 +238,13 @@ def _leases(project: Project, prospect: Prospect, ledger: Ledger) -> dict[str, l
     }
 
 
-def _open_rounds(project: Project, request: SegmentRequest, leases: Mapping[str, list[Range]]) -> OpenRounds:
-    rounds = project.experiment.rounds
+def _open_rounds(
+    project: Project, view: View, request: SegmentRequest, leases: Mapping[str, list[Range]]
+) -> OpenRounds:
+    rounds = view.experiment.rounds
     speed = project.experiment.replay.speed if project.clock_mode == "replay" else 1.0
     return OpenRounds(
-        round_s=rounds.round_s / speed,
+        round_s=rounds.length_s / speed,
         max_rounds=rounds.max_rounds,
         lease={site: tuple(lease) for site, lease in leases.items()},
         generation=request.generation,

@@ -226,7 +226,7 @@ class Checkpoints:
         """
         if is_uri(dest):
             raise StoreError(f"{str(dest)!r} is not a folder to export {key} to; export to one and copy it from there")
-        manifest = self.verify(key)
+        manifest = self.check(key)
         dest = Path(dest).resolve()
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
             raise StoreError(f"{dest} exists and is not an empty folder; export to a new one")

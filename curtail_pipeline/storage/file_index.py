@@ -98,6 +98,8 @@ class FileIndex:
 
     def _write(self, kind: str, found: dict[str, _Known]) -> None:
         rows = [(kind, name, *known.stamp, known.content) for name, known in found.items()]
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with contextlib.closing(self._open()) as database, database:
                 database.execute(_SCHEMA)

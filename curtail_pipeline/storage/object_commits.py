@@ -67,7 +67,7 @@ class ObjectCommits:
         store, attempt = self.store, int(fields.get("attempt", 0))
         number(key)
         check_names(key, files)
-        self._refuse_if_committed(key)
+        self._refuse_committed(key, self._newest(key))
         parent = self._manifest(named) if (named := fields["parent"]) else None
         staged = f"scratch/.staged/{key}/{uuid.uuid4().hex}"
         with plain_errors(f"{key} cannot be committed to {store.uri}"):
@@ -107,8 +107,8 @@ class ObjectCommits:
 
     def _decide(self, decided: LoggedClaim) -> None:
         while True:
-            self._refuse_if_committed(decided.key)
-            newest = self._newest(decided.key)
+            newest = self._newest(decided.key)  # one look at the log: what is judged is what the next entry follows
+            self._refuse_committed(decided.key, newest)
             fence(newest[1] if newest else None, decided.key, decided.generation, decided.attempt)
             if self._append(newest, decided):
                 return
@@ -132,8 +132,7 @@ class ObjectCommits:
             ) from error
         store.create_bytes(manifest_key(decided.key), data)
 
-    def _refuse_if_committed(self, key: str) -> None:
-        newest = self._newest(key)
+    def _refuse_committed(self, key: str, newest: tuple[int, LoggedClaim] | None) -> None:
         if newest is not None and newest[1].committed is not None:
             self._carry_out(newest[1])
             if read_manifest(self.store, key) is None:

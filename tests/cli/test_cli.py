@@ -110,3 +110,16 @@ def test_simulate_as_json(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["finished"] and found["steps"] == 30
     assert found["oracle_co2_kg"] <= found["co2_kg"]
+
+
+def test_a_sweep_as_json(tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path, job={"steps": 30})
+    arguments = ["simulate", "--traces", str(tmp_path / "trace.csv"), "-e", str(experiment), "--sweep"]
+    done = curtail(*arguments, "round_s", "--json", home=tmp_path, timeout=90)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["sweep"]
+    assert [row["round_s"] for row in rows] == sorted(row["round_s"] for row in rows)
+    assert sum(row["auto"] for row in rows) == 1
+    wrong = curtail(*arguments, "outer_lr", home=tmp_path, timeout=90)
+    assert wrong.returncode == 1
+    assert "--sweep outer_lr: only round_s can be varied" in wrong.stderr

@@ -24,6 +24,7 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
     summary = RunSummary(
         experiment="try",
         synthetic=False,
+        basis="projected (virtual time, modelled power)",
         start="2026-05-01T00:00:00Z",
         end="2026-05-01T02:00:00Z",
         checkpoints=[],
@@ -31,8 +32,10 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
         tokens=24,
         kwh=4.0,
         co2_g=80.0,
+        co2_g_low=80.0,
+        co2_g_high=95.0,
         curtailed_share=None,
-        unaccounted_kwh=0.0,
+        unaccounted_kwh=1.0,
         baselines=[baseline],
         report="report/index.html",
         checkpoint="ckpt-000001",
@@ -42,7 +45,10 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
         console.print_summary(summary, "job done")
     lines = [line.strip() for line in printed.get().splitlines()]
     assert "no gCO2 of a baseline: the trace of EAST ends too early" in lines
-    assert "try: job done; 3 steps, 24 tokens on recorded traces" in lines
+    said = " ".join(lines)
+    assert "try: job done; 3 steps, 24 tokens on recorded traces; energy and CO2: projected (virtual time," in said
+    assert "1.00 kWh have no accounting signal: between 80 and 95 gCO2 with them" in said
+    assert "same steps; kWh and gCO2: projected (virtual time, modelled power)" in said
 
 
 def row(number: int, **changes: object) -> CheckpointRow:
@@ -62,6 +68,7 @@ def row(number: int, **changes: object) -> CheckpointRow:
         "heldout_loss": None,
         "kwh": 1.0,
         "co2_g": 80.0,
+        "basis": "projected (virtual time, modelled power), synthetic signal",
     }
     return CheckpointRow(**{**content, **changes})  # type: ignore[arg-type]
 
@@ -70,9 +77,12 @@ def test_a_long_list_says_what_a_short_one_does(capsys: pytest.CaptureFixture[st
     rows = [row(number, tokens=1_024 * number) for number in range(console.LONG)]
     console.print_checkpoints(rows)
     lines = capsys.readouterr().out.splitlines()
+    title = "Checkpoints; kWh and gCO2: projected (virtual time, modelled power), synthetic signal"
+    assert lines.pop(0) == title
     assert len(lines) == 1 + console.LONG and len(set(map(len, lines))) <= 2
     with console.OUT.capture() as printed:
         console.print_checkpoints(rows[-2:])
+    assert title in " ".join(printed.get().split())
     boxed = [line.split("│")[1:-1] for line in printed.get().splitlines() if "ckpt-" in line]
     for line, cells in zip(lines[-2:], boxed, strict=True):
         assert line.split() == " ".join(cells).split()

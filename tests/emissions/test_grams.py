@@ -84,7 +84,8 @@ def test_by_hand() -> None:
         [site()],
         windows([(0, 450)]),
     )
-    idle, training = table.rows(named=True)
+    training, idle = table.rows(named=True)
+    assert (training["start"], training["end"], idle["end"]) == (at(150), at(750), at(900))
     assert table.schema == pl.Schema(LEDGER_SCHEMA)
     assert training["kwh"] == pytest.approx(2 * 600 / 3600)
     assert training["co2_g"] == pytest.approx(2 / 3600 * (150 * 100 + 300 * 400 + 150 * 0))
@@ -121,6 +122,7 @@ def test_a_missing_value_is_never_zero_grams() -> None:
     lost = ledger(power((0, 3600, 1.0)), trace([None, None]), [site()])
     assert lost["co2_g"].to_list() == [None] and lost["unaccounted_kwh"].to_list() == [1.0]
     assert lost["curtailed_kwh"].to_list() == [None]
+    assert lost["co2_g_low"].to_list() == [None] and totals(lost).co2_g_high is None, "no value of the day bounds it"
     assert totals(lost).g_per_kwh is None and totals(lost).curtailed_share is None
     # One missing stamp is bridged, as in decisions; then the value is too old.
     partly = totals(ledger(power((0, 1200, 1.0)), trace([100, None, None, None]), [site()]))
@@ -256,8 +258,8 @@ def test_the_published_run(test_data: Path) -> None:
         spans = micros_of(own["start"]), micros_of(own["end"]), own["kw"].to_numpy()
         linear += float(count_grams(*spans, traces[place.region], interpolate=True).co2_g.sum())
     assert linear == pytest.approx(1379, rel=0.01)
-    training = ledger(intervals, traces, sites).filter(pl.col("state") == "training")
-    assert training["hours"].to_list() == pytest.approx([5.81, 3.52, 8.53], abs=0.01)
+    training = totals_by(ledger(intervals, traces, sites).filter(pl.col("state") == "training"), "site")
+    assert [training[place.name].hours for place in sites] == pytest.approx([5.81, 3.52, 8.53], abs=0.01)
 
 
 def test_the_published_baselines(test_data: Path) -> None:

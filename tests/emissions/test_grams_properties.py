@@ -17,12 +17,12 @@ from curtail_pipeline.emissions.grams import (
     Totals,
     accounting_signals,
     count_grams,
-    hole_bounds,
     intervals_table,
     ledger,
     pieces,
     totals,
 )
+from curtail_pipeline.emissions.holes import hole_bounds
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.sites import PowerState, power_kw

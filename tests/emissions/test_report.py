@@ -13,7 +13,7 @@ from curtail_pipeline.emissions.baselines import always_on_baselines, compare_ba
 from curtail_pipeline.emissions.charts import MOST_POINTS, Step, signal_steps, to_png
 from curtail_pipeline.emissions.formats import mass, percent, short
 from curtail_pipeline.emissions.grams import accounting_signals, intervals_table, ledger, totals
-from curtail_pipeline.emissions.model_card import model_card
+from curtail_pipeline.emissions.model_card import CardInput, model_card
 from curtail_pipeline.emissions.report import (
     HELDOUT_SCHEMA,
     LOSS_SCHEMA,
@@ -246,27 +246,57 @@ def card_parts(text: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), body
 
 
+def card(data: ReportInput, *, synthetic: bool = False, **more: Any) -> tuple[dict[str, Any], str]:
+    made = {"name": "try", "lineage": data.manifests, "sites": SITES, "ledger": data.ledger, "policy": "paper"}
+    return card_parts(model_card(CardInput(**{**made, "synthetic": synthetic, **more})))
+
+
 def test_model_card(data: ReportInput) -> None:
-    text = model_card("try", data.manifests, SITES, data.ledger, heldout_loss=7.25, synthetic=False)
-    front, body = card_parts(text)
+    front, body = card(
+        data, heldout_loss=7.25, below=(100.0, 0.346), baselines=data.baselines, kinds=["marginal_intensity"]
+    )
     emissions = front["co2_eq_emissions"]
     assert emissions["emissions"] == pytest.approx(totals(data.ledger).co2_g, abs=1e-3), "grams, as the hub wants it"
     assert emissions["training_type"] == "pre-training"
     assert emissions["geographical_location"] == "A, R2"
-    assert "# try\n" in body and "`ckpt-000002`" in body
+    assert emissions["hardware_used"] == "A: 1 x cpu, 2 kW, PUE 1; B: 1 x cpu, 2 kW, PUE 1"
+    assert "projected (virtual time, modelled power)" in emissions["source"]
+    assert "step-held marginal intensity" in emissions["source"]
+    assert "# try\n" in body and "`ckpt-000002`" in body and "policy `paper`" in body
     assert data.manifests[-1].sha256() in body and "7.2500 nat" in body and "| R2 |" in body
     assert "2 segments: 1 local, 1 federated" in body
+    assert "100.0 % inside the curtailment windows of its rule and 34.6 % while" in body and " only " not in body
+    assert "All energy and CO2 below: **projected (virtual time, modelled power)**." in body
+    assert "| always on in | kWh | CO2 | this model is |" in body and "| DE |" not in body, "it has no CO2"
+
+
+def test_a_field_of_the_card_that_is_not_known_is_not_there(data: ReportInput) -> None:
+    front, body = card(data)
+    assert not {"license", "language", "datasets"} & front.keys()
+    assert "below" not in body.split("## Emissions")[0] and "always on" not in body
+    front, _ = card(data, dataset="owner/name", language="en")
+    assert front["datasets"] == ["owner/name"] and front["language"] == "en"
+    unknown = data.ledger.with_columns(curtailed_kwh=pl.lit(None, pl.Float64))
+    assert "Of its energy" not in card(data, ledger=unknown)[1]
+    begun, _ = card(data, lineage=data.manifests[:1])
+    assert "co2_eq_emissions" not in begun, "nothing was drawn"
+
+
+def test_the_card_of_measured_power_says_so(data: ReportInput) -> None:
+    measured = data.ledger.with_columns(clock=pl.lit("wall"), power=pl.lit("measured"))
+    front, body = card(data, ledger=measured)
+    assert "curtail_pipeline, measured power:" in front["co2_eq_emissions"]["source"] and "projected" not in body
 
 
 def test_model_card_counts_its_lineage_only(data: ReportInput) -> None:
     first = totals(data.ledger.filter(pl.col("checkpoint") == "ckpt-000001")).co2_g
-    front, _ = card_parts(model_card("try", data.manifests[:2], SITES, data.ledger, synthetic=False))
+    front, _ = card(data, lineage=data.manifests[:2])
     assert front["co2_eq_emissions"]["emissions"] == pytest.approx(first, abs=1e-3)
     assert front["co2_eq_emissions"]["geographical_location"] == "A"
 
 
 def test_model_card_of_a_synthetic_run_declares_no_emissions(data: ReportInput) -> None:
-    front, body = card_parts(model_card("try", data.manifests, SITES, data.ledger, synthetic=True))
+    front, body = card(data, synthetic=True)
     assert "co2_eq_emissions" not in front and "**synthetic**" in body
 
 

@@ -111,7 +111,8 @@ def test_a_table_says_what_its_columns_are(project: Project) -> None:
     schema = facts["dagster/column_schema"]
     assert isinstance(schema, dg.TableSchemaMetadataValue)
     columns = {column.name: column.description for column in schema.schema.columns}
-    assert [*columns] == [*LEDGER_SCHEMA] and columns["kwh"] == "kWh, PUE included"
+    assert [*columns] == [*LEDGER_SCHEMA]
+    assert columns["kwh"] == "kWh from the grid and from on-site generation, PUE included"
 
 
 def test_policies_that_did_not_finish_stand_last_and_without_a_rank() -> None:

@@ -48,14 +48,14 @@ def test_no_plan_of_a_site_is_worth_more(
     state: int,
 ) -> None:
     slots = Slots(*map(np.array, (steps, cost, hold, start_cost, start_steps, resume_steps)))
-    (found,) = best_actions(slots, np.array([price]), state).tolist()
+    ((found,),) = best_actions([slots], np.array([price]), [state]).tolist()
     best = max(_worth(slots, price, state, plan) for plan in itertools.product((OFF, HELD, TRAINS), repeat=COUNT))
     assert _worth(slots, price, state, found) == pytest.approx(best, abs=1e-9)
 
 
 def test_a_plan_per_price() -> None:
     slots = Slots(np.array([1.0, 1.0, 1.0]), np.array([1.0, 3.0, 2.0]), *(np.zeros(3) for _ in range(4)))
-    assert best_actions(slots, np.array([0.5, 1.5, 2.5, 3.5]), OFF).tolist() == [
+    assert best_actions([slots], np.array([0.5, 1.5, 2.5, 3.5]), [OFF])[:, 0].tolist() == [
         [OFF, OFF, OFF],
         [TRAINS, OFF, OFF],
         [TRAINS, OFF, TRAINS],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, next_event, traces, windows
 
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.scheduling.decide import decide
+from curtail_pipeline.scheduling.decide import Decision, decide
 from curtail_pipeline.scheduling.planner import Slots, _compressed, _values, advise
 from curtail_pipeline.scheduling.predictors import (
     DAY,
@@ -371,7 +371,8 @@ def test_a_budget_of_money_takes_the_cheap_hours_not_the_clean_ones() -> None:
     found = simulate(run, rows, deadline_h=4.0)
     assert found["finished"]
     done = simulate_run(run, rows, deadline_h=4.0)
-    assert int(done.walk.use["A"].training[0][0]) - to_us(minutes(30)) < 60 * 10**6
+    first, last = done.walk.use["A"].training[0][0], done.walk.use["A"].training[1][-1]
+    assert to_us(minutes(30)) <= first < last <= to_us(minutes(90))
     clean = simulate_run(run, rows, policy="forecast", deadline_h=4.0)
     assert int(clean.walk.use["A"].training[0][0]) > to_us(minutes(119))
 
@@ -394,3 +395,28 @@ def test_causal_forecasts_decide_from_the_past_alone(values: list[float], at: in
     whole = decide(View.build(run, rows, windows(rows, run)), now, job)
     assert whole == decide(View.build(run, known, windows(known, run)), now, job)
     assert whole == decide(View.build(run, rows, windows(rows, run), as_of=now), now, job)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 3.0]), min_size=48, max_size=48),
+    st.lists(st.sampled_from([0.0, 1.0, 3.0]), min_size=48, max_size=48),
+    st.integers(1, 47),
+    st.booleans(),
+    st.sampled_from(["seasonal", "persistence"]),
+)
+def test_generation_yet_to_come_changes_no_decision(
+    made: list[float], otherwise: list[float], at: int, up: bool, forecast: str
+) -> None:
+    run = planned(steps=2500).experiment
+    rows = traces(HOURLY)
+    state = SiteDecision("train", "", minutes(0), minutes(0))
+    job = Job(100, 2500, START, run.job.deadline, {"A": state} if up else {})
+    times = to_us(START) + np.arange(48) * 300 * 10**6
+
+    def decided(kw: list[float]) -> Decision:
+        view = View.build(run, rows, windows(rows, run), partial(make_forecast, forecast))
+        view.on_site = {"A": Signal(times, np.array(kw), 300 * 10**6, 600 * 10**6)}
+        return decide(view, minutes(5 * at), job)
+
+    assert decided(made) == decided([*made[: at + 1], *otherwise[at + 1 :]])

@@ -13,8 +13,9 @@ from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling import policy_forecast
 from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
-from curtail_pipeline.scheduling.rollout import Rollout, Standing, Tariff
+from curtail_pipeline.scheduling.rollout import Rollout, Standing
 from curtail_pipeline.scheduling.stays import Plan, stays_of
+from curtail_pipeline.scheduling.tariffs import Tariff
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.overheads import PAPER
@@ -25,6 +26,8 @@ from curtail_pipeline.simulation.walk import step_walk
 from curtail_pipeline.times import to_us
 
 OTHERS = ("paper", "threshold", "hysteresis", "boundary")
+A_GRAM = 0.001
+"""Where a plan costs a few grams, which of two such plans is found is luck."""
 LEVELS = (0.0, 20.0, 80.0, 150.0, 450.0)
 
 
@@ -99,7 +102,7 @@ def planned(run: Experiment, rows: pl.DataFrame, deadline_h: float, policy: str 
 @given(cases(), st.floats(0.4, 1.0))
 def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.DataFrame], share: float) -> None:
     run, rows = case
-    hours = 3.0 * share
+    hours = 2.0 * share
     ours = planned(run, rows, hours)
     others = [simulate_run(run, rows, policy=name, deadline_h=hours) for name in OTHERS]
     finished = [other.account.co2_kg for other in others if other.walk.finished]
@@ -108,6 +111,10 @@ def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.Da
         assert ours.account.co2_kg <= 1.01 * min(finished) + 1e-9
     else:
         assert ours.walk.steps >= max(other.walk.steps for other in others)
+    slack = planned(run, rows, 1.5 * hours)
+    if ours.walk.finished:
+        assert slack.walk.finished
+        assert slack.account.co2_kg <= 1.01 * ours.account.co2_kg + A_GRAM
     policy = policy_of(ours.view)
     assert isinstance(policy, ForecastPolicy)
     assert policy.committed is not None

@@ -28,6 +28,7 @@ def test_every_experiment_of_the_repository_is_valid(name: str) -> None:
         ({"clock": {"start": "next tuesday"}}, ["clock.start", "next tuesday"]),
         ({"training": {"sequence_length": 256, "total_batch_tokens": 1000}}, ["1000", "256"]),
         ({"traces": {"provider": "oracle"}}, ["traces", "oracle"]),
+        ({"federation": {"linked": ["PARIS"]}}, ["federation.linked", "'PARIS'", "there are "]),
     ],
 )
 def test_a_mistake_is_named(change: dict, words: list[str]) -> None:
@@ -95,3 +96,26 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(128, 256)))
     with pytest.raises(SettingsError, match="not valid YAML"):
         load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training_kw": 2000}, r"training_kw 2000 for 1 device.*10 kW; give kW, not W, or raise devices"),
+        ({"training_kw": 90, "devices": 8}, r"training_kw 90 for 8 device"),
+        ({"start_up_kw": 468}, r"start_up_kw 468"),
+        ({"pue": 12}, r"pue 12.*above 4; give facility power over IT power"),
+        ({"training_kw": 0.3, "idle_kw": 0.468}, r"idle_kw 0\.468 above training_kw 0\.3; swap"),
+    ],
+)
+def test_power_that_no_site_has_is_refused(change: dict, words: str) -> None:
+    content = laptop()
+    content["sites"][0] |= change
+    with pytest.raises(SettingsError, match=f"CAISO_NORTH.*{words}"):
+        parse_experiment(content, "laptop")
+
+
+def test_a_large_site_of_many_devices_is_one() -> None:
+    content = laptop()
+    content["sites"][0] |= {"training_kw": 2000, "idle_kw": 400, "devices": 1024, "pue": 1.3}
+    assert parse_experiment(content, "laptop").sites[0].training_kw == 2000

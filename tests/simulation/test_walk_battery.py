@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, traces
 
-from curtail_pipeline.emissions.battery import balance, metered, read_on_site, supplied
-from curtail_pipeline.emissions.grams import PowerInterval
+from curtail_pipeline.emissions.battery import balance, read_on_site, supplied
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, Site
 from curtail_pipeline.signals.held import Signal
@@ -193,18 +192,6 @@ def test_on_site_power_opens_a_window_of_its_own(tmp_path: Path) -> None:
     best = simulate(small, rows, policy="forecast", deadline_h=2.0)
     assert best["finished"]
     assert best["co2_kg"] == pytest.approx(0.0, abs=1e-9), "it waits for the sun"
-
-
-def test_the_ledger_gets_what_the_grid_supplied() -> None:
-    place = site(capacity_kwh=1.0, charge_kw=1.0, discharge_kw=2.0, charge_efficiency=1, discharge_efficiency=1)
-    power = [PowerInterval("A", "training", minutes(0), minutes(90), 2.0)]
-    windows = np.array([to_us(minutes(0))]), np.array([to_us(minutes(30))])
-    found = metered(place, power, windows, None, minutes(0), minutes(90))
-    # Half an hour at 2 kW + 1 kW into the battery; its 0.5 kWh last 15 minutes; then the grid again.
-    assert [(i.start, i.end, i.kw, i.state) for i in found] == [
-        (minutes(0), minutes(30), 3.0, "training"),
-        (minutes(45), minutes(90), 2.0, "training"),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,12 @@ import pytest
 from micro import EXPERIMENT, START, write_experiment
 from test_checkpoints import fields
 
+from curtail_pipeline.emissions.formats import percent
 from curtail_pipeline.emissions.grams import totals
-from curtail_pipeline.stages.account import card_of, checkpoint_ledger, summarise, write_report
+from curtail_pipeline.orchestration.metadata import ledger_metadata
+from curtail_pipeline.stages.account import checkpoint_ledger, summarise, write_report
+from curtail_pipeline.stages.card import card_of
+from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
@@ -60,6 +64,7 @@ def test_the_rules_age_is_that_of_the_ledger_and_of_the_baselines(
     assert booked.kwh == pytest.approx(1.0)
     assert booked.co2_g == pytest.approx(10 * known_min / 60)
     assert booked.unaccounted_kwh == pytest.approx(lost, abs=1e-12)
+    assert (booked.co2_g_low, booked.co2_g_high) == pytest.approx((10.0, 10.0)), "the day knows of 10 g/kWh alone"
     found = summarise(project)
     assert (found.kwh, found.co2_g, found.unaccounted_kwh) == (booked.kwh, booked.co2_g, booked.unaccounted_kwh)
     (base,) = found.baselines
@@ -75,6 +80,7 @@ def test_the_report_says_what_the_summary_says(tmp_path: Path) -> None:
     page = Path(found.report).read_text()
     assert "0.417 kWh are not in the emissions" in page
     assert "5.83 g CO<sub>2</sub>" in page
+    assert "it is 10 g to 10 g." in page and (found.co2_g_low, found.co2_g_high) == pytest.approx((10.0, 10.0))
     assert "0.417 kWh fall into gaps of the trace" in page, "of the baseline"
 
 
@@ -85,7 +91,18 @@ def test_what_is_synthetic_is_told_by_the_data(tmp_path: Path, source: str) -> N
     key = f"traces/{START.date()}/SPP_TX.parquet"
     write_table(project.store, key, project.traces([START.date()]).with_columns(source=pl.lit(source)))
     made_up = source == "synthetic"
+    write_table(project.store, ledger_key("ckpt-000001"), checkpoint_ledger(project, "ckpt-000001"))
+    label = "projected (virtual time, modelled power)" + (", synthetic signal" if made_up else "")
+    assert summarise(project).basis == label == checkpoint_rows(project)[-1].basis
+    assert ledger_metadata(checkpoint_ledger(project, "ckpt-000001"))["energy and CO2 are"] == label
     assert summarise(project).synthetic == made_up
     write_report(project)
+    assert label in project.store.path("report/index.html").read_text()
     assert ("Synthetic traces." in project.store.path("report/index.html").read_text()) == made_up
-    assert ("**synthetic**" in card_of(project, "ckpt-000001")) == made_up
+    card = card_of(project, "ckpt-000001")
+    assert ("**synthetic**" in card) == made_up and label in card
+    assert ("co2_eq_emissions" in card) != made_up and "Between 10 g and 10 g with them." in card
+    assert "| SPP_TX | 1.000 |" in card.split("never pauses")[1], "the baseline"
+    inside = percent(totals(checkpoint_ledger(project, "ckpt-000001")).curtailed_share)
+    assert f"Of its energy, {inside} inside the curtailment windows of its rule and" in card
+    assert "% while the grid's signal was below 100 gCO2/kWh." in card and "\nlanguage: en\n" in card

@@ -1,7 +1,7 @@
 """Shares by expected hours, frozen; and text that moves to where it will be trained on."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def plan_of(project: Project, key: str, parent: Manifest, *members: str) -> Plan
         key=key, attempt=1, parent=parent.key, members=members, mode="federated" if len(members) > 1 else "local",
         generation=1, start=START, reason="", previous={}, before_pause={},
     )  # fmt: skip
-    return make_plan(project, Prospect(request, parent, cast(View, None), None))
+    return make_plan(project, Prospect(request, parent, View(project.experiment, {}, {}), None))
 
 
 def train(project: Project, plan: Plan, parent: Manifest, steps: dict[str, int]) -> Manifest:

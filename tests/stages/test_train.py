@@ -1,4 +1,4 @@
-"""What a segment costs beside its training: the power of the pause before it."""
+"""What a segment costs beside its training, the power of the pause before it; and how long its rounds are."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,13 +9,14 @@ from test_checkpoints import fields
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import JournalLine, Result, RoundDone
+from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.scheduling.timing import Finished, Pause, advance
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import remember, remembered, tick
-from curtail_pipeline.stages.train import _pause_power, _prospect, _whole_parent, wall_time
+from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _whole_parent, wall_time
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
 from curtail_pipeline.times import utc_now
@@ -30,6 +31,10 @@ def signal(minute: int) -> float:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
+    return opened_project(tmp_path)
+
+
+def opened_project(tmp_path: Path, round_s: float | str = 600) -> Project:
     """A site that starts slowly and a policy that plans, on a day like the one before."""
     rows = ["time,A"] + [
         f"{(day + timedelta(minutes=m)).isoformat()},{signal(m)}" for day in DAYS for m in range(0, 1440, 5)
@@ -42,9 +47,9 @@ def project(tmp_path: Path) -> Project:
             "traces": {"provider": "file", "path": str(trace)},
             "clock": {"start": DAYS[1].isoformat()},
             "sites": [{"name": "A", "region": "A", "training_kw": 2.0, "idle_kw": 0.2, "steps_per_s": 0.1}],
-            "overheads": {"provisioning_s": 2400, "connect_s": 60},
+            "overheads": {"provisioning_s": 2400, "connect_s": 60, "outer_step_s": 4},
             "policy": {"name": "forecast"},
-            "rounds": {"round_s": 600, "max_rounds": 100},
+            "rounds": {"round_s": round_s, "max_rounds": 100},
             "job": {"steps": 1800, "deadline": (DAYS[1] + timedelta(hours=7)).isoformat()},
         },
         "held",
@@ -128,3 +133,13 @@ def test_a_damaged_parent_goes_aside_and_its_segment_is_trained_again(project: P
     assert project.checkpoints.verify_chain() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
     with pytest.raises(StoreError, match="ckpt-000001 is what other checkpoints were made from"):
         project.checkpoints.withdraw("ckpt-000001")
+
+
+def test_a_real_run_is_ordered_rounds_of_the_length_that_auto_chose(tmp_path: Path) -> None:
+    project = opened_project(tmp_path, "auto")
+    request = SegmentRequest(
+        key="ckpt-000001", attempt=1, parent="ckpt-000000", members=("A",), mode="local", generation=1,
+        start=project.start, reason="", previous={}, before_pause={},
+    )  # fmt: skip
+    ordered = _open_rounds(project, project.view(project.start), request, {})
+    assert ordered.round_s == 240, "the square root of twice 4 s of merging x 2 h of window"

@@ -43,6 +43,18 @@ def test_commit_and_read_on_another_machine(machine: Callable[[str], Checkpoints
         other.manifest("ckpt-000007")
 
 
+def test_a_list_reads_no_manifest_twice(
+    machine: Callable[[str], Checkpoints],
+    files: Files,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit_three(machine("one"), files)
+    assert len(machine("two").keys()) == 3
+    read: list[str] = []
+    monkeypatch.setattr(S3Store, "read_bytes", lambda self, key: read.append(key))
+    assert [s.key for s in machine("two").summaries()] == ["ckpt-000000", "ckpt-000001", "ckpt-000002"] and not read
+
+
 def test_files_that_are_in_the_store_are_copied_there(machine: Callable[[str], Checkpoints], files: Files) -> None:  # noqa: F811
     checkpoints = machine("one")
     for name, path in files.items():
@@ -91,6 +103,40 @@ def test_of_many_writers_one_commits(machine: Callable[[str], Checkpoints], file
         writer.join()
     (winner,) = [outcome for outcome in outcomes if outcome.startswith("done")]
     assert len(outcomes) == 4 and machine("one").verify("ckpt-000001").attempt == int(winner[-1])
+
+
+def test_a_commit_that_comes_between_two_looks_is_seen(
+    machine: Callable[[str], Checkpoints],
+    files: Files,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another writer commits at the worst moments: before each of the looks at the log in turn."""
+    one, two = machine("one"), machine("two")
+    one.commit("ckpt-000000", files, fields(), 0)
+    looks = [0]
+    newest = ObjectCommits._newest
+    for at in (1, 2, 3):
+        key, parent = f"ckpt-{at:06d}", f"ckpt-{at - 1:06d}"
+        content = fields(parent, begin=5 * (at - 1), first=5 * (at - 1), attempt=1)
+
+        def interrupted(self: ObjectCommits, key: str, at: int = at, content: dict[str, object] = content) -> object:
+            looks[0] += 1
+            if looks[0] == at:
+                monkeypatch.setattr(ObjectCommits, "_newest", newest)
+                two.commit(key, files, {**content, "attempt": 2}, 1)
+                monkeypatch.setattr(ObjectCommits, "_newest", interrupted)
+            return newest(self, key)
+
+        looks[0] = 0
+        monkeypatch.setattr(ObjectCommits, "_newest", interrupted)
+        if at < 3:
+            with pytest.raises((AlreadyCommitted, Fenced)):
+                one.commit(key, files, content, 1)
+            assert two.verify(key).attempt == 2
+        else:  # there is no third look before the decision
+            assert one.commit(key, files, content, 1).attempt == 1 and looks[0] == 2
+            assert two.verify(key).attempt == 1
+        monkeypatch.setattr(ObjectCommits, "_newest", newest)
 
 
 class Killed(BaseException):

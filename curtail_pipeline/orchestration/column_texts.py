@@ -1,0 +1,32 @@
+"""What the columns of stored tables hold, in the words of the UI."""
+
+COLUMNS = {
+    "time": "UTC; the value holds from here until the next",
+    "value": "in the unit of the kind: g/kWh, currency/MWh or MW; null where a stamp is missing",
+    "kind": "marginal_intensity, average_intensity, price or curtailed_power",
+    "source": "who says so; `synthetic` is a model, not a grid",
+    "estimated": "not measured by the source",
+    "retrieved_at": "UTC",
+    "site": "a GPU cluster",
+    "region": "a grid region with a signal",
+    "start": "UTC",
+    "end": "UTC; null while the window is open",
+    "opened_by": "why the window opened",
+    "closed_by": "why it closed; null while it is open",
+    "mean_signal": "over the window, in the unit of the rule's signal",
+    "state": "power state of the site: training, idle or start_up; charging is what its battery takes",
+    "hours": "h",
+    "kwh": "kWh from the grid and from on-site generation, PUE included",
+    "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",
+    "co2_g_low": "gCO2 with the unaccounted energy at its day's lowest intensity; null where a day has none",
+    "co2_g_high": "gCO2 with the unaccounted energy at its day's highest intensity; null where a day has none",
+    "curtailed_kwh": "kWh inside the site's curtailment windows",
+    "unaccounted_kwh": "kWh without an accounting signal",
+    "clock": "virtual: planned ahead or replayed; wall: lived through",
+    "power": "modelled by the site's settings, or measured",
+    "signal": "recorded or synthetic; null without an accounting signal",
+    "on_site_kwh": "of kwh, from on-site generation: 0 gCO2",
+    "battery_kwh": "kWh that the battery gave to the load, in kwh where it was charged",
+    "lost_kwh": "kWh that the battery lost",
+}
+"""What a column holds, for the UI."""

@@ -1,0 +1,134 @@
+"""Small changes to a plan: an edge or a stay moved, one left out or added, a hold trained through, two stays joined."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from curtail_pipeline.scheduling.planner import Slots
+from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without
+from curtail_pipeline.times import Micros
+
+
+@dataclass
+class Changes:
+    """What changes of a plan must keep to."""
+
+    slots: Sequence[Slots]
+    edges: Micros
+    start_up_us: Sequence[int]
+    up: Sequence[Stay | None]
+    """Per site, its stay in progress."""
+    now: int
+    end: int
+    price: float = 0.0
+    """Of a step: slots above it are dear."""
+    shifts: bool = False
+    """Whether stays are moved as a whole: for plans that are kept, not made anew at the next value of a forecast."""
+
+    def of(self, plan: Plan, by: int) -> Iterator[Plan]:
+        for i, stays in enumerate(plan):
+            for k, stay in enumerate(stays):
+                for other in self._changed_stays(i, stays, k, stay, by):
+                    yield (*plan[:i], other, *plan[i + 1 :])
+            for other in self._holes_and_fills(i, stays):
+                yield (*plan[:i], other, *plan[i + 1 :])
+        yield with_joins(plan)
+
+    def _holes_and_fills(self, i: int, stays: tuple[Stay, ...]) -> Iterator[tuple[Stay, ...]]:
+        """A dear stretch left out, held or off, and a cheap one added, by costs around the price."""
+        cost, edges = self.slots[i].cost, self.edges
+        start_up, now = self.start_up_us[i], self.now
+        for factor in (0.8, 1.0, 1.25):
+            dear = np.concatenate(([False], (cost > factor * self.price) | (self.slots[i].steps <= 0), [False]))
+            rises, falls = np.flatnonzero(dear[1:] & ~dear[:-1]), np.flatnonzero(~dear[1:] & dear[:-1])
+            for low, high in zip(edges[rises].tolist(), edges[falls].tolist(), strict=True):
+                for k, stay in enumerate(stays):
+                    if not any(begin < low and high < end for begin, end in stay.train):
+                        continue
+                    held = tuple(part for span in stay.train for part in without(span, low, high))
+                    yield (*stays[:k], stay._replace(train=held), *stays[k + 1 :])
+                    ready = high + start_up
+                    if low > now and ready < stay.down:
+                        first = stay._replace(down=low, train=tuple(part for part in held if part[1] <= low))
+                        rest = tuple((max(a, ready), b) for a, b in held if b > ready)
+                        yield (*stays[:k], first, Stay(high, ready, stay.down, rest), *stays[k + 1 :])
+            bounds = [int(edges[0]), *edges[rises].tolist()], [*edges[falls].tolist(), int(edges[-1])]
+            for high, low in zip([*bounds[0][1:], int(edges[-1])], [bounds[0][0], *bounds[1][:-1]], strict=True):
+                ready = low + start_up
+                if ready < high and not any(stay.up <= high and low <= stay.down for stay in stays):
+                    added = Stay(low, ready, high, ((ready, high),))
+                    yield tuple(sorted((*stays, added), key=lambda stay: stay.up))
+
+    def _changed_stays(
+        self, i: int, stays: tuple[Stay, ...], k: int, stay: Stay, by: int
+    ) -> Iterator[tuple[Stay, ...]]:
+        before, after = stays[:k], stays[k + 1 :]
+        now, end = self.now, self.end
+        fixed = stay.up <= now and self.up[i] is not None
+        if not fixed:
+            yield before + after
+            earliest = max(now, before[-1].down + 1 if before else now)
+            for up in {max(stay.up - by, earliest), stay.up + by} - {stay.up}:
+                ready = up + self.start_up_us[i]
+                if ready < stay.down:
+                    moved = [(max(low, ready), high) for low, high in stay.train if high > ready]
+                    if moved and stay.train[0][0] == stay.ready:
+                        moved[0] = (ready, moved[0][1])
+                    yield (*before, Stay(up, ready, stay.down, tuple(moved)), *after)
+        latest = after[0].up - 1 if after else end
+        if self.shifts and not fixed:
+            for shift in (max(-by, earliest - stay.up), min(by, max(latest - stay.down, 0))):
+                if shift:
+                    spans = tuple((low + shift, high + shift) for low, high in stay.train)
+                    yield (*before, Stay(stay.up + shift, stay.ready + shift, stay.down + shift, spans), *after)
+        for down in {stay.down - by, min(stay.down + by, latest)} - {stay.down}:
+            if down > max(stay.ready, now):
+                kept = [(low, min(high, down)) for low, high in stay.train if low < down]
+                if kept and stay.train[-1][1] == stay.down:
+                    kept[-1] = (kept[-1][0], down)
+                yield (*before, stay._replace(down=down, train=tuple(kept)), *after)
+        for j in range(len(stay.train)):
+            yield from ((*before, other, *after) for other in _changed_spans(stay, j, by, now))
+        for j in range(len(stay.train) - 1):
+            gap = stay.train[j][1], stay.train[j + 1][0]
+            through = (*stay.train[:j], (stay.train[j][0], stay.train[j + 1][1]), *stay.train[j + 2 :])
+            yield (*before, stay._replace(train=through), *after)
+            ready = gap[1] + self.start_up_us[i]
+            if now < gap[0] < gap[1] and ready < stay.down:
+                first = stay._replace(down=gap[0], train=stay.train[: j + 1])
+                rest = tuple((max(low, ready), high) for low, high in stay.train[j + 1 :] if high > ready)
+                yield (*before, first, Stay(gap[1], ready, stay.down, rest), *after)
+        if after:
+            gap_train = ((stay.down, after[0].up),) if stay.train and stay.train[-1][1] == stay.down else ()
+            for train in {(*stay.train, *after[0].train), _joined((*stay.train, *gap_train, *after[0].train))}:
+                yield (*before, stay._replace(down=after[0].down, train=train), *after[1:])
+
+
+def _changed_spans(stay: Stay, j: int, by: int, now: int) -> Iterator[Stay]:
+    """Stretch `j` left out, or an inner edge of it moved."""
+    low, high = stay.train[j]
+    rest = stay.train[:j], stay.train[j + 1 :]
+    if len(stay.train) > 1:
+        yield stay._replace(train=(*rest[0], *rest[1]))
+    if low >= max(stay.ready, now):
+        floor = max(stay.ready, now, rest[0][-1][1] if rest[0] else 0)
+        for begin in {max(low - by, floor), low + by} - {low}:
+            if begin < high:
+                yield stay._replace(train=(*rest[0], (begin, high), *rest[1]))
+    if high < stay.down:
+        ceiling = min(stay.down, rest[1][0][0] if rest[1] else stay.down)
+        for end in {high - by, min(high + by, ceiling)} - {high}:
+            if end > low:
+                yield stay._replace(train=(*rest[0], (low, end), *rest[1]))
+
+
+def _joined(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """A hold from the end of the last stretch to the next stay's first step is trained through."""
+    found: list[tuple[int, int]] = []
+    for low, high in spans:
+        if found and low <= found[-1][1]:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return tuple(found)
