@@ -45,7 +45,7 @@ EXPERIMENT: Mapping[str, object] = {
         {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.004} for name in CURTAILED
     ],
     "rounds": {"round_s": 1200, "max_rounds": 2},
-    "job": {"steps": 100},
+    "job": {"steps": 60},
     "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
     "training": {
         "preset": "tiny",
@@ -78,6 +78,8 @@ RUN_KILLED = "kill the command and start it again"
 AT_MOST_S = 120.0
 """After which a fault counts as not overcome."""
 EPISODE_S = 600.0
+PATIENCE_S = 6.0
+"""How long a phase is waited for: some last milliseconds here, and some do not come again."""
 
 
 @dataclass
@@ -116,9 +118,9 @@ def run(faults: int = 10, seed: int = 0, per_run: int = 5) -> Mapping[str, objec
         while len(tally.strikes) < faults and number < faults:
             number += 1
             episode = _Episode(Path(folder) / f"run-{number}")
-            for _ in range(min(per_run, faults - len(tally.strikes))):
-                if episode.running():
-                    episode.disturb(*next(plan), chance, tally)
+            wanted = min(len(tally.strikes) + per_run, faults)
+            while episode.running() and len(tally.strikes) < wanted:
+                episode.disturb(*next(plan), chance, tally)
             episode.finish(tally)
     return _figures(tally, seed, fault_free)
 
@@ -131,7 +133,7 @@ class _Episode:
         self.file, self.homes = _write_experiment(folder), folder / "homes"
         self.home = self.homes / "chaos"
         self.log = folder / "log"
-        self.injector = Injector(self.home, alive=self.running)
+        self.injector = Injector(self.home, PATIENCE_S, self.running)
         self.ports: set[int] = set()
         self.process = self._start()
 
@@ -157,9 +159,11 @@ class _Episode:
     def disturb(self, kind: str, phase: Phase, chance: random.Random, tally: Tally) -> None:
         """One fault, and the wait until it is overcome."""
         site = chance.choice([*CURTAILED])
+        while self.running() and self.injector.phase(site) is Phase.PROVISIONING and phase is not Phase.PROVISIONING:
+            time.sleep(0.1)  # text and model are made before there is a federation
         self._note_ports()
         if kind == RUN_KILLED:
-            time.sleep(chance.uniform(5, 20))
+            time.sleep(chance.uniform(0, PATIENCE_S))
             if not self.running():
                 return
             strike: Strike | None = Strike(self.injector.phase(site), time.monotonic(), "the command")
@@ -258,7 +262,8 @@ def _listens(port: int) -> bool:
 def _write_experiment(folder: Path) -> Path:
     rows = ["time," + ",".join(CURTAILED)]
     for minute in range(0, 480, 5):
-        values = ("20" if start <= minute < end else "500" for start, end in CURTAILED.values())
+        wobble = minute // 5 % 7  # a feed that stands still counts as stuck
+        values = (f"{20 + wobble if start <= minute < end else 500 + wobble}" for start, end in CURTAILED.values())
         rows.append(f"{(START + timedelta(minutes=minute)).isoformat()}," + ",".join(values))
     (folder / "trace.csv").write_text("\n".join(rows) + "\n")
     path = folder / "chaos.yaml"

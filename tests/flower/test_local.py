@@ -274,7 +274,7 @@ def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
     federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str
 ) -> None:
     rounds = [{"CA": 1, "TX": 1}, {"CA": 15, "TX": 15}]
-    key = plan(store, f"ckpt-0000{30 + how}", rounds, seed=7, attempt=1 + (part == "superlink"))
+    key = plan(store, f"ckpt-00{len(part)}{how:02}", rounds, seed=7)
     hit: list[float] = []
     events: list[SegmentEvent] = []
 
