@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from curtail_pipeline.errors import FederationError, LedgerError, MessageError
+from curtail_pipeline.federation import rounds
 from curtail_pipeline.federation.orders import Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import EPOCH
 from curtail_pipeline.tokens.ranges import Range, after_prefix, compact, total
@@ -106,6 +108,14 @@ def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
+
+
+def test_addresses_go_with_an_order_and_stay_out_of_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "links_of", lambda *_: Links(get={"key": "signed secretly"}, put={}))
+    bench.run(bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), linked=["TX"]))
+    assert {site: order.links is not None for site, order in bench.transport.sent} == {"CA": False, "TX": True}
+    journal = bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl")
+    assert b"TX" in journal and b"secretly" not in journal
 
 
 def test_a_planned_segment(bench: Bench) -> None:

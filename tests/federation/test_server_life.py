@@ -7,6 +7,7 @@ import pytest
 from curtail_pipeline.federation.server_life import LifeWriter, ServerWatch, life_key
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import StoreUnavailable
 
 LIMITS = LivenessLimits(liveness_s=10, transfer_s=100)
 
@@ -42,3 +43,25 @@ def test_a_server_that_falls_silent_is_lost(tmp_path: Path, time: Time) -> None:
         assert (watch.lost() is not None) == said
     life.close()
     assert not store.exists(life_key("scratch/x/1"))
+
+
+def test_an_outage_of_the_store_is_no_servers_death(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> bytes:
+        raise StoreUnavailable("nobody answers")
+
+    store = FolderStore(tmp_path)
+    life, watch = LifeWriter(store, "scratch/x/1", time), ServerWatch(store, "scratch/x/1", LIMITS, 60, time)
+    life.beat("collecting")
+    assert watch.lost() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_bytes", away)
+        patch.setattr(store, "write_bytes", away)
+        for time.now in range(2, 60, 2):
+            life.beat("collecting")
+            assert watch.lost() is None
+    time.now = 68
+    assert watch.lost() is None, "the time without the store does not count"
+    time.now = 70
+    assert watch.lost() == "it has shown no life for 12 s while collecting"

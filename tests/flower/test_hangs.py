@@ -16,6 +16,7 @@ from curtail_pipeline.federation.orders import Activity, Heartbeat, agent_key
 from curtail_pipeline.flower.hangs import Hangs, healthy, is_stopped
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import StoreUnavailable
 from curtail_pipeline.times import EPOCH, seconds
 
 LIMITS = LivenessLimits(liveness_s=10, transfer_s=50, compile_s=50)
@@ -68,6 +69,21 @@ def test_a_trainer_whose_training_thread_hangs_is_found(tmp_path: Path) -> None:
     assert next(now for now in range(180, 200, 2) if found(now, 5)) == 192
     store.delete(agent_key("CA"))
     assert "no heartbeat" in [hangs.found([7], {"CA": 7}, None, now) for now in range(194, 211)][-1][7]
+
+
+def test_an_outage_of_the_store_is_no_trainers_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(key: str) -> bytes:
+        raise StoreUnavailable(f"{key}: nobody answers")
+
+    store = FolderStore(tmp_path)
+    hangs = Hangs(store, LIMITS)
+    beat(store, 7, 0, 1)
+    assert hangs.found([7], {"CA": 7}, None, 0) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_bytes", away)
+        assert not any(hangs.found([7], {"CA": 7}, None, now) for now in range(2, 40, 2))
+    assert hangs.found([7], {"CA": 7}, None, 46) == {}
+    assert "no heartbeat for 12 s" in hangs.found([7], {"CA": 7}, None, 50)[7]
 
 
 def test_a_superlink_that_accepts_and_never_answers_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
@@ -113,6 +114,15 @@ def test_stopping_a_replay_leaves_a_live_order_alone(bench: Bench) -> None:
     assert bench.running("") and not live.outcome.done()
     assert bench.queue.stop(StopOrder(key="ckpt-000001", attempt=1, round=0)) is live
     assert live.outcome.result(10).status == 200
+
+
+def test_an_order_that_is_sent_again_with_new_addresses_is_the_same(bench: Bench) -> None:
+    order = bench.order("ckpt-000001")
+    first, second = (order.model_copy(update={"links": Links(get={"k": f"signed {n}"}, put={})}) for n in (1, 2))
+    job = bench.queue.enter(first)
+    assert bench.queue.enter(second) is job and bench.queue.links == second.links
+    with pytest.raises(Refused, match="ordered before with other content"):
+        bench.queue.enter(second.model_copy(update={"seed": order.seed + 1}))
 
 
 def test_another_live_order_is_refused_while_one_is_waited_for(bench: Bench) -> None:
