@@ -273,7 +273,7 @@ def test_a_killed_supernode_comes_back_as_another_node(
 def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
     federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str
 ) -> None:
-    rounds = [{"CA": 1, "TX": 1}, {"CA": 15, "TX": 15}]
+    rounds = [{"CA": 1, "TX": 1}, {"CA": 25, "TX": 25}]  # 5 s, of which the caller looks at the steps every 2 s
     key = plan(store, f"ckpt-00{len(part)}{how:02}", rounds, seed=7)
     hit: list[float] = []
     events: list[SegmentEvent] = []
