@@ -7,6 +7,7 @@ with 1; anything that is not a `CurtailError` is a bug and keeps its traceback.
 import errno
 import re
 import sqlite3
+from collections.abc import Mapping
 
 SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a disk, a quota or a file is full."""
@@ -62,8 +63,21 @@ class FederationError(CurtailError):
     """SuperLink, SuperNode or trainer that cannot be started, reached or trusted."""
 
 
+class SitesDown(FederationError):
+    """Sites that are not there when a segment begins; the others are."""
+
+    def __init__(self, message: str, sites: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.sites = dict(sites)
+        """Each with the reason."""
+
+
 class PolicyError(CurtailError):
     """A policy that does not exist or cannot be satisfied."""
+
+
+FULL_DISK = "no space left on the device; free space and try again: what is committed stays"
+"""The one line that is said of it, once per attempt."""
 
 
 def is_out_of_space(error: BaseException) -> bool:

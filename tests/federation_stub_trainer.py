@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from curtail_pipeline.federation.orders import Heartbeat, Order, agent_key
+from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, agent_key
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, StopOrder, Stopped, TrainerStatus
 from curtail_pipeline.flower.processes import exit_with
@@ -95,7 +95,14 @@ def main() -> None:
     scratch.write_text(Endpoint(port=server.server_port, pid=os.getpid(), token=TOKEN).model_dump_json())
     scratch.replace(endpoint)
     while True:
-        beat = Heartbeat(site=options.site, pid=os.getpid(), at=utc_now(), busy=state[0].busy)
+        now = state[0]
+        activity = now.busy and Activity(
+            **now.model_dump(include={"key", "attempt", "replay", "round"}),
+            phase="train",
+            count=now.step or 0,
+            step_s=0.2,
+        )
+        beat = Heartbeat(site=options.site, pid=os.getpid(), at=utc_now(), busy=now.busy, activity=activity or None)
         store.write_record(agent_key(options.site), beat)
         time.sleep(0.5)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from curtail_pipeline.corpus.batches import ShardReader
+from curtail_pipeline.corpus.block_digests import digested
 from curtail_pipeline.corpus.build import manifest_key
-from curtail_pipeline.corpus.corpus_records import ShardFile, ShardManifest
+from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.corpus.documents import ReadCounts
 from curtail_pipeline.storage.folder_store import FolderStore
 
@@ -30,7 +31,7 @@ def sparse_shards(store: FolderStore, site: str, tokens: int, shard_tokens: int 
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
             stream.truncate(2 * count)
-        files.append(ShardFile(name=path.name, tokens=count, sha256=NO_SHA256))
+        files.append(digested(path, count))
     manifest = ShardManifest(
         target=site,
         dealing_sha256=NO_SHA256,

@@ -20,7 +20,7 @@ from curtail_pipeline.cli.file_options import Reading, takes_file_options
 from curtail_pipeline.cli.options import ExperimentOption, JsonOption, OutOption
 from curtail_pipeline.cli.remote_sites import deploy_app, site_app, superlink
 from curtail_pipeline.cli.reproduce import reproduce
-from curtail_pipeline.errors import CurtailError, is_out_of_space
+from curtail_pipeline.errors import FULL_DISK, CurtailError, is_out_of_space
 
 if TYPE_CHECKING:
     from curtail_pipeline.settings.experiment import ClockMode
@@ -319,6 +319,7 @@ def checkpoints_verify(
     with _opened(experiment, out) as project:
         if key is not None:
             project.checkpoints.verify(key)
+            project.checkpoints.verify_link(key)
             typer.echo(f"{key} is intact")
         else:
             typer.echo(f"{len(project.checkpoints.verify_chain())} checkpoints are intact")
@@ -363,10 +364,7 @@ def main() -> None:
     except Exception as error:
         if not is_out_of_space(error):
             raise
-        print(
-            "curtail: no space left on the device; free space and run it again: what is committed stays",
-            file=sys.stderr,
-        )
+        print(f"curtail: {FULL_DISK}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

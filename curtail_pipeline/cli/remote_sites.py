@@ -42,7 +42,8 @@ def site_run(
         return
     project = Project.open(experiment, "live", out)
     project.experiment.site(name)
-    run_site(project.home.federation, project.home.store, name, superlink, credentials)
+    limits = project.experiment.federation.limits
+    run_site(project.home.federation, project.home.store, name, superlink, credentials, limits)
 
 
 @site_app.command("register")

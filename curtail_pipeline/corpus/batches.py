@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from curtail_pipeline.corpus.block_digests import VerifiedFile
 from curtail_pipeline.corpus.build import folder_of
 from curtail_pipeline.corpus.dealing import HELDOUT
 from curtail_pipeline.corpus.permutation import Permutation
@@ -35,6 +36,7 @@ class TokenSet:
         self._maps: dict[int, np.ndarray] = {}
         self._memory: list[mmap.mmap] = []
         self._touched = 0
+        self._verified: dict[int, VerifiedFile] = {}
         self._starts = np.concatenate(([0], np.cumsum([file.tokens for file in self.manifest.files])))
         for file in self.manifest.files:
             found = store.size(f"{folder_of(target)}/{file.name}") or 0
@@ -47,12 +49,15 @@ class TokenSet:
     def _map(self, index: int) -> np.ndarray:
         tokens = self._maps.get(index)
         if tokens is None:
-            key = f"{folder_of(self.target)}/{self.manifest.files[index].name}"
+            file = self.manifest.files[index]
+            key = f"{folder_of(self.target)}/{file.name}"
             with self._store.local(key) as path, path.open("rb") as stream:
                 memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(memory, "madvise"):
                 memory.madvise(mmap.MADV_RANDOM)  # shuffled sequences: reading ahead would read in vain
             self._memory.append(memory)
+            fix = f"materialise the shards of {self.target} again"
+            self._verified[index] = VerifiedFile(memory, file, key, fix)
             tokens = self._maps[index] = np.frombuffer(memory, dtype=self.dtype)
         return tokens
 
@@ -66,18 +71,27 @@ class TokenSet:
                 if hasattr(memory, "madvise"):
                     memory.madvise(mmap.MADV_DONTNEED)
 
+    def _take(self, index: int, low: int, count: int) -> np.ndarray:
+        """Up to `count` verified tokens of a file."""
+        have = self._map(index)[low : low + count]
+        self._verified[index].check(low * self.dtype.itemsize, (low + have.size) * self.dtype.itemsize)
+        return have
+
     def fill(self, out: np.ndarray, starts: np.ndarray) -> None:
-        """Row i of `out` (n, width) becomes the tokens from `starts[i]` on, across shard files where need be."""
+        """Row i of `out` (n, width) becomes the tokens from `starts[i]` on, across shard files where need be.
+
+        Raises:
+            CorpusError: they are not what was written.
+        """
         width = out.shape[1]
         files = np.searchsorted(self._starts, starts, side="right") - 1
         for row, (index, low) in enumerate(zip(files.tolist(), (starts - self._starts[files]).tolist(), strict=True)):
-            tokens = self._map(index)
-            have = tokens[low : low + width]
+            have = self._take(index, low, width)
             out[row, : have.size] = have
             filled = have.size
             while filled < width:
                 index += 1
-                have = self._map(index)[: width - filled]
+                have = self._take(index, 0, width - filled)
                 out[row, filled : filled + have.size] = have
                 filled += have.size
         self._release(out.shape[0] * width * self.dtype.itemsize)

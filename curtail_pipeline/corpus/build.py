@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from curtail_pipeline.corpus.block_digests import digested
 from curtail_pipeline.corpus.corpus_records import (
     EngineChoice,
     Joined,
@@ -30,7 +31,7 @@ from curtail_pipeline.errors import CorpusError
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.records import Message
-from curtail_pipeline.storage.store import Store, canonical_json, file_sha256
+from curtail_pipeline.storage.store import Store, canonical_json
 
 log = logging.getLogger(__name__)
 
@@ -241,10 +242,7 @@ class _Join:
 
     def files(self) -> tuple[ShardFile, ...]:
         """The joined files."""
-        return tuple(
-            ShardFile(name=path.name, tokens=path.stat().st_size // self._size, sha256=file_sha256(path))
-            for path in sorted(self.folder.glob("*.bin"))
-        )
+        return tuple(digested(path, path.stat().st_size // self._size) for path in sorted(self.folder.glob("*.bin")))
 
 
 def _write(path: Path, message: Message) -> None:
@@ -287,9 +285,15 @@ def _nothing(dealing: Dealing, target: str, documents: int) -> str:
     )
 
 
+def _without_blocks(manifest: ShardManifest) -> ShardManifest:
+    """The digests of blocks follow from the files', and an earlier version wrote none."""
+    files = tuple(file.model_copy(update={"blocks": ()}) for file in manifest.files)
+    return manifest.model_copy(update={"files": files})
+
+
 def _commit(store: Store, target: str, manifest: ShardManifest, folder: Path) -> None:
     key, before = folder_of(target), stored_manifest(store, target)
-    if before is not None and before != manifest:
+    if before is not None and _without_blocks(before) != _without_blocks(manifest):
         what = next(name for name, value in manifest if value != getattr(before, name))
         raise CorpusError(
             f"building {key} again gives other {what} than its manifest has: the text has changed since it was dealt. "

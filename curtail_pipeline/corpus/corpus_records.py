@@ -40,6 +40,8 @@ class ShardFile(Record):
     name: str
     tokens: int
     sha256: Sha256
+    blocks: tuple[Sha256, ...] = ()
+    """Of every `block_digests.BLOCK` bytes, the last one shorter; not there in what an earlier version wrote."""
 
 
 class ShardManifest(Message):

@@ -1,52 +1,123 @@
-"""Whether a site still works on the order it was sent, told from its heartbeats."""
+"""Whether a site still works on the order it was sent: told from its progress, not from a beating thread.
+
+A trainer's heartbeat carries what its training thread does and a count that only that thread moves. While the count
+stands still, what the thread is at says how long it may: a step five times the median one, a transfer or a compilation
+a declared time. Only changes count, on this machine's monotonic clock; the clocks of sites need not agree.
+"""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from curtail_pipeline.errors import MessageError, StoreError
-from curtail_pipeline.federation.orders import Heartbeat, agent_key
+from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, agent_key
+from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.store import Store, StoreUnavailable
+
+STEPS = 5
+"""Median steps that a step may take."""
+
+
+def longest_still(activity: Activity, limits: LivenessLimits) -> float:
+    """Seconds for which the activity may show no progress."""
+    if activity.phase in ("fetch", "store"):
+        return limits.transfer_s
+    if activity.phase == "compile" or activity.step_s is None:
+        return limits.compile_s
+    return max(limits.liveness_s, min(STEPS * activity.step_s, limits.compile_s))
+
+
+@dataclass
+class Pulse:
+    """What is known of one trainer's life.
+
+    Args:
+        order: the one it is to work on; without it whatever it does counts, and so does nothing at all.
+    """
+
+    limits: LivenessLimits
+    now: float
+    beat: Heartbeat | None
+    order: Order | None = None
+
+    def __post_init__(self) -> None:
+        self._beat_at = self._moved_at = self.now
+        self._pid = self.beat.pid if self.beat else None
+        self._activity = self._mine(self.beat)
+
+    def _mine(self, beat: Heartbeat | None) -> Activity | None:
+        activity = beat.activity if beat else None
+        return activity if activity and (self.order is None or activity.name == self.order.name) else None
+
+    def lost(self, beat: Heartbeat | None, now: float) -> str | None:
+        """Why the trainer counts as lost, given its last heartbeat; None while it is alive."""
+        if beat is not None and beat != self.beat:
+            self.beat, self._beat_at = beat, now
+            if self._pid is None:
+                self._pid = beat.pid
+            elif beat.pid != self._pid:
+                return f"its agent restarted (process {self._pid} became {beat.pid})"
+        elif now - self._beat_at > self.limits.liveness_s:
+            return f"no heartbeat for {now - self._beat_at:.0f} s"
+        activity = self._mine(self.beat)
+        if activity != self._activity:
+            self._activity, self._moved_at = activity, now
+        still = now - self._moved_at
+        if activity is not None:
+            if still > longest_still(activity, self.limits):
+                return f"no progress for {still:.0f} s: {activity.phase} after {activity.count} signs of it"
+        elif self.order is not None and still > self._delivery_s():
+            return f"it has not worked on its order for {still:.0f} s and no result has come"
+        return None
+
+    def unseen(self, now: float) -> None:
+        """The store did not answer: the time since the last look says nothing of the trainer."""
+        self._beat_at = self._moved_at = now
+
+    def _delivery_s(self) -> float:
+        """How long an order or a result may be on its way; a trainer at something else ends its step before."""
+        other = self.beat.activity if self.beat else None
+        return max(self.limits.delivery_s, longest_still(other, self.limits) if other else 0.0)
 
 
 class Liveness:
-    """Watches the heartbeats of sites.
+    """Watches the sites of a segment.
 
-    Only changes of the heartbeat count, on this machine's monotonic clock; the clocks of sites need not agree. While
-    the store does not answer nothing is known of any site, so that none is lost for it.
+    While the store does not answer nothing is known of any site, so that none is lost for it.
     """
 
-    def __init__(self, store: Store, liveness_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._limit, self._clock = store, liveness_s, clock
-        self._seen: dict[str, tuple[float, Heartbeat | None]] = {}
-        self._pid: dict[str, int | None] = {}
+    def __init__(self, store: Store, limits: LivenessLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._limits, self._clock = store, limits, clock
+        self._pulses: dict[str, Pulse] = {}
 
-    def _read(self, site: str) -> Heartbeat | None:
+    def watch(self, site: str, order: Order) -> None:
+        """Start watching: the order goes out now."""
         try:
-            return self._store.read_record(agent_key(site), Heartbeat)
+            beat = last_beat(self._store, site)
         except StoreUnavailable:
-            raise
-        except (StoreError, MessageError):  # what is no heartbeat shows no life
-            return None
-
-    def watch(self, site: str) -> None:
-        """Start watching: an order goes out now."""
-        beat = self._read(site)
-        self._seen[site] = (self._clock(), beat)
-        self._pid[site] = beat.pid if beat else None
+            beat = None
+        self._pulses[site] = Pulse(self._limits, self._clock(), beat, order)
 
     def lost(self, site: str) -> str | None:
         """Why the site counts as lost, or None while it is alive."""
+        pulse = self._pulses[site]
         try:
-            beat, now = self._read(site), self._clock()
+            beat = last_beat(self._store, site)
         except StoreUnavailable:
-            self._seen[site] = (self._clock(), self._seen[site][1])
+            pulse.unseen(self._clock())
             return None
-        since, last = self._seen[site]
-        if beat is not None and beat != last:
-            self._seen[site] = (now, beat)
-            if self._pid[site] is None:
-                self._pid[site] = beat.pid
-            elif beat.pid != self._pid[site]:
-                return f"its agent restarted (process {self._pid[site]} became {beat.pid})"
-            return None
-        return f"no heartbeat for {now - since:.0f} s" if now - since > self._limit else None
+        return pulse.lost(beat, self._clock())
+
+
+def last_beat(store: Store, site: str) -> Heartbeat | None:
+    """The heartbeat of a site's trainer; what is no heartbeat shows no life.
+
+    Raises:
+        StoreUnavailable: nothing can be said of it now.
+    """
+    try:
+        return store.read_record(agent_key(site), Heartbeat)
+    except StoreUnavailable:
+        raise
+    except (StoreError, MessageError):
+        return None

@@ -14,8 +14,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,10 @@ from curtail_pipeline.storage.store import file_sha256
 NORM_WINDOW = 20
 """Accepted norms that the norm bound looks back on."""
 NORM_MINIMUM = 5
-"""Accepted norms there must be before the bound applies."""
+"""Accepted norms there must be before the bound is taken from them."""
+PARENT_NORMS = 20.0
+"""Until then: norms of the parent's weights that an update may have. Adam moves an element by about its learning rate
+per step, so that a first long round can move embeddings by several times what they began with."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,21 @@ def norm_limit(norm_bound: float, norm_history: Sequence[float]) -> float:
     return norm_bound * median if median > 0 else float("inf")
 
 
+def beside_the_others(norms: Mapping[str, float], tokens: Mapping[str, int], norm_bound: float) -> dict[str, str]:
+    """Sites whose norm stands out in their round, with the reason: above `norm_bound` x the median of the others'.
+
+    A norm grows with the number of steps, linearly at most; the others' count as if they had trained as long.
+    """
+    found = {}
+    for site, norm in norms.items():
+        others = [
+            other * max(1.0, tokens[site] / tokens[name]) for name, other in norms.items() if name != site and other > 0
+        ]
+        if others and norm > norm_bound * (limit := statistics.median(others)):
+            found[site] = f"norm {norm:.4g} is above {norm_bound:g} times the other sites' {limit:.4g}"
+    return found
+
+
 def merge(
     parent_path: Path,
     outer_path: Path | None,
@@ -79,7 +97,8 @@ def merge(
 
     An update is refused, by name and with a reason, unless it was trained from this parent and round, its file has the
     sha256 it claims, its tensors have the parent's names, shapes and types, every difference from the parent is finite,
-    and its norm is within the bound. An update without tokens is neither accepted nor refused. With no accepted update
+    and its norm is within the bound: of `norm_limit`, or in a run's first rounds of `PARENT_NORMS` and of
+    `beside_the_others`. An update without tokens is neither accepted nor refused. With no accepted update
     the parent's weights and the momentum go on unchanged.
 
     Args:
@@ -98,20 +117,17 @@ def merge(
         raise FederationError(f"round {round_index} has two updates of one site ({sorted(names)}); send one per site")
     if mode == "local" and len(updates) > 1:
         raise FederationError(f"mode local takes one update, not those of {', '.join(sorted(names))}; use federated")
-    limit = norm_limit(norm_bound, norm_history)
-    accepted: list[Update] = []
-    norms: dict[str, float] = {}
-    refused: dict[str, str] = {}
     empty = sorted(update.site for update in updates if update.tokens == 0)
     offered = sorted((update for update in updates if update.tokens), key=lambda update: update.site)
     with TensorFile(parent_path) as parent, ThreadPoolExecutor(os.cpu_count()) as threads:
+        early = len(norm_history) < NORM_MINIMUM
+        limit = PARENT_NORMS * _norm(parent) if early else norm_limit(norm_bound, norm_history)
         checks = [threads.submit(_validate, parent, u, parent_sha256, round_index, limit) for u in offered]
-        for update, check in zip(offered, checks, strict=True):
-            try:
-                norms[update.site] = check.result()
-                accepted.append(update)
-            except FederationError as error:
-                refused[update.site] = str(error)
+        norms, refused = _judged(offered, checks)
+        if early:
+            tokens = {update.site: update.tokens for update in offered}
+            refused |= beside_the_others(norms, tokens, norm_bound)
+        accepted = [update for update in offered if update.site not in refused]
         total = sum(update.tokens for update in accepted)
         shares = {update.site: update.tokens / total for update in accepted}
         if mode == "federated" and accepted:
@@ -134,6 +150,29 @@ def merge(
         norm_history=tuple(history),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _judged(offered: Sequence[Update], checks: Sequence["Future[float]"]) -> tuple[dict[str, float], dict[str, str]]:
+    """Norms of the updates that passed their check, and the reasons for refusing the others."""
+    norms: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for update, check in zip(offered, checks, strict=True):
+        try:
+            norms[update.site] = check.result()
+        except FederationError as error:
+            refused[update.site] = str(error)
+    return norms, refused
+
+
+def _norm(weights: TensorFile) -> float:
+    """The L2 norm of all floating tensors; infinite for weights of norm 0, which bound nothing."""
+    parts = (
+        _square(weights.floats(tensor, first, count), tensor.name)
+        for tensor in weights.tensors.values()
+        if tensor.floating
+        for first, count in pieces(tensor)
+    )
+    return float(np.sqrt(sum(parts))) or float("inf")
 
 
 def _assign(

@@ -34,6 +34,17 @@ class Watch(Record):
     """A newer one that does not have the site train ends the round."""
 
 
+class SiteTerms(Record):
+    """What a site is held to."""
+
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """What the plan was made with: version of `torch`, and sha256 of `corpus` (its dealing) and `tokenizer`."""
+    differing: Literal["refuse", "record"] = "record"
+    """What becomes of the work of a site that has others."""
+    lost_state: Literal["fresh", "refuse"] = "fresh"
+    """Whether a site whose inner state is lost or damaged starts fresh; never in a replay."""
+
+
 class Order(Message):
     """One site's part in one round."""
 
@@ -58,6 +69,7 @@ class Order(Message):
     """Sequences to be trained on, in this order."""
     seed: int
     watch: Watch | None = None
+    terms: SiteTerms = SiteTerms()
     out: str = Field(min_length=1)
     """Store key for the new weights."""
     replay: str = ""
@@ -89,11 +101,38 @@ class Result(Message):
     loss_first: Loss | None
     loss_last: Loss | None
     loss_mean: Loss | None
-    seconds: float
-    tokens_per_s: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    tokens_per_s: float = Field(ge=0, allow_inf_nan=False)
     weights: WrittenWeights
     inner_state: InnerStates
+    """What it really began with: `fresh` where the one it was given is lost."""
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Versions of the site's packages, and its `corpus` and `tokenizer` as `SiteTerms` has them."""
     stop: StopReason
+
+
+Phase = Literal["fetch", "compile", "train", "store"]
+"""What a training thread is at: getting weights, inner state and text; the first step of a model in its process; a
+step; writing what it has trained."""
+
+
+class Activity(Record):
+    """What a trainer's training thread does, written by no other thread."""
+
+    key: str
+    attempt: int
+    replay: str
+    round: int
+    phase: Phase
+    count: int
+    """Signs of progress on this order: phases entered and steps done."""
+    step_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Median seconds of its last steps; None before the first."""
+
+    @property
+    def name(self) -> tuple[str, int, str, int]:
+        """Of the order, as `Order.name`."""
+        return (self.key, self.attempt, self.replay, self.round)
 
 
 class Heartbeat(Message):
@@ -103,6 +142,8 @@ class Heartbeat(Message):
     pid: int
     at: Utc
     busy: bool
+    activity: Activity | None = None
+    """None while no order is worked on."""
 
 
 def agent_key(site: str) -> str:
@@ -149,6 +190,14 @@ class OuterSettings(Record):
     momentum: float
 
 
+class StepSize(Record):
+    """What one optimiser step takes, the same at every site."""
+
+    sequences: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    """Predicted ones."""
+
+
 class Plan(Message):
     """A segment as asked for (`plan.json`). Exactly one of `rounds` and `open` is given."""
 
@@ -168,6 +217,11 @@ class Plan(Message):
     outer: OuterSettings
     norm_bound: float = Field(gt=1)
     norm_history: tuple[float, ...] = ()
+    step_size: StepSize | None = None
+    """What results are checked against; None in what an earlier version wrote."""
+    terms: SiteTerms = SiteTerms()
+    heldout_gate: float | None = Field(default=None, gt=0)
+    """Nats per token that an update may lie above the round's starting weights on held-out text; no gate if None."""
     ledger: dict[str, SiteLedger] = Field(default_factory=dict)
     """What the lineage has consumed at the segment's start, rebalanced text included."""
     replay: str = ""
@@ -206,6 +260,8 @@ class RoundDone(Record):
     stops: dict[str, str]
     refused: dict[str, str]
     lost: dict[str, str]
+    odd: dict[str, str] = Field(default_factory=dict)
+    """What is out of the ordinary at a site whose update counts."""
     weights: StoredWeights
 
 

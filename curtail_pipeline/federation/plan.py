@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment
+from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment, SiteTerms
 from curtail_pipeline.storage.store import Store
 
 REPLAYS = "scratch/replays"
@@ -80,5 +80,11 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
         for done in realised.rounds
         if done.steps  # a round that gave nothing left the weights as they were
     ]
-    changes = {"rounds": tuple(rounds), "open": None, "replay": replay, "inner_state": dict(states)}
+    changes = {
+        "rounds": tuple(rounds),
+        "open": None,
+        "replay": replay,
+        "inner_state": dict(states),
+        "terms": SiteTerms(lost_state="refuse"),  # other versions show in the comparison
+    }
     return Plan.model_validate({**dict(plan), **changes})

@@ -31,6 +31,13 @@ class Submitted:
 
 
 @dataclass(frozen=True)
+class Resubmitted:
+    """The segment's Flower run was lost; another one goes on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A site has gone on; told every 2 s at most."""
 
@@ -77,6 +84,15 @@ class SiteLost:
 
 
 @dataclass(frozen=True)
+class SiteOdd:
+    """Something is out of the ordinary at a site whose update counts."""
+
+    site: str
+    round: int
+    what: str
+
+
+@dataclass(frozen=True)
 class SegmentEnded:
     """The segment is a committed checkpoint."""
 
@@ -87,7 +103,9 @@ class SegmentEnded:
     tokens: int
 
 
-SegmentEvent = SegmentPlanned | SegmentEnded | Submitted | StepDone | RoundMerged | SiteRefused | SiteLost
+SegmentEvent = (
+    SegmentPlanned | SegmentEnded | Submitted | Resubmitted | StepDone | RoundMerged | SiteRefused | SiteLost | SiteOdd
+)
 SegmentProgress = Callable[[SegmentEvent], None]
 
 

@@ -2,35 +2,34 @@
 
 What can fail, and what follows:
 
-- *A site is lost* (its agent's heartbeat stands still for `liveness_s`, its agent restarted while it worked on the
-  order, or the transport reports a failure): the round goes on with the others, the segment ends after it, and the stop
-  reason names the site. A reply that arrives later is ignored.
+- *A site is lost* (no heartbeat, no progress within the limits of `liveness`, its agent restarted while it worked on
+  the order, or the transport reports a failure): the round goes on with the others, the segment ends after it, and the
+  stop reason names the site. A reply that arrives later is ignored.
 - *An update is refused* (see `outer.merge`; also a result that does not fit its order): the round goes on with the
   others and the site takes part in the next one.
 - In both cases nothing the site did counts: its next order starts from the inner state of its last accepted result, and
   its lease starts again at the ranges it was given.
 - *No site delivers* in a round: the round's starting weights go on.
 - *No site delivers in the whole segment*, and not because all left: `FederationError`, nothing to commit.
-- *This process dies*: `rounds.jsonl` is whole (every write is atomic); the segment starts anew as another attempt.
+- *This process dies*: `rounds.jsonl` is whole (every write is atomic); whoever runs the plan again goes on behind it.
 - *Another attempt of the same key was planned*: `FederationError` at the next round boundary.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.addresses import links_of
-from curtail_pipeline.federation.admission import admit, fetch
+from curtail_pipeline.federation.admission import HeldoutLoss, admit, fetch, gate
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.orders import (
     JournalLine,
     MergeReport,
     Order,
-    OuterState,
     Plan,
     Result,
     RoundDone,
@@ -38,28 +37,26 @@ from curtail_pipeline.federation.orders import (
     StoredWeights,
     Watch,
 )
-from curtail_pipeline.federation.plan import folder_of, journal_key, planned_attempts, scratch_of, segment_key
+from curtail_pipeline.federation.plan import (
+    folder_of,
+    journal_key,
+    planned_attempts,
+    read_journal,
+    scratch_of,
+    segment_key,
+)
+from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
+from curtail_pipeline.federation.server_life import LifeWriter
+from curtail_pipeline.federation.terms import oddities
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
-from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
+from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
-from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
+from curtail_pipeline.tokens.ranges import compact
 
 POLL_S = 0.2
 LONGEST_POLL_S = 1.0
-
-
-@dataclass
-class _Site:
-    """What a segment knows of a member between rounds."""
-
-    inner_state: str
-    begin: str
-    pool: list[Range] = field(default_factory=list)
-    steps: int = 0
-    tokens: int = 0
-    consumed: list[Range] = field(default_factory=list)
 
 
 @dataclass
@@ -83,32 +80,24 @@ class _Running:
         folder: str,
         store: Store,
         *,
-        liveness_s: float,
+        limits: LivenessLimits,
         clock: Callable[[], float],
         wait: Callable[[float], None],
         log: Callable[[str], None],
+        heldout_loss: HeldoutLoss | None,
     ) -> None:
         self.transport, self.plan, self.folder, self.store = transport, plan, folder, store
-        self.liveness = Liveness(store, liveness_s, clock)
-        self.wait, self.log = wait, log
-        fresh = {site: plan.inner_state.get(site, FRESH) for site in plan.members}
-        self.sites = {site: _Site(state, state) for site, state in fresh.items()}
-        if plan.open:
-            for site, site_lease in plan.open.lease.items():
-                self.sites[site].pool = compact(site_lease)
-        self.step = plan.first_step
-        self.weights = StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)
-        self.outer = OuterState(key=plan.parent.outer) if plan.parent.outer else None
-        self.norm_history = plan.norm_history
-        self.generation = plan.open.generation if plan.open else plan.generation
-        self.lost: dict[str, str] = {}
-        self.refusals: dict[str, str] = {}
-        self.rounds: list[RoundDone] = []
+        self.liveness = Liveness(store, limits, clock)
+        self.life = LifeWriter(store, folder, clock)
+        self.wait, self.log, self.heldout_loss = wait, log, heldout_loss
+        self.state = SegmentState(plan)
         self._journal = b""
 
     def run(self) -> Segment:
         stop_reason = ""
-        for number in range(len(self.plan.rounds) if self.plan.rounds is not None else self._cap()):
+        self._resume()
+        rounds = len(self.plan.rounds) if self.plan.rounds is not None else self._cap()
+        for number in range(len(self.state.rounds), rounds):
             stop_reason = self._boundary()
             if stop_reason:
                 break
@@ -120,12 +109,28 @@ class _Running:
         else:
             # the end of the plan, or something that the last round brought about
             stop_reason = self._boundary() or ("length cap" if self.plan.open else self.plan.stop_reason)
-        if not any(site.steps for site in self.sites.values()) and (self.lost or self.refusals):
-            why = "; ".join(f"{site}: {reason}" for site, reason in (self.refusals | self.lost).items())
+        if not any(site.steps for site in self.state.sites.values()) and (self.state.lost or self.state.refusals):
+            why = "; ".join(f"{site}: {reason}" for site, reason in (self.state.refusals | self.state.lost).items())
             raise FederationError(
                 f"{self.plan.key}: no site delivered an update that could be used ({why}); see the trainers' logs"
             )
-        return self._result(stop_reason)
+        return self.state.segment(stop_reason)
+
+    def _resume(self) -> None:
+        """Go on behind the rounds that an earlier server of this plan has merged, if what it left is whole."""
+        lines = read_journal(self.store, self.folder)
+        for line in lines:
+            self.state.take(line)
+        try:
+            if lines:
+                self.state.require_whole(self.store)
+        except FederationError as error:
+            self.log(f"{self.plan.key} starts anew: {error}")
+            self.store.delete(journal_key(self.folder))
+            self.state, lines = SegmentState(self.plan), []
+        if lines:
+            self.log(f"{self.plan.key} goes on behind round {lines[-1].done.index}, at step {self.state.step}")
+        self._journal = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
 
     def _cap(self) -> int:
         assert self.plan.open is not None
@@ -136,10 +141,10 @@ class _Running:
         later = [number for number in planned_attempts(self.store, self.plan.key) if number > self.plan.attempt]
         if later and not self.plan.replay:
             raise FederationError(f"{self.plan.key}: attempt {self.plan.attempt} was superseded by attempt {later[-1]}")
-        if self.lost:
-            return "; ".join(f"{site} lost: {reason}" for site, reason in self.lost.items())
+        if self.state.lost:
+            return "; ".join(f"{site} lost: {reason}" for site, reason in self.state.lost.items())
         if self.plan.open:
-            if self.step >= self.plan.total_steps:
+            if self.state.step >= self.plan.total_steps:
                 return "job finished"
             return self._membership_change()
         return ""
@@ -149,12 +154,12 @@ class _Running:
         if not self.store.exists(MEMBERSHIP_KEY):
             return ""
         desired = self.store.read_record(MEMBERSHIP_KEY, Desired)
-        if desired.generation <= self.generation:
+        if desired.generation <= self.state.generation:
             return ""
         joins = sorted(set(desired.members) - set(self.plan.members))
         leaves = sorted(set(self.plan.members) - set(desired.members))
         if not joins and not leaves:
-            self.generation = desired.generation
+            self.state.generation = desired.generation
             return ""
         why = {site: desired.reasons.get(site) for site in leaves}
         parts = [f"{site} leaves: {reason}" if reason else f"{site} leaves" for site, reason in why.items()]
@@ -165,7 +170,7 @@ class _Running:
             planned = self.plan.rounds[number]
             for site, lease in planned.lease.items():
                 if site in planned.steps:
-                    self.sites[site].pool = compact([*self.sites[site].pool, *lease])
+                    self.state.sites[site].pool = compact([*self.state.sites[site].pool, *lease])
             return _Round(
                 planned.index,
                 planned.start,
@@ -176,8 +181,8 @@ class _Running:
                 planned.stops,
             )
         assert self.plan.open is not None
-        members = [site for site in self.plan.members if self.sites[site].pool]
-        left = self.plan.total_steps - self.step
+        members = [site for site in self.plan.members if self.state.sites[site].pool]
+        left = self.plan.total_steps - self.state.step
         shares = {
             site: left // len(members) + (1 if place < left % len(members) else 0) for place, site in enumerate(members)
         }
@@ -185,7 +190,7 @@ class _Running:
         return _Round(number, None, None, steps, len(steps), self.plan.open.round_s, {})
 
     def _order(self, upcoming: _Round, site: str) -> Order:
-        plan, lease = self.plan, tuple(self.sites[site].pool)
+        plan, lease = self.plan, tuple(self.state.sites[site].pool)
         out = f"{self._round_folder(upcoming.index)}/{site}.safetensors"
         linked = site in plan.linked
         return Order(
@@ -195,41 +200,37 @@ class _Running:
             site=site,
             experiment_uri=plan.experiment_uri,
             store=self.store.uri,
-            parent=self.weights,
+            parent=self.state.weights,
             config=plan.parent.config,
-            inner_state=self.sites[site].inner_state,
-            first_step=self.step,
+            inner_state=self.state.sites[site].inner_state,
+            first_step=self.state.step,
             members=upcoming.members,
             total_steps=plan.total_steps,
             max_steps=upcoming.steps[site],
             deadline_s=upcoming.deadline_s,
             lease=lease,
             seed=plan.seed,
-            watch=Watch(key=MEMBERSHIP_KEY, generation=self.generation) if plan.open else None,
+            terms=plan.terms,
+            watch=Watch(key=MEMBERSHIP_KEY, generation=self.state.generation) if plan.open else None,
             out=out,
             replay=plan.replay,
-            links=links_of(self.store, plan, site, self.weights.key, lease, out) if linked else None,
+            links=links_of(self.store, plan, site, self.state.weights.key, lease, out) if linked else None,
         )
 
     def _round_folder(self, index: int) -> str:
         return f"{self.folder}/round-{index:04d}"
 
     def _round(self, upcoming: _Round) -> None:
-        begun, before, began = utc_now(), self.step, time.monotonic()
+        begun, before, began = utc_now(), self.state.step, time.monotonic()
         orders = {site: self._order(upcoming, site) for site in self.plan.members if site in upcoming.steps}
         for site, order in orders.items():
-            self.liveness.watch(site)
+            self.liveness.watch(site, order)
             self.transport.send(site, order)
         results, lost, malformed = self._collect(upcoming.index, set(orders))
-        fitting, refused = admit(orders, results)
+        self.life.beat("merging")
+        fitting, refused = self._admit(orders, results)
         report = self._merge(upcoming.index, fitting)
         refused |= malformed | report.refused
-        for site in sorted(fitting.keys() - report.refused.keys()):
-            self._accept(site, orders[site], fitting[site])
-        self.step += sum(fitting[site].steps for site in report.accepted)
-        self.lost |= lost
-        self.refusals |= refused
-        self.norm_history = report.norm_history
         counted = {site: results[site] for site in sorted(report.accepted)}
         done = RoundDone(
             index=upcoming.index,
@@ -243,18 +244,19 @@ class _Running:
             stops={**upcoming.stops, **{s: r.stop for s, r in counted.items() if r.stop != "steps"}},
             refused=refused,
             lost=lost,
-            weights=self.weights,
+            odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
+            weights=StoredWeights(key=f"{self._round_folder(upcoming.index)}/{WEIGHTS}", sha256=report.weights.sha256),
         )
-        self.rounds.append(done)
         kept = {site: order.model_copy(update={"links": None}) for site, order in orders.items()}  # they are secrets
-        self._write_journal(
-            JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
-        )
+        line = JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
+        self.state.take(line)
+        self._write_journal(line)
         self._tidy(upcoming.index, list(orders))
         self.log(
-            f"round {upcoming.index}: {self.step - before} steps by {', '.join(counted) or 'no site'}"
+            f"round {upcoming.index}: {self.state.step - before} steps by {', '.join(counted) or 'no site'}"
             + "".join(f"; {site} refused: {why}" for site, why in refused.items())
             + "".join(f"; {site} lost: {why}" for site, why in lost.items())
+            + "".join(f"; {site}: {what}" for site, what in done.odd.items())
         )
 
     def _collect(self, index: int, pending: set[str]) -> tuple[dict[str, Result], dict[str, str], dict[str, str]]:
@@ -264,6 +266,7 @@ class _Running:
         malformed: dict[str, str] = {}
         pause = POLL_S
         while True:
+            self.life.beat("collecting")
             for site, answer in self.transport.poll():
                 if site not in pending:
                     continue
@@ -274,7 +277,7 @@ class _Running:
                 elif answer.round == index:
                     results[site] = answer
                 else:
-                    continue
+                    malformed[site] = f"its result is of round {answer.round}, not of round {index}"
                 pending.discard(site)
             for site in sorted(pending):
                 reason = self.liveness.lost(site)
@@ -286,38 +289,38 @@ class _Running:
             self.wait(pause)
             pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
 
+    def _admit(
+        self, orders: Mapping[str, Order], results: Mapping[str, Result]
+    ) -> tuple[dict[str, Result], dict[str, str]]:
+        """Results that may be merged, and the reasons for refusing the others."""
+        fitting, refused = admit(orders, results, self.plan.step_size)
+        if self.plan.heldout_gate is not None and self.heldout_loss is not None:
+            fitting, worse = gate(fitting, self.state.weights, self.plan.heldout_gate, self.heldout_loss)
+            refused |= worse
+        return fitting, refused
+
     def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
         """Merge what arrived; an update whose file is not what its result says is refused."""
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
+        self.state.require_whole(store)
         with ExitStack() as held:
             updates, gone = fetch(store, fitting, held)
             report = merge(
-                held.enter_context(store.local(self.weights.key)),
-                held.enter_context(store.local(self.outer.key)) if self.outer else None,
+                held.enter_context(store.local(self.state.weights.key)),
+                held.enter_context(store.local(self.state.outer.key)) if self.state.outer else None,
                 updates,
                 plan.mode,
                 plan.outer.lr,
                 plan.outer.momentum,
-                held.enter_context(store.new_file(f"{folder}/model.safetensors")),
-                held.enter_context(store.new_file(f"{folder}/outer.safetensors")),
+                held.enter_context(store.new_file(f"{folder}/{WEIGHTS}")),
+                held.enter_context(store.new_file(f"{folder}/{OUTER}")),
                 plan.norm_bound,
-                self.norm_history,
-                parent_sha256=self.weights.sha256,
+                self.state.norm_history,
+                parent_sha256=self.state.weights.sha256,
                 round_index=index,
             )
-        report = report.model_copy(update={"refused": {**report.refused, **gone}})
-        self.weights = StoredWeights(key=f"{folder}/model.safetensors", sha256=report.weights.sha256)
-        self.outer = OuterState(key=f"{folder}/outer.safetensors", sha256=report.outer.sha256)
-        return report
-
-    def _accept(self, site: str, order: Order, result: Result) -> None:
-        mine = self.sites[site]
-        mine.pool = after_prefix(order.lease, result.consumed)
-        mine.inner_state = result.inner_state.end
-        mine.steps += result.steps
-        mine.tokens += result.tokens
-        mine.consumed = compact([*mine.consumed, *result.consumed])
+        return report.model_copy(update={"refused": {**report.refused, **gone}})
 
     def _write_journal(self, line: JournalLine) -> None:
         self._journal += line.model_dump_json().encode() + b"\n"
@@ -327,32 +330,8 @@ class _Running:
         """Remove what the merged weights of this round have superseded."""
         for site in sites:
             self.store.delete(f"{self._round_folder(index)}/{site}.safetensors")
-        for earlier in self.rounds[:-1]:
+        for earlier in self.state.rounds[:-1]:
             self.store.delete(self._round_folder(earlier.index))
-
-    def _result(self, stop_reason: str) -> Segment:
-        return Segment(
-            key=self.plan.key,
-            attempt=self.plan.attempt,
-            rounds=tuple(self.rounds),
-            sites={
-                site: SiteResult(
-                    steps=mine.steps,
-                    tokens=mine.tokens,
-                    consumed=mine.consumed,
-                    inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
-                )
-                for site, mine in self.sites.items()
-            },
-            weights=self.weights,
-            outer=self.outer,
-            stop_reason=stop_reason,
-            steps=sum(mine.steps for mine in self.sites.values()),
-            tokens=sum(mine.tokens for mine in self.sites.values()),
-            norm_history=self.norm_history,
-            lost=self.lost,
-            refused=self.refusals,
-        )
 
 
 def run_segment(
@@ -361,32 +340,51 @@ def run_segment(
     store: Store,
     *,
     folder: str | None = None,
-    liveness_s: float = 10.0,
+    limits: LivenessLimits = DEFAULT_LIMITS,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
     log: Callable[[str], None] = print,
+    heldout_loss: HeldoutLoss | None = None,
 ) -> Segment:
     """Run a segment to its end; write `rounds.jsonl` per round and `segment.json` last, and return the latter.
 
     Args:
         transport: how orders reach the members.
         folder: scratch folder (a store key); `scratch/<key>/<attempt>` when not given.
-        liveness_s: a site whose heartbeat stands still for longer (wall seconds) is lost.
+        limits: how long a site may show no progress.
         clock, wait: monotonic seconds and sleep; a test passes its own.
+        heldout_loss: judges updates where the plan has a gate.
 
     Raises:
         FederationError: no site delivered, or another attempt took over.
     """
     place = folder or scratch_of(plan.key, plan.attempt)
-    running = _Running(transport, plan, place, store, liveness_s=liveness_s, clock=clock, wait=wait, log=log)
+    running = _Running(
+        transport,
+        plan,
+        place,
+        store,
+        limits=limits,
+        clock=clock,
+        wait=wait,
+        log=log,
+        heldout_loss=heldout_loss,
+    )
     outcome = running.run()
     store.write_record(segment_key(place), outcome)
+    running.life.close()
     return outcome
 
 
 def run_plan(
-    transport: Transport, key: str, store: Store, *, liveness_s: float, log: Callable[[str], None] = print
+    transport: Transport,
+    key: str,
+    store: Store,
+    *,
+    limits: LivenessLimits,
+    log: Callable[[str], None] = print,
+    heldout_loss: HeldoutLoss | None = None,
 ) -> Segment:
     """`run_segment` for a plan in the store; the segment is written beside it."""
     plan = store.read_record(key, Plan)
-    return run_segment(transport, plan, store, folder=folder_of(key), liveness_s=liveness_s, log=log)
+    return run_segment(transport, plan, store, folder=folder_of(key), limits=limits, log=log, heldout_loss=heldout_loss)

@@ -13,26 +13,34 @@ from typing import Literal
 
 import numpy as np
 
-from curtail_pipeline.federation.orders import Heartbeat, Order, Result, WrittenWeights, agent_key
+from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.storage.manifest import InnerStates
+from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, file_sha256
 from curtail_pipeline.times import EPOCH, seconds
 from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
-FaultKind = Literal["kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "mute", "gone"]
+FaultKind = Literal[
+    "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
+    "other round", "other torch", "lost state", "gone",
+    "mute", "hang", "undelivered",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fault:
     """What goes wrong at a site in a round.
 
-    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: heartbeat
-    goes on, no reply until the transport reports it. error: the transport reports a failure. nan, huge, shape, corrupt:
+    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: the site
+    trains on and never replies. hang: its training thread stands still, its heartbeat goes on. undelivered: it lives
+    and the order never reaches it. error: the transport reports a failure. nan, huge, shape, corrupt:
     the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
-    gone: the weights are not in the store. greedy: consumes ranges it has no lease for.
+    gone: the weights are not in the store. greedy: consumes ranges it has no lease for. halved: names half of the
+    ranges it trained on. boastful: claims a hundred times its tokens. dreamer: claims a loss that its steps cannot have
+    had. other round: signs for the next. other torch: works with another release. lost state: starts fresh whatever it
+    is told.
     """
 
     site: str
@@ -65,9 +73,10 @@ class SimulatedSite:
         consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step))
         if kind == "greedy":
             consumed = [(part[0], part[1] + 1, part[2] + 1) for part in consumed]
-        seed = hashlib.sha256(
-            repr((self.name, order.inner_state, order.parent.sha256, consumed, order.first_step)).encode()
-        )
+        if kind == "halved":
+            consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step // 2))
+        begin = FRESH if kind == "lost state" else order.inner_state
+        seed = hashlib.sha256(repr((self.name, begin, order.parent.sha256, consumed, order.first_step)).encode())
         with self.store.local(order.parent.key) as parent, self.store.new_file(order.out) as out:
             self._write(parent, out, int(seed.hexdigest()[:12], 16), steps, kind)
             digest, size = file_sha256(out), out.stat().st_size
@@ -77,21 +86,22 @@ class SimulatedSite:
                 out.write_bytes(data)
         if kind == "gone":
             self.store.delete(order.out)
-        end = f"sha256:{seed.hexdigest()}" if steps else order.inner_state
+        end = f"sha256:{seed.hexdigest()}" if steps else begin
         return Result(
             site=self.name,
-            round=order.round,
+            round=order.round + (kind == "other round"),
             parent_sha256="0" * 64 if kind == "stale" else order.parent.sha256,
             steps=steps,
-            tokens=steps * self.sequences_per_step * self.sequence_length,
+            tokens=steps * self.sequences_per_step * self.sequence_length * (100 if kind == "boastful" else 1),
             consumed=tuple(consumed),
-            loss_first=3.0,
-            loss_last=2.0,
-            loss_mean=2.5,
+            loss_first=3.0 if steps else None,
+            loss_last=(2.0 if steps > 1 else 3.0) if steps else None,
+            loss_mean=(0.1 if kind == "dreamer" else 2.5 if steps > 1 else 3.0) if steps else None,
             seconds=0.01,
             tokens_per_s=1000.0,
             weights=WrittenWeights(key=order.out, sha256=digest, bytes=size),
-            inner_state=InnerStates(begin=order.inner_state, end=end),
+            inner_state=InnerStates(begin=begin, end=end),
+            made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
 
@@ -127,6 +137,7 @@ class MemoryTransport:
         self.sent: list[tuple[str, Order]] = []
         self._pending: list[tuple[str, Order]] = []
         self._dead: set[str] = set()
+        self._at_work: dict[str, tuple[Order, FaultKind]] = {}
         self._pid = dict.fromkeys(sites, 1)
         self._beat = 0
         self._beat_all()
@@ -148,7 +159,10 @@ class MemoryTransport:
                 self._pid[site] += 1
             elif kind == "error":
                 answers.append((site, Failure("trainer answered 500: injected")))
-            elif kind != "mute":
+            elif kind in ("mute", "hang"):
+                self._at_work[site] = (order, kind)
+            elif kind != "undelivered":
+                self._at_work.pop(site, None)
                 answers.append((site, self.sites[site](order, kind)))
         self._beat_all()
         return answers
@@ -157,7 +171,20 @@ class MemoryTransport:
         self._beat += 1
         for site in self.sites:
             if site not in self._dead:
-                beat = Heartbeat(site=site, pid=self._pid[site], at=EPOCH + seconds(self._beat), busy=False)
+                doing = self._activity(site)
+                at = EPOCH + seconds(self._beat)
+                beat = Heartbeat(site=site, pid=self._pid[site], at=at, busy=doing is not None, activity=doing)
                 path = self.store.path(agent_key(site))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(beat.model_dump_json(), encoding="utf-8")  # nobody reads at the same time
+
+    def _activity(self, site: str) -> Activity | None:
+        if site not in self._at_work:
+            return None
+        order, kind = self._at_work[site]
+        return Activity(
+            **order.model_dump(include={"key", "attempt", "replay", "round"}),
+            phase="train",
+            count=1 if kind == "hang" else self._beat,
+            step_s=3.0,
+        )

@@ -10,6 +10,7 @@
 Whatever is refused is a `Refusal` with an HTTP status of 400 or more.
 """
 
+from curtail_pipeline.federation.orders import Phase
 from curtail_pipeline.storage.records import Message, Record
 
 
@@ -39,6 +40,8 @@ class TrainerStatus(Record):
     """Done in this round."""
     loss: float | None
     tokens_per_s: float | None
+    phase: Phase | None = None
+    """What its training thread is at."""
 
     def works_on(self, key: str, attempt: int, replay: str) -> bool:
         """Whether the order is one of that segment's."""

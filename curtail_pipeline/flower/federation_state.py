@@ -34,6 +34,16 @@ class SiteProcesses(Record):
     supernode: SuperNodeState
 
 
+class SpawnedProcess(Record):
+    """A process that one of Flower's own asked for."""
+
+    pid: int
+    command: str
+    """`flower-superexec`, `flwr-serverapp` or `flwr-clientapp`."""
+    owner: int | None
+    """With which it ends: the SuperLink or SuperNode of a SuperExec."""
+
+
 class FederationState(Message):
     """Of a federation that is `down` nothing but that is known."""
 
@@ -48,6 +58,7 @@ class FederationState(Message):
     store: str = ""
     superlink: SuperLinkState = SuperLinkState()
     sites: dict[str, SiteProcesses] = Field(default_factory=dict)
+    spawned: tuple[SpawnedProcess, ...] = ()
     logs: str = ""
 
 

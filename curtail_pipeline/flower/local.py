@@ -11,17 +11,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.errors import FederationError, MessageError, SitesDown
 from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.federation_state import DOWN, STATE_FILE, FederationState
 from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 
 _POLL_S = 0.05
 _STOP_S = 15.0
@@ -45,7 +47,7 @@ class Federation:
 
     folder: Path
     start_timeout_s: float = 120.0
-    liveness_s: float = 10.0
+    limits: LivenessLimits = DEFAULT_LIMITS
 
     def state(self) -> FederationState:
         """What the supervisor last wrote, `down` when it does not run."""
@@ -58,14 +60,19 @@ class Federation:
             return DOWN
         return content
 
+    def is_down(self) -> bool:
+        """Whether nobody will start what is missing, so that waiting for it is in vain."""
+        return self.state().state in ("down", "failed", "stopping")
+
     def wait_ready(self, sites: Sequence[str]) -> Contact:
         """The SuperLink's address and the sites' nodes once SuperLink, and SuperNode and trainer of these sites are
         ready.
 
         Raises:
-            FederationError: one is not, within the start timeout; the message ends with its log.
+            SitesDown: a site's is not, within the start timeout, or `delivery_s` where the federation was ready before.
+            FederationError: the SuperLink is not; the message ends with its log.
         """
-        deadline = time.monotonic() + self.start_timeout_s
+        began = time.monotonic()
         while True:
             state = self.state()
             if state.state in ("down", "failed", "stopping"):
@@ -77,21 +84,33 @@ class Federation:
                     f"the federation in {self.folder} has no site {strange[0]!r}, it was started with "
                     f"{', '.join(state.sites)}; run `curtail federation down` and start it again"
                 )
-            late = [] if state.superlink.ready else ["superlink"]
-            for site in sites:
-                late += [] if state.sites[site].trainer.ready else [f"trainer-{site}"]
-                late += [] if state.sites[site].supernode.ready else [f"supernode-{site}"]
-            if not late:
+            late = {
+                site: part
+                for site in sites
+                for part, ready in (
+                    (f"supernode-{site}", state.sites[site].supernode.ready),
+                    (f"trainer-{site}", state.sites[site].trainer.ready),
+                )
+                if not ready
+            }
+            if state.superlink.ready and not late:
                 return Contact(
                     state.superlink.address, {site: state.sites[site].supernode.node_id or 0 for site in sites}
                 )
-            if time.monotonic() > deadline:
-                log = self.folder / "logs" / f"{late[0]}.log"
-                raise FederationError(
-                    f"{', '.join(late)} not ready after {self.start_timeout_s:.0f} s; {log} ends:\n"
-                    + processes.tail(log)
-                )
+            again = state.state == "ready" and state.superlink.ready
+            patience = min(self.limits.delivery_s, self.start_timeout_s) if again else self.start_timeout_s
+            if time.monotonic() - began > patience:
+                self._refuse(late, patience, state.superlink.ready)
             time.sleep(_POLL_S)
+
+    def _refuse(self, late: Mapping[str, str], waited_s: float, superlink: bool) -> NoReturn:
+        """Say what is not ready: the SuperLink before all, else parts of sites."""
+        parts = [*late.values()] if superlink else ["superlink", *late.values()]
+        log = self.folder / "logs" / f"{parts[0]}.log"
+        message = f"{', '.join(parts)} not ready after {waited_s:.0f} s; {log} ends:\n" + processes.tail(log)
+        if not superlink:
+            raise FederationError(message)
+        raise SitesDown(message, {site: f"{part} is not ready" for site, part in late.items()})
 
     def endpoint(self, site: str) -> Path:
         return self.folder / "trainers" / f"{site}.json"
@@ -115,7 +134,7 @@ class LocalFederation:
         self.sites = [site.name for site in experiment.sites]
         self._trainer = list(trainer) if trainer else None
         settings = experiment.federation
-        self._federation = Federation(self.folder, settings.start_timeout_s, settings.liveness_s)
+        self._federation = Federation(self.folder, settings.start_timeout_s, settings.limits)
 
     def status(self) -> FederationState:
         """What runs: `state` (`down`, `starting`, `ready`, `failed`, `stopping`), addresses, processes, logs."""
@@ -186,6 +205,7 @@ class LocalFederation:
             sys.executable, "-m", "curtail_pipeline.flower.supervisor", "--folder", str(self.folder),
             "--store", self._store, "--sites", ",".join(self.sites),
         ]  # fmt: skip
+        command += ["--limits", self._federation.limits.model_dump_json()]
         command += ["--owner", str(owner)] if owner else []
         command += ["--trainer", json.dumps(self._trainer)] if self._trainer else []
         log = self.folder / "logs" / "supervisor.log"

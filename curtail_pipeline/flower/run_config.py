@@ -3,8 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from pydantic import Field
-
+from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.records import Message, Record, read_record
 
 FlowerValue = str | int | float | bool
@@ -19,13 +18,12 @@ class RunConfig(Record):
     """Store key of the segment's plan."""
     nodes: dict[str, int]
     """Site -> Flower node id, 0 where it is not known."""
-    liveness_s: float = Field(gt=0)
-    """A site without heartbeat for so long is lost."""
+    limits: LivenessLimits
 
     def to_flower(self) -> dict[str, FlowerValue]:
         """Flower knows plain values only."""
         nodes = json.dumps(self.nodes)
-        return {"store": self.store, "plan": self.plan, "nodes": nodes, "liveness-s": self.liveness_s}
+        return {"store": self.store, "plan": self.plan, "nodes": nodes, "limits": self.limits.model_dump_json()}
 
     @classmethod
     def from_flower(cls, config: Mapping[str, FlowerValue]) -> "RunConfig":
@@ -34,8 +32,8 @@ class RunConfig(Record):
         Raises:
             MessageError: it is not that.
         """
-        content = {key.replace("-", "_"): value for key, value in config.items()}
-        return read_record(cls, {**content, "nodes": json.loads(str(content.get("nodes", "{}")))}, "the run config")
+        nested = {name: json.loads(str(config.get(name, "{}"))) for name in ("nodes", "limits")}
+        return read_record(cls, {**config, **nested}, "the run config")
 
 
 class FlowerRun(Message):

@@ -10,17 +10,23 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.errors import FULL_DISK, CurtailError, FederationError, MessageError, is_out_of_space
+from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.orders import Answer, Order, Plan
+from curtail_pipeline.federation.plan import folder_of
 from curtail_pipeline.federation.rounds import POLL_S, run_plan
+from curtail_pipeline.federation.server_life import ServerFailure, failure_key
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
+from curtail_pipeline.storage.store import Store, StoreUnavailable
 from curtail_pipeline.storage.stores import open_store
 
 TTL_S = 7 * 24 * 3600.0
 """How long a message may wait: above the longest window."""
 QUERY_TIMEOUT_S = 60.0
+NODES_S = 15.0
+"""How long a member's node may take to come online: SuperNodes look for a SuperLink that was away with a backoff."""
 ASK_AGAIN_S = 1.0
 """After an answer that a replay's order is not done yet."""
 
@@ -29,7 +35,7 @@ class FlowerTransport:
     """Orders as TRAIN messages to nodes; replies as they come.
 
     A live order is one message. That of a replay is sent again until it is done, since a node takes one message at a
-    time and its agent must not wait for a trainer that live orders keep busy.
+    time and its agent must not wait for a trainer that live orders keep busy. A site without a node is lost.
     """
 
     def __init__(self, grid: Grid, nodes: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,6 +45,9 @@ class FlowerTransport:
         self._untaken: list[tuple[str, Reply]] = []
 
     def send(self, site: str, order: Order) -> None:
+        if site not in self._nodes:
+            self._untaken.append((site, Failure("its SuperNode is not online")))
+            return
         content = RecordDict({"order": ConfigRecord({"order": order.model_dump_json()})})
         message = Message(
             content, self._nodes[site], MessageType.TRAIN, ttl=TTL_S, group_id=f"{order.key}/{order.round}"
@@ -71,7 +80,10 @@ class FlowerTransport:
 
 
 def _answer(reply: Message) -> Answer:
-    return Answer.read(str(reply.content.config_records["answer"]["answer"]), "the agent's answer")
+    record = reply.content.config_records.get("answer")
+    if record is None or "answer" not in record:
+        raise MessageError("the agent's answer is empty; use the same version of curtail_pipeline on both sides")
+    return Answer.read(str(record["answer"]), "the agent's answer")
 
 
 def _read(reply: Message) -> Reply | None:
@@ -89,6 +101,14 @@ def _read(reply: Message) -> Reply | None:
     return answer.result
 
 
+def _name_in(reply: Message) -> str:
+    """Who a node says it is; nothing for one of something else."""
+    try:
+        return "" if reply.has_error() else _answer(reply).name
+    except MessageError:
+        return ""
+
+
 def resolve_nodes(
     grid: Grid,
     members: Iterable[str],
@@ -96,41 +116,40 @@ def resolve_nodes(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, int]:
-    """The node of every member: by registered name, by hint if that node is online, else by asking all unknown nodes.
+    """The node of every member that is online: by registered name, by hint, else by asking all unknown nodes.
 
     A node that is registered is asked nothing: its key says which site it is, and it can be no other one.
 
     Raises:
-        FederationError: a member has no node that is online.
+        FederationError: no member has.
     """
-    members = list(members)
-    online = {node.node_id: node.name for node in grid.get_nodes()}
-    found = {name: node_id for node_id, name in online.items() if name in members}
-    for site in members:
-        if site not in found and hints.get(site) in online:
-            found[site] = hints[site]
-    if set(found) != set(members):
-        unknown = {node_id for node_id, name in online.items() if not name} - set(found.values())
-        queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in sorted(unknown)]
-        pending = {i for i in grid.push_messages(queries) if i} if queries else set()
-        deadline = clock() + QUERY_TIMEOUT_S
-        while pending and clock() < deadline:
-            for reply in grid.pull_messages(list(pending)):
-                pending.discard(reply.metadata.reply_to_message_id)
-                if reply.has_error():
-                    continue
-                name = _answer(reply).name
-                if name in members:
-                    found.setdefault(name, reply.metadata.src_node_id)
-            if set(found) == set(members):
-                break
-            wait(POLL_S)
-    missing = [site for site in members if site not in found]
-    if missing:
+    members, deadline = list(members), clock() + NODES_S
+    names: dict[int, str] = {}
+    asked: set[int] = set()
+    pending: set[str] = set()
+    while True:
+        online = {node.node_id: node.name for node in grid.get_nodes()}
+        found = {name: node for node, name in online.items() if name in members}
+        found |= {name: node for node, name in names.items() if node in online and name not in found}
+        found |= {site: hints[site] for site in members if site not in found and hints.get(site) in online}
+        now = clock()
+        if len(found) == len(members) or now > (deadline + QUERY_TIMEOUT_S if pending else deadline):
+            break
+        unknown = sorted({node for node, name in online.items() if not name} - set(found.values()) - asked)
+        asked |= {*unknown}
+        queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in unknown]
+        pending |= {i for i in grid.push_messages(queries) if i} if queries else set()
+        for reply in grid.pull_messages([*pending]) if pending else ():
+            pending.discard(reply.metadata.reply_to_message_id)
+            name = _name_in(reply)
+            if name in members:
+                names.setdefault(reply.metadata.src_node_id, name)
+        wait(POLL_S)
+    if not found:
         raise FederationError(
-            f"no SuperNode of {', '.join(missing)} is online ({len(online)} nodes are); start it, or wait until it is"
+            f"no SuperNode of {', '.join(members)} is online ({len(online)} nodes are); start one, or wait until one is"
         )
-    return {site: found[site] for site in members}
+    return {site: found[site] for site in members if site in found}
 
 
 def serve(grid: Grid, context: Context) -> None:
@@ -140,11 +159,32 @@ def serve(grid: Grid, context: Context) -> None:
         exit_with(int(supervisor))
     config = RunConfig.from_flower(context.run_config)
     store = open_store(config.store)
-    nodes = resolve_nodes(grid, store.read_record(config.plan, Plan).members, config.nodes)
-    run_plan(
-        FlowerTransport(grid, nodes),
-        config.plan,
-        store,
-        liveness_s=config.liveness_s,
-        log=lambda line: print(line, flush=True),
-    )
+    plan = store.read_record(config.plan, Plan)
+    nodes = resolve_nodes(grid, plan.members, config.nodes)
+    try:
+        run_plan(
+            FlowerTransport(grid, nodes),
+            config.plan,
+            store,
+            limits=config.limits,
+            log=lambda line: print(line, flush=True),
+            heldout_loss=_gate(store, plan),
+        )
+    except StoreUnavailable:
+        raise  # without a word: another run goes on when the store is back
+    except CurtailError as error:
+        store.write_record(failure_key(folder_of(config.plan)), ServerFailure(error=str(error)))
+        raise
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise
+        raise FederationError(f"{plan.key}: {FULL_DISK}") from None
+
+
+def _gate(store: Store, plan: Plan) -> HeldoutLoss | None:
+    """What judges updates, where the plan wants it; imports torch."""
+    if plan.heldout_gate is None:
+        return None
+    from curtail_pipeline.training.heldout_gate import HeldoutGate
+
+    return HeldoutGate(store, plan)

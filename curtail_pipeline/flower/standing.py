@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from typing import NoReturn
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.keys import KeyFolder
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.home import EXPERIMENT_KEY, Home, homes_root
 from curtail_pipeline.storage.stores import open_store
 
@@ -42,6 +45,10 @@ class StandingFederation(Federation):
     address: str = ""
     authority: Path | None = None
 
+    def is_down(self) -> bool:
+        """Not for this machine to know."""
+        return False
+
     def wait_ready(self, sites: Sequence[str]) -> Contact:
         """The SuperLink's address; the ServerApp finds the sites' nodes, and fails when one is not online."""
         return Contact(self.address, dict.fromkeys(sites, 0), self.authority)
@@ -59,7 +66,7 @@ def connect(home: Home, experiment: Experiment) -> Iterator[Federation]:
     if address:
         settings = experiment.federation
         authority = Path(os.environ[AUTHORITY_ENV]) if os.environ.get(AUTHORITY_ENV) else None
-        yield StandingFederation(home.federation, settings.start_timeout_s, settings.liveness_s, address, authority)
+        yield StandingFederation(home.federation, settings.start_timeout_s, settings.limits, address, authority)
         return
     with local_federation(home, experiment).ensure() as federation:
         yield federation
@@ -151,19 +158,30 @@ def run_site_of_store(store: str, name: str, superlink: str, credentials: Creden
         SettingsError: the experiment has no such site.
     """
     opened = open_store(store)
-    parse_experiment(opened.read_json(EXPERIMENT_KEY), f"{opened.uri}/{EXPERIMENT_KEY}").site(name)
-    return run_site(homes_root() / "sites" / name, opened.uri, name, superlink, credentials)
+    experiment = parse_experiment(opened.read_json(EXPERIMENT_KEY), f"{opened.uri}/{EXPERIMENT_KEY}")
+    experiment.site(name)
+    folder = homes_root() / "sites" / name
+    return run_site(folder, opened.uri, name, superlink, credentials, experiment.federation.limits)
 
 
-def run_site(folder: Path, store: str, name: str, superlink: str, credentials: Credentials | None = None) -> int:
+def run_site(
+    folder: Path,
+    store: str,
+    name: str,
+    superlink: str,
+    credentials: Credentials | None = None,
+    limits: LivenessLimits = DEFAULT_LIMITS,
+) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
-    Ends when either ends, or on SIGTERM and SIGINT; the other one is stopped, and killed after `STOP_S`.
+    Ends when either ends, hangs or is stopped for too long, or on SIGTERM and SIGINT; the other one is stopped, and
+    killed after `STOP_S`. Whoever started it starts it again.
 
     Args:
         folder: for what is the site's own.
         store: address of the store.
         credentials: for a SuperLink that has keys; plain HTTP without.
+        limits: how long a part may show no progress.
 
     Raises:
         FederationError: a part ended by itself, a credential is not there, or the machine's clock is off.
@@ -197,11 +215,17 @@ def run_site(folder: Path, store: str, name: str, superlink: str, credentials: C
         children += [
             subprocess.Popen(command, env=environment, preexec_fn=processes.die_with_parent) for command in commands
         ]
-        pid, status = os.wait()
-        code = os.waitstatus_to_exitcode(status)
-        part, child = next((part, child) for part, child in zip(parts, children, strict=True) if child.pid == pid)
-        child.returncode = code
-        raise FederationError(f"site {name}: its {part} ended with {code}; see its output above")
+        hangs = Hangs(open_store(store, patience_s=HANGS_S), limits)
+        named = {child.pid: part for part, child in zip(parts, children, strict=True)}
+        while all(child.poll() is None for child in children):
+            for pid, reason in hangs.found(named, {name: children[0].pid}, None, time.monotonic()).items():
+                print(f"site {name}: its {named[pid]} is killed: {reason}", file=sys.stderr, flush=True)
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(HANGS_S)
+        ended = next(child for child in children if child.poll() is not None)
+        raise FederationError(
+            f"site {name}: its {named[ended.pid]} ended with {ended.returncode}; see its output above"
+        )
     finally:
         for child in children:
             if child.poll() is None:

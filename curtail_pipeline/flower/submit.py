@@ -3,19 +3,23 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.federation.orders import JournalLine, Plan, Segment
-from curtail_pipeline.federation.plan import folder_of, journal_key, read_journal, segment_key
+from curtail_pipeline.federation.plan import folder_of, read_journal, segment_key
 from curtail_pipeline.federation.progress import (
+    Resubmitted,
     SegmentEvent,
     SegmentProgress,
     SiteLost,
+    SiteOdd,
     SiteRefused,
     StepDone,
     Submitted,
     merged_round,
 )
+from curtail_pipeline.federation.server_life import ServerWatch, failure_key
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.flower.control_api import Control, RunStatus
 from curtail_pipeline.flower.local import Federation
@@ -25,7 +29,16 @@ from curtail_pipeline.storage.store import Store
 
 POLL_S = 0.25
 STATUS_S = 2.0
+LONGEST_PAUSE_S = 5.0
+RESUBMITTED = 3
+"""Runs that may be lost in a row without a round merged between them."""
 _TAIL = 25
+
+T = TypeVar("T")
+
+
+class RunLost(FederationError):
+    """A Flower run that ended without its doing: another one can go on behind the rounds it has merged."""
 
 
 class SegmentCancelled(FederationError):
@@ -42,7 +55,8 @@ def submit_and_follow(
     """Run the segment of a plan as one Flower run and return its `segment.json`.
 
     Called again for the same plan (the caller was killed meanwhile) it returns the outcome if there is one, else
-    follows the run that goes on, else submits again.
+    follows the run that goes on, else submits again. A run that is lost (its ServerApp, the SuperLink) is replaced by
+    another, which goes on behind the rounds that were merged.
 
     Args:
         plan_key: store key of `plan.json`; everything else of the segment is written beside it.
@@ -57,19 +71,44 @@ def submit_and_follow(
     plan = store.read_record(plan_key, Plan)
     if store.exists(segment_key(folder)):
         return _outcome(store, folder)
+    lost = 0
+    while True:
+        rounds = len(read_journal(store, folder))
+        try:
+            return _run_once(federation, plan_key, plan, store, on_progress, should_cancel)
+        except RunLost as error:
+            # what was merged is kept, and trainers go on with their orders: another run takes up where this one was
+            lost = lost + 1 if len(read_journal(store, folder)) == rounds else 1
+            if lost > RESUBMITTED:
+                raise
+            on_progress(Resubmitted(str(error)))
+
+
+def _run_once(
+    federation: Federation,
+    plan_key: str,
+    plan: Plan,
+    store: Store,
+    on_progress: SegmentProgress,
+    should_cancel: Callable[[], bool],
+) -> Segment:
+    """Follow the plan's run that goes on, or a new one, to its end."""
+    folder = folder_of(plan_key)
     contact = federation.wait_ready(plan.members)
     with Control(contact.superlink, contact.authority) as control:
-        run_id = _attach(control, store, plan_key)
+        run_id = _patiently(federation, lambda: _attach(control, store, plan_key))
         again = run_id is not None
         if run_id is None:
-            store.delete(journal_key(folder))
-            config = RunConfig(store=store.uri, plan=plan_key, nodes=contact.nodes, liveness_s=federation.liveness_s)
-            run_id = control.start_run(config.to_flower())
+            config = RunConfig(store=store.uri, plan=plan_key, nodes=contact.nodes, limits=federation.limits)
+            store.delete(failure_key(folder))
+            run_id = _patiently(federation, lambda: control.start_run(config.to_flower()))
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id, again))
         follower = _Follower(federation, control, store, folder, run_id, plan, on_progress, should_cancel)
         try:
             return follower.follow()
+        except RunLost:
+            raise
         except FederationError:
             follower.stop_sites()
             raise
@@ -78,18 +117,17 @@ def submit_and_follow(
             raise
 
 
-def is_at_work(federation: Federation, plan_key: str, store: Store) -> bool:
-    """Whether a plan's segment has an outcome, or is a Flower run that goes on: `submit_and_follow` takes that up.
-
-    Raises:
-        FederationError: the federation is not ready.
-    """
-    folder = folder_of(plan_key)
-    if store.exists(segment_key(folder)):
-        return store.exists(store.read_record(segment_key(folder), Segment).weights.key)
-    contact = federation.wait_ready(store.read_record(plan_key, Plan).members)
-    with Control(contact.superlink) as control:
-        return _attach(control, store, plan_key) is not None
+def _patiently(federation: Federation, call: Callable[[], T], wait: Callable[[float], None] = time.sleep) -> T:
+    """The result of a call to a SuperLink that may be starting again; its error where none answers for too long."""
+    deadline, pause = time.monotonic() + federation.start_timeout_s, POLL_S
+    while True:
+        try:
+            return call()
+        except FederationError:
+            if federation.is_down() or time.monotonic() + pause > deadline:
+                raise
+            wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def _attach(control: Control, store: Store, plan_key: str) -> int | None:
@@ -118,6 +156,7 @@ class _Follower:
         self.federation, self.control, self.store, self.folder = federation, control, store, folder
         self.run_id, self.plan = run_id, plan
         self.on_progress, self.should_cancel = on_progress, should_cancel
+        self.watch = ServerWatch(store, folder, federation.limits, federation.start_timeout_s)
         self.seen_rounds = 0
         self.seen_steps: dict[str, StepDone] = {}
 
@@ -135,7 +174,9 @@ class _Follower:
                 return _outcome(self.store, self.folder)
             if time.monotonic() - asked > STATUS_S:
                 asked = time.monotonic()
-                self.check(self.control.status(self.run_id))
+                run = _patiently(self.federation, lambda: self.control.status(self.run_id))
+                self.check(run)
+                self.require_life()
                 for event in self.step_events():
                     self.on_progress(event)
             time.sleep(POLL_S)
@@ -145,14 +186,24 @@ class _Follower:
         if run is not None and (not run.finished or self.store.exists(segment_key(self.folder))):
             return
         if run is None:
-            raise FederationError(f"{self.folder}: the SuperLink no longer knows run {self.run_id}; it was restarted")
+            raise RunLost(f"{self.folder}: the SuperLink no longer knows run {self.run_id}; it was restarted")
         try:
             log = self.control.logs(self.run_id)
         except FederationError as error:
             log = str(error)
         ending = "\n".join(log.splitlines()[-_TAIL:])
         why = f"{run.sub_status}: {run.details or 'no details'}"
-        raise FederationError(f"{self.folder}: Flower run {self.run_id} {why}; its log ends:\n{ending}")
+        said = f"{self.folder}: Flower run {self.run_id} {why}; its log ends:\n{ending}"
+        # without a word of its own it was killed, with the SuperLink it hung on, say
+        raise (FederationError if self.store.exists(failure_key(self.folder)) else RunLost)(said)
+
+    def require_life(self) -> None:
+        """End a run whose ServerApp is dead, stopped or never started: its site waits would last for ever."""
+        if (reason := self.watch.lost()) is None:
+            return
+        with contextlib.suppress(FederationError):
+            self.control.stop_run(self.run_id)
+        raise RunLost(f"{self.folder}: Flower run {self.run_id} was stopped: its ServerApp is lost: {reason}")
 
     def round_events(self) -> Iterator[SegmentEvent]:
         for line in read_journal(self.store, self.folder)[self.seen_rounds :]:
@@ -189,6 +240,7 @@ def events_of(line: JournalLine) -> Iterator[SegmentEvent]:
     done = line.done
     yield merged_round(line)
     yield from (SiteRefused(site, done.index, reason) for site, reason in done.refused.items())
+    yield from (SiteOdd(site, done.index, what) for site, what in done.odd.items())
     yield from (SiteLost(site, done.index, reason) for site, reason in done.lost.items())
 
 

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import fcntl
 import gc
-import http.client
 import json
 import os
 import re
@@ -44,8 +43,11 @@ from curtail_pipeline.flower.federation_state import (
     SuperNodeState,
     TrainerProcess,
 )
+from curtail_pipeline.flower.hangs import HANGS_S, Hangs, healthy
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
+from curtail_pipeline.flower.spawned import Spawned
+from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.stores import open_store
 
@@ -94,7 +96,13 @@ class Supervisor:
     """See the module. `run` returns the exit code when the federation has stopped."""
 
     def __init__(
-        self, folder: Path, store: str, sites: Sequence[str], owner: int | None, trainer: Sequence[str]
+        self,
+        folder: Path,
+        store: str,
+        sites: Sequence[str],
+        owner: int | None,
+        trainer: Sequence[str],
+        limits: LivenessLimits,
     ) -> None:
         self.folder, self.store, self.sites = folder, open_store(store, patience_s=1.0), list(sites)
         self.owner = owner
@@ -105,7 +113,9 @@ class Supervisor:
         self.failed = ""
         self.ready = False
         self.address = ""
-        self.spawned: set[int] = set()
+        self.spawned = Spawned()
+        self.hangs = Hangs(self.store, limits)
+        self._looked_for_hangs = 0.0
         self.children: dict[str, Child] = {}
         self.original_environment = dict(os.environ)
         self._written = b""
@@ -132,6 +142,7 @@ class Supervisor:
         line.bind(SOCKET)
         line.listen(64)
         self.inherited = [lock, line.fileno()]
+        self.spawned.close = self.inherited
         try:
             self._publish()
             for site in self.sites:
@@ -143,7 +154,7 @@ class Supervisor:
                 selector.register(line, selectors.EVENT_READ)
                 while not self.stopping and not self.failed:
                     if selector.select(TURN_S):
-                        self._spawn(line)
+                        self.spawned.answer(line)
                     self._turn()
         except FederationError as error:
             self.failed = str(error)
@@ -216,25 +227,6 @@ class Supervisor:
     def _endpoint(self, site: str) -> Path:
         return self.folder / "trainers" / f"{site}.json"
 
-    def _spawn(self, line: socket.socket) -> None:
-        """Fork a process that one of Flower's own asked for; it writes to the log of the one that asked."""
-        with contextlib.suppress(OSError, ValueError):
-            connection, _ = line.accept()
-            with connection:
-                connection.settimeout(1)
-                message, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
-                try:
-                    argv = json.loads(message)
-                    if argv[0] in control.SPAWNED and len(outputs) == 2:
-                        body = control.entry_point(argv[0])
-                        close = [*self.inherited, *outputs, connection.fileno()]
-                        pid = processes.fork_into(body, stdout=outputs[0], stderr=outputs[1], close=close, argv=argv)
-                        self.spawned.add(pid)
-                        connection.sendall(b"ok")
-                finally:
-                    for descriptor in outputs:
-                        os.close(descriptor)
-
     # The loop
 
     def _turn(self) -> None:
@@ -243,7 +235,9 @@ class Supervisor:
             self.stopping = "the owner has ended"
             return
         for pid, code in processes.reap():
-            self.spawned.discard(pid)
+            owners = {child.pid: child.log for child in self.children.values() if child.pid}
+            if again := self.spawned.ended(pid, owners):
+                self._say(f"{again} ended with {code} and was started again")
             for child in self.children.values():
                 if child.pid == pid:
                     self._ended(child, code, now)
@@ -251,6 +245,9 @@ class Supervisor:
             if child.pid is None and now >= child.due:
                 self._launch(child)
         self._learn()
+        if now - self._looked_for_hangs > HANGS_S:
+            self._looked_for_hangs = now
+            self._end_hung(now)
         if not self.ready and all(child.ready for child in self.children.values()):
             self.ready = len(self.children) == 1 + 2 * len(self.sites)
         self._publish()
@@ -268,17 +265,37 @@ class Supervisor:
                 node = self.children.get(f"supernode-{site}")
                 if node and node.pid:
                     os.kill(node.pid, signal.SIGKILL)
-        print(f"{child.name} ended with {code}", file=sys.stderr, flush=True)
+        self._say(f"{child.name} ended with {code}")
         if not self.ready and child.ends >= START_TRIES:
             self.failed = f"{child.name} ended with {code} {child.ends} times; its log {child.log} ends:\n" + (
                 processes.tail(child.log) or "(empty)"
             )
         child.due = now + min(LONGEST_BACKOFF_S, 0.5 * 2 ** (child.ends - 1))
 
+    def _end_hung(self, now: float) -> None:
+        """Kill what lives and does nothing; it is started again as if it had died."""
+        mine = {child.pid: child.name for child in self.children.values() if child.pid}
+        link = self.children.get("superlink")
+        trainers = {site: child for site in self.sites if (child := self.children.get(f"trainer-{site}"))}
+        hung = self.hangs.found(
+            [*mine, *self.spawned.pids],
+            {site: child.pid for site, child in trainers.items() if child.ready and child.pid},
+            (link.pid, self.address) if link and link.ready and link.pid else None,
+            now,
+        )
+        for pid, reason in hung.items():
+            self._say(f"{mine.get(pid, f'process {pid}')} is killed: {reason}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     def _learn(self) -> None:
         """Find out what has become ready since the last turn."""
         link = self.children.get("superlink")
-        if link and link.pid and not link.ready and self._healthy():
+        if link and link.pid and not link.ready and healthy(self.address, 0.5):
             link.ready = True
             for site in self.sites:
                 if f"supernode-{site}" not in self.children:
@@ -291,17 +308,6 @@ class Supervisor:
                 found = re.search(r"SuperNode ID: (\d+)", node.output())
                 if found:
                     node.ready, node.node_id = True, int(found[1])
-
-    def _healthy(self) -> bool:
-        host, port = self.address.split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=0.5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
 
     def _serves(self, site: str, pid: int) -> bool:
         """Whether the trainer has written its endpoint and its first heartbeat."""
@@ -328,6 +334,7 @@ class Supervisor:
                 pid=link.pid if link else None, ready=bool(link and link.ready), address=self.address
             ),
             sites={site: self._site_state(site) for site in self.sites},
+            spawned=self.spawned.listed(),
             logs=str(self.folder / "logs"),
         )
 
@@ -361,9 +368,9 @@ class Supervisor:
                     child.offset = 0 if child.log == log else child.offset
 
     def _stop(self) -> None:
-        print(f"stopping: {self.stopping or self.failed}", file=sys.stderr, flush=True)
+        self._say(f"stopping: {self.stopping or self.failed}")
         mine = [child.pid for child in self.children.values() if child.pid]
-        processes.end_tree([*mine, *self.spawned], STOP_GRACE_S)
+        processes.end_tree([*mine, *self.spawned.pids], STOP_GRACE_S)
         processes.end_tree(processes.descendants(), 0.0)
         processes.reap()
         (self.folder / SOCKET).unlink(missing_ok=True)
@@ -377,11 +384,13 @@ def main() -> int:
     parser.add_argument("--store", required=True)
     parser.add_argument("--sites", required=True, help="names, separated by commas")
     parser.add_argument("--owner", type=int, help="stop when this process ends")
+    parser.add_argument("--limits", default="{}", help="JSON: `federation_settings.LivenessLimits`")
     parser.add_argument("--trainer", help="JSON: command of the resident trainer")
     arguments = parser.parse_args()
+    limits = LivenessLimits.model_validate_json(arguments.limits)
     trainer = json.loads(arguments.trainer) if arguments.trainer else TRAINER
     folder = arguments.folder.resolve()
-    return Supervisor(folder, arguments.store, arguments.sites.split(","), arguments.owner, trainer).run()
+    return Supervisor(folder, arguments.store, arguments.sites.split(","), arguments.owner, trainer, limits).run()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ Between them the loop asks the timing model when the next thing happens and move
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final
 
 import dagster as dg
@@ -19,14 +21,19 @@ from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.orchestration.run_queue import site_tag
 from curtail_pipeline.orchestration.runs import PREPARE_JOB, end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
+from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.run_events import AttemptFailed, Committed, Paused, Progress, SegmentStarted
-from curtail_pipeline.stages.tick import remember, remembered
+from curtail_pipeline.stages.tick import absences, remember, remembered
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.times import utc_now
 
 MAX_ATTEMPTS = 3
-"""Attempts at one segment before a headless run gives up; a daemon goes on with a growing backoff."""
+"""Failed attempts in a row before a headless run gives up where no site is left that could go on; a daemon goes on with
+a growing backoff."""
+HOPEFUL = 3
+"""Losses in a row after which virtual time is not held any more for a site that alone would train."""
 
 INSTANCE_YAML = """\
 run_launcher:
@@ -110,6 +117,8 @@ class Headless:
         self.project, self.instance, self.observe = project, instance, observe
         self.defs, self.sensor, self.log_level = definitions, sensor, log_level
         self._cursor: str | None = None
+        self._failed = 0
+        """Attempts since the last commit."""
         serve_opened(project)
 
     def execute(
@@ -153,7 +162,7 @@ class Headless:
         """Until the job or the clock ends; returns why it ended. What is committed already is not done again.
 
         Raises:
-            CurtailError: a segment failed `MAX_ATTEMPTS` times.
+            CurtailError: `MAX_ATTEMPTS` attempts failed in a row and no site is left to go on with.
         """
         clock = self.project.clock
         assert isinstance(clock, HeadlessClock)
@@ -166,7 +175,10 @@ class Headless:
                 # A run killed between a commit and the clock's move goes on behind what is committed.
                 now = clock.advance_to(parent.end)
                 job = self.project.job(parent, remembered(self.project))
-                step = advance(view, self.project.experiment, now, job)
+                away = absences(self.project).away(utc_now())
+                step = advance(view.without(away), self.project.experiment, now, job)
+                if away and not isinstance(step, SegmentPlan) and self._wait_for(away, view, now, job):
+                    continue
                 if isinstance(step, Finished):
                     return step.reason
                 if isinstance(step, Pause):
@@ -181,22 +193,40 @@ class Headless:
         assert isinstance(clock, HeadlessClock)
         clock.advance_to(pause.end)
 
+    def _wait_for(self, away: Mapping[str, str], view: View, now: datetime, job: Job) -> bool:
+        """Hold virtual time for a site that was lost and would train now; false where that is hopeless or needless.
+
+        Otherwise a site that is back in seconds would cost a whole window.
+        """
+        known = absences(self.project).sites
+        hopeful = [known[site].due for site in away if known[site].times <= HOPEFUL]
+        if not hopeful or not isinstance(advance(view, self.project.experiment, now, job), SegmentPlan):
+            return False
+        time.sleep(max(0.0, (min(hopeful) - utc_now()).total_seconds()))
+        return True
+
     def _segment(self, plan: SegmentPlan) -> None:
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            request = self.tick()
-            if request is None or request.partition_key is None or request.job_name is None:
-                raise FederationError(f"the membership sensor requested nothing at {plan.start}, but a segment is due")
-            self.observe(SegmentStarted(request.partition_key, plan.start, plan.members, plan.mode, len(plan.rounds)))
-            try:
-                self.execute(request.job_name, request.partition_key, tags=dict(request.tags))
-            except CurtailError as error:
-                self.observe(AttemptFailed(request.partition_key, attempt, str(error)))
-                if attempt == MAX_ATTEMPTS:
-                    raise
-                continue
-            if not self.project.checkpoints.exists(request.partition_key):
-                raise FederationError(f"{request.partition_key} ended before its first round, which a plan has; {plan}")
-            manifest: Manifest = self.project.checkpoints.manifest(request.partition_key)
-            remember(self.project, plan.sites, manifest.key, ended=True)
-            self.observe(Committed(manifest))
+        request = self.tick()
+        if request is None or request.partition_key is None or request.job_name is None:
+            raise FederationError(f"the membership sensor requested nothing at {plan.start}, but a segment is due")
+        key = request.partition_key
+        self.observe(SegmentStarted(key, plan.start, plan.members, plan.mode, len(plan.rounds)))
+        try:
+            self.execute(request.job_name, key, tags=dict(request.tags))
+        except CurtailError as error:
+            self._failed += 1
+            self.observe(AttemptFailed(key, self._failed, str(error)))
+            if self._failed >= MAX_ATTEMPTS and not self._others(plan.members):
+                raise
             return
+        if not self.project.checkpoints.exists(key):
+            raise FederationError(f"{key} ended before its first round, which a plan has; {plan}")
+        self._failed = 0
+        manifest: Manifest = self.project.checkpoints.manifest(key)
+        remember(self.project, plan.sites, manifest.key, ended=True)
+        self.observe(Committed(manifest))
+
+    def _others(self, tried: Collection[str]) -> bool:
+        """Whether the failure is the tried sites' own, and there are sites besides that have not been lost."""
+        lost = absences(self.project).sites.keys()
+        return lost >= set(tried) and any(site.name not in lost for site in self.project.experiment.sites)

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 import dagster as dg
 
 from curtail_pipeline.emissions.formats import short
-from curtail_pipeline.errors import CurtailError
+from curtail_pipeline.errors import FULL_DISK, CurtailError, StoreError, is_out_of_space
 from curtail_pipeline.federation.progress import (
+    Resubmitted,
     RoundMerged,
     SegmentEnded,
     SegmentPlanned,
     SiteLost,
+    SiteOdd,
     SiteRefused,
     StepDone,
     Submitted,
@@ -44,6 +46,8 @@ class Story:
                 self._planned(event)
             case Submitted():
                 self._say(f"{'goes on with' if event.again else 'submitted as'} Flower run {event.run_id}")
+            case Resubmitted():
+                self._warn(f"{event.reason}; another run goes on from what was merged")
             case StepDone():
                 self._step(event)
             case RoundMerged():
@@ -53,6 +57,8 @@ class Story:
                 self._warn(f"round {event.round}: the update of {event.site} does not count: {event.reason}")
             case SiteLost():
                 self._warn(f"round {event.round}: {event.site} is lost: {event.reason}")
+            case SiteOdd():
+                self._warn(f"round {event.round}: {event.site}: {event.what}")
             case SegmentEnded():
                 self._say(
                     f"{event.key} is committed: {event.rounds} rounds, {event.steps:,} steps, "
@@ -118,6 +124,11 @@ def plain_failure(log: Log, what: str) -> Iterator[None]:
     except CurtailError as error:
         log.error(f"{what} failed: {first_line(error)}")
         raise
+    except Exception as error:
+        if not is_out_of_space(error):
+            raise
+        log.error(f"{what} failed: {FULL_DISK}")
+        raise StoreError(f"{what} failed: {FULL_DISK}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -60,6 +60,8 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
             sites[site.name] = SiteDecision("off", stale, since, sites[site.name].ready)
         elif stale:
             sites[site.name] = SiteDecision("off", stale, sites[site.name].since, sites[site.name].ready)
+    for name, reason in view.away.items():
+        sites[name] = SiteDecision("off", reason, sites[name].since, sites[name].ready)
     if view.experiment.rounds.sync == "paying" and isinstance(policy_of(view), TimelinePolicy):
         _hold_back(view, now, sites)
     return _decision(now, sites)

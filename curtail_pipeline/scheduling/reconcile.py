@@ -7,6 +7,7 @@ is active and on the failures so far, so a missed tick, a restart or a cancelled
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from pydantic import Field
 
@@ -53,6 +54,8 @@ class SegmentRequest(Message):
     """The decision in force before this one; with it the decision can be taken again."""
     before_pause: dict[str, SiteDecision]
     """The decision in force at the parent's end: sites that it holds idle draw power in the pause since."""
+    away: dict[str, str] = Field(default_factory=dict)
+    """Sites that took no part in the decision, and why."""
 
 
 class InForce(Message):
@@ -106,6 +109,7 @@ def reconcile(
     wall: datetime,
     previous: Mapping[str, SiteDecision],
     before_pause: Mapping[str, SiteDecision],
+    away: Mapping[str, str] = MappingProxyType({}),
 ) -> Action:
     """What the controller should do now.
 
@@ -119,6 +123,7 @@ def reconcile(
         wall: wall-clock now, for the backoff after failures.
         previous: the decision in force until now, handed on with the request.
         before_pause: the one in force at the parent's end, likewise.
+        away: sites that were left out of the decision, and why, likewise.
     """
     states = {name: site.state for name, site in decision.sites.items()}
     changed = desired is None or desired.states != states
@@ -159,5 +164,6 @@ def reconcile(
         reason=decision.reason,
         previous=dict(previous),
         before_pause=dict(before_pause),
+        away=dict(away),
     )
     return Action(desired, changed, request, f"start {key} with {', '.join(request.members)}: {decision.reason}")

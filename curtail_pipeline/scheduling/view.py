@@ -1,5 +1,6 @@
 """What a decision is made from: settings, signals, windows and forecasts, and how far the job is."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -104,6 +105,8 @@ class View:
         self.as_of = as_of
         self.rivals: tuple[tuple[Timeline, ...], ...] = ()
         """What other policies would do over the whole record, for a planner that knows it: per policy, per site."""
+        self.away: dict[str, str] = {}
+        """Sites that cannot take part, and why."""
         self._cadence_us = cadence_us
         self._made: dict[Callable[[View], object], object] = {}
         for site in self.sites:
@@ -164,6 +167,16 @@ class View:
         money = read_signals(prices) if len(prices) else None
         on_site = {site.name: read_on_site(site.on_site) for site in experiment.sites if site.on_site is not None}
         return cls(experiment, signals, tables, forecasts, as_of, money, on_site=on_site)
+
+    def without(self, away: Mapping[str, str]) -> "View":
+        """The same, but for sites that cannot take part, with why: as if their windows were closed."""
+        if not away:
+            return self
+        other = copy.copy(self)
+        other.windows = {**self.windows, **dict.fromkeys(away, SiteWindows.none())}
+        other.away = dict(away)
+        other._made = {}
+        return other
 
     def once(self, make: "Callable[[View], T]") -> T:
         """What `make` makes of this view, made the first time: a view never changes."""

@@ -40,12 +40,40 @@ class RoundSettings(Section):
         return 600.0 if self.round_s == "auto" else self.round_s
 
 
-class FederationSettings(Section):
+class LivenessLimits(Section):
+    """How long what works on a segment may show no progress before it counts as lost (wall seconds)."""
+
+    liveness_s: float = Field(default=10.0, gt=0)
+    """Without a heartbeat; and in a step, which may also take five times the median one."""
+    transfer_s: float = Field(default=600.0, gt=0)
+    """Fetching weights, inner state and text, storing what was trained, and merging."""
+    compile_s: float = Field(default=600.0, gt=0)
+    """The first step of a model in its process. No step may take longer, whatever the median is said to be."""
+    delivery_s: float = Field(default=30.0, gt=0)
+    """From an order's sending to the begin of its work, and from its end to the result. Flower starts a process for
+    each message."""
+
+
+DEFAULT_LIMITS = LivenessLimits()
+
+
+class FederationSettings(LivenessLimits):
     linked: tuple[str, ...] = ()
     """Sites without credentials of the store: their orders bring pre-signed addresses. The store is a bucket then."""
-    liveness_s: float = Field(default=10.0, gt=0)
-    """A site whose agent shows no heartbeat for so long is lost to the round."""
     start_timeout_s: float = Field(default=120.0, gt=0)
+    differing_site: Literal["refuse", "record"] = "refuse"
+    """What becomes of a site whose torch release, corpus or tokenizer is not the one that the segment was planned with:
+    it is turned away by name, or its work counts and the difference stands in log and manifest."""
+    lost_state: Literal["fresh", "refuse"] = "fresh"
+    """What a site does whose inner optimiser state is lost or damaged: start fresh, with a warning, or nothing."""
+    heldout_gate: float | None = Field(default=None, gt=0)
+    """Refuse an update whose loss on held-out text lies so many nats per token above that of the round's starting
+    weights. The ServerApp then evaluates every update, on a CPU; it needs the held-out shard in the store."""
     replay: Literal["spare", "own"] = "spare"
     """Who repeats a committed checkpoint: the sites' trainers in the time that live segments leave them, or a process
     of its own on the machine that asks, which needs the sites' devices there."""
+
+    @property
+    def limits(self) -> LivenessLimits:
+        """Those alone, to be handed on."""
+        return LivenessLimits.model_validate(self.model_dump(include=set(LivenessLimits.model_fields)))

@@ -133,7 +133,7 @@ def _train(project: Project, place: Aside, name: str, plan: Plan, on_progress: S
     for file in (*parent.files, "manifest.json"):
         key = f"checkpoints/{parent.key}/{file}"
         project.store.copy(key, f"{BRANCHES}/{name}/{key}")
-    checkpoints = Checkpoints(branch)
+    checkpoints = Checkpoints(branch, project.experiment.training.sequence_length)
     manifest = _commit(project, checkpoints, name, place, plan, parent, segment, began)
     return Branch(name, checkpoints, manifest)
 

@@ -145,7 +145,7 @@ class Project:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.store)
+        return Checkpoints(self.store, self.experiment.training.sequence_length)
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from curtail_pipeline.scheduling.absence import ABSENCES_KEY, Absences
 from curtail_pipeline.scheduling.decide import Decision, decide
 from curtail_pipeline.scheduling.reconcile import (
     MEMBERSHIP_KEY,
@@ -59,6 +60,12 @@ def _before_pause(project: Project, parent: str) -> dict[str, SiteDecision]:
     return before.at_parent if before.parent == parent else before.sites
 
 
+def absences(project: Project) -> Absences:
+    """The sites that were lost and have not delivered since."""
+    known = project.store.exists(ABSENCES_KEY)
+    return project.store.read_record(ABSENCES_KEY, Absences) if known else Absences()
+
+
 @dataclass(frozen=True)
 class Tick:
     request: SegmentRequest | None
@@ -96,7 +103,8 @@ def tick(
         return Tick(None, f"the recorded trace ends at {project.span[1]:%Y-%m-%d %H:%M} UTC", 0, None)
     parent, store = parent or project.parent, project.store
     previous = remembered(project)
-    decision = decide(project.view(now), now, project.job(parent, previous))
+    away = absences(project).away(wall)
+    decision = decide(project.view(now).without(away), now, project.job(parent, previous))
     desired = store.read_record(MEMBERSHIP_KEY, Desired) if store.exists(MEMBERSHIP_KEY) else None
     key = following(parent.key)
     earlier = store.read_record(request_key(key), SegmentRequest).attempt if store.exists(request_key(key)) else 0
@@ -110,6 +118,7 @@ def tick(
         wall=wall,
         previous=previous,
         before_pause=_before_pause(project, parent.key),
+        away=away,
     )
     if project.clock_mode != "headless":
         remember(project, decision.sites, parent.key)

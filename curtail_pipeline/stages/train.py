@@ -4,12 +4,13 @@ A segment is planned from its request and its parent alone; nothing here reads "
 round's steps, computed from the trace; with a replayed or live clock it is open-ended and membership ends it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from curtail_pipeline.corpus.build import stored_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
-from curtail_pipeline.errors import StoreError
+from curtail_pipeline.errors import FederationError, SitesDown, StoreError
 from curtail_pipeline.federation.orders import (
     JournalLine,
     OpenRounds,
@@ -18,30 +19,27 @@ from curtail_pipeline.federation.orders import (
     Plan,
     PlannedRound,
     Segment,
+    SiteTerms,
+    StepSize,
 )
-from curtail_pipeline.federation.plan import (
-    journal_key,
-    plan_key,
-    planned_attempts,
-    read_journal,
-    scratch_of,
-    segment_key,
-)
+from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, segment_key
 from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
-from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.standing import connect
-from curtail_pipeline.flower.submit import is_at_work, submit_and_follow
+from curtail_pipeline.flower.submit import submit_and_follow
+from curtail_pipeline.scheduling.absence import ABSENCES_KEY
 from curtail_pipeline.scheduling.decide import decide
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
+from curtail_pipeline.stages.attempts import place_of
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.checkpoints import MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
+from curtail_pipeline.stages.tick import absences
+from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
@@ -100,12 +98,19 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         return checkpoints.manifest(request.key)
     prospect = _prospect(project, request)
     on_progress(_planned(project, prospect))
+    scratch = place_of(store, _plan(project, prospect))
     began = utc_now()
-    with connect(project.home, project.experiment) as federation:
-        scratch = _taken_up(store, request, federation) or scratch_of(request.key, request.attempt)
-        if not store.exists(plan_key(scratch)):
-            store.write_record(plan_key(scratch), _plan(project, prospect))
-        segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
+    try:
+        with connect(project.home, project.experiment) as federation:
+            segment = submit_and_follow(federation, plan_key(scratch), store, on_progress=on_progress)
+    except SitesDown as error:
+        _note_absences(project, error.sites, ())
+        raise
+    except FederationError:
+        journal = read_journal(store, scratch)
+        _note_absences(project, journal[-1].done.lost if journal else {}, ())
+        raise
+    _note_absences(project, segment.lost, [site for site, done in segment.sites.items() if done.steps])
     if not segment.rounds:
         store.delete(f"scratch/{request.key}")
         return NoRound(request.key, segment.stop_reason)
@@ -117,19 +122,12 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     return manifest
 
 
-def _taken_up(store: Store, request: SegmentRequest, federation: Federation) -> str | None:
-    """The scratch folder of an earlier attempt that is still at work on what is asked for now: its caller was killed.
-
-    Another attempt would have its sites stop at the next round's end, and train what they have trained again.
-    """
-    planned = planned_attempts(store, request.key)
-    if not planned or planned[-1] >= request.attempt:
-        return None
-    scratch = scratch_of(request.key, planned[-1])
-    plan = store.read_record(plan_key(scratch), Plan)
-    asked = (request.parent, request.members, request.generation)
-    same = (plan.parent.key, plan.members, plan.generation) == asked
-    return scratch if same and is_at_work(federation, plan_key(scratch), store) else None
+def _note_absences(project: Project, lost: Mapping[str, str], delivered: Collection[str]) -> None:
+    """Remember who was lost, for the next decision, and who is back."""
+    before = absences(project)
+    after = before.after(lost, delivered, utc_now())
+    if after != before:
+        project.store.write_record(ABSENCES_KEY, after)
 
 
 def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
@@ -149,14 +147,33 @@ def _planned(project: Project, prospect: Prospect) -> SegmentPlanned:
 
 
 def _prospect(project: Project, request: SegmentRequest) -> Prospect:
-    parent = project.checkpoints.check(request.parent)
-    view = project.view(request.start, since=parent.end)
+    parent = _whole_parent(project, request.parent)
+    view = project.view(request.start, since=parent.end).without(request.away)
     scheduled = None
     if project.clock_mode == "headless":
         job = project.job(parent, request.previous)
         decision = decide(view, request.start, job)
         scheduled = plan_segment(view, project.experiment, request.start, job, decision)
     return Prospect(request, parent, view, scheduled)
+
+
+def _whole_parent(project: Project, key: str) -> Manifest:
+    """The parent, checked. A damaged one that nothing was made from goes aside, and its segment is trained again.
+
+    Raises:
+        StoreError: it is damaged; the message says what goes on.
+    """
+    try:
+        return project.checkpoints.check(key)
+    except StoreError as error:
+        if key != project.checkpoints.last() or key == FIRST_KEY:
+            raise
+        before = project.checkpoints.manifest(key).parent
+        aside = project.checkpoints.withdraw(key)
+        raise StoreError(
+            f"{str(error).split(';')[0]}. It was set aside in {aside}; training goes on from {before} and makes {key} "
+            "again"
+        ) from error
 
 
 def _plan(project: Project, prospect: Prospect) -> Plan:
@@ -188,9 +205,22 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
         linked=tuple(site for site in request.members if site in experiment.federation.linked),
+        step_size=StepSize(sequences=experiment.sequences_per_step, tokens=experiment.training.total_batch_tokens),
+        terms=_terms(project, request.members),
+        heldout_gate=experiment.federation.heldout_gate,
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
         stop_reason=scheduled.stop_reason if scheduled else "",
     )
+
+
+def _terms(project: Project, members: Sequence[str]) -> SiteTerms:
+    """What the members' software and text have to be: this machine's, and what was dealt."""
+    settings, found = project.experiment.federation, versions()
+    made_with = {"torch": found["torch"]} if "torch" in found else {}
+    manifest = stored_manifest(project.store, members[0])
+    if manifest is not None:
+        made_with |= {"corpus": manifest.dealing_sha256, "tokenizer": manifest.tokenizer_sha256}
+    return SiteTerms(made_with=made_with, differing=settings.differing_site, lost_state=settings.lost_state)
 
 
 def _leases(project: Project, prospect: Prospect, ledger: Ledger) -> dict[str, list[Range]]:
@@ -263,14 +293,13 @@ def _prune_inner_states(project: Project) -> None:
 
 def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str, began: datetime) -> Manifest:
     store, request, parent = project.store, prospect.request, prospect.parent
-    journal = read_journal(store, scratch)
+    journal, plan = read_journal(store, scratch), store.read_record(plan_key(scratch), Plan)
     start, end, intervals = (
         _virtual_time(prospect.scheduled, segment)
         if prospect.scheduled
-        else wall_time(project, request.members, journal, began, _to_clock(project))
+        else wall_time(project, plan.members, journal, began, _to_clock(project))
     )
     intervals = [*_pause_power(project, prospect, start), *intervals]
-    plan = store.read_record(plan_key(scratch), Plan)
     steps = sum(site.steps for site in segment.sites.values())
     return project.checkpoints.commit(
         request.key,
@@ -278,7 +307,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
         {
             "parent": parent.key,
             "mode": plan.mode,
-            "members": request.members,
+            "members": plan.members,
             "stop_reason": segment.stop_reason,
             "attempt": request.attempt,
             "experiment_sha256": project.home.record().sha256,
@@ -360,6 +389,6 @@ def wall_time(
             if name in line.results:
                 first = line.done.start
                 until(to_clock(first), "idle")
-                until(to_clock(first + seconds(line.results[name].seconds)), "training")
+                until(min(to_clock(first + seconds(line.results[name].seconds)), ended), "training")
         until(ended, "idle")
     return to_clock(began), ended, intervals

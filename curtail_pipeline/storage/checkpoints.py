@@ -53,15 +53,19 @@ def following(key: str) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a store."""
+    """The checkpoints of a store.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    Args:
+        sequence_length: tokens of one sequence, for whoever commits or verifies: tokens are held against ranges.
+    """
+
+    def __init__(self, store: Store, sequence_length: int | None = None) -> None:
+        self.store, self.sequence_length = store, sequence_length
         self.index = FileIndex(store)
         self._commits: Commits = (
-            FolderCommits(store, self.manifest)
+            FolderCommits(store, self.manifest, sequence_length)
             if isinstance(store, FolderStore)
-            else ObjectCommits(store, self.manifest)
+            else ObjectCommits(store, self.manifest, sequence_length)
         )
 
     # Reading
@@ -170,6 +174,11 @@ class Checkpoints:
                 )
         return manifest
 
+    def verify_link(self, key: str) -> None:
+        """Check that a checkpoint follows from its parent; errors as of `verify_chain`."""
+        child = self.manifest(key)
+        check_link(self.manifest(child.parent) if child.parent else None, child, self.sequence_length)
+
     def verify_chain(self, files: bool = True) -> list[str]:
         """Check every checkpoint and that each follows from its parent; `files=False` reads manifests only.
 
@@ -190,7 +199,7 @@ class Checkpoints:
                 raise StoreError(
                     f"{key} names parent {manifest.parent}, which is not in the store; restore it from a copy"
                 )
-            check_link(checked[manifest.parent] if manifest.parent else None, manifest)
+            check_link(checked[manifest.parent] if manifest.parent else None, manifest, self.sequence_length)
             checked[key] = manifest
         return [*checked]
 
@@ -253,6 +262,17 @@ class Checkpoints:
     def commit(self, key: str, files: Sources, fields: Fields, generation: int) -> Manifest:
         """As `commits.Commits.commit`."""
         return self._commits.commit(key, files, fields, generation)
+
+    def withdraw(self, key: str) -> str:
+        """Set a damaged checkpoint that has no child aside, so that its segment can be trained again; where it is now.
+
+        Raises:
+            StoreError: it is the initialised model, or a later one was made from it.
+        """
+        if number(key) == 0 or any(number(other) > number(key) for other in self.keys()):
+            raise StoreError(f"{key} is what other checkpoints were made from; restore it from a copy")
+        self.index.forget(_MANIFEST, key)
+        return self._commits.withdraw(key)
 
     def _names(self) -> Sequence[str]:
         return [name for name in self.store.list("checkpoints") if re.fullmatch(KEY_PATTERN, name)]

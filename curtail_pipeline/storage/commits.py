@@ -1,7 +1,5 @@
 """What a commit of a checkpoint is, wherever the store lies: who may make one, and what its manifest is made of."""
 
-import importlib.metadata
-import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +17,8 @@ from curtail_pipeline.storage.manifest import (
     next_ledger,
     parse_manifest,
 )
+from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
-
-_PACKAGES = ("curtail_pipeline", "torch", "transformers", "tokenizers", "safetensors", "flwr", "dagster", "polars")
 
 Sources = Mapping[str, Path | str]
 """Per file of a checkpoint where it is now: a path of this machine, or a store key."""
@@ -53,6 +50,9 @@ class Commits(Protocol):
             LedgerError: a token range would be counted twice.
             StoreError: the manifest does not follow from its parent; a file is missing; the store cannot be written.
         """
+
+    def withdraw(self, key: str) -> str:
+        """Set a damaged checkpoint aside, so that its key can be made again; where it is now."""
 
     def committed(self, key: str) -> bool:
         """Whether the key was ever committed: what then cannot be read is damaged, not new."""
@@ -103,17 +103,6 @@ def refuse_committed(store: Store, key: str) -> AlreadyCommitted:
 
 def missing_source(source: Path | str, name: str) -> StoreError:
     return StoreError(f"{source}, to be {name} of a checkpoint, does not exist; train the segment again")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def complete(

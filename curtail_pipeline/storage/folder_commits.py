@@ -32,10 +32,13 @@ class FolderCommits:
 
     Args:
         manifest: reads that of a committed checkpoint.
+        sequence_length: tokens of one sequence; with it tokens are held against ranges.
     """
 
-    def __init__(self, store: FolderStore, manifest: Callable[[str], Manifest]) -> None:
-        self.store, self._manifest = store, manifest
+    def __init__(
+        self, store: FolderStore, manifest: Callable[[str], Manifest], sequence_length: int | None = None
+    ) -> None:
+        self.store, self._manifest, self._sequence_length = store, manifest, sequence_length
         self._claims = Claims(store)
 
     def committed(self, key: str) -> bool:
@@ -60,7 +63,7 @@ class FolderCommits:
                 scratch.mkdir()
                 stored = {name: self._place(source, scratch / name) for name, source in sorted(files.items())}
                 manifest = make_manifest(complete(key, parent, fields, stored, generation))
-                check_link(parent, manifest)
+                check_link(parent, manifest, self._sequence_length)
                 (scratch / "manifest.json").write_bytes(manifest.to_bytes())
                 sync_file(scratch / "manifest.json")
                 held.enter_context(self._claims.lock())  # until the folder is in its place
@@ -70,6 +73,10 @@ class FolderCommits:
                 self._claims.write(Claim(key=key, generation=generation, attempt=attempt, committed=manifest.sha256()))
             sync_file(final.parent)
         return manifest
+
+    def withdraw(self, key: str) -> str:
+        with plain_errors(f"{key} cannot be set aside"), self._lock():
+            return str(self._set_aside(self._folder(key)))
 
     def _folder(self, key: str) -> Path:
         number(key)
@@ -109,11 +116,11 @@ class FolderCommits:
             return str(error).split(";")[0]
         return "its manifest"
 
-    def _set_aside(self, folder: Path) -> None:
-        """Keep what lies in a key's place without having been committed, out of the way."""
+    def _set_aside(self, folder: Path) -> Path:
+        """Keep what lies in a key's place and is no checkpoint, out of the way."""
         aside = self.store.path(f"set_aside/{folder.name}-{uuid.uuid4().hex[:8]}")
         aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
+        return folder.rename(aside)
 
     def _clean(self) -> None:
         """Remove what killed writers left; only called under the commit lock, so nobody is writing it."""

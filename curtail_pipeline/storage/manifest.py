@@ -16,7 +16,7 @@ from curtail_pipeline.errors import LedgerError, StoreError
 from curtail_pipeline.storage.records import Json, Record, Sha256, Utc
 from curtail_pipeline.storage.store import canonical_json
 from curtail_pipeline.tokens.ledger import Ledger, Moved, Report, SiteRanges
-from curtail_pipeline.tokens.ranges import Range
+from curtail_pipeline.tokens.ranges import Range, total
 
 KEY_PATTERN = r"^ckpt-\d{6}$"
 _SEAL = b' "content_sha256": "'
@@ -72,6 +72,15 @@ class SiteResult(Record):
     tokens: int = Field(ge=0)
     consumed: list[Range]
     inner_state: InnerStates
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Versions of its packages, and its `corpus` and `tokenizer` by sha256. Not written where it is not known."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        content: dict[str, Json] = write(self)
+        if not self.made_with:
+            content.pop("made_with", None)
+        return content
 
 
 class Interval(Record):
@@ -241,8 +250,37 @@ def next_ledger(parent: Manifest | None, sites: Mapping[str, SiteResult]) -> dic
     return before.commit(reports).to_json([*(parent.ledger if parent else ()), *sites])
 
 
-def check_link(parent: Manifest | None, child: Manifest) -> None:
+def count_tokens(parent: Manifest | None, child: Manifest, sequence_length: int) -> int:
+    """Tokens counted along the lineage, once the ledger and the counters are found to follow from the parent's.
+
+    Args:
+        sequence_length: predicted tokens of one sequence.
+
+    Raises:
+        LedgerError: the invariant does not hold; the message says where.
+    """
+    ledger, before = child.token_ledger(), parent.token_ledger() if parent else Ledger()
+    ledger.verify_against(before, {site: done.consumed for site, done in child.sites.items()})
+    tokens = ledger.tokens(sequence_length)
+    counted = {
+        "tokens.total": (child.tokens.total, tokens),
+        "tokens.segment": (child.tokens.segment, tokens - before.tokens(sequence_length)),
+    }
+    counted |= {
+        f"sites.{site}.tokens": (done.tokens, total(done.consumed) * sequence_length)
+        for site, done in child.sites.items()
+    }
+    for name, (stated, real) in counted.items():
+        if stated != real:
+            raise LedgerError(f"{child.key}: {name} is {stated}, its ranges hold {real}; do not use it")
+    return tokens
+
+
+def check_link(parent: Manifest | None, child: Manifest, sequence_length: int | None = None) -> None:
     """That a checkpoint follows from its parent: hash, steps, tokens and token ranges.
+
+    Args:
+        sequence_length: with it tokens are checked against the ranges too.
 
     Raises:
         StoreError: the hash, step or token count does not follow.
@@ -283,3 +321,5 @@ def check_link(parent: Manifest | None, child: Manifest) -> None:
             raise LedgerError(
                 f"{name}: the ledger of {site} is written as {written.get(site)}, but its ranges are {part}"
             )
+    if sequence_length is not None:
+        count_tokens(parent, child, sequence_length)

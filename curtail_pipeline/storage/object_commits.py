@@ -42,10 +42,11 @@ class ObjectCommits:
 
     Args:
         manifest: reads that of a committed checkpoint.
+        sequence_length: tokens of one sequence; with it tokens are held against ranges.
     """
 
-    def __init__(self, store: Store, manifest: Callable[[str], Manifest]) -> None:
-        self.store, self._manifest = store, manifest
+    def __init__(self, store: Store, manifest: Callable[[str], Manifest], sequence_length: int | None = None) -> None:
+        self.store, self._manifest, self._sequence_length = store, manifest, sequence_length
 
     def committed(self, key: str) -> bool:
         newest = self._newest(key)
@@ -73,7 +74,7 @@ class ObjectCommits:
             try:
                 sources = {name: self._stage(source, f"{staged}/{name}") for name, source in sorted(files.items())}
                 manifest = make_manifest(complete(key, parent, fields, self._stats(sources), generation))
-                check_link(parent, manifest)
+                check_link(parent, manifest, self._sequence_length)
                 sources["manifest.json"] = f"{staged}/manifest.json"
                 store.write_bytes(sources["manifest.json"], manifest.to_bytes())
                 decided = LoggedClaim(
@@ -88,6 +89,21 @@ class ObjectCommits:
             self._carry_out(decided)
             store.delete(staged)
         return manifest
+
+    def withdraw(self, key: str) -> str:
+        """As `Commits.withdraw`: an entry that commits nothing, then the objects move, the manifest first out of sight.
+
+        Cut off in between it is to be called again.
+        """
+        store, place, aside = self.store, f"checkpoints/{key}", f"set_aside/{key}-{uuid.uuid4().hex[:8]}"
+        while (newest := self._newest(key)) is not None and newest[1].committed is not None:
+            last = newest[1]
+            self._append(newest, LoggedClaim(key=key, generation=last.generation, attempt=last.attempt))
+        for name in store.list(place):
+            store.copy(f"{place}/{name}", f"{aside}/{name}")
+        store.delete(manifest_key(key))
+        store.delete(place)
+        return f"{store.uri}/{aside}"
 
     def _decide(self, decided: LoggedClaim) -> None:
         while True:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.federation.orders import Heartbeat, agent_key
+from curtail_pipeline.federation.orders import Activity, Heartbeat, agent_key
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import Store, StoreUnavailable, canonical_json
 from curtail_pipeline.times import utc_now
@@ -24,8 +24,8 @@ class Worker(Protocol):
     def site(self) -> str: ...
 
     @property
-    def busy(self) -> bool:
-        """Whether an order is worked on."""
+    def activity(self) -> Activity | None:
+        """What the training thread does; None while there is nothing to do."""
 
     @property
     def links(self) -> Links | None:
@@ -50,13 +50,20 @@ class HeartbeatWriter:
             self._store.delete(self._key)
 
     def _beat(self) -> None:
+        silent = False
         while True:
-            life = Heartbeat(site=self._worker.site, pid=os.getpid(), at=utc_now(), busy=self._worker.busy)
+            doing = self._worker.activity
+            life = Heartbeat(
+                site=self._worker.site, pid=os.getpid(), at=utc_now(), busy=doing is not None, activity=doing
+            )
             try:
                 self._store.write_record(self._key, life)
                 if links := self._worker.links:
                     links.write(self._key, canonical_json(life.model_dump(mode="json")), HEARTBEAT_S)
+                silent = False
             except (OSError, StoreError) as error:  # a full disk, a server that is away: late is better than dead
-                log.error("no heartbeat: %s", error)
+                if not silent:
+                    log.error("no heartbeat: %s", error)
+                silent = True
             if self._closed.wait(HEARTBEAT_S):
                 return

@@ -8,6 +8,7 @@ The same order again gets the same answer, as long as the weights that the answe
 
 import logging
 import os
+import statistics
 import threading
 import time
 from collections import deque
@@ -16,8 +17,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from curtail_pipeline.errors import CurtailError, MessageError, StoreError
-from curtail_pipeline.federation.orders import Order, Result
+from curtail_pipeline.errors import FULL_DISK, CurtailError, MessageError, StoreError, is_out_of_space
+from curtail_pipeline.federation.orders import Activity, Order, Phase, Result
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.links import Links
@@ -29,6 +30,8 @@ log = logging.getLogger("curtail.trainer")
 WATCH_S = 0.5
 REMEMBERED = 64
 """Answers kept for orders that are sent again."""
+STEPS_REMEMBERED = 21
+"""Whose median says how long a step may take."""
 FORGOTTEN_S = 30.0
 """A replay's order that nobody has asked for in so long is dropped."""
 
@@ -69,6 +72,10 @@ def name_of(order: Order) -> str:
     return f"{what} round {order.round}"
 
 
+def _without_links(order: Order) -> Order:
+    return order.model_copy(update={"links": None})
+
+
 class OrderQueue:
     """The orders of one `SiteTrainer`; `work` runs them in the thread that calls it, all else may be called anywhere.
 
@@ -93,14 +100,20 @@ class OrderQueue:
         self._current: Job | None = None
         self._progress: StepProgress | None = None
         self._links: Links | None = None
+        self._activity: Activity | None = None
+        self._step_s: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._told = 0.0
+        """When the training thread last told of a step or a phase."""
 
     @property
     def site(self) -> str:
         return self.trainer.site.name
 
     @property
-    def busy(self) -> bool:
-        return self._current is not None
+    def activity(self) -> Activity | None:
+        """What the training thread does; None while there is nothing to do."""
+        with self._guard:
+            return self._activity
 
     @property
     def links(self) -> Links | None:
@@ -147,7 +160,7 @@ class OrderQueue:
         job = self._jobs.get(order.name)
         if job is None:
             return None
-        if job.order != order:
+        if _without_links(job.order) != _without_links(order):  # every sender signs anew
             raise Refused(
                 409, f"{name_of(order)} was ordered before with other content; give the new order another attempt"
             )
@@ -182,7 +195,7 @@ class OrderQueue:
 
     def status(self) -> TrainerStatus:
         with self._guard:
-            job, done = self._current, self._progress
+            job, done, activity = self._current, self._progress, self._activity
         return TrainerStatus(
             site=self.site,
             pid=os.getpid(),
@@ -195,6 +208,7 @@ class OrderQueue:
             steps=done.steps if done else None,
             loss=done.loss if done else None,
             tokens_per_s=done.tokens_per_s if done else None,
+            phase=activity.phase if activity else None,
         )
 
     def stop(self, wanted: StopOrder) -> Job | None:
@@ -262,8 +276,9 @@ class OrderQueue:
             with MembershipWatch(self.trainer.store, self.site, order) as watch:
                 result = self.trainer.train(
                     order,
-                    self._note,
+                    lambda told: self._note(order, told),
                     lambda: self._gives_way(job) or job.stop.is_set() or self.ended.is_set() or watch.left.is_set(),
+                    lambda phase: self._note(order, phase),
                 )
             outcome = Outcome(200, result)
         except _GaveWay:
@@ -271,16 +286,23 @@ class OrderQueue:
         except CurtailError as error:
             log.error("%s: %s", name_of(order), error)
             outcome = Outcome(400, Refusal(error=str(error)))
-        except Exception as error:  # a bug: the sender gets its name, the log its traceback
-            log.exception("%s failed", name_of(order))
-            outcome = Outcome(500, Refusal(error=f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            outcome = self._failed(order, error)
         with self._guard:
             if outcome.status != 200:  # a failed order may be sent again once its cause is mended
                 self._jobs.pop(order.name, None)
-            self._current = self._progress = None
+            self._current = self._progress = self._activity = None
             if self._live is job:
                 self._live = None
         job.outcome.set_result(outcome)
+
+    def _failed(self, order: Order, error: Exception) -> Outcome:
+        if is_out_of_space(error):
+            log.error("%s: %s", name_of(order), FULL_DISK)
+            return Outcome(507, Refusal(error=f"site {self.site} has {FULL_DISK}"))
+        # a bug: the sender gets its name, the log its traceback
+        log.error("%s failed", name_of(order), exc_info=error)
+        return Outcome(500, Refusal(error=f"{type(error).__name__}: {error}"))
 
     def _gives_way(self, job: Job) -> bool:
         """Of a replay's order, before every step: leave the trainer to a live one, or because nobody wants it.
@@ -297,12 +319,28 @@ class OrderQueue:
                 self._drop(job, "it was stopped" if job.stop.is_set() else "nobody has asked for it any more")
             else:
                 return False
-            self._current = self._progress = None
+            self._current = self._progress = self._activity = None
         raise _GaveWay
 
-    def _note(self, progress: StepProgress) -> None:
+    def _note(self, order: Order, told: StepProgress | Phase) -> None:
+        """Keep what the training thread tells, for whoever watches over it."""
+        now = self._clock()
         with self._guard:
-            self._progress = progress
+            before, phase = self._activity, self._activity.phase if self._activity else "fetch"
+            if isinstance(told, StepProgress):
+                self._progress = told
+                if phase == "train":
+                    self._step_s.append(now - self._told)
+                phase = "train"
+            else:
+                phase = told
+            self._told = now
+            self._activity = Activity(
+                **order.model_dump(include={"key", "attempt", "replay", "round"}),
+                phase=phase,
+                count=before.count + 1 if before else 1,
+                step_s=statistics.median(self._step_s) if self._step_s else None,
+            )
 
 
 class MembershipWatch:

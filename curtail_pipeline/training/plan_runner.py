@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         from curtail_pipeline.training.trainer import SiteTrainer
 
         transport = TrainersHere(lambda site: SiteTrainer(store, site, experiment), ended)
-        run_plan(transport, arguments.plan, store, liveness_s=experiment.federation.liveness_s)
+        run_plan(transport, arguments.plan, store, limits=experiment.federation.limits)
     except CurtailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

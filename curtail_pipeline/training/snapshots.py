@@ -7,9 +7,13 @@ import torch
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.manifest import FRESH
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import CorruptObject, Store
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
 from curtail_pipeline.training.weights import read_tensors, write_tensors
+
+
+class StateLost(TrainingError):
+    """An inner optimiser state that cannot be had any more."""
 
 
 def save_snapshot(store: Store, site: str, tensors: Mapping[str, torch.Tensor], folder: str = SNAPSHOTS) -> str:
@@ -26,13 +30,16 @@ def load_snapshot(store: Store, site: str, state: str, folder: str = SNAPSHOTS) 
     """Read a state by name.
 
     Raises:
-        TrainingError: it was pruned, lost or damaged.
+        StateLost: it was pruned, lost or damaged.
     """
     key = snapshot_key(site, state, folder)
     if not store.exists(key):
-        raise TrainingError(
+        raise StateLost(
             f"the inner optimiser state {state} of site {site} is not in the store ({key}): it was pruned under "
             "training.keep_inner_states or removed; restore the file, or send the order with inner_state 'fresh' "
             "(then a replay is no longer bit-identical)"
         )
-    return read_tensors(store, key, state.removeprefix("sha256:"))
+    try:
+        return read_tensors(store, key, state.removeprefix("sha256:"))
+    except (TrainingError, CorruptObject) as error:
+        raise StateLost(str(error)) from error

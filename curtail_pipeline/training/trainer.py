@@ -25,21 +25,24 @@ import torch
 from torch import nn
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.federation.orders import Order, Result, StopReason, WrittenWeights
+from curtail_pipeline.federation.orders import Order, Phase, Result, StopReason, WrittenWeights
 from curtail_pipeline.federation.plan import replay_folder
+from curtail_pipeline.federation.terms import differences
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
+from curtail_pipeline.training.devices import device_of, make_deterministic
 from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
-from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
-from curtail_pipeline.training.weights import read_tensors, store_tensors
+from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
+from curtail_pipeline.training.software import made_with
+from curtail_pipeline.training.weights import copy_weights, read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
 
@@ -97,25 +100,28 @@ class SiteTrainer:
         self.site = experiment.site(site) if isinstance(site, str) else site
         self.experiment = experiment
         self.settings = experiment.training
-        self._device = _device(self.site)
+        self._device = device_of(self.site)
         self._reader = self._given_reader = reader
         self._own, self._linked = store, LinkedFolder(store)
         self._clock = clock
         self._model: nn.Module | None = None
         self._decoder: nn.Module | None = None
         self._optimisers: Optimisers | None = None
+        self._warm = False
+        """Whether the model has done a step: the first one compiles."""
         self._config: str | None = None
         self._weights: str | None = None
         self._inner: str | None = None
         self._segment: tuple[str, int] | None = None
         self._recent: set[str] = set()
         self._experiment_bytes: str | None = None
+        self._made_with: dict[str, str] | None = None
 
     def prepare(self) -> None:
         """Do what takes seconds once per process, so that the first round does not wait for it."""
         from transformers import NanoChatForCausalLM
 
-        _make_deterministic(self.site.threads)
+        make_deterministic(self.site.threads)
         log.info("%s on %s, torch %s", NanoChatForCausalLM.__name__, self._device, torch.__version__)
 
     def train(
@@ -123,6 +129,7 @@ class SiteTrainer:
         order: Order,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_phase: Callable[[Phase], None] = lambda phase: None,
     ) -> Result:
         """Train one round and store the new weights and inner state.
 
@@ -130,6 +137,7 @@ class SiteTrainer:
             order: see `orders.Order`.
             progress: called after every step.
             should_stop: asked before every step; true ends the round with `stop: membership`.
+            on_phase: called when the work begins to be of another kind.
 
         Returns:
             See `orders.Result`. A step is counted once the optimisers have stepped; sequences that do not fill a step
@@ -144,30 +152,39 @@ class SiteTrainer:
             raise TrainingError(
                 f"the order is for site {order.site!r}, this trainer is {self.site.name!r}'s; send it there"
             )
+        on_phase("fetch")
         with self._place(order):
-            return self._train(order, progress, should_stop)
+            return self._train(order, progress, should_stop or (lambda: False), on_phase)
 
     @contextmanager
     def _place(self, order: Order) -> Iterator[None]:
         """Where the order's keys are: in the store, or brought to a folder by its links."""
         store = self._linked.store if order.links else self._own
         if store is not self.store:
-            self.store, self._reader = store, self._given_reader
+            self.store, self._reader, self._made_with = store, self._given_reader, None
         with self._linked.working(order, order.links) if order.links else nullcontext():
             yield
 
-    def _train(self, order: Order, progress: Progress | None, should_stop: Callable[[], bool] | None) -> Result:
+    def _train(
+        self,
+        order: Order,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+        on_phase: Callable[[Phase], None],
+    ) -> Result:
         self._check_experiment(order.experiment_uri)
-        _make_deterministic(self.site.threads)
-        self._load(order)
+        make_deterministic(self.site.threads)
+        software = self._checked_software(order)
+        begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
-        losses, seconds, stop = self._steps(order, progress, should_stop or (lambda: False))
+        losses, seconds, stop = self._steps(order, progress, should_stop, on_phase)
+        on_phase("store")
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
         model, optimisers = self._built()
         sha256, size = store_tensors(self.store, order.out, model.state_dict())
-        inner = order.inner_state
+        inner = begin
         if steps:
             inner = save_snapshot(self.store, self.site.name, optimisers.state(), _snapshots(order))
         self._weights, self._inner = sha256, inner
@@ -186,7 +203,8 @@ class SiteTrainer:
             seconds=round(seconds, 6),
             tokens_per_s=round(tokens / seconds, 3) if seconds > 0 else 0.0,
             weights=WrittenWeights(key=order.out, sha256=sha256, bytes=size),
-            inner_state=InnerStates(begin=order.inner_state, end=inner),
+            inner_state=InnerStates(begin=begin, end=inner),
+            made_with=software,
             stop=stop,
         )
 
@@ -204,8 +222,23 @@ class SiteTrainer:
             )
         self._experiment_bytes = digest
 
-    def _load(self, order: Order) -> None:
-        """Bring model and optimisers to the state the order begins with."""
+    def _checked_software(self, order: Order) -> dict[str, str]:
+        """What this site works with; an order that asks for something else is refused before any work."""
+        if self._made_with is None:
+            self._made_with = made_with(self.store, self.site.name)
+        other = differences(order.terms.made_with, self._made_with)
+        if other and order.terms.differing == "refuse":
+            raise TrainingError(
+                f"site {self.site.name} works with {other}; install the same there, or set federation.differing_site "
+                "to record"
+            )
+        return self._made_with
+
+    def _load(self, order: Order) -> str:
+        """Bring model and optimisers to the state the order begins with; the name of the inner state.
+
+        That is the order's, or `fresh` where the state is lost and the order's terms allow it.
+        """
         config = self.store.read_bytes(order.config)
         if self._config != (found := hashlib.sha256(config).hexdigest()):
             self._build(config, order.config)
@@ -214,18 +247,26 @@ class SiteTrainer:
         if self._weights != order.parent.sha256:
             self._weights = None
             weights = read_tensors(self.store, order.parent.key, order.parent.sha256)
-            _copy_weights(model, weights, order.parent.key)
+            copy_weights(model, weights, order.parent.key)
             self._weights = order.parent.sha256
-        if order.inner_state == FRESH:
-            optimisers.reset()
-        elif self._inner != order.inner_state:
+        begin = order.inner_state
+        if begin != FRESH and self._inner != begin:
             self._inner = None
-            state = load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
-            optimisers.load(state, order.inner_state)
-        self._inner = order.inner_state
+            try:
+                optimisers.load(load_snapshot(self.store, self.site.name, begin, _snapshots(order)), begin)
+            except StateLost as error:
+                if order.replay or order.terms.lost_state == "refuse":
+                    raise
+                log.warning("%s starts fresh: %s", self.site.name, error)
+                begin = FRESH
+        if begin == FRESH:
+            optimisers.reset()
+        self._inner = begin
+        return begin
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
+        self._warm = False
         model: nn.Module = build_model(read_config(config, source))
         model.to(self._device).train()
         self._model = model
@@ -239,7 +280,11 @@ class SiteTrainer:
         return self._model, self._optimisers
 
     def _steps(
-        self, order: Order, progress: Progress | None, should_stop: Callable[[], bool]
+        self,
+        order: Order,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+        on_phase: Callable[[Phase], None],
     ) -> tuple[list[float], float, StopReason]:
         """Train until a reason to stop; the loss of every step, wall seconds, and the reason."""
         per_step = self.experiment.sequences_per_step
@@ -247,6 +292,7 @@ class SiteTrainer:
         losses: list[float] = []
         begin = self._clock()
         elapsed = last = 0.0
+        on_phase("train" if self._warm else "compile")
         while True:
             if len(losses) >= order.max_steps:
                 stop: StopReason = "steps"
@@ -266,6 +312,7 @@ class SiteTrainer:
             losses.append(self._step(batch, step, order.total_steps))
             now = self._clock() - begin
             elapsed, last = now, now - elapsed
+            self._warm = True
             if progress is not None:
                 rate = len(losses) * self.settings.total_batch_tokens / elapsed
                 progress(StepProgress(step, len(losses), losses[-1], rate))
@@ -346,41 +393,3 @@ def _identity(experiment: Experiment) -> str:
 def _snapshots(order: Order) -> str:
     """Where the order's inner states are: a replay's apart from those of live segments."""
     return f"{replay_folder(order.replay)}/{SNAPSHOTS}" if order.replay else SNAPSHOTS
-
-
-def _copy_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    own = model.state_dict()
-    wrong = sorted(set(own) ^ set(weights)) or [n for n, t in own.items() if t.shape != weights[n].shape]
-    if wrong:
-        raise TrainingError(
-            f"{source} does not fit the model's config: {wrong[0]!r} is missing, unknown or of another shape; "
-            "use the config.json beside the weights"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
-
-
-def _device(site: Site) -> torch.device:
-    try:
-        device = torch.device(site.device)
-    except RuntimeError as error:
-        raise TrainingError(
-            f"sites: device {site.device!r} of {site.name} is not one torch knows; use cpu or cuda:0"
-        ) from error
-    if device.type not in {"cpu", "cuda"}:
-        raise TrainingError(f"sites: device {site.device!r} of {site.name} is not supported; use cpu or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TrainingError(
-            f"sites: device {site.device!r} of {site.name} is not there ({torch.cuda.device_count()} CUDA devices); "
-            "use one that exists, or cpu"
-        )
-    return device
-
-
-def _make_deterministic(threads: int) -> None:
-    torch.use_deterministic_algorithms(True)
-    # Filling uninitialised memory is a debugging aid that costs a pass over every new tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)

@@ -1,11 +1,14 @@
 """Named tensors on disk: safetensors only, the same bytes for the same values, checked by hash when read."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.atomic import replacing
@@ -19,9 +22,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     metadata is the `format` that transformers asks for.
     """
     with replacing(path) as scratch:
-        save_file({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"})
+        try:
+            save_file(
+                {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"}
+            )
+        except safetensors.SafetensorError as error:
+            raise _as_os_error(error, path) from error
         scratch.chmod(0o644)
         return file_sha256(scratch)
+
+
+def _as_os_error(error: safetensors.SafetensorError, path: Path) -> Exception:
+    """What the system said, where safetensors hides it in a text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else error
 
 
 def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -51,3 +65,21 @@ def store_tensors(store: Store, key: str, tensors: Mapping[str, torch.Tensor]) -
     """Write tensors under a key; sha256 (hex) and size in bytes."""
     with store.new_file(key) as path:
         return write_tensors(path, tensors), path.stat().st_size
+
+
+def copy_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Give a model these weights.
+
+    Raises:
+        TrainingError: they are another model's.
+    """
+    own = model.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) or [n for n, t in own.items() if t.shape != weights[n].shape]
+    if wrong:
+        raise TrainingError(
+            f"{source} does not fit the model's config: {wrong[0]!r} is missing, unknown or of another shape; "
+            "use the config.json beside the weights"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus_texts import built_store
+from corpus_texts import SHARES, build_shards, built_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curtail_pipeline.corpus import block_digests
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader, TokenSet
 from curtail_pipeline.corpus.permutation import Permutation
 from curtail_pipeline.errors import CorpusError, LedgerError
@@ -113,6 +114,32 @@ def test_ranges_of_other_shards_are_refused(store: FolderStore) -> None:
         ShardReader(store, "A", 10**9)
     with pytest.raises(CorpusError, match="too small for the held-out split"):
         HeldoutReader(store, 10**9)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_flipped_bit_is_found_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
+    monkeypatch.setattr(block_digests, "BLOCK", 4096)
+    corpus, store = built_store(tmp_path)
+    if earlier:  # a manifest that knows whole files only
+        manifest = store.read_json("shards/A/manifest.json")
+        for file in manifest["files"]:
+            del file["blocks"]
+        store.write_json("shards/A/manifest.json", manifest)
+    path = store.path("shards/A/00000.bin")
+    data = bytearray(path.read_bytes())
+    data[3 * 4096 + 17] ^= 4
+    path.write_bytes(data)
+    tokens = TokenSet(store, "A")
+    per_block = 4096 // tokens.dtype.itemsize
+    row = np.empty((1, 16), dtype=np.int64)
+    said = "00000.bin is damaged: sha256" if earlier else "in the MiB from byte 12288 on"
+    for start in (3 * per_block + 500, 3 * per_block - 8):  # within the block, and into it
+        with pytest.raises(CorpusError, match=said):
+            tokens.fill(row, np.array([start]))
+    if not earlier:
+        tokens.fill(row, np.array([2 * per_block]))  # the rest is as it was written
+    assert build_shards(corpus, store, SHARES)["A"].files[0].blocks
+    TokenSet(store, "A").fill(row, np.array([3 * per_block]))
 
 
 def test_a_truncated_shard_is_refused_when_opened(tmp_path: Path) -> None:

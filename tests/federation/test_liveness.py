@@ -1,27 +1,93 @@
-"""When a site counts as lost: by its heartbeats alone, and never for a store that does not answer."""
+"""When a site counts as lost: by what it shows of its progress, and never for a store that does not answer."""
 
 from pathlib import Path
 
 import pytest
+from test_rounds import Bench
 
-from curtail_pipeline.federation.liveness import Liveness
-from curtail_pipeline.federation.orders import Heartbeat, agent_key
+from curtail_pipeline.federation.liveness import Liveness, Pulse, longest_still
+from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Phase, agent_key
+from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import StoreUnavailable
 from curtail_pipeline.times import EPOCH, seconds
 
+LIMITS = LivenessLimits(liveness_s=10, transfer_s=100, compile_s=200, delivery_s=30)
 
-def test_an_outage_of_the_store_is_no_sites_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.fixture(scope="module")
+def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
+    bench = Bench(tmp_path_factory.mktemp("store"))
+    bench.run(bench.plan([{"CA": 1}], ("CA",)))
+    ((_, sent),) = bench.transport.sent
+    return sent
+
+
+def beat(
+    at: float, order: Order | None, phase: Phase = "train", count: int = 1, step_s: float | None = 1.0
+) -> Heartbeat:
+    activity = None
+    if order is not None:
+        name = order.model_dump(include={"key", "attempt", "replay", "round"})
+        activity = Activity(**name, phase=phase, count=count, step_s=step_s)
+    return Heartbeat(site="CA", pid=1, at=EPOCH + seconds(at), busy=order is not None, activity=activity)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step_s", "limit"),
+    [
+        ("train", 0.5, 10.0),
+        ("train", 4.0, 20.0),
+        ("train", 1e9, 200.0),  # a site cannot buy itself time by what it says of its steps
+        ("train", None, 200.0),
+        ("compile", 1.0, 200.0),
+        ("fetch", None, 100.0),
+        ("store", 1.0, 100.0),
+    ],
+)
+def test_a_beating_thread_is_no_progress(order: Order, phase: Phase, step_s: float | None, limit: float) -> None:
+    first = beat(0, order, phase, step_s=step_s)
+    assert first.activity is not None and longest_still(first.activity, LIMITS) == limit
+    pulse = Pulse(LIMITS, 0.0, first, order)
+    lost = [at for at in range(0, 400, 2) if pulse.lost(beat(at, order, phase, step_s=step_s), at)]
+    assert lost[0] == limit + 2  # found by the next heartbeat
+
+
+def test_progress_keeps_a_trainer_alive(order: Order) -> None:
+    pulse = Pulse(LIMITS, 0.0, beat(0, order), order)
+    assert not any(pulse.lost(beat(at, order, count=at // 8), at) for at in range(0, 400, 2))
+    assert pulse.lost(beat(400, None), 400) is None  # its result is on its way
+    assert pulse.lost(beat(432, None), 432) == "it has not worked on its order for 32 s and no result has come"
+
+
+def test_work_on_another_order_is_no_work_on_this_one(order: Order) -> None:
+    other = order.model_copy(update={"round": 7})
+    pulse = Pulse(LIMITS, 0.0, beat(0, other), order)
+    said = [pulse.lost(beat(at, other, count=at), at) for at in range(0, 34, 2)]
+    assert not any(said[:16]) and said[16] is not None
+    # whoever watches over the process itself takes any work for life, and none
+    pulse = Pulse(LIMITS, 0.0, beat(0, other))
+    assert not any(pulse.lost(beat(at, other, count=at), at) for at in range(0, 100, 2))
+    assert not any(pulse.lost(beat(at, None), at) for at in range(100, 500, 2))
+    assert pulse.lost(beat(498, None), 512) == "no heartbeat for 14 s"
+
+
+def test_a_hung_training_thread_is_named(tmp_path: Path, order: Order) -> None:
+    pulse = Pulse(LIMITS, 0.0, beat(0, order), order)
+    for at in range(0, 20, 2):
+        pulse.lost(beat(at, order, count=4), at)
+    assert pulse.lost(beat(20, order, count=4), 20) == "no progress for 20 s: train after 4 signs of it"
+
+
+def test_an_outage_of_the_store_is_no_sites_death(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, now = FolderStore(tmp_path), [0.0]
-    liveness = Liveness(store, 10.0, lambda: now[0])
-
-    def beat() -> None:
-        store.write_record(agent_key("TX"), Heartbeat(site="TX", pid=1, at=EPOCH + seconds(now[0]), busy=True))
-
-    beat()
-    liveness.watch("TX")
+    liveness = Liveness(store, LIMITS, lambda: now[0])
+    store.write_record(agent_key("CA"), beat(0, order))
+    liveness.watch("CA", order)
     now[0] = 9.0
-    assert liveness.lost("TX") is None
+    assert liveness.lost("CA") is None
 
     def away(key: str) -> bytes:
         raise StoreUnavailable(f"{key}: nobody answers")
@@ -29,10 +95,12 @@ def test_an_outage_of_the_store_is_no_sites_death(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(store, "read_bytes", away)
         for now[0] in (15.0, 40.0):
-            assert liveness.lost("TX") is None
+            assert liveness.lost("CA") is None
+        liveness.watch("TX", order)
     now[0] = 49.0
-    assert liveness.lost("TX") is None, "the time without the store does not count"
+    assert liveness.lost("CA") is None, "the time without the store does not count"
+    assert liveness.lost("TX") is None, "an order may be sent while it does not answer"
     now[0] = 51.0
-    assert liveness.lost("TX") == "no heartbeat for 11 s"
-    beat()
-    assert liveness.lost("TX") is None
+    assert liveness.lost("CA") == "no heartbeat for 11 s"
+    store.write_record(agent_key("CA"), beat(51, order, count=2))
+    assert liveness.lost("CA") is None

@@ -216,10 +216,25 @@ def test_norm_bound(round_: Round) -> None:
     report = round_.merge([small, large], norm_history=usual)
     assert list(report.accepted) == ["small"] and "is above the bound" in report.refused["large"]
     assert report.norm_history == pytest.approx([*usual, usual[0]], rel=1e-4)
-    assert not round_.merge([small, large], norm_history=usual[:4]).refused  # too few to judge by
+    report = round_.merge([small, large], norm_history=usual[:4])  # too few to judge by: the round's own count
+    assert report.refused == {"large": "norm 1.217 is above 5 times the other sites' 0.06083"}
     assert norm_limit(5.0, [100.0] * 30 + [1.0] * 20) == 5.0  # only the last 20 count
     assert norm_limit(5.0, [0.0] * 20) == float("inf")
     assert len(round_.merge([small], norm_history=[0.05] * 20).norm_history) == outer_module.NORM_WINDOW
+
+
+def test_norm_bound_in_the_first_rounds(round_: Round) -> None:
+    parent = load_file(round_.parent)
+    norm = float(np.sqrt(sum(float((v**2).sum()) for v in parent.values())))
+    far = {n: v + np.float32(norm * outer_module.PARENT_NORMS / 6) for n, v in parent.items()}
+    report = round_.merge([round_.update("far", 4, far)], "local")
+    assert "is above the bound" in report.refused["far"] and report.weights.sha256 == file_sha256(round_.parent)
+    # whoever trains longer moves further, and that is no reason to refuse
+    short = round_.update("short", 4, {n: v - np.float32(0.01) for n, v in parent.items()})
+    long = round_.update("long", 40, {n: v - np.float32(0.1) for n, v in parent.items()})
+    assert not round_.merge([short, long]).refused
+    # a site that did not move says nothing of the others
+    assert not round_.merge([round_.update("still", 4, dict(parent)), long]).refused
 
 
 def test_one_site_twice_and_foreign_momentum_are_errors(round_: Round) -> None:

@@ -183,16 +183,23 @@ def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
     assert {m.metadata.dst_node_id for m in grid.pushed} == {12, 13}
     assert all(m.metadata.message_type == MessageType.QUERY for m in grid.pushed)
     now = iter(range(0, 10**6, 7))
+    waiting = {"clock": lambda: next(now), "wait": lambda _: None}
+    assert resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, **waiting) == {"CA": 10}  # the others go on
     with pytest.raises(FederationError, match=r"no SuperNode of TX, NOWHERE is online \(4 nodes are\)"):
-        resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, clock=lambda: next(now), wait=lambda _: None)
+        resolve_nodes(grid, ["TX", "NOWHERE"], {}, **waiting)
+
+
+def test_a_site_without_a_node_is_lost_at_once() -> None:
+    transport = FlowerTransport(FakeGrid({10: "CA"}), {"CA": 10})
+    transport.send("TX", order_for("TX"))
+    assert transport.poll() == [("TX", Failure("its SuperNode is not online"))] and transport.poll() == []
 
 
 def test_a_registered_node_is_no_other_site() -> None:
     now = iter(range(0, 10**6, 7))
     grid = FakeGrid({10: "CA", 11: "TX"}, {11: says("SA")})
-    with pytest.raises(FederationError, match="no SuperNode of SA is online"):
-        resolve_nodes(grid, ["CA", "SA"], {}, clock=lambda: next(now), wait=lambda _: None)
-    assert not grid.pushed
+    found = resolve_nodes(grid, ["CA", "SA"], {}, clock=lambda: next(now), wait=lambda _: None)
+    assert found == {"CA": 10} and not grid.pushed
 
 
 def test_an_order_that_the_superlink_does_not_take_is_a_failure_of_that_site() -> None:
@@ -227,6 +234,20 @@ def result_of(order: Order) -> Result:
 
 def replies(message: Message, content: str) -> Message:
     return Message(RecordDict({"answer": ConfigRecord({"answer": content})}), reply_to=message)
+
+
+@pytest.mark.parametrize("text", ["[]", "17", "no JSON", '{"schema": 1}', None])
+def test_an_answer_that_is_no_mapping_is_refused_and_not_waited_for(text: str | None) -> None:
+    def reply(message: Message) -> Message:
+        content = {} if text is None else {"answer": ConfigRecord({"answer": text})}
+        return Message(RecordDict(content), reply_to=message)
+
+    transport = FlowerTransport(FakeGrid({10: "CA"}, {10: reply}), {"CA": 10})
+    transport.send("CA", order_for("CA"))
+    ((site, answered),) = transport.poll()
+    assert site == "CA" and isinstance(answered, Malformed)
+    # nor does it keep the others from being found
+    assert resolve_nodes(FakeGrid({10: "", 11: ""}, {10: reply, 11: says("CA")}), ["CA"], {}) == {"CA": 11}
 
 
 def test_orders_and_results_over_a_grid() -> None:

@@ -22,7 +22,7 @@ from waiting import wait_until
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Plan, Segment
-from curtail_pipeline.federation.progress import RoundMerged, SegmentEvent, StepDone, Submitted
+from curtail_pipeline.federation.progress import Resubmitted, RoundMerged, SegmentEvent, StepDone, Submitted
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
 from curtail_pipeline.flower import processes
@@ -33,6 +33,7 @@ from curtail_pipeline.flower.run_config import FlowerRun, FlowerValue, RunConfig
 from curtail_pipeline.flower.submit import SegmentCancelled, submit_and_follow
 from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import InnerStates, SiteResult
 from curtail_pipeline.storage.store import file_sha256
@@ -60,7 +61,7 @@ def experiment(sites: Sequence[str] = SITES) -> Experiment:
 
 def asking(store: FolderStore, key: str) -> dict[str, FlowerValue]:
     """The run config of a segment whose nodes are not known."""
-    return RunConfig(store=str(store.root), plan=key, nodes={}, liveness_s=8.0).to_flower()
+    return RunConfig(store=str(store.root), plan=key, nodes={}, limits=LivenessLimits(liveness_s=8)).to_flower()
 
 
 def new_store(home: Path) -> FolderStore:
@@ -160,7 +161,7 @@ def federation(home: Path) -> Iterator[LocalFederation]:
 
 @pytest.fixture
 def handle(federation: LocalFederation) -> Federation:
-    return Federation(federation.folder, 90, 8)
+    return Federation(federation.folder, 90, LivenessLimits(liveness_s=8))
 
 
 @pytest.fixture
@@ -267,22 +268,68 @@ def test_a_killed_supernode_comes_back_as_another_node(
     assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
-def test_a_killed_superlink_comes_back_and_its_nodes_find_it(
-    federation: LocalFederation, handle: Federation, store: FolderStore
+@pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
+    federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str
 ) -> None:
-    key = plan(store, "ckpt-000010", [{"CA": 300, "TX": 300}], seed=7)
+    rounds = [{"CA": 1, "TX": 1}, {"CA": 25, "TX": 25}]  # 5 s, of which the caller looks at the steps every 2 s
+    key = plan(store, f"ckpt-00{len(part)}{how:02}", rounds, seed=7)
+    hit: list[float] = []
+    events: list[SegmentEvent] = []
 
-    def kill(event: SegmentEvent) -> None:
-        if isinstance(event, StepDone):
-            os.kill(federation.status().superlink.pid, signal.SIGKILL)
+    def strike(event: SegmentEvent) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and event.round == 1 and not hit:
+            state = federation.status()
+            pids = {p.command: p.pid for p in state.spawned} | {"superlink": state.superlink.pid}
+            os.kill(pids[part], how)
+            hit.append(time.monotonic())
 
-    with pytest.raises(FederationError, match=r"SuperLink|failed"):
-        submit_and_follow(handle, key, store, kill)
+    segment = submit_and_follow(handle, key, store, strike)
+    assert hit and time.monotonic() - hit[0] < 40
+    assert len({event.run_id for event in events if isinstance(event, Submitted)}) == 2
+    assert [type(event) for event in events].count(Resubmitted) == 1
+    sites = {site: SimulatedSite(site, store) for site in SITES}
+    asked = store.read_record(key, Plan)
+    undisturbed = run_segment(MemoryTransport(sites, store), asked, store, folder=f"scratch/memory-{how}-{part}")
+    assert segment.weights.sha256 == undisturbed.weights.sha256 and segment.sites == undisturbed.sites
+
+
+def test_a_dead_superexec_is_started_again(federation: LocalFederation, handle: Federation, store: FolderStore) -> None:
     handle.wait_ready(SITES)
-    with Control(federation.status().superlink.address) as control:
-        wait_until(lambda: {node.status for node in control.nodes()} == {"online"})
-    again = plan(store, "ckpt-000010", [{"CA": 1, "TX": 1}], attempt=2)
-    assert submit_and_follow(handle, again, store).steps == 2
+    executors = wait_until(lambda: superexecs(federation) if len(superexecs(federation)) == 3 else None)
+    for pid in executors.values():
+        os.kill(pid, signal.SIGKILL)
+    old = {*executors.values()}
+    wait_until(lambda: (new := superexecs(federation)).keys() == executors.keys() and not old & {*new.values()}, 15)
+    assert submit_and_follow(handle, plan(store, "ckpt-000011", [{"CA": 1, "TX": 1}]), store).steps == 2
+
+
+def superexecs(federation: LocalFederation) -> dict[int | None, int]:
+    """Process id of the SuperExec of each SuperLink and SuperNode."""
+    return {p.owner: p.pid for p in federation.status().spawned if p.command == "flower-superexec"}
+
+
+@pytest.mark.parametrize("part", ["trainer", "supernode"])
+def test_a_stopped_process_is_killed_and_replaced(
+    federation: LocalFederation, handle: Federation, store: FolderStore, part: str
+) -> None:
+    handle.wait_ready(SITES)
+    before = federation.status()
+    pids = {
+        "trainer": before.sites["TX"].trainer.pid,
+        "supernode": before.sites["TX"].supernode.pid,
+    }
+    pid = pids[part]
+    assert pid is not None
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: not psutil.pid_exists(pid), 20, f"the end of the stopped {part}")
+    handle.wait_ready(SITES)
+    assert time.monotonic() - began < 40
+    log = (federation.folder / "logs" / "supervisor.log").read_text()
+    assert "is killed: it has" in log
 
 
 def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFederation, store: FolderStore) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from micro import START, write_experiment
+from micro import EXPERIMENT, START, write_experiment
 from test_checkpoints import fields
 
 from curtail_pipeline.emissions.formats import percent
@@ -33,6 +33,7 @@ def project_with_a_hole(folder: Path, max_signal_age_s: float | None) -> Project
         folder / "input",
         sites=[{"name": "SPP_TX", "region": "SPP_TX", "training_kw": 1.0, "idle_kw": 0.5, "steps_per_s": 0.5}],
         policy={"name": "threshold", "parameters": {"max_signal_age_s": max_signal_age_s}},
+        training={**EXPERIMENT["training"], "sequence_length": 8},  # as `fields` counts tokens
     )
     trace = folder / "input" / "trace.csv"
     stamps = [at(minute).isoformat() for minute in range(0, 70, 5) if minute not in HOLE]

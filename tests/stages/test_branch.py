@@ -49,7 +49,8 @@ def test_branches_are_stores_of_their_own(store: Store, tmp_path: Path, monkeypa
     checkpoints = Checkpoints(store)
     checkpoints.commit("ckpt-000000", {name: tmp_path / name for name in FILES}, fields(), 0)
     home = SimpleNamespace(record=lambda: SimpleNamespace(sha256="e" * 64))
-    project = cast(Project, SimpleNamespace(store=store, checkpoints=checkpoints, home=home))
+    experiment = SimpleNamespace(training=SimpleNamespace(sequence_length=8))
+    project = cast(Project, SimpleNamespace(store=store, checkpoints=checkpoints, home=home, experiment=experiment))
     monkeypatch.setattr(branch, "wall_time", lambda *_: (START, START + timedelta(minutes=1), []))
     plan, names = planned("ckpt-000000"), []
     for _ in range(2):

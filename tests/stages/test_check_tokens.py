@@ -11,11 +11,13 @@ from micro import write_experiment
 from test_checkpoints import fields, ledger
 
 from assets.segments import aggregated_checkpoint
+from curtail_pipeline.errors import LedgerError
 from curtail_pipeline.orchestration.partitions import CHECKPOINTS
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.account import show_checkpoint
 from curtail_pipeline.stages.check_tokens import TOKEN_LEDGER, check_tokens
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.manifest import make_manifest
 
 
@@ -73,6 +75,22 @@ def test_a_ledger_that_does_not_add_up_fails(lineage: Project, changes: dict[str
     forge(lineage, "ckpt-000002", **changes)
     outcome = check_tokens(lineage, "ckpt-000002")
     assert not outcome.passed and outcome.blocking and says in outcome.description
+
+
+def test_ranges_half_as_long_as_the_steps_are_not_committed_and_verify_finds_them(lineage: Project) -> None:
+    content = fields("ckpt-000002", begin=10, first=10)
+    halved = {"consumed": [[1, 10, 12]], "tokens": 5 * lineage.experiment.training.sequence_length}
+    content["sites"]["SPP_TX"] |= halved
+    content["tokens"] = {"segment": halved["tokens"]}
+    file = lineage.store.path("made/model.safetensors")
+    with pytest.raises(LedgerError, match=r"tokens.total is 960, its ranges hold 768"):
+        lineage.checkpoints.commit("ckpt-000003", {"model.safetensors": file}, content, 3)
+    assert not lineage.checkpoints.exists("ckpt-000003")
+    Checkpoints(lineage.store).commit("ckpt-000003", {"model.safetensors": file}, content, 3)  # as it was let through
+    assert not check_tokens(lineage, "ckpt-000003").passed
+    for verify in (lineage.checkpoints.verify_chain, lambda: lineage.checkpoints.verify_link("ckpt-000003")):
+        with pytest.raises(LedgerError, match="its ranges hold 768"):
+            verify()
 
 
 def test_a_segment_that_trains_on_its_parents_text_fails(lineage: Project) -> None:

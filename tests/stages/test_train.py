@@ -7,6 +7,7 @@ import pytest
 from test_checkpoints import fields
 
 from curtail_pipeline.emissions.grams import PowerInterval
+from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import JournalLine, Result, RoundDone
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.scheduling.timing import Finished, Pause, advance
@@ -15,7 +16,7 @@ from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import remember, remembered, tick
-from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, wall_time
+from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _whole_parent, wall_time
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
 from curtail_pipeline.times import utc_now
@@ -65,15 +66,16 @@ def commit(project: Project, tmp_path: Path, key: str, steps: int, **more: objec
     weights.write_bytes(key.encode())
     last = project.checkpoints.last()
     begin = project.parent.steps.end if last else 0
+    length = project.experiment.training.sequence_length
     state = InnerStates(begin="fresh", end="sha256:" + "a" * 64)
     done = SiteResult(
-        steps=steps, tokens=8 * steps, consumed=[(1, begin, begin + steps)] if steps else [], inner_state=state
+        steps=steps, tokens=length * steps, consumed=[(1, begin, begin + steps)] if steps else [], inner_state=state
     )
     content = fields(last, begin) | more
     content |= {
         "sites": {"A": done} if last else {},
         "steps": {"begin": begin, "end": begin + steps},
-        "tokens": {"segment": 8 * steps},
+        "tokens": {"segment": length * steps},
     }
     return project.checkpoints.commit(key, {weights.name: weights}, content, 10**6)
 
@@ -114,6 +116,23 @@ def test_power_is_counted_from_the_first_round_whoever_followed_it(project: Proj
     assert (begin, training.start) == (start, start)
     assert (training.state, training.end - start) == ("training", timedelta(seconds=40))
     assert (idle.state, idle.end) == ("idle", end)
+
+
+def test_a_damaged_parent_goes_aside_and_its_segment_is_trained_again(project: Project, tmp_path: Path) -> None:
+    commit(project, tmp_path, "ckpt-000000", 0, start=project.start, end=project.start)
+    commit(project, tmp_path, "ckpt-000001", 5, start=project.start, end=project.start)
+    commit(project, tmp_path, "ckpt-000002", 5, start=project.start, end=project.start)
+    files = sorted(Path(project.checkpoints.where("ckpt-000002")).glob("*.safetensors"))
+    files[0].write_bytes(files[0].read_bytes()[:-1] + b"!")
+    said = r"corrupt: expected .* set aside in .*; training goes on from ckpt-000001 and makes ckpt-000002 again"
+    with pytest.raises(StoreError, match=said):
+        _whole_parent(project, "ckpt-000002")
+    assert project.checkpoints.last() == "ckpt-000001" and project.checkpoints.next_key() == "ckpt-000002"
+    assert [name[:11] for name in project.store.list("set_aside")] == ["ckpt-000002"]
+    commit(project, tmp_path, "ckpt-000002", 4, start=project.start, end=project.start)
+    assert project.checkpoints.verify_chain() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
+    with pytest.raises(StoreError, match="ckpt-000001 is what other checkpoints were made from"):
+        project.checkpoints.withdraw("ckpt-000001")
 
 
 def test_a_real_run_is_ordered_rounds_of_the_length_that_auto_chose(tmp_path: Path) -> None:

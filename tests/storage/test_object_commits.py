@@ -223,3 +223,24 @@ def test_export(machine: Callable[[str], Checkpoints], files: Files, tmp_path: P
     assert not (tmp_path / "out" / "model.safetensors").is_symlink()
     with pytest.raises(StoreError, match=r"'s3://bucket/out' is not a folder to export"):
         one.export("ckpt-000000", "s3://bucket/out")
+
+
+def test_a_damaged_checkpoint_without_a_child_is_set_aside_and_made_again(
+    machine: Callable[[str], Checkpoints],
+    files: Files,  # noqa: F811
+) -> None:
+    one, two = machine("one"), machine("two")
+    commit_three(one, files)
+    one.store.delete("checkpoints/ckpt-000002/model.safetensors")
+    with pytest.raises(StoreError, match="missing"):
+        one.check("ckpt-000002")
+    with pytest.raises(StoreError, match="ckpt-000001 is what other checkpoints were made from"):
+        one.withdraw("ckpt-000001")
+    aside = one.withdraw("ckpt-000002").removeprefix(f"{one.store.uri}/")
+    assert one.store.list(aside) == sorted({*files, "manifest.json"} - {"model.safetensors"})
+    assert two.last() == "ckpt-000001" and two.verify_chain() == ["ckpt-000000", "ckpt-000001"]
+    content = fields("ckpt-000001", begin=5, first=5)
+    with pytest.raises(Fenced):  # whoever was overtaken then still is
+        two.commit("ckpt-000002", files, content, 0)
+    two.commit("ckpt-000002", files, content, 7)
+    assert one.verify_chain() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"]

@@ -1,5 +1,7 @@
 """Who waits for whom at a trainer: a clock that the test moves, a trainer that takes a step a turn."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +17,11 @@ from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
-from curtail_pipeline.training.trainer import SiteTrainer
+from curtail_pipeline.training.trainer import SiteTrainer, StepProgress
 
 
 class SteppingTrainer:
@@ -28,7 +32,7 @@ class SteppingTrainer:
         self.done: list[tuple[str, str]] = []
         self.may_end = threading.Event()
 
-    def train(self, order: Order, progress: object, should_stop: Callable[[], bool]) -> Result:
+    def train(self, order: Order, progress: object, should_stop: Callable[[], bool], on_phase: object) -> Result:
         while not should_stop():
             if self.may_end.wait(0.01):
                 break
@@ -112,7 +116,56 @@ def test_stopping_a_replay_leaves_a_live_order_alone(bench: Bench) -> None:
     assert live.outcome.result(10).status == 200
 
 
+def test_an_order_that_is_sent_again_with_new_addresses_is_the_same(bench: Bench) -> None:
+    order = bench.order("ckpt-000001")
+    first, second = (order.model_copy(update={"links": Links(get={"k": f"signed {n}"}, put={})}) for n in (1, 2))
+    job = bench.queue.enter(first)
+    assert bench.queue.enter(second) is job and bench.queue.links == second.links
+    with pytest.raises(Refused, match="ordered before with other content"):
+        bench.queue.enter(second.model_copy(update={"seed": order.seed + 1}))
+
+
 def test_another_live_order_is_refused_while_one_is_waited_for(bench: Bench) -> None:
     live = bench.queue.enter(bench.order("ckpt-000001"))
     with bench.queue.waited_for(live), pytest.raises(Refused, match="busy with ckpt-000001"):
         bench.queue.enter(bench.order("ckpt-000002"))
+
+
+def test_a_full_disk_is_one_line_and_no_traceback(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def train(*_: object) -> Result:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch/x.safetensors")
+
+    bench.trainer.train = train  # type: ignore[method-assign]
+    outcome = bench.queue.enter(bench.order("ckpt-000001")).outcome.result(5)
+    assert outcome.status == 507 and "no space left on the device; free space" in str(outcome.answer)
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert line.exc_info is None and "\n" not in line.getMessage()
+
+
+def test_the_training_thread_alone_moves_the_activity(bench: Bench) -> None:
+    order = bench.order("ckpt-000001")
+    for told, now in (("fetch", 0), ("compile", 1), (1, 9), (2, 10), (3, 12), ("store", 13)):
+        bench.now = now
+        progress = told if isinstance(told, str) else StepProgress(told, told, 2.5, 100.0)
+        bench.queue._note(order, cast(Any, progress))
+    activity = bench.queue.activity
+    assert activity is not None and activity.name == order.name
+    # the step that compiled is no measure of the others
+    assert (activity.phase, activity.count, activity.step_s) == ("store", 6, 1.5)
+
+
+def test_a_heartbeat_that_cannot_be_written_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(FolderStore):
+        tries = 0
+
+        def write_record(self, key: str, record: object) -> None:
+            self.tries += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Full(tmp_path)
+    heartbeat = HeartbeatWriter(store, SimpleNamespace(site="CA", activity=None, links=None))
+    heartbeat._closed = cast(Any, SimpleNamespace(wait=lambda _: store.tries >= 3, set=lambda: None))
+    heartbeat._beat()
+    assert store.tries == 3 and [record.getMessage() for record in caplog.records] == [
+        "no heartbeat: [Errno 28] No space left on device"
+    ]

@@ -197,7 +197,7 @@ def test_what_arrives_is_checked(s3: S3Server, front: SignedFront, filled: Folde
 class Idle:
     """A worker that has had one order."""
 
-    site, busy = SITE, False
+    site, activity = SITE, None
 
     def __init__(self, links: Links) -> None:
         self.links = links

@@ -22,14 +22,29 @@ from training_case import (
 
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
-from curtail_pipeline.federation.orders import Order, Result, WrittenWeights
+from curtail_pipeline.federation.orders import Order, Plan, Result, SiteTerms, StoredWeights, WrittenWeights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.heldout_loss import evaluate
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
+
+
+def test_the_gate_measures_what_the_evaluation_does(shared):
+    content = {
+        "schema": 1, "key": "ckpt-000001", "members": [SITE], "mode": "local", "first_step": 0, "total_steps": 9,
+        "parent": {"key": "ckpt-000000", "weights": WEIGHTS, "sha256": file_sha256(shared.path(WEIGHTS)),
+                   "config": CONFIG},
+        "rounds": [], "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0,
+    }  # fmt: skip
+    gate = HeldoutGate(shared, Plan.read(content, "the plan"))
+    known = StoredWeights(key=WEIGHTS, sha256=file_sha256(shared.path(WEIGHTS)))
+    folder = shared.path(WEIGHTS).parent
+    assert gate(known) == pytest.approx(evaluate(folder, HeldoutReader(shared, SEQUENCE)).loss, rel=1e-6)
+    assert gate(StoredWeights(key=CONFIG, sha256="0" * 64)) is None
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +280,36 @@ def test_corrupt_or_missing_weights_are_refused_and_nothing_is_stored(store):
 def test_a_pruned_inner_state_is_named_with_the_fix(store):
     _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
     store.delete(snapshot_key(SITE, second.inner_state))
-    with pytest.raises(TrainingError, match=f"{second.inner_state} of site {SITE} .* 'fresh'"):
-        SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    for strict in (changed(second, terms=SiteTerms(lost_state="refuse")), changed(second, replay="again")):
+        with pytest.raises(TrainingError, match=f"{second.inner_state} of site {SITE} .* 'fresh'"):
+            SiteTrainer(store, SITE, EXPERIMENT).train(strict)
     assert result.steps == 3
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
+def test_a_site_that_lost_its_inner_state_starts_fresh_and_says_so(store, caplog, damage):
+    _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
+    path = store.path(snapshot_key(SITE, second.inner_state))
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    anew = SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert anew.inner_state.begin == "fresh" and anew.steps == 3 and f"{SITE} starts fresh" in caplog.text
+    told = SiteTrainer(store, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
+    assert anew.weights == told.weights != result.weights
+
+
+def test_a_site_says_what_it_works_with_and_others_text_is_refused_before_work(store):
+    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), make_order(store)
+    made_with = trainer.train(order).made_with
+    assert made_with["torch"] == torch.__version__.split("+")[0] or made_with["torch"] == torch.__version__
+    assert len(made_with["corpus"]) == len(made_with["tokenizer"]) == 64
+    other = SiteTerms(made_with={**made_with, "tokenizer": "f" * 64}, differing="refuse")
+    with pytest.raises(TrainingError, match=rf"works with tokenizer {made_with['tokenizer'][:12]} instead of ffffffff"):
+        trainer.train(changed(order, round=1, terms=other))
+    recorded = changed(order, round=1, terms=other.model_copy(update={"differing": "record"}))
+    assert trainer.train(recorded).steps == 3
 
 
 @pytest.mark.parametrize(

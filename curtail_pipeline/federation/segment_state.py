@@ -1,0 +1,119 @@
+"""What a segment has come to: moved on by one journal line per round, whether it was just written or read again."""
+
+from dataclasses import dataclass, field
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.orders import JournalLine, OuterState, Plan, Result, RoundDone, Segment, StoredWeights
+from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
+from curtail_pipeline.storage.store import NotStored, Store
+from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
+
+WEIGHTS = "model.safetensors"
+OUTER = "outer.safetensors"
+"""Files in a round's folder."""
+
+
+@dataclass
+class SiteState:
+    """What a segment knows of a member between rounds."""
+
+    inner_state: str
+    begin: str
+    pool: list[Range] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    consumed: list[Range] = field(default_factory=list)
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    def accept(self, lease: tuple[Range, ...], result: Result) -> None:
+        """Count a result."""
+        if not self.steps:
+            self.begin = result.inner_state.begin  # what it really began with
+        self.made_with = dict(result.made_with)
+        self.pool = after_prefix(lease, result.consumed)
+        self.inner_state = result.inner_state.end
+        self.steps += result.steps
+        self.tokens += result.tokens
+        self.consumed = compact([*self.consumed, *result.consumed])
+
+
+class SegmentState:
+    """A segment before its next round; `take` brings it behind it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        fresh = {site: plan.inner_state.get(site, FRESH) for site in plan.members}
+        self.sites = {site: SiteState(state, state) for site, state in fresh.items()}
+        if plan.open:
+            for site, site_lease in plan.open.lease.items():
+                self.sites[site].pool = compact(site_lease)
+        self.step = plan.first_step
+        self.weights = StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)
+        self.outer = OuterState(key=plan.parent.outer) if plan.parent.outer else None
+        self.norm_history = plan.norm_history
+        self.generation = plan.open.generation if plan.open else plan.generation
+        """Of the desired membership that the segment agrees with."""
+        self.lost: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
+        self.rounds: list[RoundDone] = []
+
+    def take(self, line: JournalLine) -> None:
+        """Count a round. What a refused or lost site did is not: its ranges and inner state stay as they were."""
+        for site, order in line.orders.items():
+            self.sites[site].pool = list(order.lease)
+            if order.watch is not None:
+                self.generation = max(self.generation, order.watch.generation)
+        for site in sorted(line.results.keys() - line.done.refused.keys()):
+            self.sites[site].accept(line.orders[site].lease, line.results[site])
+        self.step += sum(line.results[site].steps for site in line.merge.accepted)
+        self.weights = line.done.weights
+        self.outer = OuterState(key=line.done.weights.key.removesuffix(WEIGHTS) + OUTER, sha256=line.merge.outer.sha256)
+        self.norm_history = line.merge.norm_history
+        self.lost |= line.done.lost
+        self.refusals |= line.done.refused
+        self.rounds.append(line.done)
+
+    def require_whole(self, store: Store) -> None:
+        """Refuse to merge with a file that has changed since the round began: the damage would be in the update.
+
+        Raises:
+            FederationError: it has.
+        """
+        for part in (self.weights, self.outer):
+            if part is None or part.sha256 is None:
+                continue
+            try:
+                found = store.stat(part.key).sha256
+            except NotStored:
+                found = "missing"
+            if found != part.sha256:
+                raise FederationError(
+                    f"{part.key} was damaged while its round ran: it is {found}, not {part.sha256}; the segment starts "
+                    "again from what is whole"
+                )
+
+    def segment(self, stop_reason: str) -> Segment:
+        """The segment as realised, if it ends here."""
+        return Segment(
+            key=self.plan.key,
+            attempt=self.plan.attempt,
+            rounds=tuple(self.rounds),
+            sites={
+                site: SiteResult(
+                    steps=mine.steps,
+                    tokens=mine.tokens,
+                    consumed=mine.consumed,
+                    inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
+                    made_with=mine.made_with,
+                )
+                for site, mine in self.sites.items()
+            },
+            weights=self.weights,
+            outer=self.outer,
+            stop_reason=stop_reason,
+            steps=sum(mine.steps for mine in self.sites.values()),
+            tokens=sum(mine.tokens for mine in self.sites.values()),
+            norm_history=self.norm_history,
+            lost=self.lost,
+            refused=self.refusals,
+        )

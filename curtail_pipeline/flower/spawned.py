@@ -1,0 +1,79 @@
+"""Processes that Flower's own ask the supervisor for: forked on request, and a SuperExec again when it dies.
+
+Flower starts a SuperExec once per SuperLink and SuperNode and never looks at it again; without it no message reaches a
+ClientApp and no run a ServerApp.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from curtail_pipeline.flower import control_api as control
+from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.federation_state import SpawnedProcess
+
+SUPEREXEC = "flower-superexec"
+PARENT = "--parent-pid"
+
+
+class Spawned:
+    """The living ones."""
+
+    def __init__(self) -> None:
+        self._argv: dict[int, list[str]] = {}
+        self.close: Sequence[int] = ()
+        """Descriptors that none of them inherits."""
+
+    @property
+    def pids(self) -> list[int]:
+        return [*self._argv]
+
+    def listed(self) -> tuple[SpawnedProcess, ...]:
+        """For `federation.json`."""
+        return tuple(SpawnedProcess(pid=pid, command=argv[0], owner=_owner(argv)) for pid, argv in self._argv.items())
+
+    def answer(self, line: socket.socket) -> None:
+        """Fork a process that one of Flower's own asked for; it writes to the log of the one that asked."""
+        with contextlib.suppress(OSError, ValueError):
+            connection, _ = line.accept()
+            with connection:
+                connection.settimeout(1)
+                message, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+                try:
+                    argv = json.loads(message)
+                    if argv[0] in control.SPAWNED and len(outputs) == 2:
+                        self._fork(argv, outputs[0], outputs[1], [*outputs, connection.fileno()])
+                        connection.sendall(b"ok")
+                finally:
+                    for descriptor in outputs:
+                        os.close(descriptor)
+
+    def _fork(self, argv: list[str], stdout: int, stderr: int, close: Sequence[int]) -> None:
+        body = control.entry_point(argv[0])
+        pid = processes.fork_into(body, stdout=stdout, stderr=stderr, close=[*self.close, *close], argv=argv)
+        self._argv[pid] = argv
+
+    def ended(self, pid: int, owners: Mapping[int, Path]) -> str | None:
+        """Take note of an end, and start a SuperExec again whose owner lives; what was started.
+
+        Args:
+            owners: process id of each SuperLink and SuperNode, with its log.
+        """
+        argv = self._argv.pop(pid, None)
+        owner = _owner(argv) if argv else None
+        if argv is None or owner is None or argv[0] != SUPEREXEC or owner not in owners:
+            return None
+        log = owners[owner]
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._fork(argv, output, output, [])
+        finally:
+            os.close(output)
+        return f"the SuperExec of {log.stem}"
+
+
+def _owner(argv: Sequence[str]) -> int | None:
+    return int(argv[argv.index(PARENT) + 1]) if PARENT in argv else None
