@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from micro import START, write_experiment
+from micro import EXPERIMENT, START, write_experiment
 from simulation_cases import walk
 from test_checkpoints import fields
 
@@ -44,6 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         job={"steps": STEPS},
         rounds={"round_s": 1200, "max_rounds": 2},
         policy={"name": "paper"},
+        training={**EXPERIMENT["training"], "sequence_length": 8},  # as `fields` counts tokens
     )
     low = [60 <= 5 * i < 140 or 260 <= 5 * i < 330 for i in range(96)]
     text = "".join(
