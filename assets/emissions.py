@@ -35,26 +35,39 @@ def emissions_ledger(context: dg.AssetExecutionContext, pipeline: PipelineResour
 
 
 REFRESHED = (
-    dg.AutomationCondition.any_deps_updated().since_last_handled() & ~dg.AutomationCondition.in_progress()
+    dg.AutomationCondition.any_deps_updated()
+    .ignore(dg.AssetSelection.assets("curtailment_windows"))
+    .since_last_handled()
+    & ~dg.AutomationCondition.in_progress()
 ).with_label("after every segment")
 """Not `eager`: that waits until no upstream partition is missing, and the segment in progress always is."""
 
 
 @dg.asset(
     group_name="emissions",
-    deps=[dg.AssetDep("emissions_ledger", partition_mapping=dg.AllPartitionMapping())],
+    deps=[
+        dg.AssetDep("emissions_ledger", partition_mapping=dg.AllPartitionMapping()),
+        dg.AssetDep("curtailment_windows", partition_mapping=dg.AllPartitionMapping()),
+    ],
     kinds={"altair", "html"},
     owners=["team:sustainability"],
     automation_condition=REFRESHED,
     output_required=False,
 )
 def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> Iterator[dg.MaterializeResult]:
-    """Totals against each always-on single-site baseline, with plots, as one HTML page that works offline."""
-    from curtail_pipeline.stages.account import stored_ledgers, write_report
+    """Totals against each always-on single-site baseline, with plots, as one HTML page that works offline.
+
+    Ledgers that were counted before a trace was revised are counted again first.
+    """
+    from curtail_pipeline.stages.account import refresh_ledgers, stored_ledgers, write_report
 
     project = pipeline.project()
     with plain_failure(context.log, "the report"):
         if stored_ledgers(project) is None:
             context.log.warning("no segment has been accounted yet: there is nothing to report, and none was written")
             return
+        for key, table in refresh_ledgers(project):
+            context.log.info(f"{key} is counted again: its signal was revised")
+            facts = ledger_metadata(table)
+            context.log_event(dg.AssetMaterialization("emissions_ledger", partition=key, metadata=facts))
         yield dg.MaterializeResult(metadata=report_metadata(write_report(project), project))

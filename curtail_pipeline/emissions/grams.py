@@ -66,6 +66,7 @@ LEDGER_SCHEMA: dict[str, pl.DataType] = {
     "clock": pl.String(),
     "power": pl.String(),
     "signal": pl.String(),
+    "signal_version": pl.String(),
 }
 """One row per stretch of a site in one power state, or `charging` its battery.
 
@@ -74,7 +75,7 @@ LEDGER_SCHEMA: dict[str, pl.DataType] = {
 its day's lowest and highest intensity, null where a day has none; `curtailed_kwh`: inside the site's windows or from
 on-site generation, null when no windows were given. `battery_kwh`: given by the battery to the load on top of `kwh`,
 which is booked where it was charged; `lost_kwh`: lost in it. `clock`, `power` and `signal`: what the row rests on
-(`basis.Basis`); `signal` is null where the region has none."""
+(`basis.Basis`); `signal` is null where the region has none. `signal_version`: of the traces it was counted with."""
 
 CHARGING = "charging"
 """The state of energy that a battery takes; its hours are beside those of the site's own states."""
@@ -225,12 +226,14 @@ def ledger(
     *,
     clock: Clock = "virtual",
     synthetic: Collection[str] = (),
+    versions: Mapping[str, str] | None = None,
 ) -> pl.DataFrame:
     """Energy and CO2 of each interval: LEDGER_SCHEMA. Other arguments, and errors, as of `pieces`.
 
     Args:
         clock: whose time the intervals are of.
         synthetic: regions whose signal is made up.
+        versions: of the signals, by region.
     """
     origin = {region: "synthetic" if region in synthetic else "recorded" for region in signals}
     hours = (pl.col("end") - pl.col("start")).dt.total_microseconds() / HOUR
@@ -250,6 +253,10 @@ def ledger(
         pl.lit(clock).alias("clock"),
         pl.lit("modelled").alias("power"),  # of the site's settings, until a trainer reports what it drew
         pl.col("region").first().replace_strict(origin, default=None, return_dtype=pl.String).alias("signal"),
+        pl.col("region")
+        .first()
+        .replace_strict(versions or {}, default=None, return_dtype=pl.String)
+        .alias("signal_version"),
     ]
     cut = pieces(intervals, signals, sites, windows)
     table = cut.group_by("interval", maintain_order=True).agg(sums).sort("checkpoint", "site", "start", "state")

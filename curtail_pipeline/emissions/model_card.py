@@ -119,7 +119,8 @@ def _windows(card: CardInput, used: Totals) -> str:
     """How much of the energy was curtailed power, by both counts; nothing where neither is known."""
     said = []
     if used.curtailed_share is not None:
-        said.append(f"{percent(used.curtailed_share)} inside the curtailment windows of its rule")
+        own = " or from on-site generation" if any(site.on_site is not None for site in card.sites) else ""
+        said.append(f"{percent(used.curtailed_share)} inside the curtailment windows of its rule{own}")
     if card.below is not None and used.kwh:
         threshold, share = card.below
         said.append(f"{percent(share)} while the grid's signal was below {threshold:g} gCO2/kWh")

@@ -58,6 +58,15 @@ class ReportInput:
     """HELDOUT_SCHEMA."""
     threshold: float | None
     """gCO2/kWh below which the policy opens a window, if it has one."""
+    written: datetime
+    tool_version: str
+    stale: Sequence[str] = ()
+    """Checkpoints that were counted with other signals than are stored now."""
+
+    @property
+    def signal_versions(self) -> list[str]:
+        """Of the signals that the ledger was counted with."""
+        return sorted(self.ledger["signal_version"].drop_nulls().unique())
 
     @property
     def synthetic(self) -> bool:
@@ -142,11 +151,10 @@ def _templates() -> Environment:
     return made
 
 
-def build_report(data: ReportInput) -> str:
-    """The page."""
+def build_report(data: ReportInput, made: "Mapping[str, Chart]") -> str:
+    """The page; `made`: `build_charts`."""
     from curtail_pipeline.emissions.charts import to_svg
 
-    made = build_charts(data)
     names = ("timeline", "baselines", "checkpoints", "loss")
     numbers = summary(data)
     start, end = data.span

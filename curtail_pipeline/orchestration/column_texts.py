@@ -24,6 +24,7 @@ COLUMNS = {
     "unaccounted_kwh": "kWh without an accounting signal",
     "clock": "virtual: planned ahead or replayed; wall: lived through",
     "power": "modelled by the site's settings, or measured",
+    "signal_version": "hash of the traces it was counted with, of its days",
     "signal": "recorded or synthetic; null without an accounting signal",
     "on_site_kwh": "of kwh, from on-site generation: 0 gCO2",
     "battery_kwh": "kWh that the battery gave to the load, in kwh where it was charged",

@@ -1,6 +1,6 @@
 """Energy, CO2 and loss of an experiment's checkpoints, put together from the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from curtail_pipeline.emissions.basis import Clock, clock_of, is_synthetic, labe
 from curtail_pipeline.emissions.battery import read_on_site
 from curtail_pipeline.emissions.grams import Totals, accounting_signals, intervals_table, ledger, totals
 from curtail_pipeline.emissions.ledger_table import parse_ledger
-from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput, build_report
+from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import Plan
@@ -25,10 +25,13 @@ from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_rows
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.signal_versions import SignalVersions
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
+from curtail_pipeline.storage.commits import versions
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key
-from curtail_pipeline.times import days_between, iso, midnight, to_us
+from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key, write_table
+from curtail_pipeline.times import days_between, iso, midnight, to_us, utc_now
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class RunSummary:
     home: str
 
 
-def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
+def checkpoint_ledger(project: Project, key: str, versions: SignalVersions | None = None) -> pl.DataFrame:
     """Energy and CO2 of one checkpoint per site and power state, the pause before its segment included.
 
     Raises:
@@ -70,19 +73,54 @@ def checkpoint_ledger(project: Project, key: str) -> pl.DataFrame:
         TraceError: the traces of its days have not been ingested.
     """
     manifest = project.checkpoints.manifest(key)
-    sites = project.experiment.sites
-    drawn = [intervals_table(manifest.intervals, key)]
+    sites, days = project.experiment.sites, counted_days(project, manifest)
+    intervals = intervals_table(manifest.intervals, key)
     if any(has_own_power(site) for site in sites):
         chain = [project.checkpoints.manifest(name) for name in project.checkpoints.lineage(key)]
-        drawn = [power_of(project, chain).filter(pl.col("checkpoint") == key)]
-    intervals = pl.concat(drawn)
-    first = intervals["start"].min() if len(intervals) else manifest.start
-    assert isinstance(first, datetime)
-    days = days_of(project, first, manifest.end)
+        intervals = power_of(project, chain).filter(pl.col("checkpoint") == key)
     traces = project.traces(days)
-    signals = accounting_signals(traces, max_signal_ages(project.experiment))
-    clock, made_up = _clock(project, manifest), synthetic_regions(traces)
-    return ledger(intervals, signals, sites, project.windows(days), clock=clock, synthetic=made_up)
+    return ledger(
+        intervals,
+        accounting_signals(traces, max_signal_ages(project.experiment)),
+        sites,
+        project.windows(days),
+        clock=_clock(project, manifest),
+        synthetic=synthetic_regions(traces),
+        versions=(versions or SignalVersions(project)).of([site.region for site in sites], days),
+    )
+
+
+def counted_days(project: Project, manifest: Manifest) -> Sequence[date]:
+    """The days whose signals a checkpoint's ledger depends on; all since the start where a battery carries charge."""
+    first = min((part.start for part in manifest.intervals), default=manifest.start)
+    if any(has_own_power(site) for site in project.experiment.sites):
+        first = project.checkpoints.manifest(FIRST_KEY).start
+    return days_of(project, first, manifest.end)
+
+
+def stale_ledgers(project: Project, versions: SignalVersions) -> list[str]:
+    """Keys of the checkpoints whose stored ledger was counted with other signals than are stored now."""
+    found = []
+    for key in project.checkpoints.keys():
+        if not project.store.exists(ledger_key(key)):
+            continue
+        table = _stored_ledger(project, key)
+        days = counted_days(project, project.checkpoints.manifest(key))
+        now = versions.of([site.region for site in project.experiment.sites], days)
+        told = {site.name: now[site.region] for site in project.experiment.sites}
+        sites, counted = table["site"].to_list(), table["signal_version"].to_list()
+        if any(told[site] != version for site, version in zip(sites, counted, strict=True)):
+            found.append(key)
+    return found
+
+
+def refresh_ledgers(project: Project) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Count every stale ledger again, and store it: its checkpoint and its table."""
+    versions = SignalVersions(project)
+    for key in stale_ledgers(project, versions):
+        table = checkpoint_ledger(project, key, versions)
+        write_table(project.store, ledger_key(key), table)
+        yield key, table
 
 
 def _clock(project: Project, manifest: Manifest) -> Clock:
@@ -142,10 +180,13 @@ def stored_ledgers(project: Project) -> pl.DataFrame | None:
     Raises:
         StoreError: one is damaged, or was written by another version.
     """
-    keys = [ledger_key(key) for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
-    store = project.store
-    found = [parse_ledger(store.read_bytes(key), f"{key} in the store {store.uri}") for key in keys]
-    return pl.concat(found) if found else None
+    keys = [key for key in project.checkpoints.keys() if project.store.exists(ledger_key(key))]
+    return pl.concat([_stored_ledger(project, key) for key in keys]) if keys else None
+
+
+def _stored_ledger(project: Project, key: str) -> pl.DataFrame:
+    name, store = ledger_key(key), project.store
+    return parse_ledger(store.read_bytes(name), f"{name} in the store {store.uri}")
 
 
 @dataclass(frozen=True)
@@ -207,17 +248,19 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
 
 
 def write_report(project: Project) -> RunSummary:
-    """Write the report's page; returns what `summarise` does.
+    """Write the report's page, figures and data; returns what `summarise` does.
 
     Raises:
         StoreError: there is no checkpoint yet.
     """
+    from curtail_pipeline.emissions.report_files import report_files
+
     accounts = _accounts(project)
     if accounts.ledgers is None:
         raise StoreError(f"no emissions ledger in {project.store.uri}; materialise emissions_ledger for a checkpoint")
     manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
     experiment = project.experiment
-    page = build_report(
+    files = report_files(
         ReportInput(
             name=experiment.name,
             experiment_sha256=project.home.record().sha256,
@@ -233,9 +276,13 @@ def write_report(project: Project) -> RunSummary:
             losses=training_losses(project, manifests),
             heldout=heldout_losses(project, manifests),
             threshold=threshold_of(experiment),
+            written=utc_now(),
+            tool_version=versions()["curtail_pipeline"],
+            stale=stale_ledgers(project, SignalVersions(project)),
         )
     )
-    project.store.write_bytes(REPORT_KEY, page.encode())
+    for name, content in files.items():
+        project.store.write_bytes(f"report/{name}", content)
     return _summary(project, accounts)
 
 

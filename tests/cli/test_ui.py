@@ -50,7 +50,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
 @pytest.fixture(scope="module")
 def instance(ui: WebUi) -> Iterator[dg.DagsterInstance]:
     folder = ui.home / "micro" / "dagster"
-    wait_until(lambda: (folder / "dagster.yaml").exists(), 120, "the instance")
+    wait_until(ui.sensor, 240, "the UI")  # two processes must not make the instance's tables at once
     before = os.environ.get("CURTAIL_EXPERIMENT")
     os.environ["CURTAIL_EXPERIMENT"] = str(ui.home / "micro" / "experiment.yaml")
     with dg.DagsterInstance.from_config(str(folder)) as found:

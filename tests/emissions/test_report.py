@@ -1,3 +1,5 @@
+import io
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -12,7 +14,7 @@ import yaml
 from curtail_pipeline.emissions.baselines import always_on_baselines, compare_baselines
 from curtail_pipeline.emissions.charts import MOST_POINTS, Step, signal_steps, to_png
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.grams import accounting_signals, intervals_table, ledger, totals
+from curtail_pipeline.emissions.grams import accounting_signals, intervals_table, ledger, totals, totals_by
 from curtail_pipeline.emissions.model_card import CardInput, model_card
 from curtail_pipeline.emissions.report import (
     HELDOUT_SCHEMA,
@@ -22,6 +24,7 @@ from curtail_pipeline.emissions.report import (
     build_report,
     summary,
 )
+from curtail_pipeline.emissions.report_files import report_files
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest, make_manifest
 
@@ -118,6 +121,8 @@ def build(source: str = "file", hours: int = 12, low: float = 40.0) -> ReportInp
             [("ckpt-000001", 1000, 8.1), ("ckpt-000002", 3000, 7.25)], schema=HELDOUT_SCHEMA, orient="row"
         ),
         threshold=100.0,
+        written=at(600),
+        tool_version="1.2.3",
     )
 
 
@@ -148,7 +153,7 @@ def data() -> ReportInput:
 
 @pytest.fixture(scope="module")
 def page(data: ReportInput) -> str:
-    return build_report(data)
+    return build_report(data, build_charts(data))
 
 
 def test_page_needs_nothing_from_elsewhere(page: str) -> None:
@@ -185,6 +190,27 @@ def test_page_says_what_happened(page: str, data: ReportInput) -> None:
         ElementTree.fromstring(chart)
 
 
+def test_each_figure_and_its_data_are_files(data: ReportInput, page: str) -> None:
+    files = report_files(data)
+    one, two = (re.sub(r"clip\d+", "clip", text) for text in (files["index.html"].decode(), page))
+    assert one == two, "but for the renderer's own numbers"
+    charts = build_charts(data)
+    for name in charts:
+        ElementTree.fromstring(files[f"{name}.svg"])
+        assert files[f"{name}.png"].startswith(b"\x89PNG")
+    ledger_back = pl.read_parquet(io.BytesIO(files["ledger.parquet"]))
+    assert ledger_back.equals(data.ledger)
+    assert pl.read_csv(io.BytesIO(files["ledger.csv"]))["co2_g"].sum() == pytest.approx(totals(data.ledger).co2_g)
+    found, numbers = json.loads(files["totals.json"]), summary(data)
+    assert found["co2_g"] == numbers.ours.co2_g and found["sci_operational"] == numbers.g_per_million_tokens
+    assert found["basis"] == data.basis and found["tool_version"] == "1.2.3" and found["signal_versions"] == []
+    assert [site["kwh"] for site in found["sites"]] == pytest.approx(
+        [used.kwh for used in totals_by(data.ledger, "site").values()]
+    )
+    assert found["baselines"][-1]["co2_g"] is None, "a figure that does not exist is null"
+    assert "curtail_pipeline 1.2.3" in page and "2026-01-12 03:00" in page and "1 x cpu" in page
+
+
 def test_numbers(data: ReportInput) -> None:
     """Three site-segments: 50 min at 2 kW and 10 min at 0.5 kW each; the signal is high for the last 10 minutes."""
     numbers = summary(data)
@@ -203,7 +229,7 @@ def test_numbers(data: ReportInput) -> None:
 def test_synthetic_traces_and_gaps_are_shown() -> None:
     data = build(source="synthetic", hours=2)
     assert totals(data.ledger).unaccounted_kwh
-    page = build_report(data)
+    page = build_report(data, build_charts(data))
     assert "Synthetic traces." in page and data.synthetic
     assert page.count("synthetic signal") >= len(SITES), "in the chart as well, which is shown without the page"
     assert "kWh are not in the emissions" in page
@@ -221,7 +247,7 @@ def test_a_run_that_has_only_begun(data: ReportInput) -> None:
         heldout=data.heldout.clear(),
     )
     assert build_charts(empty) == {}
-    assert "ckpt-000000" in build_report(empty)
+    assert "ckpt-000000" in build_report(empty, {})
 
 
 def test_a_long_trace_is_thinned() -> None:

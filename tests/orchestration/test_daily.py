@@ -1,18 +1,23 @@
 """The daily job on an instance: one run over days, and what a region that fails costs."""
 
 from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from test_checkpoints import fields
 
 from curtail_pipeline.definitions import build
+from curtail_pipeline.emissions.grams import totals
 from curtail_pipeline.errors import IncompleteError, TraceError
 from curtail_pipeline.orchestration.partitions import DAYS, EXPERIMENT, range_tags
 from curtail_pipeline.orchestration.resources import serve_opened
 from curtail_pipeline.signals.checks import CHECKS
+from curtail_pipeline.stages.account import checkpoint_ledger
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
-from curtail_pipeline.storage.tables import read_table, trace_key, windows_key
+from curtail_pipeline.storage.tables import ledger_key, read_table, trace_key, windows_key, write_table
+from curtail_pipeline.times import midnight
 
 pytestmark = pytest.mark.filterwarnings("ignore:InitResourceContext.dagster_run:DeprecationWarning")  # Dagster's own
 
@@ -117,6 +122,40 @@ def test_a_hole_is_filled_in_any_order(daily: Daily) -> None:
     assert sorted(derived) == KEYS[1:], "the day after the hole follows"
     for day, table in zip(KEYS, whole, strict=True):
         assert read_table(daily.project.store, windows_key(day)).equals(table), day
+
+
+@pytest.mark.slow
+def test_a_revised_trace_is_counted_again_and_reported(
+    daily: Daily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one run: the trace replaced, the ledger that it leaves behind, and the report after it."""
+    project, (day, *_) = daily.project, KEYS
+    assert daily.run("intraday_pipeline", [day]).success
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    start = max(midnight(date.fromisoformat(day)), project.start)
+    interval = {"site": BAD, "state": "training", "start": start, "end": start + timedelta(hours=1), "kw": 1.0}
+    for key, content in (
+        ("ckpt-000000", fields(start=start, end=start)),
+        ("ckpt-000001", fields("ckpt-000000", start=start, end=start + timedelta(hours=1), intervals=[interval])),
+    ):
+        project.checkpoints.commit(key, {"model.safetensors": weights}, content, int(key[-6:]))
+        write_table(project.store, ledger_key(key), checkpoint_ledger(project, key))
+    before = totals(read_table(project.store, ledger_key("ckpt-000001"))).co2_g
+    ingest = project.provider.ingest
+
+    def revised(region, start, end, kind):  # type: ignore[no-untyped-def]
+        found = ingest(region, start, end, kind)
+        return type(found)(found.trace.with_columns(value=found.trace["value"] * 0.9), found.report)
+
+    monkeypatch.setattr(project.provider, "ingest", revised)
+    result = daily.run("daily_pipeline", [day])
+    assert result.success, daily.failures(result)
+    assert before and totals(read_table(project.store, ledger_key("ckpt-000001"))).co2_g == pytest.approx(0.9 * before)
+    logged = [event for event in result.all_events if event.event_type_value == "ASSET_MATERIALIZATION"]
+    counted = [event.asset_key.to_user_string() for event in logged if event.asset_key]
+    assert counted.index("curtailment_windows") < counted.index("emissions_ledger") < counted.index("emissions_report")
+    assert "revised after" not in project.store.path("report/index.html").read_text()
 
 
 def test_a_day_that_fails_a_check_replaces_nothing(daily: Daily, monkeypatch: pytest.MonkeyPatch) -> None:

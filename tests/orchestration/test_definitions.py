@@ -9,7 +9,7 @@ import pytest
 from micro import environment, write_experiment
 
 from curtail_pipeline.definitions import defs
-from curtail_pipeline.orchestration.partitions import EXPERIMENT
+from curtail_pipeline.orchestration.partitions import CHECKPOINTS, DAYS, EXPERIMENT
 from curtail_pipeline.signals.checks import CHECKS
 from curtail_pipeline.stages.check_tokens import TOKEN_LEDGER
 from curtail_pipeline.stages.project import Project
@@ -37,7 +37,7 @@ def test_the_asset_graph(repository: dg.RepositoryDefinition) -> None:
         "aggregated_checkpoint": {"curtailment_windows", "training_shards"},
         "checkpoint_evaluation": {"aggregated_checkpoint", "heldout_shard"},
         "emissions_ledger": {"aggregated_checkpoint", "carbon_traces"},
-        "emissions_report": {"emissions_ledger"},
+        "emissions_report": {"emissions_ledger", "curtailment_windows"},
         "what_if": {"carbon_traces", "curtailment_windows"},
     }
 
@@ -141,3 +141,23 @@ def test_loading_the_location_opens_no_trace_file(tmp_path: Path) -> None:
         check=False,
     )
     assert found.stdout.splitlines() == ["['2026-05-01']", "[]", "[]"], found.stderr
+
+
+def test_the_report_follows_every_ledger_and_not_every_window() -> None:
+    """Windows are derived every five minutes; the daily job orders the report after them."""
+    report, cursor, asked = dg.AssetKey("emissions_report"), None, []
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(CHECKPOINTS.name), ["ckpt-000001"])
+        for asset, partition in (
+            (None, None),
+            ("curtailment_windows", DAYS.get_partition_keys()[0]),
+            ("emissions_ledger", "ckpt-000001"),
+        ):
+            if asset is not None:
+                instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition))
+            found = dg.evaluate_automation_conditions(
+                defs=defs, instance=instance, asset_selection=dg.AssetSelection.assets(report), cursor=cursor
+            )
+            cursor = found.cursor
+            asked.append(found.get_num_requested(report))
+    assert asked == [0, 0, 1]

@@ -11,7 +11,7 @@ from test_checkpoints import fields
 from curtail_pipeline.emissions.formats import percent
 from curtail_pipeline.emissions.grams import totals
 from curtail_pipeline.orchestration.metadata import ledger_metadata
-from curtail_pipeline.stages.account import checkpoint_ledger, summarise, write_report
+from curtail_pipeline.stages.account import checkpoint_ledger, refresh_ledgers, summarise, write_report
 from curtail_pipeline.stages.card import card_of
 from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
@@ -106,3 +106,23 @@ def test_what_is_synthetic_is_told_by_the_data(tmp_path: Path, source: str) -> N
     inside = percent(totals(checkpoint_ledger(project, "ckpt-000001")).curtailed_share)
     assert f"Of its energy, {inside} inside the curtailment windows of its rule and" in card
     assert "% while the grid's signal was below 100 gCO2/kWh." in card and "\nlanguage: en\n" in card
+
+
+def test_a_revised_trace_leaves_a_ledger_behind_until_it_is_counted_again(tmp_path: Path) -> None:
+    project = project_with_a_hole(tmp_path, 3_600)
+    key = f"traces/{START.date()}/SPP_TX.parquet"
+    before = project.traces([START.date()])
+    assert list(refresh_ledgers(project)) == [], "nothing is stale"
+    write_table(project.store, key, before.with_columns(retrieved_at=pl.lit(at(999))))
+    assert list(refresh_ledgers(project)) == [], "fetched again, and nothing revised"
+    (old,) = summarise(project).checkpoints[1:]
+    write_table(project.store, key, before.with_columns(value=pl.col("value") * 3))
+    write_report(project)
+    page = project.store.path("report/index.html")
+    assert "revised after ckpt-000001 had been accounted" in page.read_text()
+    ((found, table),) = refresh_ledgers(project)
+    assert found == "ckpt-000001" and totals(table).co2_g == pytest.approx(30.0)
+    assert old.co2_g == pytest.approx(10.0) and summarise(project).co2_g == pytest.approx(30.0)
+    write_report(project)
+    assert "revised after" not in page.read_text() and table["signal_version"][0] in page.read_text()
+    assert list(refresh_ledgers(project)) == []
