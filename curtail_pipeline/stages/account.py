@@ -27,8 +27,8 @@ from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
-from curtail_pipeline.storage.commits import versions
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key, write_table
 from curtail_pipeline.times import days_between, iso, midnight, to_us, utc_now
