@@ -44,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         job={"steps": STEPS},
         rounds={"round_s": 1200, "max_rounds": 2},
         policy={"name": "paper"},
-        training={**EXPERIMENT["training"], "sequence_length": 8, "total_batch_tokens": 8},  # as `fields` counts
+        training={**EXPERIMENT["training"], "sequence_length": 8},  # as `fields` counts tokens
     )
     low = [60 <= 5 * i < 140 or 260 <= 5 * i < 330 for i in range(96)]
     text = "".join(
