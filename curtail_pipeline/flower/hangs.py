@@ -89,7 +89,9 @@ class Hangs:
             if pid in self._pulses:
                 self._pulses[pid].unseen(now)
             return None
-        if pid not in self._pulses and (beat is None or beat.pid != pid):  # it has not begun
+        if beat is not None and beat.pid != pid:
+            beat = None  # another process's, of its predecessor most likely
+        if pid not in self._pulses and beat is None:  # it has not begun
             return None
         return self._pulses.setdefault(pid, Pulse(self.limits, now, beat)).lost(beat, now)
 

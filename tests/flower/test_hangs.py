@@ -67,6 +67,8 @@ def test_a_trainer_whose_training_thread_hangs_is_found(tmp_path: Path) -> None:
     assert not any(found(now, None) for now in range(60, 120, 2))  # idle for as long as nobody wants anything
     assert not any(found(now, now) for now in range(120, 180, 2))
     assert next(now for now in range(180, 200, 2) if found(now, 5)) == 192
+    beat(store, 6, 193, None)  # another process of the site: no sign of this one, and no reason to end it at once
+    assert "no progress" in hangs.found([7], {"CA": 7}, None, 193)[7]
     store.delete(agent_key("CA"))
     assert "no heartbeat" in [hangs.found([7], {"CA": 7}, None, now) for now in range(194, 211)][-1][7]
 

@@ -169,17 +169,20 @@ def store(home: Path) -> FolderStore:
     return FolderStore(home / "store")
 
 
-def test_a_segment_over_flower_equals_the_segment_in_memory(handle: Federation, store: FolderStore) -> None:
+def undisturbed(asked: Plan, home: Path) -> Segment:
+    """What a plan comes to in memory, in a store apart: simulated sites give signs of life too."""
+    store = new_store(home)
+    sites = {site: SimulatedSite(site, store) for site in SITES}
+    return run_segment(MemoryTransport(sites, store), asked, store)
+
+
+def test_a_segment_over_flower_equals_the_segment_in_memory(
+    handle: Federation, store: FolderStore, tmp_path: Path
+) -> None:
     rounds = [{"CA": 2, "TX": 1}, {"CA": 1, "TX": 2}]
     events: list[SegmentEvent] = []
     over_flower = submit_and_follow(handle, plan(store, "ckpt-000001", rounds), store, events.append)
-    sites = {site: SimulatedSite(site, store) for site in SITES}
-    in_memory = run_segment(
-        MemoryTransport(sites, store),
-        store.read_record("scratch/ckpt-000001/1/plan.json", Plan),
-        store,
-        folder="scratch/memory",
-    )
+    in_memory = undisturbed(store.read_record("scratch/ckpt-000001/1/plan.json", Plan), tmp_path)
     assert over_flower.weights.sha256 == in_memory.weights.sha256
     assert over_flower.sites == in_memory.sites
     assert [type(e) for e in events if not isinstance(e, StepDone)] == [Submitted, RoundMerged, RoundMerged]
@@ -271,7 +274,7 @@ def test_a_killed_supernode_comes_back_as_another_node(
 @pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
-    federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str
+    federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str, tmp_path: Path
 ) -> None:
     rounds = [{"CA": 1, "TX": 1}, {"CA": 25, "TX": 25}]  # 5 s, of which the caller looks at the steps every 2 s
     key = plan(store, f"ckpt-00{len(part)}{how:02}", rounds, seed=7)
@@ -290,10 +293,8 @@ def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
     assert hit and time.monotonic() - hit[0] < 40
     assert len({event.run_id for event in events if isinstance(event, Submitted)}) == 2
     assert [type(event) for event in events].count(Resubmitted) == 1
-    sites = {site: SimulatedSite(site, store) for site in SITES}
-    asked = store.read_record(key, Plan)
-    undisturbed = run_segment(MemoryTransport(sites, store), asked, store, folder=f"scratch/memory-{how}-{part}")
-    assert segment.weights.sha256 == undisturbed.weights.sha256 and segment.sites == undisturbed.sites
+    expected = undisturbed(store.read_record(key, Plan), tmp_path)
+    assert segment.weights.sha256 == expected.weights.sha256 and segment.sites == expected.sites
 
 
 def test_a_dead_superexec_is_started_again(federation: LocalFederation, handle: Federation, store: FolderStore) -> None:
