@@ -135,10 +135,10 @@ def test_a_revised_trace_is_counted_again_and_reported(
     weights.write_bytes(b"weights")
     start = max(midnight(date.fromisoformat(day)), project.start)
     interval = {"site": BAD, "state": "training", "start": start, "end": start + timedelta(hours=1), "kw": 1.0}
-    for key, content in (
-        ("ckpt-000000", fields(start=start, end=start)),
-        ("ckpt-000001", fields("ckpt-000000", start=start, end=start + timedelta(hours=1), intervals=[interval])),
-    ):
+    trained = fields("ckpt-000000", start=start, end=start + timedelta(hours=1), intervals=[interval])
+    for site in trained["sites"].values():
+        site["tokens"] = trained["tokens"]["segment"] = site["steps"] * project.experiment.training.sequence_length
+    for key, content in (("ckpt-000000", fields(start=start, end=start)), ("ckpt-000001", trained)):
         project.checkpoints.commit(key, {"model.safetensors": weights}, content, int(key[-6:]))
         write_table(project.store, ledger_key(key), checkpoint_ledger(project, key))
     before = totals(read_table(project.store, ledger_key("ckpt-000001"))).co2_g
