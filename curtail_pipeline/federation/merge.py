@@ -34,8 +34,9 @@ NORM_WINDOW = 20
 NORM_MINIMUM = 5
 """Accepted norms there must be before the bound is taken from them."""
 PARENT_NORMS = 20.0
-"""Until then: norms of the parent's weights that an update may have. Adam moves an element by about its learning rate
-per step, so that a first long round can move embeddings by several times what they began with."""
+"""Norms of the parent's weights that an update may have all the same. Adam moves an element by about its learning rate
+per step, so that a long round can move embeddings by several times what they began with, and a round with 17 times the
+steps of those before has been seen to move weights 17 times as far."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def merge(
 
     An update is refused, by name and with a reason, unless it was trained from this parent and round, its file has the
     sha256 it claims, its tensors have the parent's names, shapes and types, every difference from the parent is finite,
-    and its norm is within the bound: of `norm_limit`, or in a run's first rounds of `PARENT_NORMS` and of
-    `beside_the_others`. An update without tokens is neither accepted nor refused. With no accepted update
+    and its norm is within the bound, the larger one of `norm_limit` and `PARENT_NORMS`, and does not stand out as
+    `beside_the_others` has it. An update without tokens is neither accepted nor refused. With no accepted update
     the parent's weights and the momentum go on unchanged.
 
     Args:
@@ -120,13 +121,12 @@ def merge(
     empty = sorted(update.site for update in updates if update.tokens == 0)
     offered = sorted((update for update in updates if update.tokens), key=lambda update: update.site)
     with TensorFile(parent_path) as parent, ThreadPoolExecutor(os.cpu_count()) as threads:
-        early = len(norm_history) < NORM_MINIMUM
-        limit = PARENT_NORMS * _norm(parent) if early else norm_limit(norm_bound, norm_history)
+        limit = PARENT_NORMS * _norm(parent)
+        if len(norm_history) >= NORM_MINIMUM:
+            limit = max(limit, norm_limit(norm_bound, norm_history))
         checks = [threads.submit(_validate, parent, u, parent_sha256, round_index, limit) for u in offered]
         norms, refused = _judged(offered, checks)
-        if early:
-            tokens = {update.site: update.tokens for update in offered}
-            refused |= beside_the_others(norms, tokens, norm_bound)
+        refused |= beside_the_others(norms, {update.site: update.tokens for update in offered}, norm_bound)
         accepted = [update for update in offered if update.site not in refused]
         total = sum(update.tokens for update in accepted)
         shares = {update.site: update.tokens / total for update in accepted}

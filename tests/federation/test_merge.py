@@ -214,10 +214,13 @@ def test_norm_bound(round_: Round) -> None:
     large = round_.update("large", 4, {n: v - np.float32(0.2) for n, v in parent.items()})
     usual = [0.01 * np.sqrt(37)] * 5
     report = round_.merge([small, large], norm_history=usual)
-    assert list(report.accepted) == ["small"] and "is above the bound" in report.refused["large"]
+    assert list(report.accepted) == ["small"] and "times the other sites'" in report.refused["large"]
     assert report.norm_history == pytest.approx([*usual, usual[0]], rel=1e-4)
     report = round_.merge([small, large], norm_history=usual[:4])  # too few to judge by: the round's own count
     assert report.refused == {"large": "norm 1.217 is above 5 times the other sites' 0.06083"}
+    # a round that goes on for longer than those before moves all of its sites further
+    assert not round_.merge([large, round_.update("too", 4, {n: v + np.float32(0.2) for n, v in parent.items()})],
+                            norm_history=usual).refused  # fmt: skip
     assert norm_limit(5.0, [100.0] * 30 + [1.0] * 20) == 5.0  # only the last 20 count
     assert norm_limit(5.0, [0.0] * 20) == float("inf")
     assert len(round_.merge([small], norm_history=[0.05] * 20).norm_history) == outer_module.NORM_WINDOW
