@@ -40,6 +40,7 @@ from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZ
 from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.package_versions import versions
+from curtail_pipeline.storage.store import CorruptObject
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
@@ -161,11 +162,11 @@ def _whole_parent(project: Project, key: str) -> Manifest:
     """The parent, checked. A damaged one that nothing was made from goes aside, and its segment is trained again.
 
     Raises:
-        StoreError: it is damaged; the message says what goes on.
+        StoreError: it is damaged, and the message says what goes on; or it cannot be read now, and stays where it is.
     """
     try:
         return project.checkpoints.check(key)
-    except StoreError as error:
+    except CorruptObject as error:
         if key != project.checkpoints.last() or key == FIRST_KEY:
             raise
         before = project.checkpoints.manifest(key).parent

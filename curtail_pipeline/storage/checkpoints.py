@@ -28,7 +28,7 @@ from curtail_pipeline.storage.folder_store import FolderStore, is_uri
 from curtail_pipeline.storage.manifest import KEY_PATTERN, Fields, Manifest, check_link, parse_manifest
 from curtail_pipeline.storage.object_commits import ObjectCommits
 from curtail_pipeline.storage.records import Sha256
-from curtail_pipeline.storage.store import NotStored, Store, StoredObject
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, StoredObject
 
 FIRST_KEY = "ckpt-000000"
 WEIGHTS_FILE = "model.safetensors"
@@ -141,7 +141,8 @@ class Checkpoints:
         """Hash every file of a checkpoint again, where it lies.
 
         Raises:
-            StoreError: a file is missing or not what was committed; names the file and both hashes.
+            CorruptObject: a file is missing or not what was committed; names the file and both hashes.
+            StoreError: there is no such checkpoint, or it cannot be read now, which says nothing of its files.
         """
         return self._compared(key, self.store.digest)
 
@@ -151,7 +152,7 @@ class Checkpoints:
         A folder's files are read. A bucket is asked; whoever fetches a file from it checks the content.
 
         Raises:
-            StoreError: as `verify`.
+            CorruptObject, StoreError: as `verify`.
         """
         return self._compared(key, self.store.stat)
 
@@ -162,13 +163,13 @@ class Checkpoints:
             try:
                 found = look(f"checkpoints/{key}/{name}")
             except NotStored:
-                raise StoreError(
+                raise CorruptObject(
                     f"checkpoints/{key}/{name} is missing, expected sha256 {stored.sha256}; {fix}"
                 ) from None
             except OSError as error:
                 raise StoreError(f"checkpoints/{key}/{name} cannot be read: {reason(error)}") from error
             if found.sha256 != stored.sha256:
-                raise StoreError(
+                raise CorruptObject(
                     f"checkpoints/{key}/{name} is corrupt: expected sha256 {stored.sha256} ({stored.bytes} bytes), "
                     f"found {found.sha256} ({found.bytes} bytes); {fix}"
                 )

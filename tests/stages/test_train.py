@@ -19,6 +19,7 @@ from curtail_pipeline.stages.tick import remember, remembered, tick
 from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _whole_parent, wall_time
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
+from curtail_pipeline.storage.store import StoredObject, StoreUnavailable
 from curtail_pipeline.times import utc_now
 
 DAYS = (datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC))
@@ -133,6 +134,22 @@ def test_a_damaged_parent_goes_aside_and_its_segment_is_trained_again(project: P
     assert project.checkpoints.verify_chain() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
     with pytest.raises(StoreError, match="ckpt-000001 is what other checkpoints were made from"):
         project.checkpoints.withdraw("ckpt-000001")
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no answer for 60 s"), PermissionError(13, "Permission denied")])
+def test_a_parent_that_cannot_be_read_now_stays_where_it_is(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    commit(project, tmp_path, "ckpt-000000", 0, start=project.start, end=project.start)
+    commit(project, tmp_path, "ckpt-000001", 5, start=project.start, end=project.start)
+
+    def fails(_: str) -> StoredObject:
+        raise error
+
+    with monkeypatch.context() as outage, pytest.raises(StoreError, match=r"no answer|cannot be read"):
+        outage.setattr(project.store, "stat", fails)
+        _whole_parent(project, "ckpt-000001")
+    assert project.checkpoints.last() == "ckpt-000001" and project.store.list("set_aside") == []
 
 
 def test_a_real_run_is_ordered_rounds_of_the_length_that_auto_chose(tmp_path: Path) -> None:
