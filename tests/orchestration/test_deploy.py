@@ -35,6 +35,15 @@ def test_what_the_roles_name_is_in_the_image() -> None:
         assert (ROOT / name).exists() and Path(name).parts[0] in copied(), name
 
 
+def test_with_a_bucket_only_the_places_of_files_differ() -> None:
+    folder = ROOT / "deploy" / "dagster"
+    here, bucket = (
+        yaml.safe_load(path.read_text()) for path in (folder / "dagster.yaml", folder / "bucket/dagster.yaml")
+    )
+    places = {"local_artifact_storage", "compute_logs"}
+    assert {k: v for k, v in here.items() if k not in places} == {k: v for k, v in bucket.items() if k not in places}
+
+
 def test_what_dagster_writes_goes_to_the_volume() -> None:
     content = yaml.safe_load((ROOT / "deploy" / "dagster" / "dagster.yaml").read_text())
     for part in ("local_artifact_storage", "compute_logs"):
