@@ -2,6 +2,7 @@
 
     objects/ab/abcd...   whole objects; only ever renamed into place
     partial/abcd...      what is being fetched, kept when the process dies
+    new/...              what is being made, and removed a day after the process died
 
 The least recently used go first; one that a process holds stays, so that the limit is passed for as long as what is
 held at one time is larger. Any number of processes may use a folder: an object is fetched by one of them.
@@ -11,13 +12,13 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 STALE_PARTIAL_S = 24 * 3600.0
-"""What nobody went on fetching for so long is removed."""
+"""What nobody went on fetching, or making, for so long is removed."""
 
 
 class ContentCache:
@@ -105,6 +106,10 @@ class ContentCache:
                         path.unlink(missing_ok=True)
             except (Timeout, ValueError, FileNotFoundError):
                 continue
+        for left in (self.folder / "new").glob("*"):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime >= STALE_PARTIAL_S:
+                    left.unlink()
 
 
 def _hold(path: Path) -> int | None:

@@ -102,6 +102,16 @@ def test_what_nobody_goes_on_fetching_is_removed(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "partial").iterdir()} == {named(b"new"), f"{named(b'new')}.lock"}
 
 
+def test_what_a_killed_process_was_making_is_removed(tmp_path: Path) -> None:
+    cache = ContentCache(tmp_path, 100)
+    old, new = cache.scratch() / "old", cache.scratch() / "new"
+    for path in (old, new):
+        path.write_bytes(b"weights")
+    os.utime(old, (time.time() - STALE_PARTIAL_S - 1,) * 2)
+    cache.evict()
+    assert [*cache.scratch().iterdir()] == [new]
+
+
 @settings(max_examples=40, deadline=None)
 @given(uses=st.lists(st.integers(0, 9), max_size=30), limit=st.integers(1, 60))
 def test_the_limit_holds_whatever_is_used(
