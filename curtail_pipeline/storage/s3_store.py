@@ -277,13 +277,14 @@ class S3Store(Store):
         names = self.list(key)
         for name in names:
             self._refresh(f"{key}/{name}", path / name)
-        for left in path.iterdir() if path.is_dir() else ():
+        for left in _whole_files(path):
             if left.name not in names:
-                left.unlink()
+                left.unlink(missing_ok=True)
         return path
 
     def publish(self, key: str, last: str) -> None:
-        for path in sorted((self._here / "mirror" / key).iterdir(), key=lambda path: (path.name == last, path.name)):
+        found = _whole_files(self._here / "mirror" / key)
+        for path in sorted(found, key=lambda path: (path.name == last, path.name)):
             self.put_file(path, f"{key}/{path.name}")
 
     def _refresh(self, key: str, path: Path) -> None:
@@ -295,6 +296,11 @@ class S3Store(Store):
         folder, cache_bytes, connect, patience_s, parts = self._made_with
         place = Place(self.place.bucket, self._key(prefix))
         return S3Store(place, folder, cache_bytes, connect, patience_s=patience_s, parts=parts)
+
+
+def _whole_files(folder: Path) -> list[Path]:
+    """But for those that another process is writing (`replacing`)."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
 
 
 def _stamp(size: int, etag: str) -> Stamp:

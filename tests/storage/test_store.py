@@ -125,6 +125,10 @@ def test_mirrors_and_publishes(store: Store) -> None:
     store.delete("corpus/tokenizer/extra.json")
     folder = store.mirror("corpus/tokenizer")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"tokenizer.json": b"{1}"}
+    writing = folder / ".extra.json.0123.tmp"  # of another process, which mirrors too
+    writing.write_bytes(b"[")
+    assert store.mirror("corpus/tokenizer") == folder and writing.exists()
+    writing.unlink()
     store.write_bytes("one.parquet", b"x")
     assert store.mirror("one.parquet").read_bytes() == b"x"
 
