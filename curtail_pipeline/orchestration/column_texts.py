@@ -30,4 +30,3 @@ COLUMNS = {
     "battery_kwh": "kWh that the battery gave to the load, in kwh where it was charged",
     "lost_kwh": "kWh that the battery lost",
 }
-"""What a column holds, for the UI."""

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Record, Sha256
+from curtail_pipeline.storage.s3_calls import PATIENCE_S, trying_again
 from curtail_pipeline.storage.s3_transfer import SHA256
 from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, StoreUnavailable, file_sha256
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0
 TRIES = 3
 """At an object that arrives damaged."""
 _PIECE = 1 << 20
@@ -94,14 +93,8 @@ def _client() -> httpx.Client:
 
 
 def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
-    again = Retrying(
-        stop=stop_after_delay(patience_s),
-        wait=wait_random_exponential(multiplier=0.2, max=4),
-        retry=retry_if_exception(_passes),
-        reraise=True,
-    )
     try:
-        return again(do)
+        return trying_again(patience_s, _passes)(do)
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         if status == 404:

@@ -84,14 +84,8 @@ class Calls:
             StoreUnavailable: no answer, or none but server errors, for `patience_s`.
             StoreError: it was refused; says why and what to do.
         """
-        again = Retrying(
-            stop=stop_after_delay(self._patience_s),
-            wait=wait_random_exponential(multiplier=0.2, max=4),
-            retry=retry_if_exception(passes),
-            reraise=True,
-        )
         with self._plain(what):
-            return again(lambda: do(self.client))
+            return trying_again(self._patience_s, passes)(lambda: do(self.client))
 
     @contextmanager
     def _plain(self, what: str) -> Iterator[None]:
@@ -170,6 +164,16 @@ def client_config() -> "BotoConfig":
 
 if TYPE_CHECKING:
     from botocore.config import Config as BotoConfig
+
+
+def trying_again(patience_s: float, passes: Callable[[BaseException], bool]) -> Retrying:
+    """How a request is tried again for so long while what it fails for `passes`; else its own error is raised."""
+    return Retrying(
+        stop=stop_after_delay(patience_s),
+        wait=wait_random_exponential(multiplier=0.2, max=4),
+        retry=retry_if_exception(passes),
+        reraise=True,
+    )
 
 
 def passes(error: BaseException) -> bool:
