@@ -56,12 +56,9 @@ class Update:
 
 
 def norm_limit(norm_bound: float, norm_history: Sequence[float]) -> float:
-    """The largest norm that passes: `norm_bound` x the median of the last 20 accepted, once there are 5."""
-    recent = list(norm_history)[-NORM_WINDOW:]
-    if len(recent) < NORM_MINIMUM:
-        return float("inf")
-    median = statistics.median(recent)
-    return norm_bound * median if median > 0 else float("inf")
+    """What the run's past lets pass: `norm_bound` x the median of the last 20 accepted norms; 0 before there are 5."""
+    recent = norm_history[-NORM_WINDOW:]
+    return norm_bound * statistics.median(recent) if len(recent) >= NORM_MINIMUM else 0.0
 
 
 def beside_the_others(norms: Mapping[str, float], tokens: Mapping[str, int], norm_bound: float) -> dict[str, str]:
@@ -121,9 +118,7 @@ def merge(
     empty = sorted(update.site for update in updates if update.tokens == 0)
     offered = sorted((update for update in updates if update.tokens), key=lambda update: update.site)
     with TensorFile(parent_path) as parent, ThreadPoolExecutor(os.cpu_count()) as threads:
-        limit = PARENT_NORMS * _norm(parent)
-        if len(norm_history) >= NORM_MINIMUM:
-            limit = max(limit, norm_limit(norm_bound, norm_history))
+        limit = max(PARENT_NORMS * _norm(parent), norm_limit(norm_bound, norm_history))
         checks = [threads.submit(_validate, parent, u, parent_sha256, round_index, limit) for u in offered]
         norms, refused = _judged(offered, checks)
         refused |= beside_the_others(norms, {update.site: update.tokens for update in offered}, norm_bound)

@@ -108,7 +108,7 @@ class Control:
             from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
         self.address = address
-        verify = _trusting(authority) if authority else False
+        verify = trusting(authority) if authority else False
         self._client = ControlHttpClient(
             f"{'https' if authority else 'http'}://{address}",
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-cli")],
@@ -152,7 +152,7 @@ class Control:
         try:
             answer = self._call("ListRuns", ListRunsRequest(run_id=run_id))
         except FederationError as error:
-            if "404" in str(error) or "not found" in str(error).lower():
+            if _is_unknown(error):
                 return None
             raise
         return _status(answer.run_dict[run_id]) if run_id in answer.run_dict else None
@@ -226,11 +226,24 @@ class Control:
             ) from error
 
 
+def _is_unknown(error: FederationError) -> bool:
+    """Whether a SuperLink answered that it has no such thing; an address can have any digits."""
+    import httpx
+
+    cause = error.__cause__
+    return isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == httpx.codes.NOT_FOUND
+
+
 def _is_registered(node: Node) -> bool:
     return bool(node.name) and node.status != "unregistered"
 
 
-def _trusting(authority: Path) -> ssl.SSLContext:
+def trusting(authority: Path) -> ssl.SSLContext:
+    """For TLS with what this authority signed.
+
+    Raises:
+        FederationError: the file is no certificate.
+    """
     try:
         return ssl.create_default_context(cafile=str(authority))
     except (OSError, ssl.SSLError) as error:

@@ -7,7 +7,6 @@ authority that vouches for the SuperLink; with it all that is said to the SuperL
 
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -133,7 +132,7 @@ def check_clock(name: str, superlink: str, authority: Path | None) -> None:
     """
     import httpx
 
-    verify = ssl.create_default_context(cafile=str(authority)) if authority else False
+    verify = control.trusting(authority) if authority else False
     try:
         with httpx.Client(trust_env=False, verify=verify, timeout=10.0) as client:
             said = client.get(f"{'https' if authority else 'http'}://{superlink}/v1/fleet/").headers.get("date")

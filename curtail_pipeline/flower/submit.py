@@ -101,7 +101,7 @@ def _run_once(
         if run_id is None:
             config = RunConfig(store=store.uri, plan=plan_key, nodes=contact.nodes, limits=federation.limits)
             store.delete(failure_key(folder))
-            run_id = _patiently(federation, lambda: control.start_run(config.to_flower()))
+            run_id = _patiently(federation, lambda: _start(control, store, plan_key, config))
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id, again))
         follower = _Follower(federation, control, store, folder, run_id, plan, on_progress, should_cancel)
@@ -139,6 +139,12 @@ def _attach(control: Control, store: Store, plan_key: str) -> int | None:
         if run.config.get("plan") == plan_key and run.config.get("store") == store.uri and not run.finished:
             return run_id
     return None
+
+
+def _start(control: Control, store: Store, plan_key: str, config: RunConfig) -> int:
+    """A run of the plan. Where an earlier try began one and its answer got lost it is that: two would merge at once."""
+    begun = _attach(control, store, plan_key)
+    return control.start_run(config.to_flower()) if begun is None else begun
 
 
 class _Follower:

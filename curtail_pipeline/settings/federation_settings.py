@@ -32,7 +32,8 @@ class RoundSettings(Section):
     outer_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Nesterov outer step of DiLoCo (arXiv:2311.08105)."""
     norm_bound: float = Field(default=5.0, gt=1)
-    """An update is refused when its norm exceeds this many medians of the last 20 accepted ones."""
+    """An update is refused when its norm exceeds this many medians of the other sites' in its round; or of the last 20
+    accepted ones and 20 norms of the round's starting weights as well."""
 
     @property
     def length_s(self) -> float:

@@ -27,7 +27,7 @@ class HeldoutGate:
         self._heldout = HeldoutReader(store, self._settings.sequence_length)
         self._model = build_model(read_config(store.read_bytes(plan.parent.config), plan.parent.config)).eval()
         self._known: tuple[str, float] | None = None
-        """The last weights that were asked about: a round's merged ones are the next one's start."""
+        """The last weights that were asked about: what a site alone has trained is the next round's start."""
 
     def __call__(self, weights: StoredWeights) -> float | None:
         """None for weights that cannot be read or do not fit the model; the merge refuses them by name."""

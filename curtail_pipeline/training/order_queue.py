@@ -72,8 +72,9 @@ def name_of(order: Order) -> str:
     return f"{what} round {order.round}"
 
 
-def _without_links(order: Order) -> Order:
-    return order.model_copy(update={"links": None})
+def _work_of(order: Order) -> Order:
+    """Without what a server that takes over a round says anew: its signatures, and the membership as it now stands."""
+    return order.model_copy(update={"links": None, "watch": None})
 
 
 class OrderQueue:
@@ -160,7 +161,7 @@ class OrderQueue:
         job = self._jobs.get(order.name)
         if job is None:
             return None
-        if _without_links(job.order) != _without_links(order):  # every sender signs anew
+        if _work_of(job.order) != _work_of(order):
             raise Refused(
                 409, f"{name_of(order)} was ordered before with other content; give the new order another attempt"
             )

@@ -222,7 +222,9 @@ def test_norm_bound(round_: Round) -> None:
     assert not round_.merge([large, round_.update("too", 4, {n: v + np.float32(0.2) for n, v in parent.items()})],
                             norm_history=usual).refused  # fmt: skip
     assert norm_limit(5.0, [100.0] * 30 + [1.0] * 20) == 5.0  # only the last 20 count
-    assert norm_limit(5.0, [0.0] * 20) == float("inf")
+    assert norm_limit(5.0, [100.0] * 4) == 0.0
+    far = round_.update("far", 4, {n: v + np.float32(1e6) for n, v in parent.items()})
+    assert round_.merge([far], norm_history=[0.0] * 20).refused  # rounds in which nothing moved are no free pass
     assert len(round_.merge([small], norm_history=[0.05] * 20).norm_history) == outer_module.NORM_WINDOW
 
 

@@ -1,13 +1,18 @@
 """Calls to a SuperLink that is away for a while."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.flower.control_api import Control, RunStatus
 from curtail_pipeline.flower.local import Federation
+from curtail_pipeline.flower.run_config import FlowerValue, RunConfig
 from curtail_pipeline.flower.standing import StandingFederation
-from curtail_pipeline.flower.submit import _patiently
+from curtail_pipeline.flower.submit import _patiently, _start
+from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS
+from curtail_pipeline.storage.folder_store import FolderStore
 
 
 class SuperLink:
@@ -34,3 +39,29 @@ def test_a_call_gives_up_in_time_and_at_once_where_nobody_will_start_one(tmp_pat
     with pytest.raises(FederationError, match="no SuperLink answers"):
         _patiently(Federation(tmp_path), link.call, link.pauses.append)  # no supervisor in this folder
     assert link.pauses == []
+
+
+def test_a_run_whose_answer_got_lost_is_not_started_twice(tmp_path: Path) -> None:
+    started = list[RunStatus]()
+
+    class Deaf(Control):
+        def __init__(self) -> None:
+            self.address = "127.0.0.1:1"
+
+        def runs(self) -> dict[int, RunStatus]:
+            return {run.run_id: run for run in started}
+
+        def start_run(self, config: Mapping[str, FlowerValue]) -> int:
+            started.append(RunStatus(len(started) + 1, "running", "", "", dict(config)))
+            raise FederationError("no SuperLink answers at 127.0.0.1:1 (ReadTimeout)")
+
+    store, plan = FolderStore(tmp_path), "scratch/ckpt-000001/1/plan.json"
+    config = RunConfig(store=store.uri, plan=plan, nodes={}, limits=DEFAULT_LIMITS)
+    standing = StandingFederation(tmp_path, start_timeout_s=60)
+    assert _patiently(standing, lambda: _start(Deaf(), store, plan, config), lambda _: None) == 1
+    assert len(started) == 1
+
+
+def test_a_superlink_that_is_away_at_an_address_with_404_in_it_still_knows_its_runs() -> None:
+    with Control("127.0.0.1:40404") as control, pytest.raises(FederationError, match="no SuperLink answers"):
+        control.status(1)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from waiting import wait_until
 
-from curtail_pipeline.federation.orders import Order, Result
+from curtail_pipeline.federation.orders import Order, Result, Watch
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.storage.folder_store import FolderStore
@@ -116,9 +116,17 @@ def test_stopping_a_replay_leaves_a_live_order_alone(bench: Bench) -> None:
     assert live.outcome.result(10).status == 200
 
 
-def test_an_order_that_is_sent_again_with_new_addresses_is_the_same(bench: Bench) -> None:
+def test_an_order_that_another_server_sends_again_is_the_same(bench: Bench) -> None:
     order = bench.order("ckpt-000001")
-    first, second = (order.model_copy(update={"links": Links(get={"k": f"signed {n}"}, put={})}) for n in (1, 2))
+    first, second = (
+        order.model_copy(
+            update={
+                "links": Links(get={"k": f"signed {n}"}, put={}),
+                "watch": Watch(key="membership/desired.json", generation=n),
+            }
+        )
+        for n in (1, 2)
+    )
     job = bench.queue.enter(first)
     assert bench.queue.enter(second) is job and bench.queue.links == second.links
     with pytest.raises(Refused, match="ordered before with other content"):
