@@ -32,7 +32,7 @@ class CardInput:
     heldout_loss: float | None = None
     """nat per token."""
     below: tuple[float, float] | None = None
-    """gCO2/kWh, and the share of the energy that was drawn below it."""
+    """gCO2/kWh, and `grams.below_share` of it."""
     baselines: Sequence[Compared] = ()
     """Always-on, of the same steps."""
     kinds: Sequence[str] = ()
@@ -118,12 +118,12 @@ def _front(card: CardInput, used: Totals, label: str | None) -> dict[str, Json]:
 def _windows(card: CardInput, used: Totals) -> str:
     """How much of the energy was curtailed power, by both counts; nothing where neither is known."""
     said = []
+    own = " or from on-site generation" if any(site.on_site is not None for site in card.sites) else ""
     if used.curtailed_share is not None:
-        own = " or from on-site generation" if any(site.on_site is not None for site in card.sites) else ""
         said.append(f"{percent(used.curtailed_share)} inside the curtailment windows of its rule{own}")
     if card.below is not None and used.kwh:
         threshold, share = card.below
-        said.append(f"{percent(share)} while the grid's signal was below {threshold:g} gCO2/kWh")
+        said.append(f"{percent(share)} while the grid's signal was below {threshold:g} gCO2/kWh{own}")
     return f" Of its energy, {' and '.join(said)}." if said else ""
 
 

@@ -90,8 +90,8 @@ class Numbers:
 
     ours: Totals
     below_threshold_share: float | None
-    """Of the energy, what was drawn while the signal was below the threshold, which is what the paper calls energy in
-    curtailment windows; `curtailed_share` uses the derived windows, exit delay included."""
+    """`grams.below_share` at the threshold, which is what the paper calls energy in curtailment windows;
+    `curtailed_share` uses the derived windows, exit delay included."""
     steps: int
     tokens: int
     g_per_million_tokens: float | None
@@ -159,6 +159,8 @@ def build_report(data: ReportInput, made: "Mapping[str, Chart]") -> str:
     numbers = summary(data)
     start, end = data.span
     below = numbers.below_threshold_share
+    own = " or from on-site generation" if any(site.on_site is not None for site in data.sites) else ""
+    clean = "" if below is None else f"{percent(below)} at a signal below {data.threshold:g} gCO2/kWh{own}"
     return (
         _templates()
         .get_template("report.html.j2")
@@ -171,7 +173,7 @@ def build_report(data: ReportInput, made: "Mapping[str, Chart]") -> str:
             charts={name: Markup(to_svg(made[name], name)) if name in made else "" for name in names},
             rate=_rate(numbers),
             spread=_spread(data.baselines),
-            below_threshold="" if below is None else f"{percent(below)} at a signal below {data.threshold:g} gCO2/kWh",
+            below_threshold=clean,
             last_loss=None if data.heldout.is_empty() else float(data.heldout.sort("tokens")["loss"][-1]),
             by_site=_by_site(data),
             checkpoints=_checkpoints(data),

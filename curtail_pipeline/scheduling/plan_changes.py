@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curtail_pipeline.scheduling.planner import Slots
-from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without
+from curtail_pipeline.scheduling.stays import Plan, Stay, touching, with_joins, without
 from curtail_pipeline.times import Micros
 
 
@@ -53,8 +53,8 @@ class Changes:
                         first = stay._replace(down=low, train=tuple(part for part in held if part[1] <= low))
                         rest = tuple((max(a, ready), b) for a, b in held if b > ready)
                         yield (*stays[:k], first, Stay(high, ready, stay.down, rest), *stays[k + 1 :])
-            bounds = [int(edges[0]), *edges[rises].tolist()], [*edges[falls].tolist(), int(edges[-1])]
-            for high, low in zip([*bounds[0][1:], int(edges[-1])], [bounds[0][0], *bounds[1][:-1]], strict=True):
+            begins, ends = [int(edges[0]), *edges[falls].tolist()], [*edges[rises].tolist(), int(edges[-1])]
+            for low, high in zip(begins, ends, strict=True):
                 ready = low + start_up
                 if ready < high and not any(stay.up <= high and low <= stay.down for stay in stays):
                     added = Stay(low, ready, high, ((ready, high),))
@@ -100,8 +100,9 @@ class Changes:
                 rest = tuple((max(low, ready), high) for low, high in stay.train[j + 1 :] if high > ready)
                 yield (*before, first, Stay(gap[1], ready, stay.down, rest), *after)
         if after:
+            # A hold from the end of the last stretch to the next stay's first step is trained through.
             gap_train = ((stay.down, after[0].up),) if stay.train and stay.train[-1][1] == stay.down else ()
-            for train in {(*stay.train, *after[0].train), _joined((*stay.train, *gap_train, *after[0].train))}:
+            for train in {(*stay.train, *after[0].train), tuple(touching((*stay.train, *gap_train, *after[0].train)))}:
                 yield (*before, stay._replace(down=after[0].down, train=train), *after[1:])
 
 
@@ -121,14 +122,3 @@ def _changed_spans(stay: Stay, j: int, by: int, now: int) -> Iterator[Stay]:
         for end in {high - by, min(high + by, ceiling)} - {high}:
             if end > low:
                 yield stay._replace(train=(*rest[0], (low, end), *rest[1]))
-
-
-def _joined(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """A hold from the end of the last stretch to the next stay's first step is trained through."""
-    found: list[tuple[int, int]] = []
-    for low, high in spans:
-        if found and low <= found[-1][1]:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return tuple(found)

@@ -55,28 +55,18 @@ def _cut(span: Span, at: Sequence[int]) -> list[Span]:
 
 def without_cuts(plan: Plan) -> Plan:
     """The plan without the stops of `with_joins`."""
-    return tuple(tuple(stay._replace(train=_uncut(stay.train)) for stay in stays) for stays in plan)
+    return tuple(tuple(stay._replace(train=tuple(touching(stay.train, 1))) for stay in stays) for stays in plan)
 
 
-def touching(spans: Sequence[Span]) -> list[Span]:
-    """Of ascending stretches, those that touch as one; empty ones are left out."""
+def touching(spans: Sequence[Span], apart: int = 0) -> list[Span]:
+    """Of ascending stretches, those that touch, or are so little apart, as one; empty ones are left out."""
     found: list[Span] = []
     for low, high in spans:
-        if found and low <= found[-1][1]:
+        if found and low <= found[-1][1] + apart:
             found[-1] = (found[-1][0], max(high, found[-1][1]))
         elif low < high:
             found.append((low, high))
     return found
-
-
-def _uncut(spans: Sequence[Span]) -> tuple[Span, ...]:
-    found: list[Span] = []
-    for low, high in spans:
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], high)
-        else:
-            found.append((low, high))
-    return tuple(found)
 
 
 def without(span: Span, low: int, high: int) -> list[Span]:

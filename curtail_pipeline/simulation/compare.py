@@ -223,6 +223,12 @@ def compare(
             rows[name] = refused_row(policy_named(name, experiment.policy), str(error))
             continue
         result = summary(done, None if ideal is None else twin_kg(done, ideal))
-        rows[name] = row_of(done, result, f"{done.forecast} forecast, by {deadline_h or 0:.2f} h")
+        rows[name] = row_of(done, result, f"{done.forecast} forecast{_by(done)}")
     table = table_of([rows[name] for name in names])
     return table, pareto_chart(table, reference)
+
+
+def _by(done: Simulated) -> str:
+    """The deadline that was planned for."""
+    deadline = done.experiment.job.deadline
+    return "" if deadline is None else f", by {(to_us(deadline) - done.walk.start) / HOUR:.2f} h"

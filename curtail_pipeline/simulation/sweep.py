@@ -21,7 +21,8 @@ class RoundLength(TypedDict):
     finished: bool
     steps: int
     runtime_h: float
-    co2_kg: float
+    co2_kg: float | None
+    """Of the accounted energy; None where that is nothing."""
     rounds: int
     transfers: int
     """Updates sent, one per site and round; as many models were received."""
@@ -56,7 +57,7 @@ def _row(done: Simulated, *, auto: bool) -> RoundLength:
         "finished": walk.finished,
         "steps": walk.steps,
         "runtime_h": (walk.last_step - walk.start) / HOUR,
-        "co2_kg": done.account.co2_kg,
+        "co2_kg": done.account.co2_kg if done.account.known else None,
         "rounds": walk.rounds,
         "transfers": transfers,
         "bytes": round(2e6 * transfers * rounds.update_mb),

@@ -1,14 +1,19 @@
 """Sites behind slow links: what a round with them costs, and when they hold."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from itertools import combinations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from simulation_cases import START, experiment, traces, windows
 
 from curtail_pipeline.scheduling.decide import decide
 from curtail_pipeline.scheduling.joint_rounds import paying
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.simulation.walk import step_walk
 from curtail_pipeline.times import to_us
 
@@ -53,3 +58,32 @@ def test_a_site_that_is_held_back_trains_when_it_is_alone() -> None:
     assert together.sites["S2"].state == "warm"
     assert together.sites["S2"].reason.startswith("its link would keep S0, S1 waiting")
     assert later.members == ("S2",)
+
+
+SECONDS = st.sampled_from([0.0, 10.0, 150.0, 700.0])
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS, SECONDS, SECONDS, st.sampled_from([0.1, 1.0])), min_size=1, max_size=4))
+def test_no_other_sites_do_more_steps_together(drawn: list[tuple[float, float, float, float, float]]) -> None:
+    names = ("round_load_s", "round_tail_s", "round_tail_single_s", "outer_step_s")
+    power = {"training_kw": 2.0, "idle_kw": 0.5}
+    sites = [
+        {
+            "name": f"S{k}",
+            "region": "R",
+            **power,
+            "steps_per_s": speed,
+            "overheads": dict(zip(names, lost, strict=True)),
+        }
+        for k, (*lost, speed) in enumerate(drawn)
+    ]
+    run = experiment("", sites=sites, rounds={"round_s": 600, "sync": "paying"})
+
+    def rate(members: Sequence[Site]) -> float:
+        of = [run.overheads_of(site) for site in members]
+        steps = sum(max(0.0, 600 - o.round_load_s) * s.steps_per_s for s, o in zip(members, of, strict=True))
+        tail = max(o.round_tail_s if len(of) > 1 else o.round_tail_single_s for o in of)
+        return steps / (600 + tail + max(o.outer_step_s for o in of))
+
+    every = [some for count in range(1, len(sites) + 1) for some in combinations(run.sites, count)]
+    assert rate(paying(run, run.sites)) == pytest.approx(max(map(rate, every)))

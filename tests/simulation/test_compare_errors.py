@@ -9,7 +9,8 @@ from simulation_cases import START, experiment, minutes, traces
 from curtail_pipeline.errors import CurtailError, PolicyError, SettingsError, TraceError
 from curtail_pipeline.scheduling.policies import POLICIES
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.simulation.compare import compare, simulate
+from curtail_pipeline.simulation.compare import compare, simulate, simulate_run
+from curtail_pipeline.simulation.sweep import sweep_round_length
 
 ROWS = traces({"A": [50] * 24})
 
@@ -104,6 +105,8 @@ def test_a_price_never_becomes_grams() -> None:
     assert [found[key] for key in none] == [None] * 5
     assert found["baselines_co2_kg"] == {"A": None, "B": None}
     assert set(found["regret"].values()) == {None}
+    swept = sweep_round_length(run, lambda one: simulate_run(one, priced(values)), (600.0,))
+    assert {row["co2_kg"] for row in swept} == {None}
     table, chart = compare(run, priced(values))
     assert table["rank"].null_count() == table["co2_kg"].null_count() == len(POLICIES)
     chart.to_dict()
@@ -145,3 +148,9 @@ def test_a_baseline_says_what_falls_into_a_hole() -> None:
     assert base["co2_kg_low"] == pytest.approx(base["co2_kg"] + 2.0 * 20 / 60 * 0.1)
     assert base["co2_kg_high"] == pytest.approx(base["co2_kg"] + 2.0 * 20 / 60 * 0.9)
     assert base["reason"] is not None and "0.667 kWh fall into gaps" in base["reason"]
+
+
+def test_the_note_of_a_policy_that_plans_has_the_experiments_own_deadline() -> None:
+    run = experiment("A", job={"steps": 600, "deadline": (START + timedelta(minutes=90)).isoformat()})
+    table, _ = compare(run, traces({"A": [50] * 24}), policies=["forecast"])
+    assert table["note"].to_list() == ["perfect forecast, by 1.50 h"]
