@@ -202,7 +202,15 @@ def on_file(
     return FileTraces.model_validate({**base, **given, "path": str(path)})
 
 
-class WattTimeTraces(ProviderSettings):
+class LiveTraces(ProviderSettings):
+    """What every source behind an HTTP API has."""
+
+    base_url: str
+    timeout_s: float = Field(default=30.0, gt=0)
+    attempts: int = Field(default=5, ge=1)
+
+
+class WattTimeTraces(LiveTraces):
     """WattTime v3. Credentials come from WATTTIME_USER and WATTTIME_PASSWORD."""
 
     implementation: ClassVar[str] = "curtail_pipeline.signals.watttime:WattTimeProvider"
@@ -214,11 +222,9 @@ class WattTimeTraces(ProviderSettings):
     """Pin of the model date, e.g. `2023-03-01`; WattTime's newest when not given."""
     horizon_hours: int = Field(default=24, ge=0, le=72)
     """Of forecasts (WattTime allows 0 to 72)."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    attempts: int = Field(default=5, ge=1)
 
 
-class ElectricityMapsTraces(ProviderSettings):
+class ElectricityMapsTraces(LiveTraces):
     """Electricity Maps v3, average intensity: for accounting. The token comes from ELECTRICITY_MAPS_TOKEN."""
 
     implementation: ClassVar[str] = "curtail_pipeline.signals.electricity_maps:ElectricityMapsProvider"
@@ -228,8 +234,6 @@ class ElectricityMapsTraces(ProviderSettings):
     """Region -> Electricity Maps' zone, e.g. CAISO_NORTH -> US-CAL-CISO; otherwise the same name."""
     granularity: Literal["5_minutes", "15_minutes", "hourly"] = "hourly"
     emission_factors: Literal["lifecycle", "direct"] = "lifecycle"
-    timeout_s: float = Field(default=30.0, gt=0)
-    attempts: int = Field(default=5, ge=1)
 
 
 class CombinedTraces(ProviderSettings):

@@ -3,9 +3,7 @@
 Values are valid from `datetime` (UTC, begin of the interval). Documentation: https://portal.electricitymaps.com/docs.
 """
 
-import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -15,10 +13,10 @@ from pydantic import Field
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import ElectricityMapsTraces, Kind
-from curtail_pipeline.signals.http import Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
-from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.http import Answer, ApiError, Known, Stamp, Value
+from curtail_pipeline.signals.live import LiveProvider
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Ingested, normalise
-from curtail_pipeline.times import iso, utc_now
+from curtail_pipeline.times import iso
 
 LONGEST_RANGE = timedelta(days=10)
 """Of one `past-range` request."""
@@ -62,29 +60,10 @@ class _PastRange(_Intensities):
         return self.data or []
 
 
-class ElectricityMapsProvider(Provider):
-    """The API as a provider. Nothing is asked before the first fetch."""
+class ElectricityMapsProvider(LiveProvider[ElectricityMapsTraces]):
+    """The API as a provider."""
 
-    def __init__(
-        self,
-        settings: ElectricityMapsTraces,
-        *,
-        environ: Mapping[str, str] = os.environ,
-        clock: Callable[[], datetime] = utc_now,
-        sleep: Callable[[float], None] = time.sleep,
-        limiter: RateLimiter | None = None,
-    ) -> None:
-        self.settings = settings
-        self._environ, self._clock = environ, clock
-        self._api = JsonApi(
-            "Electricity Maps",
-            settings.base_url,
-            timeout_s=settings.timeout_s,
-            attempts=settings.attempts,
-            limiter=limiter,
-            clock=clock,
-            sleep=sleep,
-        )
+    name = "Electricity Maps"
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
         """As `Provider.ingest`. The last 24 hours come from `history`, which every plan has, older ones from
@@ -120,9 +99,6 @@ class ElectricityMapsProvider(Provider):
             retrieved_at=now.replace(microsecond=0),
             cadence_s=CADENCE_S[self.settings.granularity],
         )
-
-    def regions(self) -> list[str] | None:
-        return None
 
     def kinds(self, region: str) -> list[Kind]:
         return ["average_intensity"]

@@ -77,7 +77,7 @@ def _holds_stamps(values: pl.Series) -> bool:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9$€£%]+", "_", _split(name).lower()).strip("_")
+    return re.sub(r"(?:[^\w$€£%]|_)+", "_", _split(name).lower()).strip("_")
 
 
 def require_believable_names(file: str, columns: Sequence[str]) -> None:

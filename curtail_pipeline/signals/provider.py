@@ -1,7 +1,7 @@
 """What a provider of traces is, and how one is made from settings.
 
 A new provider is one module with one class, and its settings class in `settings/trace_settings.py`, which
-names that class.
+names that class. Of an HTTP API it is a `LiveProvider` (`signals/live.py`).
 """
 
 from collections.abc import Callable

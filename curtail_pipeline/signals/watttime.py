@@ -5,9 +5,7 @@ https://docs.watttime.org.
 """
 
 import logging
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,8 +15,8 @@ from pydantic import Field
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit, WattTimeTraces
 from curtail_pipeline.signals.cadence import DEFAULT_CADENCE_S
-from curtail_pipeline.signals.http import A, Answer, ApiError, JsonApi, Known, RateLimiter, Stamp, Value
-from curtail_pipeline.signals.provider import Provider
+from curtail_pipeline.signals.http import A, Answer, ApiError, Known, Stamp, Value
+from curtail_pipeline.signals.live import LiveProvider
 from curtail_pipeline.signals.trace import (
     FORECAST_SCHEMA,
     POINT_SCHEMA,
@@ -27,7 +25,7 @@ from curtail_pipeline.signals.trace import (
     empty_forecast,
     normalise,
 )
-from curtail_pipeline.times import iso, utc_now
+from curtail_pipeline.times import iso
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +39,6 @@ LONGEST_FORECAST_RANGE = timedelta(days=1)
 RENEW_AFTER = timedelta(minutes=25)
 """Age at which a token, which lives for 30 minutes, is replaced: early enough that a request with it still arrives."""
 OLD_USER: Final = "WATTTIME_USERNAME"
-REQUESTS_PER_S = 10
-"""3,000 in any five minutes are allowed."""
 
 
 class _Model(Answer):
@@ -113,31 +109,14 @@ class _Login(Answer):
     token: str = Field(repr=False)
 
 
-class WattTimeProvider(Provider):
-    """The API as a provider. Nothing is asked before the first fetch."""
+class WattTimeProvider(LiveProvider[WattTimeTraces]):
+    """The API as a provider."""
 
-    def __init__(
-        self,
-        settings: WattTimeTraces,
-        *,
-        environ: Mapping[str, str] = os.environ,
-        clock: Callable[[], datetime] = utc_now,
-        sleep: Callable[[float], None] = time.sleep,
-        limiter: RateLimiter | None = None,
-    ) -> None:
-        self.settings = settings
-        self._environ, self._clock = environ, clock
-        self._api = JsonApi(
-            "WattTime",
-            settings.base_url,
-            timeout_s=settings.timeout_s,
-            attempts=settings.attempts,
-            limiter=limiter or RateLimiter(REQUESTS_PER_S, 1.0, sleep=sleep),
-            clock=clock,
-            sleep=sleep,
-        )
-        self._token: str | None = None
-        self._token_at = clock()
+    name = "WattTime"
+    requests_per_s = 10
+    """3,000 in any five minutes are allowed."""
+    _token: tuple[str, datetime] | None = None
+    """And when it was asked for."""
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
         """As `Provider.ingest`. Where the history does not reach the present five minutes yet, they come from the
@@ -190,9 +169,6 @@ class WattTimeProvider(Provider):
         table = pl.concat(rows).unique(["issued_at", "target"], keep="last", maintain_order=True)
         return table.filter(pl.col("issued_at").is_between(start, end, closed="left")).sort("issued_at", "target")
 
-    def regions(self) -> list[str] | None:
-        return None
-
     def kinds(self, region: str) -> list[Kind]:
         return list(SIGNAL_TYPES)
 
@@ -235,19 +211,19 @@ class WattTimeProvider(Provider):
         return f" (it covers {shown or 'none'})"
 
     def _authorised(self, path: str, kind: type[A], params: Mapping[str, str | int]) -> A:
-        if self._token is None or self._clock() - self._token_at >= RENEW_AFTER:
-            self._login()
+        if self._token is None or self._clock() - self._token[1] >= RENEW_AFTER:
+            self._token = self._login()
         try:
-            return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token}"})
+            return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token[0]}"})
         except ApiError as error:
             # A plan that does not cover what is asked says so; another login would not help.
             if error.status not in (401, 403) or "scope" in error.body.lower():
                 raise
         # The token ended before its time; a second refusal is final.
-        self._login()
-        return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token}"})
+        self._token = self._login()
+        return self._api.get(path, kind, params, headers={"Authorization": f"Bearer {self._token[0]}"})
 
-    def _login(self) -> None:
+    def _login(self) -> tuple[str, datetime]:
         names = ("WATTTIME_USER", "WATTTIME_PASSWORD")
         user, password = (self._environ.get(name, "") for name in names)
         if not user and self._environ.get(OLD_USER):
@@ -269,7 +245,7 @@ class WattTimeProvider(Provider):
                 error.status,
                 error.body,
             ) from error
-        self._token, self._token_at = answer.token, asked
+        return answer.token, asked
 
 
 def _chunks(start: datetime, end: datetime, longest: timedelta) -> Iterator[tuple[datetime, datetime]]:

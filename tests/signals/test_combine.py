@@ -145,6 +145,11 @@ def test_countries_that_are_called_as_hours_are_regions(tmp_path: Path) -> None:
     assert opened(tmp_path, lines).regions() == ["HR", "ID", "SP"]
 
 
+def test_names_in_any_script_are_regions(tmp_path: Path) -> None:
+    lines = ["time,東京,Ö,--,R", *(f"{stamp},{400 + i},{600 + i},{i},{500 - i}" for i, stamp in enumerate(STAMPS))]
+    assert opened(tmp_path, lines).regions() == ["東京", "Ö", "R"]
+
+
 def test_an_average_of_marginal_intensities_is_one(tmp_path: Path) -> None:
     lines = ["time,MOER average", *(f"{stamp},{400 + i}" for i, stamp in enumerate(STAMPS))]
     assert opened(tmp_path, lines).regions() == ["MOER average"]
