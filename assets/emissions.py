@@ -60,14 +60,16 @@ def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResour
     Ledgers that were counted before a trace was revised are counted again first.
     """
     from curtail_pipeline.stages.account import refresh_ledgers, stored_ledgers, write_report
+    from curtail_pipeline.stages.signal_versions import SignalVersions
 
     project = pipeline.project()
     with plain_failure(context.log, "the report"):
         if stored_ledgers(project) is None:
             context.log.warning("no segment has been accounted yet: there is nothing to report, and none was written")
             return
-        for key, table in refresh_ledgers(project):
+        signals = SignalVersions(project)
+        for key, table in refresh_ledgers(project, signals):
             context.log.info(f"{key} is counted again: its signal was revised")
             facts = ledger_metadata(table)
             context.log_event(dg.AssetMaterialization("emissions_ledger", partition=key, metadata=facts))
-        yield dg.MaterializeResult(metadata=report_metadata(write_report(project), project))
+        yield dg.MaterializeResult(metadata=report_metadata(write_report(project, signals), project))

@@ -293,7 +293,7 @@ def _figures(tally: Tally, seed: int, fault_free: float) -> Mapping[str, object]
         "recovery_median_s": round(statistics.median(recovered), 2) if recovered else None,
         "recovery_max_s": round(max(recovered), 2) if recovered else None,
         "by_fault": by_fault,
-        "by_setup": {"local": len(tally.strikes), "standing": 0, "s3": 0},
+        "by_setup": {"local": len(tally.strikes)},
         "by_phase": dict(sorted(Counter(strike.phase.value for _, strike, _ in tally.strikes).items())),
         "problems": tally.problems,
     }

@@ -33,10 +33,17 @@ def oddities(order: Order, result: Result) -> list[str]:
     return found
 
 
+def unlike(order: Order, made_with: Mapping[str, str]) -> str | None:
+    """Why what a site works with breaks the terms of an order; None when it does not."""
+    if order.terms.differing == "refuse" and (other := differences(order.terms.made_with, made_with)):
+        return f"it works with {other}; install the same there, or set federation.differing_site to record"
+    return None
+
+
 def breach(order: Order, result: Result) -> str | None:
     """Why a result breaks the terms of its order; None when it does not."""
-    if order.terms.differing == "refuse" and (other := differences(order.terms.made_with, result.made_with)):
-        return f"it works with {other}; install the same there, or set federation.differing_site to record"
+    if other := unlike(order, result.made_with):
+        return other
     begin = result.inner_state.begin
     excused = begin == FRESH and order.terms.lost_state == "fresh" and not order.replay
     if begin != order.inner_state and not excused:

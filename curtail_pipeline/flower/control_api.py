@@ -60,10 +60,6 @@ class RunStatus:
     def finished(self) -> bool:
         return self.status == "finished"
 
-    @property
-    def completed(self) -> bool:
-        return self.finished and self.sub_status == "completed"
-
 
 @dataclass(frozen=True)
 class Node:

@@ -121,7 +121,7 @@ def product(round_s: float, parameters: int = D20_PARAMETERS) -> Overheads:
 
     For a model up to the largest that was measured (`measurement`), what was measured with the smallest that is no
     smaller. For larger ones, which no machine at hand could hold, an assumption: 20 s to join, and 2 % of a round for
-    loading, sending and merging. All of it is at idle power.
+    loading, sending and merging (of the default length where `rounds.round_s` is auto). All of it is at idle power.
     """
     model = measurement().model_for(parameters)
     if model is None:

@@ -151,11 +151,16 @@ def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> 
     low = np.concatenate([use.of(state)[0] for state in STATES])
     high = np.concatenate([use.of(state)[1] for state in STATES])
     kw = np.concatenate([np.full(len(use.of(state)[0]), power_kw(site, state)) for state in STATES])
+    train = np.concatenate([np.full(len(use.of(state)[0]), state == "training") for state in STATES])
     order = np.argsort(low, kind="stable")
     load = low[order], high[order], kw[order]
     flows = supplied(site, load, clear, view.on_site.get(site.name), walk.start, walk.end)
     got = taken(flows)
-    trains = np.array([flow.load_kw for flow in flows]) >= power_kw(site, "training")
+    starts = np.array([flow.start for flow in flows], dtype=np.int64)
+    trained = train[order]
+    begins, ends = low[order][trained], high[order][trained]
+    at = np.searchsorted(begins, starts, side="right")  # intervals of training that have begun
+    trains = at > np.searchsorted(ends, starts, side="right")
     return [
         _Drawn((got.start[pick], got.end[pick]), got.grid_kw[pick], mark)
         for pick, mark in ((trains, True), (~trains, False))

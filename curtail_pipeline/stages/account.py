@@ -114,11 +114,10 @@ def stale_ledgers(project: Project, versions: SignalVersions) -> list[str]:
     return found
 
 
-def refresh_ledgers(project: Project) -> Iterator[tuple[str, pl.DataFrame]]:
+def refresh_ledgers(project: Project, signals: SignalVersions) -> Iterator[tuple[str, pl.DataFrame]]:
     """Count every stale ledger again, and store it: its checkpoint and its table."""
-    versions = SignalVersions(project)
-    for key in stale_ledgers(project, versions):
-        table = checkpoint_ledger(project, key, versions)
+    for key in stale_ledgers(project, signals):
+        table = checkpoint_ledger(project, key, signals)
         write_table(project.store, ledger_key(key), table)
         yield key, table
 
@@ -247,7 +246,7 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
     )
 
 
-def write_report(project: Project) -> RunSummary:
+def write_report(project: Project, signals: SignalVersions) -> RunSummary:
     """Write the report's page, figures and data; returns what `summarise` does.
 
     Raises:
@@ -278,7 +277,7 @@ def write_report(project: Project) -> RunSummary:
             threshold=threshold_of(experiment),
             written=utc_now(),
             tool_version=versions()["curtail_pipeline"],
-            stale=stale_ledgers(project, SignalVersions(project)),
+            stale=stale_ledgers(project, signals),
         )
     )
     for name, content in files.items():

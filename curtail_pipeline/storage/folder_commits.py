@@ -47,6 +47,9 @@ class FolderCommits:
     def claim(self, key: str, generation: int, attempt: int) -> None:
         number(key)
         with plain_errors(f"{key} cannot be claimed"), self._claims.lock():
+            if read_manifest(self.store, key) is not None:
+                return
+            self._refuse_damaged(key)
             self._claims.fence(key, generation, attempt)
             self._claims.write(Claim(key=key, generation=generation, attempt=attempt))
 
@@ -100,9 +103,13 @@ class FolderCommits:
         return StoredFile(sha256=file_sha256(target), bytes=target.stat().st_size)
 
     def _refuse_if_committed(self, key: str) -> None:
-        folder = self._folder(key)
         if read_manifest(self.store, key) is not None:
             raise refuse_committed(self.store, key)
+        self._refuse_damaged(key)
+
+    def _refuse_damaged(self, key: str) -> None:
+        """Before anything is trained for it again."""
+        folder = self._folder(key)
         if folder.exists() and self._claims.committed(key):
             raise StoreError(
                 f"{folder} was committed and is damaged: {self._damage(key)}. Nothing was changed; restore it from "

@@ -107,13 +107,16 @@ class Home:
 
         Raises:
             StoreError: a URI of another kind than `s3://bucket/prefix`.
+            SettingsError: a store in the environment that is no URI.
         """
         place = out if out is not None else os.environ.get(STORE_ENV) or None
         if place is None:
             return cls(homes_root() / experiment.name)
         if is_uri(place):
             return cls(homes_root() / experiment.name, open_store(str(place)).uri, connect)
-        return cls(place if out is not None else homes_root() / experiment.name, connect=connect)
+        if out is None:
+            raise SettingsError(f"{STORE_ENV} is {place!r}, which is no s3://bucket/prefix; give a folder with --out")
+        return cls(place, connect=connect)
 
     @property
     def store(self) -> str:

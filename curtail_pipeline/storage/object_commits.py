@@ -58,6 +58,7 @@ class ObjectCommits:
             newest = self._newest(key)
             if newest is not None and newest[1].committed is not None:
                 self._carry_out(newest[1])
+                self._refuse_damaged(key)
                 return
             fence(newest[1] if newest else None, key, generation, attempt)
             if self._append(newest, LoggedClaim(key=key, generation=generation, attempt=attempt)):
@@ -135,13 +136,16 @@ class ObjectCommits:
     def _refuse_committed(self, key: str, newest: tuple[int, LoggedClaim] | None) -> None:
         if newest is not None and newest[1].committed is not None:
             self._carry_out(newest[1])
-            if read_manifest(self.store, key) is None:
-                raise StoreError(
-                    f"{key} in {self.store.uri} was committed and is damaged: its manifest is not what was written. "
-                    f"Nothing was changed; restore it from a copy, or delete claims/{key}/ and checkpoints/{key}/ to "
-                    "train this segment again"
-                )
+            self._refuse_damaged(key)
             raise refuse_committed(self.store, key)
+
+    def _refuse_damaged(self, key: str) -> None:
+        if read_manifest(self.store, key) is None:
+            raise StoreError(
+                f"{key} in {self.store.uri} was committed and is damaged: its manifest is not what was written. "
+                f"Nothing was changed; restore it from a copy, or delete claims/{key}/ and checkpoints/{key}/ to "
+                "train this segment again"
+            )
 
     def _stage(self, source: Path | str, key: str) -> str:
         """The store key where the file is until the commit is carried out; what is in the store already stays there."""

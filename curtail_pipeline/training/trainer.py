@@ -27,7 +27,7 @@ from torch import nn
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order, Phase, Result, StopReason, WrittenWeights
 from curtail_pipeline.federation.plan import replay_folder
-from curtail_pipeline.federation.terms import differences
+from curtail_pipeline.federation.terms import unlike
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
@@ -226,12 +226,8 @@ class SiteTrainer:
         """What this site works with; an order that asks for something else is refused before any work."""
         if self._made_with is None:
             self._made_with = made_with(self.store, self.site.name)
-        other = differences(order.terms.made_with, self._made_with)
-        if other and order.terms.differing == "refuse":
-            raise TrainingError(
-                f"site {self.site.name} works with {other}; install the same there, or set federation.differing_site "
-                "to record"
-            )
+        if other := unlike(order, self._made_with):
+            raise TrainingError(f"site {self.site.name}: {other}")
         return self._made_with
 
     def _load(self, order: Order) -> str:
@@ -380,7 +376,7 @@ class SiteTrainer:
         if self._segment != (order.key, order.attempt):
             self._segment, self._recent = (order.key, order.attempt), set()
         self._recent |= {order.inner_state, inner}
-        if self.settings.keep_inner_states is not None:
+        if self.settings.keep_inner_states is not None and order.links is None:  # which sees no manifest, so keeps all
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
 
 

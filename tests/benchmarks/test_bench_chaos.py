@@ -48,7 +48,7 @@ def test_the_last_line_has_what_was_counted() -> None:
         tally.strikes.append((kind, Strike(phase, 0.0, "x"), took))
     found = _figures(tally, 7, 3.4)
     assert (found["faults"], found["seed"], found["recovery_median_s"], found["recovery_max_s"]) == (3, 7, 5.0, 6.0)
-    assert found["by_phase"] == {"merge": 1, "train": 2} and found["by_setup"] == {"local": 3, "standing": 0, "s3": 0}
+    assert found["by_phase"] == {"merge": 1, "train": 2} and found["by_setup"] == {"local": 3}
     assert found["by_fault"] == {
         "a": {"count": 2, "overcome": 2, "recovery_median_s": 5.0},
         "b": {"count": 1, "overcome": 0},

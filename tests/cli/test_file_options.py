@@ -138,6 +138,10 @@ def test_every_command_refuses_what_the_asset_would_keep_out(tmp_path: Path) -> 
             command()
         said.add(str(refused.value))
     assert len(said) == 1
+    words = ["--columns", "RRP=NEM_SA", "--where", "INTERVENTION=0", "--kind", "marginal_intensity"]
+    words += ["--unit", "g/kWh", "--time-column", "stamp", "--time-format", given["time_format"]]
+    done = curtail("run", "--traces", str(trace), "-e", str(experiment), *words, home=tmp_path / "run", timeout=60)
+    assert done.returncode == 1 and said.pop() in done.stderr
 
 
 def test_a_file_that_only_other_keys_can_read_needs_no_experiment(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ def test_nodes_are_found_by_asking_when_nothing_is_known(federation: LocalFedera
         run_id = control.start_run(asking(store, key))
         wait_until(lambda: (run := control.status(run_id)) is not None and run.finished)
         status = control.status(run_id)
-        assert status is not None and status.completed, control.logs(run_id)
+        assert status is not None and status.sub_status == "completed", control.logs(run_id)
         assert store.read_record("scratch/ckpt-000009/1/segment.json", Segment).steps == 2
         assert "round 0: 2 steps by CA, TX" in control.logs(run_id)
         assert control.status(12345) is None

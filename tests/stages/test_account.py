@@ -17,6 +17,7 @@ from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.storage.tables import ledger_key, write_table
 
 HOLE = range(30, 60)
@@ -75,7 +76,7 @@ def test_the_rules_age_is_that_of_the_ledger_and_of_the_baselines(
 
 def test_the_report_says_what_the_summary_says(tmp_path: Path) -> None:
     project = project_with_a_hole(tmp_path, None)
-    found = write_report(project)
+    found = write_report(project, SignalVersions(project))
     assert found == summarise(project)
     page = Path(found.report).read_text()
     assert "0.417 kWh are not in the emissions" in page
@@ -96,7 +97,7 @@ def test_what_is_synthetic_is_told_by_the_data(tmp_path: Path, source: str) -> N
     assert summarise(project).basis == label == checkpoint_rows(project)[-1].basis
     assert ledger_metadata(checkpoint_ledger(project, "ckpt-000001"))["energy and CO2 are"] == label
     assert summarise(project).synthetic == made_up
-    write_report(project)
+    write_report(project, SignalVersions(project))
     assert label in project.store.path("report/index.html").read_text()
     assert ("Synthetic traces." in project.store.path("report/index.html").read_text()) == made_up
     card = card_of(project, "ckpt-000001")
@@ -112,17 +113,17 @@ def test_a_revised_trace_leaves_a_ledger_behind_until_it_is_counted_again(tmp_pa
     project = project_with_a_hole(tmp_path, 3_600)
     key = f"traces/{START.date()}/SPP_TX.parquet"
     before = project.traces([START.date()])
-    assert list(refresh_ledgers(project)) == [], "nothing is stale"
+    assert list(refresh_ledgers(project, SignalVersions(project))) == [], "nothing is stale"
     write_table(project.store, key, before.with_columns(retrieved_at=pl.lit(at(999))))
-    assert list(refresh_ledgers(project)) == [], "fetched again, and nothing revised"
+    assert list(refresh_ledgers(project, SignalVersions(project))) == [], "fetched again, and nothing revised"
     (old,) = summarise(project).checkpoints[1:]
     write_table(project.store, key, before.with_columns(value=pl.col("value") * 3))
-    write_report(project)
+    write_report(project, SignalVersions(project))
     page = project.store.path("report/index.html")
     assert "revised after ckpt-000001 had been accounted" in page.read_text()
-    ((found, table),) = refresh_ledgers(project)
+    ((found, table),) = refresh_ledgers(project, SignalVersions(project))
     assert found == "ckpt-000001" and totals(table).co2_g == pytest.approx(30.0)
     assert old.co2_g == pytest.approx(10.0) and summarise(project).co2_g == pytest.approx(30.0)
-    write_report(project)
+    write_report(project, SignalVersions(project))
     assert "revised after" not in page.read_text() and table["signal_version"][0] in page.read_text()
-    assert list(refresh_ledgers(project)) == []
+    assert list(refresh_ledgers(project, SignalVersions(project))) == []

@@ -18,6 +18,7 @@ from curtail_pipeline.stages.account import checkpoint_ledger, stored_ledgers, s
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.storage.manifest import Interval
 from curtail_pipeline.storage.tables import ledger_key, write_table
 
@@ -99,6 +100,6 @@ def manifests(project: Project) -> list[list[Interval]]:
 
 
 def test_the_report_is_written_of_it(project: Project) -> None:
-    found = write_report(project)
+    found = write_report(project, SignalVersions(project))
     assert found == summarise(project)
     assert totals(stored_ledgers(project)).kwh == pytest.approx(found.kwh)  # type: ignore[arg-type]

@@ -181,6 +181,9 @@ def test_a_committed_key_is_never_replaced(checkpoints: Checkpoints, files: dict
         checkpoints.commit("ckpt-000001", files, fields("ckpt-000000"), 99)
     # Nor when it is damaged: the next run may be the one that could still restore it.
     (Path(checkpoints.where("ckpt-000002")) / "manifest.json").write_bytes(b"{}")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="was committed and is damaged"):
+            checkpoints.claim("ckpt-000002", 99, 1)  # said before anything is trained, and not forgotten by saying it
     with pytest.raises(StoreError, match="damaged"):
         checkpoints.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 99)
     with pytest.raises(StoreError, match="ckpt-000002"):

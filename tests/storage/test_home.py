@@ -165,6 +165,12 @@ def test_where_homes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert Home.of(experiment(), tmp_path / "out").root == tmp_path / "out"
 
 
+def test_a_store_in_the_environment_is_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURTAIL_STORE", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"CURTAIL_STORE is .* no s3://bucket/prefix; give a folder with --out"):
+        Home.of(load_experiment("laptop"))
+
+
 def test_lock_names_the_process_that_has_it(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom curtail_pipeline.storage.home import Home\n"

@@ -209,6 +209,8 @@ def test_a_damaged_checkpoint_is_named_and_not_replaced(
     one.store.write_json("checkpoints/ckpt-000002/manifest.json", {**manifest, "seed": 2})
     assert one.last() == "ckpt-000001"
     with pytest.raises(StoreError, match="was committed and is damaged"):
+        one.claim("ckpt-000002", 9, 1)
+    with pytest.raises(StoreError, match="was committed and is damaged"):
         one.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 9)
 
 
