@@ -18,16 +18,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.flower.processes import free_port, tail
-from curtail_pipeline.orchestration.segment_starts import SegmentStart, first_run, segment_starts
+from curtail_pipeline.orchestration.segment_starts import first_run, segment_starts
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 SITES = ("NORTH", "SOUTH")
 DEADLINE_S = 600.0
-T = TypeVar("T")
 
 
 class Pauses(TypedDict):
@@ -65,12 +64,14 @@ def run(segments: int = 4) -> Pauses:
             )
         try:
             home = folder / "pauses"
-            seen = _wait(ui, log, lambda: first_run(home / "dagster"))
-            starts = _wait(ui, log, lambda: _enough(segment_starts(home / "dagster"), segments))
-            commits = {start.key: _committed(home, start.key) for start in starts[:-1]}
+            _wait(ui, log, lambda: _manifest(home, f"ckpt-{segments + 1:06d}").exists())  # nothing that takes its time
         finally:
             ui.send_signal(signal.SIGTERM)
             ui.wait(60)
+        seen, starts = first_run(home / "dagster"), segment_starts(home / "dagster")[: segments + 1]
+        if seen is None:
+            raise PausesError(f"{home} has checkpoints, its Dagster instance has no run")
+        commits = {start.key: _manifest(home, start.key).stat().st_mtime for start in starts}
     pairs = [(commits[before.key], after) for before, after in pairwise(starts)]
     pauses = [after.begun - commit for commit, after in pairs]
     return {
@@ -83,21 +84,17 @@ def run(segments: int = 4) -> Pauses:
     }
 
 
-def _enough(found: list[SegmentStart], segments: int) -> list[SegmentStart] | None:
-    return found if len(found) > segments else None
+def _manifest(home: Path, key: str) -> Path:
+    return home / "store" / "checkpoints" / key / "manifest.json"
 
 
-def _committed(home: Path, key: str) -> float:
-    return (home / "store" / "checkpoints" / key / "manifest.json").stat().st_mtime
-
-
-def _wait(ui: "subprocess.Popen[bytes]", log: Path, found: Callable[[], T | None]) -> T:
+def _wait(ui: "subprocess.Popen[bytes]", log: Path, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while (value := found()) is None:
+    while not reached():
         if ui.poll() is not None or time.monotonic() > deadline:
-            raise PausesError(f"the UI ended or came to nothing in {DEADLINE_S:.0f} s; its log ends:\n{tail(log)}")
+            fate = f"came to nothing in {DEADLINE_S:.0f} s" if ui.poll() is None else f"ended with {ui.poll()}"
+            raise PausesError(f"the UI {fate}; its log ends:\n{tail(log)}")
         time.sleep(0.5)
-    return value
 
 
 def _experiment(folder: Path) -> Path:
@@ -106,7 +103,7 @@ def _experiment(folder: Path) -> Path:
     trace.write_text(f"time,{','.join(SITES)}\n" + "".join(f"{stamp.isoformat()},20,20\n" for stamp in stamps))
     content = {
         "name": "pauses",
-        "traces": {"provider": "file", "path": str(trace)},
+        "traces": {"provider": "file", "path": str(trace), "kind": "marginal_intensity"},
         "replay": {"speed": 20},
         "sites": [
             {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.02} for name in SITES

@@ -92,7 +92,7 @@ class FolderCommits:
         """
         path = source if isinstance(source, Path) else self.store.path(source)
         try:
-            linkable = path.resolve().is_relative_to(self.store.path("scratch")) and path.stat().st_nlink == 1
+            linkable = path.resolve().is_relative_to(self.store.path("scratch").resolve()) and path.stat().st_nlink == 1
             if linkable:
                 os.link(path, target)
             else:

@@ -25,15 +25,14 @@ class FolderStore(Store):
         self.uri = str(self.root)
 
     def path(self, key: str) -> Path:
-        """Where the object of this key is, whether or not it exists.
+        """Where the object of this key is, whether or not it exists. A link in the root is followed, whoever set it.
 
         Raises:
             StoreError: the key would leave the root.
         """
-        path = (self.root / key).resolve()
-        if not path.is_relative_to(self.root):
+        if key.startswith("/") or ".." in key.split("/"):  # by its text: a sensor's tick asks for thousands
             raise StoreError(f"key {key!r} leaves the store {self.root}; keys are relative paths without '..'")
-        return path
+        return self.root / key
 
     def exists(self, key: str) -> bool:
         return self.path(key).exists()
