@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from s3_server import S3Server, start
+
+from curtail_pipeline.benchmarks.s3_server import S3Server, start
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -96,7 +96,7 @@ def superlink(
         Path | None, typer.Option(help="Folder of `curtail deploy keys`: TLS, and only registered sites join.")
     ] = None,
 ) -> None:
-    """Become a standing SuperLink that sites join with `curtail site run`."""
+    """Run a standing SuperLink that sites join with `curtail site run`."""
     from curtail_pipeline.flower.keys import KeyFolder
     from curtail_pipeline.flower.standing import run_superlink
 

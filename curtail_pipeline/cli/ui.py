@@ -5,6 +5,7 @@ the terminal does not reach, so that they are stopped in order, and with their l
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -32,10 +33,15 @@ START_S = 120.0
 STOP_S = 20.0
 """How long they may take to stop before they are killed."""
 POLL_S = 0.1
+MOST_ENDS, STEADY_S = 3, 120.0
+"""What ends by itself more often within so many seconds is not started again."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class UiError(CurtailError):
-    """A part of the UI did not start, or ended by itself."""
+    """A part of the UI did not start, or ended by itself again and again."""
 
 
 def environment(project: Project, sensors: bool) -> dict[str, str]:
@@ -62,6 +68,8 @@ class Services:
         self._workspace = self._folder / "workspace.yaml"
         self._workspace.write_text(WORKSPACE.format(port=self._code_port))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._modules: dict[str, Sequence[str]] = {}
+        self._ends: dict[str, list[float]] = {}
 
     @property
     def address(self) -> str:
@@ -83,13 +91,20 @@ class Services:
         return self.address
 
     def wait(self) -> None:
-        """Until one of them ends by itself.
+        """Start again what ends by itself.
 
         Raises:
-            UiError: always; says which, and how its log ends.
+            UiError: one does not last; says which, and how its log ends.
         """
         while True:
-            self._check()
+            for name, process in [*self._running.items()]:
+                if process.poll() is not None:
+                    now = time.monotonic()
+                    self._ends[name] = [*(at for at in self._ends.get(name, ()) if now - at < STEADY_S), now]
+                    if len(self._ends[name]) > MOST_ENDS:
+                        self._check()
+                    _log.warning("the %s of the UI ended with %s and is started again", name, process.returncode)
+                    self._start(name, self._modules[name])
             time.sleep(POLL_S * 5)
 
     def stop(self) -> None:
@@ -114,7 +129,8 @@ class Services:
         return found
 
     def _start(self, name: str, module: Sequence[str]) -> None:
-        with self._log(name).open("wb") as log:
+        self._modules[name] = module
+        with self._log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", *module],
                 cwd=self._folder,

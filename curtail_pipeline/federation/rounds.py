@@ -117,18 +117,17 @@ class _Running:
         return self.state.segment(stop_reason)
 
     def _resume(self) -> None:
-        """Go on behind the rounds that an earlier server of this plan has merged, if what it left is whole."""
+        """Go on behind the rounds that an earlier server of this plan has merged.
+
+        Raises:
+            FederationError: what it left is damaged. Only another attempt may begin anew: trainers remember orders by
+                attempt and round, and would take other ones for a mistake.
+        """
         lines = read_journal(self.store, self.folder)
         for line in lines:
             self.state.take(line)
-        try:
-            if lines:
-                self.state.require_whole(self.store)
-        except FederationError as error:
-            self.log(f"{self.plan.key} starts anew: {error}")
-            self.store.delete(journal_key(self.folder))
-            self.state, lines = SegmentState(self.plan), []
         if lines:
+            self.state.require_whole(self.store)
             self.log(f"{self.plan.key} goes on behind round {lines[-1].done.index}, at step {self.state.step}")
         self._journal = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from pydantic import Field
+
 from curtail_pipeline.errors import MessageError, StoreError
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.records import Message
@@ -32,6 +34,8 @@ class ServerFailure(Message):
     """`failure.json`: why a server gave the segment up. One that was killed leaves none."""
 
     error: str
+    sites: dict[str, str] = Field(default_factory=dict)
+    """Those that were not there, where that is why."""
 
 
 def failure_key(folder: str) -> str:

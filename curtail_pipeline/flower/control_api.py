@@ -46,6 +46,10 @@ ENVIRONMENT = {
 """For every Flower process: nothing is sent to or fetched from the Internet."""
 
 
+PASSING = {408, 425, 429}
+"""Answers below 500 that another try may not get: a front that waits, or has too much to do."""
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """`status` is pending, starting, running or finished; `sub_status` of a finished run completed, failed, stopped."""
@@ -84,6 +88,10 @@ def build_fab() -> tuple[str, bytes]:
 
         content = build_fab_from_disk(APP)
     return hashlib.sha256(content).hexdigest(), content
+
+
+class Refused(FederationError):
+    """A SuperLink that answers, and not with what was asked for; asking again would not help."""
 
 
 class Control:
@@ -211,10 +219,9 @@ class Control:
         try:
             return getattr(self._client, method)(request)
         except httpx.HTTPStatusError as error:
-            text = error.response.text[:300]
-            raise FederationError(
-                f"the SuperLink at {self.address} refused {method}: {error.response.status_code} {text}"
-            ) from error
+            status, text = error.response.status_code, error.response.text[:300]
+            kind = Refused if 400 <= status < 500 and status not in PASSING else FederationError
+            raise kind(f"the SuperLink at {self.address} refused {method}: {status} {text}") from error
         except httpx.HTTPError as error:
             raise FederationError(
                 f"no SuperLink answers at {self.address} ({type(error).__name__}: {error}); run "

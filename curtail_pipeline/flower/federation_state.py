@@ -52,7 +52,7 @@ class FederationState(Message):
     pid: int = 0
     """Of the supervisor."""
     created: float = 0.0
-    """When that process was created (seconds since the epoch)."""
+    """When that process was created (`processes.started_at`)."""
     owner: int | None = None
     """The process with which it ends."""
     store: str = ""

@@ -22,11 +22,30 @@ from filelock import FileLock, Timeout
 from curtail_pipeline.errors import FederationError, MessageError, SitesDown
 from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.federation_state import DOWN, STATE_FILE, FederationState
+from curtail_pipeline.flower.supervisor_watch import watched
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 
 _POLL_S = 0.05
 _STOP_S = 15.0
+_START_TRIES = 3
+
+
+class _Killed(FederationError):
+    """A supervisor that ended without a word while it started."""
+
+
+@dataclass
+class _Hold:
+    """This process's use of a federation."""
+
+    blocks: int = 0
+    started: tuple[int, float] | None = None
+    """The supervisor that it has started last: process id and creation time."""
+
+
+_held: dict[Path, _Hold] = {}
+"""By folder."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +180,23 @@ class LocalFederation:
     def ensure(self) -> Iterator[Federation]:
         """A running federation: the one that is there, else one that ends with this block or with this process.
 
+        Of blocks within each other the outermost counts: what replaces a federation that died stays until its end.
+
         Raises:
             FederationError: as `up`.
         """
-        mine = self._obtain(owner=os.getpid())
+        hold = _held.setdefault(self.folder, _Hold())
+        hold.blocks += 1
         try:
-            yield self._federation
+            with watched(self.status, self._federation.limits.liveness_s):
+                hold.started = self._obtain(owner=os.getpid()) or hold.started
+                yield self._federation
         finally:
-            if mine:
-                self._stop(*mine)
+            hold.blocks -= 1
+            if not hold.blocks:
+                del _held[self.folder]
+                if hold.started:
+                    self._stop(*hold.started)
 
     def _obtain(self, owner: int | None) -> tuple[int, float] | None:
         """Have one that is ready; (process id, creation time) if this call started it."""
@@ -178,18 +205,28 @@ class LocalFederation:
         lock = FileLock(self.folder / "start.lock")
         try:
             with lock.acquire(timeout=self._federation.start_timeout_s + _STOP_S):
-                mine = None if self._running() else self._start(owner)
-                try:
-                    self._federation.wait_ready(self.sites)
-                except BaseException:
-                    if mine:
-                        self._stop(*mine)
-                    raise
-                return mine
+                for _ in range(_START_TRIES - 1):
+                    with contextlib.suppress(_Killed):
+                        return self._started(owner)
+                return self._started(owner)
         except Timeout as error:
             raise FederationError(
                 f"another command has been starting the federation in {self.folder} for too long; end it and try again"
             ) from error
+
+    def _started(self, owner: int | None) -> tuple[int, float] | None:
+        """As `_obtain`, once."""
+        mine = None if self._running() else self._start(owner)
+        try:
+            self._federation.wait_ready(self.sites)
+        except BaseException as error:
+            killed = isinstance(error, FederationError) and self.status().state == "down"
+            if mine:
+                self._stop(*mine)
+            if killed:
+                raise _Killed(str(error)) from error
+            raise
+        return mine
 
     def _running(self) -> bool:
         """Whether there is one to use. Waits for the end of one that is stopping."""
@@ -219,7 +256,7 @@ class LocalFederation:
             if code is not None or time.monotonic() > deadline:
                 if code is None:
                     process.kill()
-                raise FederationError(
+                raise (_Killed if code is not None and code < 0 else FederationError)(
                     f"the supervisor in {self.folder} did not start (exit code {code}); its log {log} ends:\n"
                     + processes.tail(log)
                 )

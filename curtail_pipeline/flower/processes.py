@@ -23,11 +23,20 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def started_at(pid: int) -> float | None:
-    """When the process was created (seconds since the epoch), or None when there is none or it is a zombie."""
+    """When the process was created, or None when there is none or it is a zombie.
+
+    Seconds since the machine's start on Linux, since the epoch elsewhere: a clock that is set moves the latter, and
+    with it every process would seem to be another one.
+    """
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if sys.platform == "linux":
+            after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+        return process.create_time()
+    except (psutil.Error, OSError):
         return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from curtail_pipeline.errors import FULL_DISK, CurtailError, FederationError, MessageError, is_out_of_space
+from curtail_pipeline.errors import FULL_DISK, CurtailError, FederationError, MessageError, SitesDown, is_out_of_space
 from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.orders import Answer, Order, Plan
 from curtail_pipeline.federation.plan import folder_of
@@ -121,7 +121,7 @@ def resolve_nodes(
     A node that is registered is asked nothing: its key says which site it is, and it can be no other one.
 
     Raises:
-        FederationError: no member has.
+        SitesDown: no member has.
     """
     members, deadline = list(members), clock() + NODES_S
     names: dict[int, str] = {}
@@ -146,8 +146,9 @@ def resolve_nodes(
                 names.setdefault(reply.metadata.src_node_id, name)
         wait(POLL_S)
     if not found:
-        raise FederationError(
-            f"no SuperNode of {', '.join(members)} is online ({len(online)} nodes are); start one, or wait until one is"
+        raise SitesDown(
+            f"no SuperNode of {', '.join(members)} is online ({len(online)} nodes are); start one, or wait for one",
+            dict.fromkeys(members, "its SuperNode is not online"),
         )
     return {site: found[site] for site in members if site in found}
 
@@ -160,10 +161,9 @@ def serve(grid: Grid, context: Context) -> None:
     config = RunConfig.from_flower(context.run_config)
     store = open_store(config.store)
     plan = store.read_record(config.plan, Plan)
-    nodes = resolve_nodes(grid, plan.members, config.nodes)
     try:
         run_plan(
-            FlowerTransport(grid, nodes),
+            FlowerTransport(grid, resolve_nodes(grid, plan.members, config.nodes)),
             config.plan,
             store,
             limits=config.limits,
@@ -173,7 +173,8 @@ def serve(grid: Grid, context: Context) -> None:
     except StoreUnavailable:
         raise  # without a word: another run goes on when the store is back
     except CurtailError as error:
-        store.write_record(failure_key(folder_of(config.plan)), ServerFailure(error=str(error)))
+        sites = error.sites if isinstance(error, SitesDown) else {}
+        store.write_record(failure_key(folder_of(config.plan)), ServerFailure(error=str(error), sites=sites))
         raise
     except OSError as error:
         if not is_out_of_space(error):

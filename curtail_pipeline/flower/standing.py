@@ -5,12 +5,13 @@ With `CURTAIL_SUPERLINK` (`host:port`) set, segments are submitted to that Super
 authority that vouches for the SuperLink; with it all that is said to the SuperLink goes over TLS.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.keys import KeyFolder
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
+from curtail_pipeline.flower.superexecs import SuperExecWatch
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.home import EXPERIMENT_KEY, Home, homes_root
@@ -72,7 +74,10 @@ def connect(home: Home, experiment: Experiment) -> Iterator[Federation]:
 
 
 def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = None) -> NoReturn:
-    """Become a SuperLink that keeps its state in `folder`.
+    """A SuperLink in the foreground that keeps its state in `folder`.
+
+    Ends when it or its SuperExec ends or is stopped for too long, or on SIGTERM and SIGINT. Whoever started it starts
+    it again.
 
     Args:
         keys: its certificate; only sites whose key is registered may join then, and everything goes over TLS. Without
@@ -80,7 +85,7 @@ def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = N
             may start runs, which are code: let sites reach `/v1/fleet/` alone (`deploy/nginx/superlink.conf`).
 
     Raises:
-        FederationError: a file of the keys is not there.
+        FederationError: a file of the keys is not there, or the SuperLink ended by itself.
     """
     secured = ["--insecure"]
     if keys is not None:
@@ -94,7 +99,47 @@ def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = N
         str(BINARIES / "flower-superlink"), *secured, "--host", host, "--port", str(port),
         "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    os.execve(command[0], command, _environment(folder / "flwr"))
+    _end_on_signals()
+    link = subprocess.Popen(command, env=_environment(folder / "flwr"), preexec_fn=processes.die_with_parent)
+    hangs, superexec = Hangs(open_store(folder), DEFAULT_LIMITS), SuperExecWatch(link.pid)
+    try:
+        while link.poll() is None:
+            _end_hung(hangs, {}, "the SuperLink", {link.pid: "SuperLink"})
+            if superexec.ended():
+                raise FederationError("the SuperLink's SuperExec has ended, without which no run begins")
+            time.sleep(HANGS_S)
+        raise FederationError(f"the SuperLink ended with {link.returncode}; see its output above")
+    finally:
+        _end_all([link])
+
+
+def _end_on_signals() -> None:
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _end_hung(hangs: Hangs, trainers: Mapping[str, int], whose: str, named: Mapping[int, str]) -> None:
+    """Kill what lives below this process and does nothing."""
+    found = hangs.found(processes.descendants(), trainers, None, time.monotonic())
+    for pid, reason in found.items():
+        print(f"{whose}: its {named.get(pid, f'process {pid}')} is killed: {reason}", file=sys.stderr, flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _end_all(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    for child in children:
+        try:
+            child.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def _environment(flower_home: Path) -> dict[str, str]:
@@ -173,8 +218,8 @@ def run_site(
 ) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
-    Ends when either ends, hangs or is stopped for too long, or on SIGTERM and SIGINT; the other one is stopped, and
-    killed after `STOP_S`. Whoever started it starts it again.
+    Ends when either or the SuperExec ends, hangs or is stopped for too long, or on SIGTERM and SIGINT; the others are
+    stopped, and killed after `STOP_S`. Whoever started it starts it again.
 
     Args:
         folder: for what is the site's own.
@@ -203,11 +248,7 @@ def run_site(
         ],
     ]  # fmt: skip
 
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(0)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    _end_on_signals()
     parts = ("trainer", "SuperNode")
     children: list[subprocess.Popen[bytes]] = []
     try:
@@ -216,22 +257,15 @@ def run_site(
         ]
         hangs = Hangs(open_store(store, patience_s=HANGS_S), limits)
         named = {child.pid: part for part, child in zip(parts, children, strict=True)}
+        superexec = SuperExecWatch(children[1].pid)
         while all(child.poll() is None for child in children):
-            for pid, reason in hangs.found(named, {name: children[0].pid}, None, time.monotonic()).items():
-                print(f"site {name}: its {named[pid]} is killed: {reason}", file=sys.stderr, flush=True)
-                os.kill(pid, signal.SIGKILL)
+            _end_hung(hangs, {name: children[0].pid}, f"site {name}", named)
+            if superexec.ended():
+                raise FederationError(f"site {name}: its SuperExec has ended, without which no order is worked on")
             time.sleep(HANGS_S)
         ended = next(child for child in children if child.poll() is not None)
         raise FederationError(
             f"site {name}: its {named[ended.pid]} ended with {ended.returncode}; see its output above"
         )
     finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-        for child in children:
-            try:
-                child.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        _end_all(children)

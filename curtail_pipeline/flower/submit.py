@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from curtail_pipeline.errors import FederationError, MessageError
+from curtail_pipeline.errors import FederationError, MessageError, SitesDown
 from curtail_pipeline.federation.orders import JournalLine, Plan, Segment
 from curtail_pipeline.federation.plan import folder_of, read_journal, segment_key
 from curtail_pipeline.federation.progress import (
@@ -19,9 +19,9 @@ from curtail_pipeline.federation.progress import (
     Submitted,
     merged_round,
 )
-from curtail_pipeline.federation.server_life import ServerWatch, failure_key
+from curtail_pipeline.federation.server_life import ServerFailure, ServerWatch, failure_key
 from curtail_pipeline.federation.trainer_api import StopOrder
-from curtail_pipeline.flower.control_api import Control, RunStatus
+from curtail_pipeline.flower.control_api import Control, Refused, RunStatus
 from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.run_config import FlowerRun, RunConfig
 from curtail_pipeline.flower.trainer_client import Trainer
@@ -65,6 +65,7 @@ def submit_and_follow(
 
     Raises:
         FederationError: the federation is not ready, or the run failed; the message ends with its log.
+        SitesDown: none of the members is there.
         SegmentCancelled: `should_cancel` returned true.
     """
     folder = folder_of(plan_key)
@@ -123,8 +124,8 @@ def _patiently(federation: Federation, call: Callable[[], T], wait: Callable[[fl
     while True:
         try:
             return call()
-        except FederationError:
-            if federation.is_down() or time.monotonic() + pause > deadline:
+        except FederationError as error:
+            if isinstance(error, Refused) or federation.is_down() or time.monotonic() + pause > deadline:
                 raise
             wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -200,8 +201,10 @@ class _Follower:
         ending = "\n".join(log.splitlines()[-_TAIL:])
         why = f"{run.sub_status}: {run.details or 'no details'}"
         said = f"{self.folder}: Flower run {self.run_id} {why}; its log ends:\n{ending}"
-        # without a word of its own it was killed, with the SuperLink it hung on, say
-        raise (FederationError if self.store.exists(failure_key(self.folder)) else RunLost)(said)
+        if not self.store.exists(failure_key(self.folder)):
+            raise RunLost(said)  # it was killed, with the SuperLink it hung on, say
+        failure = self.store.read_record(failure_key(self.folder), ServerFailure)
+        raise SitesDown(said, failure.sites) if failure.sites else FederationError(said)
 
     def require_life(self) -> None:
         """End a run whose ServerApp is dead, stopped or never started: its site waits would last for ever."""

@@ -8,6 +8,7 @@ Every run still has a process of its own (`run_worker`). It is a child of whoeve
 and ends with it; a run survives the end of the code server.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -83,7 +84,8 @@ class WarmLauncher(DefaultRunLauncher):
         self._instance.report_run_canceling(run)
         found = worker_of(self._instance, run_id)
         if found is not None and is_alive(*found):
-            os.kill(found[0], signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(found[0], signal.SIGTERM)
         return True  # one that has not begun sees that it was cancelled, and does not begin
 
     def _start(self) -> _Worker:

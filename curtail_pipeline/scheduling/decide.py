@@ -63,19 +63,20 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
     for name, reason in view.away.items():
         sites[name] = SiteDecision("off", reason, sites[name].since, sites[name].ready)
     if view.experiment.rounds.sync == "paying" and isinstance(policy_of(view), TimelinePolicy):
-        _hold_back(view, now, sites)
+        _hold_back(view, sites)
     return _decision(now, sites)
 
 
-def _hold_back(view: View, now: datetime, sites: dict[str, SiteDecision]) -> None:
+def _hold_back(view: View, sites: dict[str, SiteDecision]) -> None:
     """Sites that would train, but cost the others of the round more than they add, hold at idle power."""
     willing = [site for site in view.sites if sites[site.name].state == "train"]
     members = paying(view.experiment, willing) if len(willing) > 1 else willing
+    since = max(site.since for site in sites.values())  # the last change of who would train
     for site in willing:
         if site not in members:
             before = sites[site.name]
             reason = f"its link would keep {', '.join(other.name for other in members)} waiting: {before.reason}"
-            sites[site.name] = SiteDecision("warm", reason, now, before.ready)
+            sites[site.name] = SiteDecision("warm", reason, since, before.ready)
 
 
 def _decision(now: datetime, sites: dict[str, SiteDecision]) -> Decision:

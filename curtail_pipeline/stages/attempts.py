@@ -1,7 +1,11 @@
 """Earlier attempts at a segment, whose finished work is not thrown away."""
 
-from curtail_pipeline.federation.orders import Plan, Segment
+from collections.abc import Sequence
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.orders import JournalLine, Plan, Segment
 from curtail_pipeline.federation.plan import plan_key, planned_attempts, read_journal, scratch_of, segment_key
+from curtail_pipeline.federation.segment_state import SegmentState
 from curtail_pipeline.storage.store import Store
 
 
@@ -24,8 +28,8 @@ def place_of(store: Store, plan: Plan) -> str:
 def _goes_on(store: Store, folder: str, plan: Plan) -> bool:
     """Whether an earlier plan's work is part of what this plan wants.
 
-    Rounds that nobody delivered to are no work, and what broke them would break them again. With open rounds the
-    members may differ: the run ends itself at its next boundary, and what it merged is committed.
+    Rounds that nobody delivered to are no work, and what broke them would break them again; nor are damaged ones. With
+    open rounds the members may differ: the run ends itself at its next boundary, and what it merged is committed.
     """
     earlier, journal = store.read_record(plan_key(folder), Plan), read_journal(store, folder)
     over = store.exists(segment_key(folder))
@@ -34,6 +38,20 @@ def _goes_on(store: Store, folder: str, plan: Plan) -> bool:
     done = over or any(line.done.steps for line in journal)
     if journal and not done:
         return False
+    if not over and journal and not _is_whole(store, earlier, journal):
+        return False
     same = (earlier.parent, earlier.rounds, earlier.total_steps) == (plan.parent, plan.rounds, plan.total_steps)
     members = (earlier.members, earlier.mode) == (plan.members, plan.mode)
     return same and (members or (done and plan.open is not None))
+
+
+def _is_whole(store: Store, plan: Plan, journal: Sequence[JournalLine]) -> bool:
+    """Whether what the last of these rounds merged is still what it was."""
+    state = SegmentState(plan)
+    for line in journal:
+        state.take(line)
+    try:
+        state.require_whole(store)
+    except FederationError:
+        return False
+    return True

@@ -18,6 +18,8 @@ def ensure_initialised(project: Project) -> Manifest:
     lock = project.store.here("scratch/.initialise.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # of two at once the second finds what the first has made
+        if not project.checkpoints.exists(FIRST_KEY):
+            project.checkpoints.claim(FIRST_KEY, generation=0)  # a commit that was cut off is carried out
         if project.checkpoints.exists(FIRST_KEY):
             return project.checkpoints.check(FIRST_KEY)
         return _initialise(project)

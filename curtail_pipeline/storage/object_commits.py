@@ -59,6 +59,7 @@ class ObjectCommits:
             if newest is not None and newest[1].committed is not None:
                 self._carry_out(newest[1])
                 self._refuse_damaged(key)
+                self.store.delete(_staged(key))
                 return
             fence(newest[1] if newest else None, key, generation, attempt)
             if self._append(newest, LoggedClaim(key=key, generation=generation, attempt=attempt)):
@@ -70,7 +71,7 @@ class ObjectCommits:
         check_names(key, files)
         self._refuse_committed(key, self._newest(key))
         parent = self._manifest(named) if (named := fields["parent"]) else None
-        staged = f"scratch/.staged/{key}/{uuid.uuid4().hex}"
+        staged = f"{_staged(key)}/{uuid.uuid4().hex}"
         with plain_errors(f"{key} cannot be committed to {store.uri}"):
             try:
                 sources = {name: self._stage(source, f"{staged}/{name}") for name, source in sorted(files.items())}
@@ -88,7 +89,9 @@ class ObjectCommits:
                 store.delete(staged)
                 raise
             self._carry_out(decided)
-            store.delete(staged)
+            for done in (key, named):  # with what writers left that died
+                if done is not None:
+                    store.delete(_staged(done))
         return manifest
 
     def withdraw(self, key: str) -> str:
@@ -179,3 +182,8 @@ class ObjectCommits:
         return self.store.create_bytes(
             f"claims/{claim.key}/{place:08d}.json", canonical_json(claim.model_dump(mode="json"))
         )
+
+
+def _staged(key: str) -> str:
+    """Where files wait to become part of a checkpoint; nothing there is needed once its key is committed."""
+    return f"scratch/.staged/{key}"

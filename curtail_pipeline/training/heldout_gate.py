@@ -26,18 +26,19 @@ class HeldoutGate:
         self._store, self._settings = store, experiment.training
         self._heldout = HeldoutReader(store, self._settings.sequence_length)
         self._model = build_model(read_config(store.read_bytes(plan.parent.config), plan.parent.config)).eval()
-        self._known: tuple[str, float] | None = None
-        """The last weights that were asked about: what a site alone has trained is the next round's start."""
+        self._known: dict[str, float] = {}
+        """By sha256 of the weights: what a site alone has trained is the next round's start, and a round that gave
+        nothing leaves its own."""
 
     def __call__(self, weights: StoredWeights) -> float | None:
         """None for weights that cannot be read or do not fit the model; the merge refuses them by name."""
-        if self._known is None or self._known[0] != weights.sha256:
+        if weights.sha256 not in self._known:
             try:
                 self._model.load_state_dict(read_tensors(self._store, weights.key, weights.sha256))
             except (TrainingError, CorruptObject, RuntimeError):
                 return None
-            self._known = weights.sha256, self._loss()
-        return self._known[1]
+            self._known[weights.sha256] = self._loss()
+        return self._known[weights.sha256]
 
     def _loss(self) -> float:
         total, count = 0.0, 0

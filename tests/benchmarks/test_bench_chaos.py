@@ -1,17 +1,21 @@
-"""What `bench chaos` says of a run is told without the product's own ledger; a real one takes minutes (see docs)."""
+"""What `bench chaos` says of a run is told without the product's own ledger; and ten faults of a real one."""
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from curtail_pipeline.benchmarks import bench_chaos
-from curtail_pipeline.benchmarks.bench_chaos import SEQUENCE, Tally, _figures, _miscounted
-from curtail_pipeline.benchmarks.fault_injector import Injector, Part, Phase, Strike, Target
+from curtail_pipeline.benchmarks.bench_chaos import Even, Tally, _figures
+from curtail_pipeline.benchmarks.chaos_checks import miscounted
+from curtail_pipeline.benchmarks.chaos_experiment import CURTAILED, NAME, SEQUENCE, write_experiment
+from curtail_pipeline.benchmarks.chaos_faults import kinds_of
+from curtail_pipeline.benchmarks.chaos_setups import SETUPS, Local, Part
+from curtail_pipeline.benchmarks.fault_injector import Injector, Phase, Strike, Target
 from curtail_pipeline.federation.plan import plan_key, segment_key
 from curtail_pipeline.federation.server_life import LifeWriter
-from curtail_pipeline.flower.federation_state import STATE_FILE, FederationState
+from curtail_pipeline.flower.federation_state import STATE_FILE, FederationState, SuperLinkState
 from curtail_pipeline.flower.processes import started_at
 
 
@@ -31,36 +35,52 @@ def manifest(total: int, **consumed: list[list[Any]]) -> dict[str, Any]:
     ],
 )
 def test_every_sequence_is_counted_one_by_one(lineage: list[dict[str, Any]], says: str | None) -> None:
-    found = _miscounted(lineage)
+    found = miscounted(lineage, SEQUENCE)
     assert found is None if says is None else says in (found or "")
 
 
-def test_kinds_and_phases_are_drawn_evenly() -> None:
-    kinds, phases = [*bench_chaos.KINDS, bench_chaos.RUN_KILLED], [*Phase]
-    assert {f"kill {part}" for part in Part} < {*kinds} and {f"damage {target}" for target in Target} < {*kinds}
-    drawn = {*zip(kinds * len(phases), phases * len(kinds), strict=True)}
-    assert len(drawn) == len(kinds) * len(phases), "the numbers share a factor: some pairs would never come"
+def test_what_was_drawn_least_is_drawn_next() -> None:
+    even = Even([*Phase], random.Random(1))
+    for _ in range(5 * len(Phase)):
+        even.counts[even.draw()] += 1
+    assert {*even.counts.values()} == {5}
+    assert even.draw(lambda phase: phase is Phase.MERGE) is Phase.MERGE
+
+
+def test_every_process_is_hit_in_every_way_in_every_setup() -> None:
+    for setup in SETUPS:
+        kinds = kinds_of(setup)
+        assert {f"kill {part}" for part in Part} | {f"damage {target}" for target in Target} < {*kinds}
+        hit = [part for part in Part if setup != "standing" or part is not Part.SUPERVISOR]
+        assert {f"stop {part} for {how}" for part in hit for how in ("5 s", "60 s", "ever")} < {*kinds}
 
 
 def test_the_last_line_has_what_was_counted() -> None:
-    tally = Tally(losses=[3.5])
+    tally = Tally(losses=[3.5, 3.2])
     for kind, phase, took in (("a", Phase.TRAIN, 4.0), ("a", Phase.MERGE, 6.0), ("b", Phase.TRAIN, None)):
-        tally.strikes.append((kind, Strike(phase, 0.0, "x"), took))
+        tally.strikes.append(("local", kind, Strike(phase, 0.0, "x"), took))
     found = _figures(tally, 7, 3.4)
     assert (found["faults"], found["seed"], found["recovery_median_s"], found["recovery_max_s"]) == (3, 7, 5.0, 6.0)
     assert found["by_phase"] == {"merge": 1, "train": 2} and found["by_setup"] == {"local": 3}
+    assert found["heldout_loss"] == 3.2, "the loss furthest from that of the undisturbed run"
     assert found["by_fault"] == {
-        "a": {"count": 2, "overcome": 2, "recovery_median_s": 5.0},
-        "b": {"count": 1, "overcome": 0},
+        "a": {"count": 2, "overcome": 2, "recovery_s": [4.0, 6.0]},
+        "b": {"count": 1, "overcome": 0, "recovery_s": []},
     }
 
 
 def test_phases_are_told_from_what_the_product_publishes(tmp_path: Path) -> None:
-    injector = Injector(tmp_path, patience_s=0.2)
+    setup = Local(tmp_path, write_experiment(tmp_path), NAME, [*CURTAILED])
+    injector = Injector(setup, patience_s=0.2)
     assert injector.phase("CA") is Phase.PROVISIONING
-    state = FederationState(state="ready", pid=os.getpid(), created=started_at(os.getpid()) or 0.0)
-    (tmp_path / "federation").mkdir()
-    (tmp_path / "federation" / STATE_FILE).write_text(state.model_dump_json())
+    state = FederationState(
+        state="ready",
+        pid=os.getpid(),
+        created=started_at(os.getpid()) or 0.0,
+        superlink=SuperLinkState(ready=True),
+    )
+    setup.federation.folder.mkdir(parents=True)
+    (setup.federation.folder / STATE_FILE).write_text(state.model_dump_json())
     assert injector.phase("CA") is Phase.BETWEEN_SEGMENTS
     folder, store = "scratch/ckpt-000001/1", injector.store
     store.write_bytes(plan_key(folder), b"{}")

@@ -25,7 +25,6 @@ from curtail_pipeline.federation.orders import Plan, Segment
 from curtail_pipeline.federation.progress import Resubmitted, RoundMerged, SegmentEvent, StepDone, Submitted
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
-from curtail_pipeline.flower import processes
 from curtail_pipeline.flower.control_api import Control
 from curtail_pipeline.flower.federation_state import DOWN
 from curtail_pipeline.flower.local import Federation, LocalFederation
@@ -125,7 +124,7 @@ def ports_of(family: list[psutil.Process]) -> set[int]:
 
 
 def gone(family: list[psutil.Process]) -> bool:
-    return not any(processes.is_alive(p.pid, p.create_time()) for p in family)
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
 
 
 def listening(ports: set[int]) -> set[int]:

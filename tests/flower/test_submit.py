@@ -1,12 +1,15 @@
 """Calls to a SuperLink that is away for a while."""
 
+import threading
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.flower.control_api import Control, RunStatus
+from curtail_pipeline.flower.control_api import Control, Refused, RunStatus
 from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.run_config import FlowerValue, RunConfig
 from curtail_pipeline.flower.standing import StandingFederation
@@ -65,3 +68,30 @@ def test_a_run_whose_answer_got_lost_is_not_started_twice(tmp_path: Path) -> Non
 def test_a_superlink_that_is_away_at_an_address_with_404_in_it_still_knows_its_runs() -> None:
     with Control("127.0.0.1:40404") as control, pytest.raises(FederationError, match="no SuperLink answers"):
         control.status(1)
+
+
+class Answering(BaseHTTPRequestHandler):
+    status: ClassVar[int]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(self.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "asked_again"), [(403, False), (404, False), (429, True), (503, True)])
+def test_a_refusal_is_not_asked_for_again(tmp_path: Path, status: int, asked_again: bool) -> None:
+    handler = type("Handler", (Answering,), {"status": status})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        pauses: list[float] = []
+        standing = StandingFederation(tmp_path, start_timeout_s=0.4)
+        with Control(f"127.0.0.1:{server.server_port}") as control, pytest.raises(FederationError) as caught:
+            _patiently(standing, control.runs, pauses.append)
+        server.shutdown()
+    assert isinstance(caught.value, Refused) != asked_again and bool(pauses) == asked_again
+    assert f"refused ListRuns: {status}" in str(caught.value)

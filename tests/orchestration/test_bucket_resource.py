@@ -8,8 +8,8 @@ import pytest
 import yaml
 from dagster_aws.s3 import S3Resource
 from micro import ROOT, write_experiment
-from s3_server import S3Server
 
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.orchestration.bucket_resource import BucketPipelineResource
 from curtail_pipeline.storage.home import HomeRecord

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from micro import curtail, write_experiment
-from s3_server import KEYS, Front, S3Server
 
+from curtail_pipeline.benchmarks.s3_server import KEYS, Front, S3Server
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store

@@ -56,6 +56,8 @@ def test_a_site_that_is_held_back_trains_when_it_is_alone() -> None:
     together, later = decide(view, START, job), decide(view, START + timedelta(minutes=30), job)
     assert together.members == ("S0", "S1")
     assert together.sites["S2"].state == "warm"
+    again = decide(view, START + timedelta(minutes=10), job)  # nothing has changed meanwhile
+    assert again.sites["S2"].since == together.sites["S2"].since
     assert together.sites["S2"].reason.startswith("its link would keep S0, S1 waiting")
     assert later.members == ("S2",)
 

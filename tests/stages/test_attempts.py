@@ -48,6 +48,16 @@ def test_what_nobody_delivered_to_is_tried_anew(bench: Bench) -> None:
     assert place(bench, plan, 2) == SECOND
 
 
+def test_rounds_whose_weights_are_damaged_are_merged_anew_by_another_attempt(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 1, "TX": 1}] * 3, ("CA", "TX"))
+    place(bench, plan, 1)
+    killed_in_round(bench, plan, 2)
+    bench.store.write_bytes(f"{FIRST}/round-0001/model.safetensors", b"damaged")
+    assert place(bench, plan, 2) == SECOND
+    assert bench.run(plan | {"attempt": 2})["steps"] == 6
+    assert {(order.attempt, order.round) for _, order in bench.transport.sent} == {(2, 0), (2, 1), (2, 2)}
+
+
 def test_with_open_rounds_what_was_merged_counts_whoever_trains_next(bench: Bench) -> None:
     plan = bench.live(("CA", "TX"))
     place(bench, plan, 1)

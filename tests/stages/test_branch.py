@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from s3_server import S3Server
 from test_checkpoints import START, fields
 
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.federation.orders import OuterState, Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import plan_key, segment_key
 from curtail_pipeline.stages import branch

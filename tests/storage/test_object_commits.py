@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
 from test_checkpoints import commit_three, fields, files  # noqa: F401 - a fixture
 
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.claims import Fenced
@@ -173,6 +173,7 @@ def test_a_decided_commit_is_carried_out_by_whoever_comes_next(
         with pytest.raises(AlreadyCommitted):
             two.commit("ckpt-000001", files, fields("ckpt-000000", attempt=2), 1)
     assert two.verify("ckpt-000001").attempt == 1 and two.verify_chain() == ["ckpt-000000", "ckpt-000001"]
+    assert next_one == "commit" or two.store.list("scratch/.staged") == []
 
 
 def test_one_that_dies_before_the_decision_leaves_nothing_that_counts(
@@ -189,7 +190,9 @@ def test_one_that_dies_before_the_decision_leaves_nothing_that_counts(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(ObjectCommits, "_decide", dies)
         one.commit("ckpt-000001", files, fields("ckpt-000000", attempt=1), 1)
+    assert two.store.list("scratch/.staged/ckpt-000001") != []
     assert two.commit("ckpt-000001", files, fields("ckpt-000000", attempt=2), 1).attempt == 2
+    assert two.store.list("scratch/.staged") == []  # what the dead one left, too
 
 
 def test_a_damaged_checkpoint_is_named_and_not_replaced(

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import Front, S3Server
 
+from curtail_pipeline.benchmarks.s3_server import Front, S3Server
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.storage.s3_calls import Place
@@ -242,7 +242,7 @@ def test_no_bucket_and_no_credentials_are_one_line_at_once(machine: Machine, mon
 _FETCH = """
 import sys
 from pathlib import Path
-from s3_server import S3Server
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
 url, bucket, folder = sys.argv[1:]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import boto3
 import pytest
-from s3_server import S3Server, serving
 
+from curtail_pipeline.benchmarks.s3_server import S3Server, serving
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store

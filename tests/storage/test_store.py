@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
 
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.storage.folder_store import FolderStore, is_uri
 from curtail_pipeline.storage.records import Record

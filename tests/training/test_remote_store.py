@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
 from s3_signed_front import SignedFront, signed_front
 from training_case import CONFIG, SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
 from waiting import wait_until
 
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.orders import (

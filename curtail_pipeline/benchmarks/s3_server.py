@@ -1,4 +1,4 @@
-"""An S3 server on loopback for tests: moto's, in a process of its own, and a front that fails on demand."""
+"""An S3 server on loopback: moto's, in a process of its own, and a front that fails on demand."""
 
 import http.client
 import subprocess
@@ -123,11 +123,18 @@ def serving() -> Iterator[S3Server]:
         server.stop()
 
 
+ERRORS = {
+    "500": (500, b"<Error><Code>InternalError</Code><Message>on demand</Message></Error>"),
+    "full": (507, b"<Error><Code>XMinioStorageFull</Code><Message>on demand</Message></Error>"),
+}
+
+
 class Front:
     """Passes requests on to a server, but for those that `fault` picks.
 
     `fault` sees method and path and says what becomes of the request: `500`, `drop` (the connection is closed before an
-    answer), `lose` (it reaches the server, the answer gets lost), `cut` (half of the answer's body); None passes it on.
+    answer), `lose` (it reaches the server, the answer gets lost), `cut` (half of the answer's body), `slow` (it is
+    passed on a second later), `full` (the disk is), `silent` (no answer until this is over); None passes it on.
     """
 
     def __init__(self, server: S3Server) -> None:
@@ -147,9 +154,14 @@ class Front:
                     self.connection.close()
                     self.close_connection = True
                     return
-                if what == "500":
-                    self._send(500, [], b"<Error><Code>InternalError</Code><Message>on demand</Message></Error>")
+                if what in ERRORS:
+                    self._send(ERRORS[what][0], [], ERRORS[what][1])
                     return
+                if what == "slow":
+                    time.sleep(1.0)
+                while what == "silent":
+                    time.sleep(0.1)
+                    what = front.fault(self.command, self.path)
                 connection = http.client.HTTPConnection(str(backend.hostname), backend.port or 80, timeout=30)
                 connection.request(self.command, self.path, body, dict(self.headers.items()))
                 answer = connection.getresponse()
