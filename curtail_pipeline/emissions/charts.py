@@ -21,8 +21,22 @@ from curtail_pipeline.times import Cell, iso, iso_cells, times_column
 WIDTH = 900
 SITE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 """Okabe and Ito: distinguishable with any colour vision. Repeats from the seventh site on."""
-STATE_COLOURS = {"training": "#0B6E4F", "idle": "#E0A030", "start_up": "#F2D6A0", CHARGING: "#7A6FAC"}
-STATE_NAMES = {"training": "training", "idle": "idle, warm", "start_up": "start-up", CHARGING: "battery charging"}
+STATE_COLOURS = {
+    "training": "#0B6E4F",
+    "idle": "#E0A030",
+    "start_up": "#F2D6A0",
+    "transfer": "#6FA8A0",
+    "failed": "#B23A48",
+    CHARGING: "#7A6FAC",
+}
+STATE_NAMES = {
+    "training": "training",
+    "idle": "idle, warm",
+    "start_up": "start-up",
+    "transfer": "loading, sending, merging",
+    "failed": "lost training",
+    CHARGING: "battery charging",
+}
 MODE_COLOURS = {"local": "#7FB2D6", "federated": "#22577A"}
 WINDOW_COLOUR = "#CFEBDD"
 SIGNAL_COLOUR = "#3B4252"
@@ -236,10 +250,9 @@ def loss_chart(losses: pl.DataFrame, heldout: pl.DataFrame, sites: Sequence[Site
 
 def per_checkpoint(by_checkpoint: pl.DataFrame, sites: Sequence[Site]) -> Chart:
     """Energy and CO2 of each checkpoint, stacked by site. `by_checkpoint`: `checkpoint, site, kwh, co2_g`."""
-    rows = by_checkpoint.with_columns(
-        checkpoint=pl.col("checkpoint").str.strip_prefix("ckpt-").cast(pl.Int64).cast(pl.String)
-    ).rows(named=True)
-    order = sorted({row["checkpoint"] for row in rows}, key=int)
+    number = pl.col("checkpoint").str.strip_prefix("ckpt-").cast(pl.Int64, strict=False).cast(pl.String)
+    rows = by_checkpoint.with_columns(checkpoint=number.fill_null("since")).rows(named=True)
+    order = sorted({row["checkpoint"] for row in rows}, key=lambda name: (name == "since", name.zfill(9)))
     colour = alt.Color("site:N", scale=colour_scale(sites), legend=alt.Legend(title=None, orient="top"))
     panels = []
     for column, title in (("kwh", "energy, kWh"), ("co2_g", "emissions, g CO2")):

@@ -17,6 +17,7 @@ from curtail_pipeline.emissions.grams import Totals, below_share, sum_ledger, to
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.storage.tables import BETWEEN
 
 if TYPE_CHECKING:
     from curtail_pipeline.emissions.charts import Chart
@@ -80,8 +81,9 @@ class ReportInput:
 
     @property
     def span(self) -> tuple[datetime, datetime]:
-        """From the initialised model to the end of the last segment."""
-        return min(m.start for m in self.manifests), max(m.end for m in self.manifests)
+        """From the initialised model to the end of the last segment, or of what is booked since."""
+        ends = [*(m.end for m in self.manifests), *self.intervals["end"]]
+        return min(m.start for m in self.manifests), max(ends)
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def build_report(data: ReportInput, made: "Mapping[str, Chart]") -> str:
             last_loss=None if data.heldout.is_empty() else float(data.heldout.sort("tokens")["loss"][-1]),
             by_site=_by_site(data),
             checkpoints=_checkpoints(data),
+            since=totals_by(data.ledger, "checkpoint").get(BETWEEN),
             kinds=sorted(data.traces["kind"].unique()),
             sources=sorted(data.traces["source"].unique()),
         )

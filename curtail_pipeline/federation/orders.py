@@ -230,6 +230,8 @@ class Plan(Message):
     """Members whose orders bring pre-signed addresses."""
     stop_reason: str = "plan finished"
     """Why the segment ends when every planned round has run."""
+    written: Utc | None = None
+    """By the wall clock: when its attempt began. None in what an earlier version wrote, and in a repetition."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":

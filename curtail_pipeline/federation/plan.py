@@ -83,6 +83,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
     changes = {
         "rounds": tuple(rounds),
         "open": None,
+        "written": None,
         "replay": replay,
         "inner_state": dict(states),
         "terms": SiteTerms(lost_state="refuse"),  # other versions show in the comparison

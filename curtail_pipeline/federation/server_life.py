@@ -14,8 +14,9 @@ from pydantic import Field
 
 from curtail_pipeline.errors import MessageError, StoreError
 from curtail_pipeline.settings.federation_settings import LivenessLimits
-from curtail_pipeline.storage.records import Message
+from curtail_pipeline.storage.records import Message, Utc
 from curtail_pipeline.storage.store import Store, StoreUnavailable
+from curtail_pipeline.times import utc_now
 
 BEAT_S = 2.0
 
@@ -28,6 +29,8 @@ class ServerLife(Message):
     pid: int
     count: int
     doing: Doing
+    at: Utc
+    """By the clock of the server's machine: until when a run worked that then fell silent."""
 
 
 class ServerFailure(Message):
@@ -60,7 +63,9 @@ class LifeWriter:
         if self._last is None or self._last[1] != doing or now - self._last[0] >= BEAT_S:
             self._last, self._count = (now, doing), self._count + 1
             with suppress(StoreUnavailable):  # whoever waits does not count the time without the store
-                self._store.write_record(self._key, ServerLife(pid=os.getpid(), count=self._count, doing=doing))
+                self._store.write_record(
+                    self._key, ServerLife(pid=os.getpid(), count=self._count, doing=doing, at=utc_now())
+                )
 
     def close(self) -> None:
         with suppress(StoreUnavailable):

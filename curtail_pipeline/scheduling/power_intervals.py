@@ -19,8 +19,8 @@ class Span:
     sites: Mapping[str, SiteDecision]
 
 
-def _base_power(site: Site, overheads: Overheads, span: Span) -> Iterator[tuple[PowerState, int, int]]:
-    """Power of a site that is not training, from the decision in force."""
+def base_power(site: Site, overheads: Overheads, span: Span) -> Iterator[tuple[PowerState, int, int]]:
+    """State of a site that is not training over `[first, last)`, from the decision in force."""
     state = span.sites[site.name]
     if state.state == "off":
         if state.ready is not None:
@@ -50,7 +50,7 @@ def power_intervals(
         overheads = view.experiment.overheads_of(site)
         pieces: list[tuple[PowerState, int, int]] = [("training", first, last) for first, last in busy]
         for span in spans:
-            for state, start, end in _base_power(site, overheads, span):
+            for state, start, end in base_power(site, overheads, span):
                 for first, last in busy:
                     if first >= end:
                         break

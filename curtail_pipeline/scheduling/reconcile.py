@@ -66,6 +66,8 @@ class InForce(Message):
     """The last committed checkpoint."""
     at_parent: dict[str, SiteDecision]
     """What was in force at the end of that checkpoint's segment."""
+    ordered: bool = False
+    """Whether it is by the wall clock, and thus kept among the orders."""
 
 
 def request_key(key: str) -> str:

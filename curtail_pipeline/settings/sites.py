@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.section import Section
 
-PowerState = Literal["training", "idle", "start_up"]
+PowerState = Literal["training", "idle", "start_up", "transfer", "failed"]
+"""What a site draws power for. By the wall clock, `transfer` is the rest of a round beside its steps, and `failed` is
+training that came to nothing."""
 
 MOST_KW_PER_DEVICE: Final = 10.0
 """IT power above this is a wrong unit or a wrong count. The hungriest accelerator of 2026, NVIDIA's B300, takes 1.4 kW
@@ -105,8 +107,8 @@ class Site(Section):
 
 
 def power_kw(site: Site, state: PowerState) -> float:
-    """Facility power: IT power of that state times PUE."""
-    if state == "training":
+    """Facility power: IT power of that state times PUE. What was lost trained until then; transfers are idle time."""
+    if state in ("training", "failed"):
         return site.training_kw * site.pue
     if state == "start_up" and site.start_up_kw is not None:
         return site.start_up_kw * site.pue

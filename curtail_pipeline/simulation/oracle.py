@@ -10,21 +10,30 @@ merge, start-up)` without training, so that any stretch of time of length `a + o
 Cutting time into such blocks and taking at most `a` of the cheapest time of each gives another knapsack. Its costs
 include the overhead's energy at the lowest intensity nearby. With `open_local` rounds, at most one site per block is
 free of that limit; the bound is then the best value of the Lagrangian dual, which never exceeds the optimum.
+
+On-site generation takes its part off what a step draws from the grid. A battery relaxes to this: at any time it may
+give up to its discharge power, each kWh at the lowest intensity so far over its round-trip efficiency. What it holds at
+the start and what generation can put into it costs nothing, but is limited to `F` kWh: charging it `p` g/kWh and giving
+back `p F` is a bound for every `p`, and the best `p` is searched for.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from curtail_pipeline.emissions.battery import power_at, steps_of
 from curtail_pipeline.scheduling.policies import start_up_us
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.sites import Site, power_kw
-from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.times import HOUR, SECOND, Floats, Micros, duration_us
 
 _DUAL_ITERATIONS = 80
+_PRICES = 24
+"""Steps of the search for a price; each narrows it by a third."""
+_NO_LIMIT = float("inf")
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Oracle:
 
     co2_kg: float
     site_hours: dict[str, float]
-    """Training time per site; empty where the bound is a dual value."""
+    """Training time per site; empty where the bound is a dual value. With a battery, of the relaxation."""
     marginal_g_per_step: float
     """What the last step costs: the price of doing one more."""
 
@@ -52,25 +61,72 @@ class _Cells:
 
 
 def least_co2(view: View, steps: int, start: int, end: int) -> Oracle | None:
-    """The optimum without overheads; None when the sites can't do that many steps in `[start, end)`."""
+    """The optimum without overheads, a bound where a site has a battery; None when the sites can't do that many steps
+    in `[start, end)`."""
     if not steps or end <= start:
         return _nothing(view) if not steps else None
-    return _knapsack([_site_cells(view, site, start, end) for site in view.sites], steps)
+    return _best(
+        view,
+        start,
+        end,
+        lambda price: _knapsack([_site_cells(view, site, start, end, price=price) for site in view.sites], steps),
+    )
 
 
 def least_co2_with_overheads(view: View, steps: int, start: int, end: int) -> Oracle | None:
     """A lower bound for every schedule that pays the experiment's overheads; None when even that can't do the steps."""
     if not steps or end <= start:
         return _nothing(view) if not steps else None
-    limited = [_limited_cells(view, site, start, end) for site in view.sites]
+    return _best(view, start, end, lambda price: _relaxed(view, steps, start, end, price))
+
+
+def _relaxed(view: View, steps: int, start: int, end: int, price: float) -> Oracle | None:
     if not view.experiment.rounds.open_local:
-        return _knapsack(limited, steps)
+        return _knapsack([_limited_cells(view, site, start, end, price=price) for site in view.sites], steps)
     block = max(sum(_block_us(view, site)) for site in view.sites)
     return _dual(
-        [_limited_cells(view, site, start, end, block) for site in view.sites],
-        [_site_cells(view, site, start, end, block) for site in view.sites],
+        [_limited_cells(view, site, start, end, block, price=price) for site in view.sites],
+        [_site_cells(view, site, start, end, block, price=price) for site in view.sites],
         steps,
     )
+
+
+def _best(view: View, start: int, end: int, bound: Callable[[float], Oracle | None]) -> Oracle | None:
+    """The highest bound over the price of energy that is in a battery for nothing; concave in it."""
+    free_kwh = sum(_free_kwh(view, site, start, end) for site in view.sites)
+    if not free_kwh:
+        return bound(_NO_LIMIT)
+
+    def less(price: float) -> Oracle | None:
+        found = bound(price)
+        return None if found is None else replace(found, co2_kg=max(0.0, found.co2_kg - price * free_kwh / 1_000))
+
+    known = [float(np.nanmax(view.signals[site.region].values, initial=0.0)) for site in view.sites]
+    low, high, golden = 0.0, max(known), (5**0.5 - 1) / 2
+    best = less(0.0)
+    if best is None:
+        return None
+    for _ in range(_PRICES):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        left, right = less(a), less(b)
+        assert left is not None and right is not None, "a price leaves what fits as it is"
+        best = max(best, left, right, key=lambda found: found.co2_kg)
+        if left.co2_kg < right.co2_kg:
+            low = a
+        else:
+            high = b
+    return best
+
+
+def _free_kwh(view: View, site: Site, start: int, end: int) -> float:
+    """What a battery can give that nothing was emitted for: what it begins with, and all that generation can store."""
+    battery = site.battery
+    if battery is None:
+        return 0.0
+    cuts = np.unique(np.concatenate(([start, end], steps_of(view.on_site.get(site.name), start, end))))
+    made = np.minimum(power_at(view.on_site.get(site.name), cuts[:-1]), battery.charge_kw)
+    stored = battery.charge_efficiency * float((made * np.diff(cuts)).sum()) / HOUR
+    return battery.discharge_efficiency * (battery.initial_share * battery.capacity_kwh + stored)
 
 
 def _nothing(view: View) -> Oracle:
@@ -89,46 +145,85 @@ def _merge_us(overheads: Overheads) -> int:
     return duration_us(min(overheads.round_tail_s, overheads.round_tail_single_s)) + duration_us(overheads.outer_step_s)
 
 
-def _pieces(signal: Signal, start: int, end: int, block: int | None) -> tuple[Micros, Micros, Floats]:
-    """`[start, end)` cut where the signal changes and at block edges: begin, length and value of each piece."""
+@dataclass(frozen=True)
+class _Pieces:
+    """A stretch of time of one site, cut where its signal or generation changes and at block edges."""
+
+    begin: Micros
+    length: Micros
+    value: Floats
+    """gCO2/kWh of the grid; NaN in a hole."""
+    made_kw: Floats
+    """On-site generation."""
+    stored: Floats
+    """gCO2/kWh of what its battery gives, at the least; infinite without one."""
+    battery_kw: float
+
+    def g_per_kwh(self, kw: float) -> Floats:
+        """Of a load of that power, at the least; NaN where nobody can tell."""
+        if not self.battery_kw and not self.made_kw.any():
+            return self.value
+        needed = np.maximum(kw - self.made_kw, 0.0)
+        given = np.minimum(needed, self.battery_kw)
+        cheapest = np.fmin(self.value, self.stored)
+        cost = np.where(needed > given, self.value, 0.0) * (needed - given) + np.where(given > 0, cheapest, 0.0) * given
+        return np.where(np.isinf(cost), np.nan, cost / kw)
+
+
+def _pieces(view: View, site: Site, start: int, end: int, block: int | None, price: float) -> _Pieces:
+    signal, generation = view.signals[site.region], view.on_site.get(site.name)
+    end = min(end, signal.end)
     inside = signal.edges[(signal.edges > start) & (signal.edges < end)]
-    edges = [np.array([start, end]), inside]
+    edges = [np.array([start, end]), inside, steps_of(generation, start, end)]
     if block is not None:
         edges.append(np.arange(start, end, block))
     cuts = np.unique(np.concatenate(edges)) if start < end else np.array([start])
-    return cuts[:-1], np.diff(cuts), signal.held_at(cuts[:-1])
+    begin, value, battery = cuts[:-1], signal.held_at(cuts[:-1]), site.battery
+    stored = np.full(len(begin), np.inf)
+    if battery is not None:
+        lowest = np.fmin.accumulate(np.append(np.inf, value))[1:]
+        stored = np.minimum(lowest / (battery.charge_efficiency * battery.discharge_efficiency), price)
+    power = 0.0 if battery is None else battery.discharge_kw
+    return _Pieces(begin, np.diff(cuts), value, power_at(generation, begin), stored, power)
 
 
-def _site_cells(view: View, site: Site, start: int, end: int, block: int | None = None) -> _Cells:
-    signal = view.signals[site.region]
-    begin, length, value = _pieces(signal, start, min(end, signal.end), block)
+def _site_cells(
+    view: View, site: Site, start: int, end: int, block: int | None = None, *, price: float = _NO_LIMIT
+) -> _Cells:
+    cut, kw = _pieces(view, site, start, end, block, price), power_kw(site, "training")
+    value = cut.g_per_kwh(kw)
     known = ~np.isnan(value)
-    begin, length, value = begin[known], length[known], value[known]
-    grams = value * power_kw(site, "training") / (site.steps_per_s * 3_600)
+    begin, length, value = cut.begin[known], cut.length[known], value[known]
+    grams = value * kw / (site.steps_per_s * 3_600)
     number = np.zeros(len(begin), dtype=np.int64) if block is None else (begin - start) // block
     return _Cells(site.name, site.steps_per_s * 3_600, length / SECOND * site.steps_per_s, grams, number)
 
 
-def _limited_cells(view: View, site: Site, start: int, end: int, block: int | None = None) -> _Cells:
+def _limited_cells(
+    view: View, site: Site, start: int, end: int, block: int | None = None, *, price: float = _NO_LIMIT
+) -> _Cells:
     """Per block at most `a` of the cheapest time, each step carrying its share of the round's overhead energy."""
-    signal, overheads = view.signals[site.region], view.experiment.overheads_of(site)
+    overheads = view.experiment.overheads_of(site)
     trains, pause = _block_us(view, site)
     size = trains + pause if block is None else block
     # A longer block than the site's own holds at most proportionally more, rounded up to whole rounds.
     allowed = trains if size == trains + pause else -(-size // (trains + pause)) * trains
-    begin, length, value = _pieces(signal, start, min(end, signal.end), size)
-    number = (begin - start) // size
+    cut, kw = _pieces(view, site, start, end, size, price), power_kw(site, "training")
+    length, value = cut.length, cut.g_per_kwh(kw)
+    number = (cut.begin - start) // size
     idle_kw, load = power_kw(site, "idle"), duration_us(overheads.round_load_s)
     connect = duration_us(overheads.connect_s)
     start_up = idle_kw * connect + power_kw(site, "start_up") * duration_us(overheads.provisioning_s)
     extra_kwh = (idle_kw * load + min(idle_kw * _merge_us(overheads), start_up)) / HOUR
     steps_per_round = max(trains / SECOND * site.steps_per_s, 1e-9)
     known = ~np.isnan(value)
-    # An overhead may fall into time that is not accounted, which the bound must not charge for.
-    lowest = np.minimum.reduceat(np.where(known, value, 0.0), np.flatnonzero(np.diff(number, prepend=-1)))
+    # An overhead may fall into time that is not accounted, which the bound must not charge for. The less it draws, the
+    # more of it comes from the site itself.
+    overhead = np.nan_to_num(cut.g_per_kwh(least)) if (least := _least_kw(site)) else np.zeros(len(value))
+    lowest = np.minimum.reduceat(overhead, np.flatnonzero(np.diff(number, prepend=-1)))
     padded = np.concatenate((lowest[:1], lowest, lowest[-1:]))
     nearby = np.minimum(np.minimum(padded[:-2], padded[1:-1]), padded[2:])
-    grams = value * power_kw(site, "training") / (site.steps_per_s * 3_600)
+    grams = value * kw / (site.steps_per_s * 3_600)
     grams = grams + (extra_kwh / steps_per_round) * nearby[number]
     length, grams, number = length[known], grams[known], number[known]
     order = np.lexsort((grams, number))
@@ -137,6 +232,11 @@ def _limited_cells(view: View, site: Site, start: int, end: int, block: int | No
     first = np.searchsorted(number, number, side="left")
     fits = np.clip(allowed - (before - before[first]), 0, length)
     return _Cells(site.name, site.steps_per_s * 3_600, fits / SECOND * site.steps_per_s, grams, number)
+
+
+def _least_kw(site: Site) -> float:
+    """Of what is drawn beside training."""
+    return min(power_kw(site, "idle"), power_kw(site, "start_up"))
 
 
 def _knapsack(cells: list[_Cells], steps: int) -> Oracle | None:

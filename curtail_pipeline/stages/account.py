@@ -10,7 +10,7 @@ import polars as pl
 from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
 from curtail_pipeline.emissions.basis import Clock, clock_of, is_synthetic, label_of, synthetic_regions
 from curtail_pipeline.emissions.battery import read_on_site
-from curtail_pipeline.emissions.grams import Totals, accounting_signals, intervals_table, ledger, totals
+from curtail_pipeline.emissions.grams import PowerInterval, Totals, accounting_signals, intervals_table, ledger, totals
 from curtail_pipeline.emissions.ledger_table import parse_ledger
 from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
@@ -26,12 +26,13 @@ from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_ro
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.signal_versions import SignalVersions
+from curtail_pipeline.stages.wall_power import between_checkpoints
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import REPORT_KEY, ledger_key, write_table
-from curtail_pipeline.times import days_between, iso, midnight, to_us, utc_now
+from curtail_pipeline.storage.tables import BETWEEN, BETWEEN_KEY, REPORT_KEY, ledger_key, write_table
+from curtail_pipeline.times import days_between, from_us, iso, midnight, to_us, utc_now
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
@@ -131,17 +132,31 @@ def _clock(project: Project, manifest: Manifest) -> Clock:
     return clock_of(rounds, (manifest.start, manifest.end), planned=planned)
 
 
-def power_of(project: Project, chain: Sequence[Manifest]) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Since:
+    """What was drawn since the last checkpoint, by the wall clock."""
+
+    end: datetime
+    intervals: list[PowerInterval]
+
+
+def power_of(project: Project, chain: Sequence[Manifest], since: Since | None = None) -> pl.DataFrame:
     """What the sites drew for these checkpoints: `grams.INTERVAL_SCHEMA`.
 
     Args:
         chain: from the initialised model on, as a battery carries its charge from one checkpoint to the next.
+        since: what follows the last of them, `BETWEEN` in the table.
     """
-    table = pl.concat([intervals_table(manifest.intervals, manifest.key) for manifest in chain])
-    own = {}
-    if any(has_own_power(site) for site in project.experiment.sites):
-        own = own_power(project, project.traces(days_of(project, chain[0].start, chain[-1].end)))
+    parts = [intervals_table(manifest.intervals, manifest.key) for manifest in chain]
     ends = [(manifest.key, to_us(manifest.end)) for manifest in chain]
+    if since is not None:
+        parts.append(intervals_table(since.intervals, BETWEEN))
+        ends.append((BETWEEN, to_us(since.end)))
+    table, own = pl.concat(parts), dict[str, OwnPower]()
+    if any(has_own_power(site) for site in project.experiment.sites):
+        own = own_power(
+            project, project.traces(days_of(project, chain[0].start, since.end if since else chain[-1].end))
+        )
     parts = [table.filter(~pl.col("site").is_in(list(own)))]
     for site in project.experiment.sites:
         if site.name in own:
@@ -173,6 +188,33 @@ def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
     return [day for day in project.days if first <= day <= last]
 
 
+def _since(project: Project, signals: Mapping[str, Signal]) -> Since | None:
+    """None in virtual time, which stands still between checkpoints."""
+    if project.clock_mode == "headless":
+        return None
+    newest = max((signal.valid_until for signal in signals.values()), default=0)
+    end, intervals = between_checkpoints(project, from_us(newest))
+    return Since(end, intervals) if intervals else None
+
+
+def between_ledger(
+    project: Project, since: Since, signals: Mapping[str, Signal], versions: SignalVersions
+) -> pl.DataFrame:
+    """Energy and CO2 since the last checkpoint: `grams.LEDGER_SCHEMA`, its checkpoint `BETWEEN`."""
+    chain = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
+    power = power_of(project, chain, since).filter(pl.col("checkpoint") == BETWEEN)
+    days = days_of(project, chain[-1].end, since.end)
+    return ledger(
+        power,
+        signals,
+        project.experiment.sites,
+        project.windows(days),
+        clock="wall",
+        synthetic=synthetic_regions(project.traces(days)),
+        versions=versions.of([site.region for site in project.experiment.sites], days),
+    )
+
+
 def stored_ledgers(project: Project) -> pl.DataFrame | None:
     """The ledgers of all committed checkpoints.
 
@@ -195,14 +237,20 @@ class _Accounts:
     traces: pl.DataFrame
     signals: dict[str, Signal]
     ledgers: pl.DataFrame | None
+    """Of all checkpoints, and of the time since the last one."""
+    since: Since | None
     baselines: list[Compared]
 
 
-def _accounts(project: Project) -> _Accounts:
+def _accounts(project: Project, versions: SignalVersions | None = None) -> _Accounts:
     experiment, traces, ledgers = project.experiment, project.traces(project.days), stored_ledgers(project)
     signals = accounting_signals(traces, max_signal_ages(experiment))
+    since = None if ledgers is None else _since(project, signals)
+    if ledgers is not None and since is not None:
+        ledgers = pl.concat([ledgers, between_ledger(project, since, signals, versions or SignalVersions(project))])
     ours = totals(ledgers) if ledgers is not None else Totals(0.0, 0.0, None, None, 0.0)
-    return _Accounts(traces, signals, ledgers, compared(project, project.parent.steps.end, traces, signals, ours))
+    baselines = compared(project, project.parent.steps.end, traces, signals, ours)
+    return _Accounts(traces, signals, ledgers, since, baselines)
 
 
 def compared(
@@ -254,7 +302,7 @@ def write_report(project: Project, signals: SignalVersions) -> RunSummary:
     """
     from curtail_pipeline.emissions.report_files import report_files
 
-    accounts = _accounts(project)
+    accounts = _accounts(project, signals)
     if accounts.ledgers is None:
         raise StoreError(f"no emissions ledger in {project.store.uri}; materialise emissions_ledger for a checkpoint")
     manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
@@ -269,7 +317,7 @@ def write_report(project: Project, signals: SignalVersions) -> RunSummary:
             traces=accounts.traces,
             signals=accounts.signals,
             windows=project.windows(project.days),
-            intervals=power_of(project, manifests),
+            intervals=power_of(project, manifests, accounts.since),
             ledger=accounts.ledgers,
             baselines=accounts.baselines,
             losses=training_losses(project, manifests),
@@ -282,6 +330,7 @@ def write_report(project: Project, signals: SignalVersions) -> RunSummary:
     )
     for name, content in files.items():
         project.store.write_bytes(f"report/{name}", content)
+    write_table(project.store, BETWEEN_KEY, accounts.ledgers.filter(pl.col("checkpoint") == BETWEEN))
     return _summary(project, accounts)
 
 

@@ -16,7 +16,8 @@ from curtail_pipeline.stages.aside import Aside, aside, run_aside
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.replay import realised_plan
-from curtail_pipeline.stages.train import OUTER_FILE, checkpoint_files, wall_time
+from curtail_pipeline.stages.train import OUTER_FILE, checkpoint_files
+from curtail_pipeline.stages.wall_power import wall_time
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE, Checkpoints
 from curtail_pipeline.storage.commits import number
 from curtail_pipeline.storage.manifest import Interval, Manifest, SiteLedger

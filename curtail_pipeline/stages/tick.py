@@ -6,6 +6,7 @@ from datetime import datetime
 
 from curtail_pipeline.scheduling.absence import ABSENCES_KEY, Absences
 from curtail_pipeline.scheduling.decide import Decision, decide
+from curtail_pipeline.scheduling.provisioned import Ordered, differs, write_ordered
 from curtail_pipeline.scheduling.reconcile import (
     MEMBERSHIP_KEY,
     Attempts,
@@ -43,7 +44,9 @@ def remember(project: Project, sites: Mapping[str, SiteDecision], parent: str, *
         at_parent = before.at_parent
     else:
         at_parent = before.sites if before is not None else {}
-    project.store.write_record(IN_FORCE_KEY, InForce(sites=dict(sites), parent=parent, at_parent=at_parent))
+    wall = project.clock_mode != "headless"
+    record = InForce(sites=dict(sites), parent=parent, at_parent=at_parent, ordered=wall)
+    project.store.write_record(IN_FORCE_KEY, record)
 
 
 def remembered(project: Project) -> dict[str, SiteDecision]:
@@ -121,6 +124,9 @@ def tick(
         away=away,
     )
     if project.clock_mode != "headless":
+        before = _in_force(project)
+        if before is None or not before.ordered or differs(decision.sites, previous):
+            write_ordered(store, Ordered(at=now, sites=decision.sites))
         remember(project, decision.sites, parent.key)
     if action.changed:
         store.write_record(MEMBERSHIP_KEY, action.desired)

@@ -4,7 +4,7 @@ A segment is planned from its request and its parent alone; nothing here reads "
 round's steps, computed from the trace; with a replayed or live clock it is open-ended and membership ends it.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +12,6 @@ from curtail_pipeline.corpus.build import stored_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import FederationError, SitesDown, StoreError
 from curtail_pipeline.federation.orders import (
-    JournalLine,
     OpenRounds,
     OuterSettings,
     ParentCheckpoint,
@@ -31,17 +30,16 @@ from curtail_pipeline.scheduling.decide import decide
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
-from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.stages.attempts import place_of
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import absences
+from curtail_pipeline.stages.wall_power import clock_of_project, other_attempts, wall_time
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
-from curtail_pipeline.storage.clock import ReplayClock
 from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import CorruptObject
-from curtail_pipeline.times import seconds, utc_now
+from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
 from curtail_pipeline.training.retention import prune_snapshots
@@ -211,6 +209,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         heldout_gate=experiment.federation.heldout_gate,
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
         stop_reason=scheduled.stop_reason if scheduled else "",
+        written=None if scheduled else utc_now(),
     )
 
 
@@ -294,13 +293,20 @@ def _prune_inner_states(project: Project) -> None:
 
 def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str, began: datetime) -> Manifest:
     store, request, parent = project.store, prospect.request, prospect.parent
-    journal, plan = read_journal(store, scratch), store.read_record(plan_key(scratch), Plan)
-    start, end, intervals = (
-        _virtual_time(prospect.scheduled, segment)
-        if prospect.scheduled
-        else wall_time(project, plan.members, journal, began, _to_clock(project))
-    )
-    intervals = [*_pause_power(project, prospect, start), *intervals]
+    plan = store.read_record(plan_key(scratch), Plan)
+    if prospect.scheduled:
+        start, end, intervals = _virtual_time(prospect.scheduled, segment)
+        intervals = [*_pause_power(project, prospect, start), *intervals]
+    else:
+        start, end, intervals = wall_time(
+            project,
+            plan.members,
+            read_journal(store, scratch),
+            min(began, plan.written or began),
+            clock_of_project(project),
+            since=parent.end,
+            others=other_attempts(project, request.key, but=scratch),
+        )
     steps = sum(site.steps for site in segment.sites.values())
     return project.checkpoints.commit(
         request.key,
@@ -352,44 +358,3 @@ def _virtual_time(scheduled: SegmentPlan, segment: Segment) -> tuple[datetime, d
     end = scheduled.end if done == len(scheduled.rounds) else scheduled.rounds[done - 1].end
     cut = [PowerInterval(i.site, i.state, i.start, min(i.end, end), i.kw) for i in scheduled.intervals if i.start < end]
     return scheduled.start, end, cut
-
-
-def _to_clock(project: Project) -> Callable[[datetime], datetime]:
-    """From wall time to the experiment's."""
-    clock = project.clock
-    return clock.to_virtual if isinstance(clock, ReplayClock) else (lambda wall: wall)
-
-
-def wall_time(
-    project: Project,
-    members: Sequence[str],
-    journal: Sequence[JournalLine],
-    began: datetime,
-    to_clock: Callable[[datetime], datetime] = lambda wall: wall,
-) -> tuple[datetime, datetime, list[PowerInterval]]:
-    """Start, end and power of a segment: a site trains from a round's start for the seconds its trainer reports, and
-    idles else.
-
-    Args:
-        began: when its caller began to follow it; the first round was earlier where another caller was killed.
-    """
-    ended = to_clock(utc_now())
-    began = min([began, *(line.done.start for line in journal)])
-    intervals: list[PowerInterval] = []
-    for name in members:
-        site = project.experiment.site(name)
-        cursor = to_clock(began)
-
-        def until(stamp: datetime, state: PowerState, site: Site = site) -> None:
-            nonlocal cursor
-            if stamp > cursor:
-                intervals.append(PowerInterval(site.name, state, cursor, stamp, power_kw(site, state)))
-                cursor = stamp
-
-        for line in journal:
-            if name in line.results:
-                first = line.done.start
-                until(to_clock(first), "idle")
-                until(min(to_clock(first + seconds(line.results[name].seconds)), ended), "training")
-        until(ended, "idle")
-    return to_clock(began), ended, intervals

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from curtail_pipeline.errors import LedgerError, StoreError
+from curtail_pipeline.settings.sites import PowerState
 from curtail_pipeline.storage.records import Json, Record, Sha256, Utc
 from curtail_pipeline.storage.store import canonical_json
 from curtail_pipeline.tokens.ledger import Ledger, Moved, Report, SiteRanges
@@ -87,7 +88,7 @@ class Interval(Record):
     """A site's power draw, PUE included, over `[start, end)` of the experiment's clock."""
 
     site: str
-    state: Literal["training", "idle", "start_up"]
+    state: PowerState
     start: Utc
     end: Utc
     kw: float = Field(ge=0, allow_inf_nan=False)

@@ -58,6 +58,11 @@ def windows_key(day: str) -> str:
     return f"windows/{day}.parquet"
 
 
+BETWEEN = "between checkpoints"
+"""In a ledger, of what was drawn since the last checkpoint: the next one's ledger will have it."""
+BETWEEN_KEY = "emissions/between_checkpoints.parquet"
+
+
 def ledger_key(key: str) -> str:
     """Energy and CO2 of a checkpoint."""
     return f"emissions/{key}.parquet"

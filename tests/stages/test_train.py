@@ -8,7 +8,6 @@ from test_checkpoints import fields
 
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import StoreError
-from curtail_pipeline.federation.orders import JournalLine, Result, RoundDone
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.scheduling.timing import Finished, Pause, advance
 from curtail_pipeline.settings.experiment import parse_experiment
@@ -16,11 +15,10 @@ from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import remember, remembered, tick
-from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _whole_parent, wall_time
+from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _whole_parent
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
 from curtail_pipeline.storage.store import StoredObject, StoreUnavailable
-from curtail_pipeline.times import utc_now
 
 DAYS = (datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC))
 
@@ -106,17 +104,6 @@ def test_a_site_held_idle_through_a_pause_is_in_the_next_checkpoint(project: Pro
             pauses = []
         clock.advance_to(step.end)
     assert counted, "the policy held a site through a pause, or this test shows nothing"
-
-
-def test_power_is_counted_from_the_first_round_whoever_followed_it(project: Project) -> None:
-    start = utc_now() - timedelta(seconds=100)
-    line = JournalLine.model_construct(
-        done=RoundDone.model_construct(start=start), results={"A": Result.model_construct(seconds=40.0)}
-    )
-    begin, end, (training, idle) = wall_time(project, ["A"], [line], began=utc_now())
-    assert (begin, training.start) == (start, start)
-    assert (training.state, training.end - start) == ("training", timedelta(seconds=40))
-    assert (idle.state, idle.end) == ("idle", end)
 
 
 def test_a_damaged_parent_goes_aside_and_its_segment_is_trained_again(project: Project, tmp_path: Path) -> None:
