@@ -28,6 +28,7 @@ from curtail_pipeline.storage.folder_store import is_uri
 from sensors.automation import automation
 from sensors.failures import failure_sensor
 from sensors.membership import membership_sensor
+from sensors.provisioning import provisioning_sensor
 from sensors.reaper import reaper_sensor
 from sensors.schedules import daily_pipeline_schedule, intraday_schedule
 
@@ -57,7 +58,7 @@ def build(progress: Progress = silent) -> dg.Definitions:
             federated_rounds,
             reporting,
         ],
-        sensors=[membership_sensor, reaper_sensor, failure_sensor, automation],
+        sensors=[membership_sensor, provisioning_sensor, reaper_sensor, failure_sensor, automation],
         schedules=[daily_pipeline_schedule, intraday_schedule],
         resources={
             "pipeline": pipeline,

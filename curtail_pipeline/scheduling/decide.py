@@ -4,6 +4,7 @@
 and a mode. It reads no clock and no file, so that the same view gives the same decision anywhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -65,6 +66,16 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
     if view.experiment.rounds.sync == "paying" and isinstance(policy_of(view), TimelinePolicy):
         _hold_back(view, sites)
     return _decision(now, sites)
+
+
+def holding(decision: Decision, warm: Mapping[str, str]) -> Decision:
+    """The same, but for sites that are up and held so, with why: they are warm rather than off."""
+    if not warm or decision.finished:
+        return decision
+    sites = dict(decision.sites)
+    for name, reason in warm.items():
+        sites[name] = SiteDecision("warm", reason, decision.sites[name].since, decision.sites[name].ready)
+    return _decision(decision.at, sites)
 
 
 def _hold_back(view: View, sites: dict[str, SiteDecision]) -> None:

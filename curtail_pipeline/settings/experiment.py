@@ -124,10 +124,28 @@ class Experiment(Section):
             }
         )
 
+    def started_really(self) -> "Experiment":
+        """Without modelled start-ups where a provisioner starts a site: it takes no part until it is up."""
+        sites = [
+            site
+            if site.provisioner.kind == "none"
+            else site.model_copy(
+                update={
+                    "overheads": (site.overheads or self.overheads).model_copy(
+                        update={"provisioning_s": 0.0, "connect_s": 0.0}
+                    )
+                }
+            )
+            for site in self.sites
+        ]
+        return self.model_copy(update={"sites": sites})
+
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts."""
+        """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners."""
         content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
         content["clock"].pop("end")
+        for site in content["sites"]:
+            site.pop("provisioner")
         return content
 
     def sha256(self) -> str:

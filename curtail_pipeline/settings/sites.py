@@ -5,6 +5,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from curtail_pipeline.settings.overheads import Overheads
+from curtail_pipeline.settings.provisioner_settings import NoProvisioner, ProvisionerSettings
 from curtail_pipeline.settings.section import Section
 
 PowerState = Literal["training", "idle", "start_up", "transfer", "failed"]
@@ -87,6 +88,8 @@ class Site(Section):
     on_site: OnSiteGeneration | None = None
     link: Link | None = None
     """Its transfers are charged beside the overheads; without one they are part of what those measured."""
+    provisioner: ProvisionerSettings = NoProvisioner()
+    """What starts and stops it with the live and the replayed clock."""
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

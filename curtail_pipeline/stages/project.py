@@ -229,9 +229,8 @@ class Project:
         first = max(midnight(self.days[0]), min(now - lookback, since or now))
         days = days_between(first, now + timedelta(microseconds=1))
         issued = days_between(max(first, min(now - LOOKBACK, since or now)), now + timedelta(microseconds=1))
-        return View.build(
-            self.experiment, self.traces(days), self.windows(days), self._forecast_maker(issued), as_of=now
-        )
+        experiment = self.experiment.started_really()
+        return View.build(experiment, self.traces(days), self.windows(days), self._forecast_maker(issued), as_of=now)
 
     @property
     def _plans(self) -> bool:

@@ -1,12 +1,22 @@
 """One tick of the controller: decide, reconcile, write what changed. The sensor and the headless run call it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from curtail_pipeline.scheduling.absence import ABSENCES_KEY, Absences
-from curtail_pipeline.scheduling.decide import Decision, decide
-from curtail_pipeline.scheduling.provisioned import Ordered, differs, write_ordered
+from curtail_pipeline.scheduling.decide import Decision, decide, holding
+from curtail_pipeline.scheduling.provision import (
+    WANTS_KEY,
+    Provisioned,
+    Wants,
+    held,
+    managed,
+    not_up,
+    provisioned_key,
+    wanted,
+)
+from curtail_pipeline.scheduling.provisioned_time import Ordered, differs, write_ordered
 from curtail_pipeline.scheduling.reconcile import (
     MEMBERSHIP_KEY,
     Attempts,
@@ -16,7 +26,7 @@ from curtail_pipeline.scheduling.reconcile import (
     reconcile,
     request_key,
 )
-from curtail_pipeline.scheduling.view import SiteDecision
+from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import following
 from curtail_pipeline.storage.manifest import Manifest
@@ -69,6 +79,47 @@ def absences(project: Project) -> Absences:
     return project.store.read_record(ABSENCES_KEY, Absences) if known else Absences()
 
 
+def provisioned(project: Project) -> dict[str, Provisioned]:
+    """What the sites with a provisioner were brought to; none in virtual time, where nothing can be waited for."""
+    if project.clock_mode == "headless":
+        return {}
+    store, found = project.store, {}
+    for site in managed(project.experiment.sites):
+        key = provisioned_key(site.name)
+        found[site.name] = store.read_record(key, Provisioned) if store.exists(key) else Provisioned()
+    return found
+
+
+def wants(project: Project) -> Wants:
+    """What was last wanted of them."""
+    return project.store.read_record(WANTS_KEY, Wants) if project.store.exists(WANTS_KEY) else Wants()
+
+
+def _as_provisioned(
+    project: Project,
+    view: View,
+    job: Job,
+    decision: Decision,
+    away: Mapping[str, str],
+    known: Mapping[str, Provisioned],
+    active: Collection[str],
+    wall: datetime,
+) -> tuple[Decision, dict[str, str]]:
+    """The decision for the sites as they really are, and those that take no part because they are not up.
+
+    What is wanted of them is written down. A lost site is wanted as before: whoever starts it finds it gone.
+    """
+    wish = decide(view, decision.at, job) if away else decision
+    speed = project.experiment.replay.speed if project.clock_mode == "replay" else 1.0
+    found = wanted(view, wish, known, active, speed)
+    if found != wants(project):
+        project.store.write_record(WANTS_KEY, found)
+    starting = {site: why for site, why in not_up(found, known, wall).items() if site not in away}
+    if starting:
+        decision = decide(view.without({**away, **starting}), decision.at, job)
+    return holding(decision, held(found, known, decision)), starting
+
+
 @dataclass(frozen=True)
 class Tick:
     request: SegmentRequest | None
@@ -106,8 +157,12 @@ def tick(
         return Tick(None, f"the recorded trace ends at {project.span[1]:%Y-%m-%d %H:%M} UTC", 0, None)
     parent, store = parent or project.parent, project.store
     previous = remembered(project)
+    view, job = project.view(now), project.job(parent, previous)
     away = absences(project).away(wall)
-    decision = decide(project.view(now).without(away), now, project.job(parent, previous))
+    decision = decide(view.without(away), now, job)
+    if known := provisioned(project):
+        decision, starting = _as_provisioned(project, view, job, decision, away, known, active or (), wall)
+        away |= starting
     desired = store.read_record(MEMBERSHIP_KEY, Desired) if store.exists(MEMBERSHIP_KEY) else None
     key = following(parent.key)
     earlier = store.read_record(request_key(key), SegmentRequest).attempt if store.exists(request_key(key)) else 0

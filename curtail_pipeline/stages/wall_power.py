@@ -11,7 +11,7 @@ from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.federation.orders import JournalLine, Plan
 from curtail_pipeline.federation.plan import plan_key, planned_attempts, read_journal, scratch_of
 from curtail_pipeline.federation.server_life import ServerLife, failure_key, life_key
-from curtail_pipeline.scheduling.provisioned import Ordered, Work, provisioned_power, read_ordered
+from curtail_pipeline.scheduling.provisioned_time import Ordered, Work, provisioned_power, read_ordered
 from curtail_pipeline.settings.sites import PowerState
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import following

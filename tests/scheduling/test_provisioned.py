@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curtail_pipeline.scheduling.provisioned import Ordered, Work, provisioned_power
+from curtail_pipeline.scheduling.provisioned_time import Ordered, Work, provisioned_power
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw

@@ -25,12 +25,12 @@ MINUTES = (5, 20, 40, 60, 80, 110, 130, 170, 190, 205)
 """Enough to see every state: windows are open from 10 to 100, 50 to 160 and 180 to 200."""
 
 
-def prepared(folder: Path, policy: str) -> Path:
+def prepared(folder: Path, policy: str, **changes: Any) -> Path:
     """An experiment whose traces, windows and first checkpoint are there; returns its file."""
     job: dict[str, Any] = dict(EXPERIMENT["job"])
     if policy in PLANNING_POLICIES:
         job = {"steps": 30, "deadline": (START + timedelta(hours=3.5)).isoformat()}
-    path = write_experiment(folder / "input", policy={"name": policy}, job=job)
+    path = write_experiment(folder / "input", policy={"name": policy}, job=job, **changes)
     project = Project.open(path, "replay")
     for region in CURTAILED:
         save_ingested(project, ingest_day(project, region, START.date()))

@@ -56,6 +56,7 @@ def test_one_switch_for_schedules_and_sensors(tmp_path: Path, switch: str) -> No
         "failure_sensor",
         "intraday_schedule",
         "membership_sensor",
+        "provisioning_sensor",
         "reaper_sensor",
     ]
     assert found.stdout.strip() == str(everything if switch == "on" else []), found.stderr

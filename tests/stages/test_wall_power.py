@@ -20,7 +20,7 @@ from curtail_pipeline.federation.orders import (
 )
 from curtail_pipeline.federation.plan import plan_key, scratch_of
 from curtail_pipeline.federation.server_life import ServerLife, life_key
-from curtail_pipeline.scheduling.provisioned import ORDERS
+from curtail_pipeline.scheduling.provisioned_time import ORDERS
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.account import checkpoint_ledger, stored_ledgers, summarise, write_report
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
