@@ -79,7 +79,9 @@ class Codec:
         """
         values = np.empty(len(records) * self.block, np.float32)
         for rows in self._chunks(len(records)):
-            self._decode(records[rows], values[rows.start * self.block : rows.stop * self.block])
+            part = values[rows.start * self.block : rows.stop * self.block]
+            self._decode(records[rows], part)
+            part += 0  # no -0, which a mean of one update would not have either
         return values[:count]
 
     def _chunks(self, rows: int) -> Iterator[slice]:

@@ -208,6 +208,8 @@ class TensorWriter:
         self.bytes += len(data)
 
     def close(self) -> None:
+        if self._stream.closed:
+            return
         try:
             self._thread.shutdown()
             for pending in self._pending:
@@ -222,4 +224,8 @@ class TensorWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:  # nobody will read it
+            self._thread.shutdown(cancel_futures=True)
+            self._stream.close()

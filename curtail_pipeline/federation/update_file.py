@@ -63,6 +63,10 @@ def all_pieces(weights: TensorFile) -> Iterator[Piece]:
             number += 1
 
 
+def _filled(file: TensorFile) -> list[str]:
+    return [tensor.name for tensor in file.tensors.values() if tensor.count]
+
+
 def _shown(text: str) -> str:
     """What a file says, fit for a line."""
     return text.encode("unicode_escape").decode()[:60]
@@ -84,6 +88,8 @@ class UpdateFile:
         except FederationError:
             self.close()
             raise
+        self.in_order = _filled(self.file) == _filled(parent)
+        """Whether its tensors follow each other as the parent's do."""
 
     def _require(self, codec: CodecName, parent: TensorFile) -> None:
         named = self.file.metadata.get("codec", "fp32")
