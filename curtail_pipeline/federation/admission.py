@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from curtail_pipeline.errors import LedgerError
-from curtail_pipeline.federation.merge import Update
+from curtail_pipeline.federation.merge_pass import Update
 from curtail_pipeline.federation.orders import Order, Result, StepSize, StoredWeights
 from curtail_pipeline.federation.terms import breach
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store

@@ -7,7 +7,8 @@ The outer optimiser is DiLoCo's (arXiv:2311.08105, section 3): the pseudo-gradie
     weights <- parent - lr * (g + momentum * buffer)
 
 With one training site (mode `local`) the site's weights are taken as they are and the buffer is kept for the next
-federated segment. Files are streamed piece by piece, so memory does not grow with the model or the number of sites.
+federated segment. What a site moved may come coded (`codecs`), and the step may leave coded (`download`): the new
+weights are then the parent's minus what the file says, to the last bit, wherever they are made from it.
 """
 
 import os
@@ -15,17 +16,18 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.codecs import CODECS, CodecName
+from curtail_pipeline.federation.merge_pass import MergePass, Offered, Outputs, Passed, Spoilt, Update
 from curtail_pipeline.federation.orders import AcceptedUpdate, MergeReport, WrittenFile
-from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter
+from curtail_pipeline.federation.update_file import UpdateFile
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import file_sha256
 
@@ -37,22 +39,7 @@ PARENT_NORMS = 20.0
 """Norms of the parent's weights that an update may have all the same. Adam moves an element by about its learning rate
 per step, so that a long round can move embeddings by several times what they began with, and a round with 17 times the
 steps of those before has been seen to move weights 17 times as far."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a site delivered for a round.
-
-    `tokens` weigh the update; `sha256` is the site's own claim about the file, `parent_sha256` and `round` say what it
-    was trained from.
-    """
-
-    site: str
-    path: Path
-    tokens: int
-    sha256: str
-    parent_sha256: str
-    round: int
+_UNLIKE = "its weights do not have the sha256 {} it claims"
 
 
 def norm_limit(norm_bound: float, norm_history: Sequence[float]) -> float:
@@ -90,6 +77,8 @@ def merge(
     *,
     parent_sha256: str,
     round_index: int,
+    download: CodecName = "fp32",
+    out_step: Path | None = None,
 ) -> MergeReport:
     """Merge one round. The order of the updates does not change the result: sites are summed by name.
 
@@ -104,6 +93,8 @@ def merge(
         outer_path: the momentum buffer (float32, the parent's tensor names); zero when not given or without tensors.
         out_weights: new weights, with the parent's types; written atomically, as is `out_outer`.
         norm_history: accepted norms so far in the run, oldest first.
+        download: codec of what receivers of the parent may get in place of the new weights, written to `out_step`. In
+            mode `local` that is the update itself.
 
     Raises:
         FederationError: the parent or the momentum is unreadable, two updates carry one site's name, or mode `local`
@@ -117,180 +108,152 @@ def merge(
         raise FederationError(f"mode local takes one update, not those of {', '.join(sorted(names))}; use federated")
     empty = sorted(update.site for update in updates if update.tokens == 0)
     offered = sorted((update for update in updates if update.tokens), key=lambda update: update.site)
-    with TensorFile(parent_path) as parent, ThreadPoolExecutor(os.cpu_count()) as threads:
-        limit = max(PARENT_NORMS * _norm(parent), norm_limit(norm_bound, norm_history))
-        checks = [threads.submit(_validate, parent, u, parent_sha256, round_index, limit) for u in offered]
-        norms, refused = _judged(offered, checks)
-        refused |= beside_the_others(norms, {update.site: update.tokens for update in offered}, norm_bound)
-        accepted = [update for update in offered if update.site not in refused]
-        total = sum(update.tokens for update in accepted)
-        shares = {update.site: update.tokens / total for update in accepted}
-        if mode == "federated" and accepted:
-            step_norm, weights, outer = _nesterov(
-                parent, outer_path, accepted, shares, lr, momentum, out_weights, out_outer
-            )
+    with ExitStack() as stack:
+        parent = stack.enter_context(TensorFile(parent_path))
+        if mode == "federated":
+            buffers = _buffers(parent, outer_path, stack) if outer_path else None
+            codec = CODECS[download] if download != "fp32" and out_step else None
+            outputs = Outputs(out_weights, out_outer, buffers, lr, momentum, out_step if codec else None, codec)
         else:
-            step_norm = norms[accepted[0].site] if accepted else 0.0
-            source, sha256 = (accepted[0].path, accepted[0].sha256) if accepted else (parent_path, parent_sha256)
-            weights, outer = _assign(source, sha256, outer_path, out_weights, out_outer)
-    history = [*norm_history, *(norms[update.site] for update in accepted)][-NORM_WINDOW:]
+            outputs = Outputs(out_weights if any(update.codec != "fp32" for update in offered) else None)
+        judge = _Judge(parent, parent_sha256, round_index, norm_bound, norm_history)
+        accepted, passed = judge.merge(offered, outputs)
+    norms, total = judge.norms, sum(update.tokens for update in accepted)
+    written, step_norm = passed.written, passed.step_norm
+    if mode == "local" or not accepted:
+        source = accepted[0] if accepted else None
+        step_norm = norms[source.site] if source else 0.0
+        written = _assigned(source, parent_path, parent_sha256, outer_path, out_weights, out_outer, written, out_step)
     return MergeReport(
         mode=mode,
-        accepted={u.site: AcceptedUpdate(norm=norms[u.site], share=shares[u.site]) for u in accepted},
-        refused=refused,
+        accepted={u.site: AcceptedUpdate(norm=norms[u.site], share=u.tokens / total) for u in accepted},
+        refused=judge.refused,
         empty=tuple(empty),
-        weights=weights,
-        outer=outer,
+        weights=written["weights"],
+        outer=written["outer"],
+        step=written.get("step"),
         step_norm=step_norm,
-        norm_history=tuple(history),
+        norm_history=(*norm_history, *(norms[update.site] for update in accepted))[-NORM_WINDOW:],
         seconds=time.perf_counter() - begun,
     )
 
 
-def _judged(offered: Sequence[Update], checks: Sequence["Future[float]"]) -> tuple[dict[str, float], dict[str, str]]:
-    """Norms of the updates that passed their check, and the reasons for refusing the others."""
-    norms: dict[str, float] = {}
-    refused: dict[str, str] = {}
-    for update, check in zip(offered, checks, strict=True):
+class _Judge:
+    """Which updates of a round count. `norms` and `refused`, by site, are known after `merge`."""
+
+    def __init__(
+        self, parent: TensorFile, parent_sha256: str, round_index: int, norm_bound: float, history: Sequence[float]
+    ) -> None:
+        self._parent, self._parent_sha256, self._round = parent, parent_sha256, round_index
+        self._norm_bound, self._history = norm_bound, history
+        self.norms: dict[str, float] = {}
+        self.refused: dict[str, str] = {}
+
+    def merge(self, offered: Sequence[Update], outputs: Outputs) -> tuple[list[Update], Passed]:
+        """The updates that count and what became of them. One that does not costs a second pass over the others."""
+        beside = True
+        while True:
+            with ExitStack() as stack:
+                files = [(u, file) for u in offered if u.site not in self.refused and (file := self._open(u, stack))]
+                total = sum(update.tokens for update, _ in files)
+                opened = [Offered(u, file, np.float32(u.tokens / total)) for u, file in files]
+                if not opened:
+                    return [], Passed(0.0, {})
+
+                def accept(parent_norm: float, opened: list[Offered] = opened, beside: bool = beside) -> bool:
+                    return self._accept(opened, parent_norm, beside)
+
+                try:
+                    return [update for update, _ in files], MergePass(self._parent, opened, outputs).run(accept)
+                except Spoilt:
+                    beside = False
+
+    def _open(self, update: Update, stack: ExitStack) -> UpdateFile | None:
         try:
-            norms[update.site] = check.result()
+            if update.parent_sha256 != self._parent_sha256:
+                ours = self._parent_sha256[:12]
+                raise FederationError(f"trained from {update.parent_sha256[:12]}, not from this round's {ours}")
+            if update.round != self._round:
+                raise FederationError(f"belongs to round {update.round}, not to round {self._round}")
+            if update.tokens < 0:
+                raise FederationError(f"claims {update.tokens} tokens")
+            if not update.path.is_file():
+                raise FederationError(f"its weights {update.path.name} are missing")
+            return stack.enter_context(self._file(update))
         except FederationError as error:
-            refused[update.site] = str(error)
-    return norms, refused
+            self.refused[update.site] = str(error)
+            return None
+
+    def _file(self, update: Update) -> UpdateFile:
+        try:
+            return UpdateFile(update.path, update.codec, self._parent)
+        except FederationError:
+            if file_sha256(update.path) != update.sha256:  # damaged on the way
+                raise FederationError(_UNLIKE.format(update.sha256[:12])) from None
+            raise
+
+    def _accept(self, opened: Sequence[Offered], parent_norm: float, beside: bool) -> bool:
+        """Whether all that were read count.
+
+        Args:
+            beside: compare them with each other; once is enough, as those refused are gone the second time.
+        """
+        limit = max(PARENT_NORMS * (parent_norm or float("inf")), norm_limit(self._norm_bound, self._history))
+        found: dict[str, str] = {}
+        norms: dict[str, float] = {}
+        for offered in opened:
+            if offered.sha256() != offered.update.sha256:
+                found[offered.update.site] = _UNLIKE.format(offered.update.sha256[:12])
+            elif offered.fault is not None:
+                found[offered.update.site] = offered.fault
+            elif offered.norm > limit:
+                found[offered.update.site] = f"norm {offered.norm:.4g} is above the bound {limit:.4g}"
+            else:
+                norms[offered.update.site] = offered.norm
+        if beside:
+            tokens = {offered.update.site: offered.update.tokens for offered in opened}
+            found |= beside_the_others(norms, tokens, self._norm_bound)
+        self.norms |= norms
+        self.refused |= found
+        return not found
 
 
-def _norm(weights: TensorFile) -> float:
-    """The L2 norm of all floating tensors; infinite for weights of norm 0, which bound nothing."""
-    parts = (
-        _square(weights.floats(tensor, first, count), tensor.name)
-        for tensor in weights.tensors.values()
-        if tensor.floating
-        for first, count in pieces(tensor)
-    )
-    return float(np.sqrt(sum(parts))) or float("inf")
-
-
-def _assign(
-    source: Path, sha256: str, outer_path: Path | None, out_weights: Path, out_outer: Path
-) -> tuple[WrittenFile, WrittenFile]:
-    """Take weights as they are and keep the momentum."""
-    _copy(source, out_weights)
+def _assigned(
+    source: Update | None,
+    parent_path: Path,
+    parent_sha256: str,
+    outer_path: Path | None,
+    out_weights: Path,
+    out_outer: Path,
+    written: Mapping[str, WrittenFile],
+    out_step: Path | None,
+) -> dict[str, WrittenFile]:
+    """Keep the momentum, and take the weights of the only update, or the parent's, unless they are written."""
+    files = dict(written)
+    if "weights" not in files:
+        path, sha256 = (source.path, source.sha256) if source else (parent_path, parent_sha256)
+        _copy(path, out_weights)
+        files["weights"] = _file(out_weights, sha256)
+    elif source and out_step:
+        _copy(source.path, out_step)
+        files["step"] = _file(out_step, source.sha256)
     if outer_path is None:
         with replacing(out_outer) as scratch, TensorWriter(scratch, []):
             pass
     else:
         _copy(outer_path, out_outer)
-    return _file(out_weights, sha256), _file(out_outer, file_sha256(out_outer))
-
-
-def _validate(parent: TensorFile, update: Update, parent_sha256: str, round_index: int, limit: float) -> float:
-    """The L2 norm of `parent - site`; raises FederationError with the reason for refusing the update."""
-    if update.parent_sha256 != parent_sha256:
-        raise FederationError(f"trained from {update.parent_sha256[:12]}, not from this round's {parent_sha256[:12]}")
-    if update.round != round_index:
-        raise FederationError(f"belongs to round {update.round}, not to round {round_index}")
-    if update.tokens < 0:
-        raise FederationError(f"claims {update.tokens} tokens")
-    if not update.path.is_file():
-        raise FederationError(f"its weights {update.path.name} are missing")
-    if file_sha256(update.path) != update.sha256:
-        raise FederationError(f"its weights do not have the sha256 {update.sha256[:12]} it claims")
-    with TensorFile(update.path) as site, np.errstate(over="ignore", invalid="ignore"):
-        if site.tensors.keys() != parent.tensors.keys():
-            odd = sorted(site.tensors.keys() ^ parent.tensors.keys())
-            raise FederationError(f"its tensors differ from the parent's: {', '.join(odd[:3])}")
-        squares = 0.0
-        for name, ours in parent.tensors.items():
-            theirs = site.tensors[name]
-            if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-                raise FederationError(
-                    f"tensor {name} is {theirs.dtype} {list(theirs.shape)}, not {ours.dtype} {list(ours.shape)}"
-                )
-            for first, count in pieces(ours):
-                if ours.floating:
-                    delta = site.floats(theirs, first, count)
-                    np.subtract(parent.floats(ours, first, count), delta, out=delta)
-                    squares += _square(delta, name)
-                elif parent.raw(ours, first, count) != site.raw(theirs, first, count):
-                    raise FederationError(f"tensor {name} ({ours.dtype}) changed; only floating tensors are trained")
-    norm = float(np.sqrt(squares))
-    if norm > limit:
-        raise FederationError(f"norm {norm:.4g} is above the bound {limit:.4g}")
-    return norm
-
-
-def _square(delta: Floats, name: str) -> float:
-    """Sum of squares; raises when an element is not finite. The sum is itself the test, so data is read once."""
-    total = float(np.dot(delta, delta))
-    if not np.isfinite(total):
-        if not np.isfinite(delta).all():
-            raise FederationError(f"tensor {name} is not finite")
-        wide = delta.astype(np.float64)
-        total = float(np.dot(wide, wide))
-    return total
-
-
-def _nesterov(
-    parent: TensorFile,
-    outer_path: Path | None,
-    updates: list[Update],
-    shares: dict[str, float],
-    lr: float,
-    momentum: float,
-    out_weights: Path,
-    out_outer: Path,
-) -> tuple[float, WrittenFile, WrittenFile]:
-    """Write new weights and buffer; the L2 norm of the mean pseudo-gradient, sha256 and size of the two files."""
-    squares = 0.0
-    with ExitStack() as stack:
-        buffers = stack.enter_context(TensorFile(outer_path)) if outer_path else None
-        if buffers and buffers.tensors:
-            _check_buffers(parent, buffers)
-        sites = [(stack.enter_context(TensorFile(u.path)), np.float32(shares[u.site])) for u in updates]
-        trained = [t for t in parent.tensors.values() if t.floating]
-        scratch_weights = stack.enter_context(replacing(out_weights))
-        scratch_outer = stack.enter_context(replacing(out_outer))
-        weights = stack.enter_context(
-            TensorWriter(scratch_weights, [(t.name, t.dtype, t.shape) for t in parent.tensors.values()])
-        )
-        outer = stack.enter_context(TensorWriter(scratch_outer, [(t.name, "F32", t.shape) for t in trained]))
-        rate, beta = np.float32(lr), np.float32(momentum)
-        for tensor in parent.tensors.values():
-            for first, count in pieces(tensor):
-                if not tensor.floating:
-                    weights.write(parent.raw(tensor, first, count))
-                    continue
-                origin = parent.floats(tensor, first, count)
-                mean: Floats = np.zeros(count, np.float32)
-                for file, share in sites:
-                    delta = file.floats(file.tensors[tensor.name], first, count)
-                    np.subtract(origin, delta, out=delta)
-                    delta *= share
-                    mean += delta
-                squares += float(np.dot(mean, mean))
-                if buffers and buffers.tensors:
-                    buffer = buffers.floats(buffers.tensors[tensor.name], first, count)
-                    buffer *= beta
-                    buffer += mean
-                else:
-                    buffer = mean.copy()
-                outer.write(from_float32(buffer, "F32"))
-                mean += beta * buffer
-                mean *= rate
-                origin -= mean
-                weights.write(from_float32(origin, tensor.dtype))
-    return (
-        float(np.sqrt(squares)),
-        WrittenFile(sha256=weights.sha256, bytes=weights.bytes),
-        WrittenFile(sha256=outer.sha256, bytes=outer.bytes),
-    )
+    return files | {"outer": _file(out_outer, file_sha256(out_outer))}
 
 
 def _file(path: Path, sha256: str) -> WrittenFile:
     return WrittenFile(sha256=sha256, bytes=path.stat().st_size)
 
 
-def _check_buffers(parent: TensorFile, buffers: TensorFile) -> None:
+def _buffers(parent: TensorFile, path: Path, stack: ExitStack) -> TensorFile | None:
+    """The momentum, which has to be the parent's; None for one without tensors."""
+    buffers = stack.enter_context(TensorFile(path))
+    if not buffers.tensors:
+        return None
     for tensor in parent.tensors.values():
         held = buffers.tensors.get(tensor.name)
         if tensor.floating and (held is None or held.shape != tensor.shape or held.dtype != "F32"):
@@ -298,6 +261,7 @@ def _check_buffers(parent: TensorFile, buffers: TensorFile) -> None:
                 f"outer momentum {buffers.path} has no float32 tensor {tensor.name} of shape {list(tensor.shape)}; "
                 "it belongs to another model: start from a checkpoint whose files belong together"
             )
+    return buffers
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -290,6 +290,8 @@ class MergeReport(Record):
     """Sites that took no step."""
     weights: WrittenFile
     outer: WrittenFile
+    step: WrittenFile | None = None
+    """What was subtracted from the round's starting weights, coded; None where the weights alone were written."""
     step_norm: float
     norm_history: tuple[float, ...]
     """The run's accepted norms, newest last, at most 20."""

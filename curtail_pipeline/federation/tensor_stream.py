@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict
+from typing import Final, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,12 @@ PIECE = 1 << 20
 AHEAD = 4
 """Pieces that wait to be written."""
 
+FORMAT: Final = {"format": "pt"}
+"""Metadata that transformers expects in a file of weights."""
+
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
+R = TypeVar("R")
 
 _SIZE = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -82,7 +87,10 @@ class TensorFile:
             raise FederationError(f"{path} is not a readable safetensors file ({error}); write it again") from error
         self._fd = os.open(path, os.O_RDONLY)
         size = int.from_bytes(os.pread(self._fd, 8, 0), "little")
-        header: dict[str, _Entry] = json.loads(os.pread(self._fd, size, 8))
+        self.head = os.pread(self._fd, 8 + size, 0)
+        """All that stands before the first tensor."""
+        header: dict[str, _Entry] = json.loads(self.head[8:])
+        self.metadata: Mapping[str, str] = json.loads(self.head[8:]).get("__metadata__") or {}
         header.pop("__metadata__", None)
         self.tensors: dict[str, TensorInfo] = {}
         for name, entry in sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
@@ -147,16 +155,32 @@ def pieces(tensor: TensorInfo) -> Iterator[tuple[int, int]]:
         yield first, min(PIECE, tensor.count - first)
 
 
+def in_order(do: Callable[[T], R], items: Iterable[T], threads: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
+    """What `do` gives for each item, in their order; at most so many are begun and not taken yet."""
+    begun: deque[Future[R]] = deque()
+    for item in items:
+        if len(begun) == ahead:
+            yield begun.popleft().result()
+        begun.append(threads.submit(do, item))
+    while begun:
+        yield begun.popleft().result()
+
+
 class TensorWriter:
     """Writes a safetensors file whose tensors follow each other in the given order, and hashes it on the way.
 
-    The same tensors give the same bytes: the header is compact JSON in that order, padded with spaces to 8 bytes, with
-    the metadata `{"format": "pt"}` that transformers expects. Writing and hashing happen in a thread of their own, at
-    most `AHEAD` pieces behind. `sha256` and `bytes` are valid once the file is closed.
+    The same tensors give the same bytes: the header is compact JSON in that order, padded with spaces to 8 bytes.
+    Writing and hashing happen in a thread of their own, at most `AHEAD` pieces behind. `sha256` and `bytes` are valid
+    once the file is closed.
     """
 
-    def __init__(self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
-        header: dict[str, _Entry | dict[str, str]] = {"__metadata__": {"format": "pt"}}
+    def __init__(
+        self,
+        path: Path,
+        tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+        metadata: Mapping[str, str] = FORMAT,
+    ) -> None:
+        header: dict[str, _Entry | Mapping[str, str]] = {"__metadata__": metadata}
         offset = 0
         for name, dtype, shape in tensors:
             size = _SIZE[dtype] * int(np.prod(shape, dtype=np.int64))
@@ -184,6 +208,8 @@ class TensorWriter:
         self.bytes += len(data)
 
     def close(self) -> None:
+        if self._stream.closed:
+            return
         try:
             self._thread.shutdown()
             for pending in self._pending:
@@ -198,4 +224,8 @@ class TensorWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:  # nobody will read it
+            self._thread.shutdown(cancel_futures=True)
+            self._stream.close()

@@ -18,7 +18,11 @@ from safetensors.torch import save_file as torch_save
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation import merge as outer_module
 from curtail_pipeline.federation import tensor_stream as tensors
-from curtail_pipeline.federation.merge import MergeReport, Update, merge, norm_limit
+from curtail_pipeline.federation.codecs import CODECS, LossyName
+from curtail_pipeline.federation.merge import merge, norm_limit
+from curtail_pipeline.federation.merge_pass import Update
+from curtail_pipeline.federation.orders import MergeReport
+from curtail_pipeline.federation.update_file import UpdateFile, all_pieces, write_update, write_weights
 from curtail_pipeline.storage.store import file_sha256
 
 SHAPES = {"embed.weight": (5, 3), "scale": (), "head.weight": (3, 7), "empty": (0, 4)}
@@ -280,3 +284,97 @@ def test_bfloat16_and_integer_tensors(tmp_path: Path) -> None:
     assert new["w"].dtype == torch.bfloat16 and torch.equal(new["w"], site["w"])  # lr 1 without momentum: the site's
     assert torch.equal(new["steps"], parent["steps"]) and torch.equal(new["h"], parent["h"])
     assert set(torch_load(tmp_path / "o")) == {"w", "h"}
+
+
+def coded(
+    round_: Round, site: str, codec: LossyName, seed: int, **changes: object
+) -> tuple[Update, dict[str, np.ndarray]]:
+    """An update by a codec, and what it says was moved."""
+    moved = weights(seed, 0.01)
+    before = load_file(round_.parent)
+    path = round_.folder / f"{site}.{codec}"
+    with tensors.TensorFile(round_.parent) as parent:
+        write_update(
+            path, CODECS[codec], parent, lambda name, at, n: (before[name] - moved[name]).ravel()[at : at + n], {}
+        )
+        with UpdateFile(path, codec, parent) as update:
+            found = {
+                piece.tensor.name: update.moved(update.raw(piece), piece, np.zeros(0)).reshape(piece.tensor.shape)
+                for piece in all_pieces(parent)
+            }
+    fields = {"site": site, "path": path, "tokens": 5, "sha256": file_sha256(path), "codec": codec,
+              "parent_sha256": file_sha256(round_.parent), "round": 3}  # fmt: skip
+    return Update(**(fields | changes)), found | {"empty": np.zeros((0, 4), np.float32)}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_coded_updates_count_as_what_they_decode_to(round_: Round, codec: LossyName) -> None:
+    (one, a), (two, b) = coded(round_, "A", codec, 1), coded(round_, "B", codec, 2, tokens=15)
+    report = round_.merge([one, two], momentum=0.5)
+    assert not report.refused
+    parent, (new, _) = load_file(round_.parent), round_.out()
+    for name in SHAPES:
+        expected, _ = dense(parent[name], [parent[name] - a[name], parent[name] - b[name]], [5, 15],
+                            np.zeros_like(parent[name]), 0.7, 0.5)  # fmt: skip
+        np.testing.assert_allclose(new[name], expected, rtol=1e-5, atol=1e-6)
+    norm = np.sqrt(sum(float((moved.astype(np.float64) ** 2).sum()) for moved in a.values()))
+    assert report.accepted["A"].norm == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_local_commits_what_was_decoded(round_: Round, codec: LossyName) -> None:
+    update, moved = coded(round_, "A", codec, 1)
+    step = round_.folder / "step"
+    report = round_.merge([update], mode="local", out_step=step)
+    parent, (new, _) = load_file(round_.parent), round_.out()
+    for name in SHAPES:
+        np.testing.assert_array_equal(new[name], parent[name] - moved[name])
+    written = write_weights(round_.parent, step, codec, round_.folder / "received")
+    assert written == report.weights and report.step.sha256 == update.sha256
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_whoever_holds_the_parent_gets_the_same_file_from_the_step(round_: Round, codec: LossyName) -> None:
+    updates = [coded(round_, "A", "int2", 1)[0], round_.update("B", 4, weights(0))]
+    buffer = round_.folder / "buffer.safetensors"
+    save_file(weights(5, 0.01), buffer)
+    plain = round_.merge(updates, name="plain", outer_path=buffer)
+    report = round_.merge(updates, outer_path=buffer, download=codec, out_step=round_.folder / "step")
+    assert report.outer == plain.outer, "the momentum is that of the exact step"
+    written = write_weights(round_.parent, round_.folder / "step", codec, round_.folder / "received")
+    assert written == report.weights
+    assert report.step.sha256 == file_sha256(round_.folder / "step")
+
+
+def test_a_bad_coded_update_is_refused_and_the_rest_counts(round_: Round) -> None:
+    good, _ = coded(round_, "good", "int8", 1)
+    damaged, _ = coded(round_, "damaged", "int8", 2)
+    data = bytearray(damaged.path.read_bytes())
+    with tensors.TensorFile(damaged.path) as file:
+        data[file.tensors["head.weight"].start : file.tensors["head.weight"].start + 2] = b"\xc0\x7f"
+    damaged.path.write_bytes(data)
+    far, _ = coded(round_, "far", "int8", 3)
+    far = replace(far, tokens=good.tokens)
+    other = replace(coded(round_, "other", "int4", 4)[0], codec="int8")
+    for bad, reason in (
+        (damaged, "do not have the sha256"),
+        (replace(damaged, sha256=file_sha256(damaged.path)), "head.weight is damaged: a scale or value of it is not"),
+        (other, "its codec is int4, not int8"),
+        (replace(far, parent_sha256="f" * 64), "trained from ffff"),
+    ):
+        report = round_.merge([good, bad])
+        assert re.search(reason, report.refused[bad.site]), report.refused
+        assert report.weights == round_.merge([good], name="alone").weights
+
+
+def test_a_file_in_another_order_has_its_hash_checked_all_the_same(round_: Round) -> None:
+    path, content = round_.folder / "odd", weights(1)
+    with tensors.TensorWriter(
+        path, [(name, "F32", content[name].shape) for name in ("head.weight", "scale", "embed.weight", "empty")]
+    ) as out:
+        for name in ("head.weight", "scale", "embed.weight"):
+            out.write(tensors.from_float32(content[name], "F32"))
+    update = round_.update("A", 4, content)
+    odd = replace(update, path=path, sha256=out.sha256)
+    assert round_.merge([odd]).weights == round_.merge([update], name="same").weights
+    assert "do not have the sha256" in round_.merge([replace(odd, sha256="a" * 64)]).refused["A"]

@@ -1,0 +1,245 @@
+"""What a round's exchange costs: bytes per site, seconds of encoding, decoding and merging, and the server's memory.
+
+The yardstick of a merge is copying the files that it reads, one after the other, and hashing the copies, in the same
+run. Weights and movements are normal random numbers in the shape of the model; sites beyond the third are hard links.
+"""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple, TypedDict, get_args
+
+import numpy as np
+
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.federation.codecs import CODECS, CodecName, LossyName
+from curtail_pipeline.federation.merge import merge
+from curtail_pipeline.federation.merge_pass import Update
+from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.federation.update_file import write_update, write_weights
+from curtail_pipeline.storage.store import file_sha256
+
+WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "1M": (64, 2, 7_168)}
+"""Width, layers and vocabulary of NanoChat."""
+DISTINCT = 3
+POOL = 1 << 22
+NAMES: tuple[CodecName, ...] = ("fp32", *get_args(LossyName))
+
+
+class Costs(NamedTuple):
+    """Of something done in a process of its own."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+    """Largest resident set of the process."""
+
+
+class MergeCosts(TypedDict):
+    merge_s: float
+    copy_hash_s: float
+    merge_ratio: float
+    cpu_s: float
+    peak_mib: float
+
+
+class ModelCosts(TypedDict):
+    bytes: dict[str, int]
+    fraction_of_fp32: dict[str, float]
+    encode_s: dict[str, float]
+    decode_s: dict[str, float]
+    merge_s: float
+    copy_hash_s: float
+    merge_ratio: float
+    """The largest of all codecs, with the two that it is of."""
+    peak_mib: float
+    """The largest of all merges."""
+    merges: dict[str, dict[str, MergeCosts]]
+    """By codec and number of sites."""
+
+
+def run(
+    models: str = "124M,561M", sites: str | int = 3, codecs: str = ",".join(NAMES), folder: str = ""
+) -> Mapping[str, object]:
+    """Measure.
+
+    Args:
+        models: of `WIDTHS`.
+        sites: numbers of sites, separated by commas.
+        codecs: those to measure; `fp32` is always among them.
+        folder: where the files are made, five to six times the weights and twice those of the sites; a temporary one
+            when not given.
+    """
+    names = [name for name in NAMES if name == "fp32" or name in codecs.split(",")]
+    if unknown := sorted({*codecs.split(",")} - {*NAMES}) or sorted({*models.split(",")} - {*WIDTHS}):
+        raise SettingsError(f"{unknown[0]!r} is no codec or model; there are {', '.join((*NAMES, *WIDTHS))}")
+    counts = [int(count) for count in str(sites).split(",")]
+    measured: dict[str, ModelCosts] = {}
+    for model in models.split(","):
+        with tempfile.TemporaryDirectory(prefix="bench-exchange-", dir=folder or None) as scratch:
+            measured[model] = _Measured(Path(scratch), model).costs(names, counts)
+    return {"cores": os.cpu_count(), "sites": counts, "models": measured}
+
+
+class _Measured:
+    """One model's files, in a folder."""
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self.folder = folder
+        width, layers, vocabulary = WIDTHS[model]
+        shapes = {"lm_head.weight": (vocabulary, width), "model.embed_tokens.weight": (vocabulary, width)}
+        for layer in range(layers):
+            name = f"model.layers.{layer}"
+            shapes |= {f"{name}.self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
+            shapes |= {f"{name}.mlp.fc1.weight": (4 * width, width), f"{name}.mlp.fc2.weight": (width, 4 * width)}
+        self.pool = np.random.default_rng(0).standard_normal(2 * POOL, np.float32)
+        self.layout = [(name, "F32", shape) for name, shape in sorted(shapes.items())]
+        self.parent = self._filled("parent", lambda values, seed: values(seed) * np.float32(0.02))
+        self.outer = self._filled("outer", lambda values, seed: values(seed + 50) * np.float32(1e-3))
+        self.sites = [self._site(number) for number in range(DISTINCT)]
+
+    def _site(self, number: int) -> Path:
+        return self._filled(
+            f"site{number}.fp32",
+            lambda values, seed: values(seed) * np.float32(0.02) - values(seed + 100 + number) * np.float32(1e-3),
+        )
+
+    def _filled(self, name: str, make: Callable[[Callable[[int], Floats], int], Floats]) -> Path:
+        path, place = self.folder / name, 0
+        with TensorWriter(path, self.layout) as out:
+            for _, _, shape in self.layout:
+                for first in range(0, int(np.prod(shape)), 1 << 20):
+                    count = min(1 << 20, int(np.prod(shape)) - first)
+                    place += 1
+
+                    def values(seed: int, count: int = count) -> Floats:
+                        start = seed * 7919 % POOL
+                        return self.pool[start : start + count]
+
+                    out.write(from_float32(make(values, place * 1009), "F32"))
+        return path
+
+    def costs(self, codecs: Sequence[CodecName], counts: Sequence[int]) -> ModelCosts:
+        encode: dict[str, float] = {}
+        decode: dict[str, float] = {}
+        size: dict[str, int] = {}
+        merges: dict[str, dict[str, MergeCosts]] = {}
+        for codec in codecs:
+            encode[codec] = self._encode(codec)
+            size[codec] = self._update(0, codec).stat().st_size
+            decode[codec] = _apart(_decode, self.parent, self._update(0, codec), codec, self.folder / "made").wall_s
+            (self.folder / "made").unlink()
+            merges[codec] = {str(count): self._merge(codec, count) for count in counts}
+            if codec != "fp32":
+                for number in range(DISTINCT):
+                    self._update(number, codec).unlink()
+        worst = max((m for by_count in merges.values() for m in by_count.values()), key=lambda m: m["merge_ratio"])
+        return {
+            "bytes": size,
+            "fraction_of_fp32": {codec: round(size[codec] / size["fp32"], 6) for codec in codecs},
+            "encode_s": encode,
+            "decode_s": decode,
+            "merge_s": worst["merge_s"],
+            "copy_hash_s": worst["copy_hash_s"],
+            "merge_ratio": worst["merge_ratio"],
+            "peak_mib": max(m["peak_mib"] for by_count in merges.values() for m in by_count.values()),
+            "merges": merges,
+        }
+
+    def _update(self, site: int, codec: CodecName) -> Path:
+        return self.folder / f"site{site}.{codec}"
+
+    def _encode(self, codec: CodecName) -> float:
+        """Seconds of writing one site's update; for fp32, of writing its weights."""
+        taken = []
+        for number, source in enumerate(self.sites):
+            out = self.folder / "again" if codec == "fp32" else self._update(number, codec)
+            taken.append(_apart(_encode, self.parent, source, codec, out).wall_s)
+        (self.folder / "again").unlink(missing_ok=True)
+        return sorted(taken)[len(taken) // 2]
+
+    def _merge(self, codec: CodecName, count: int) -> MergeCosts:
+        paths = []
+        for number in range(count):
+            path = self.folder / f"link{number}"
+            path.hardlink_to(self._update(number % DISTINCT, codec))
+            paths.append(path)
+        hashes = [file_sha256(self._update(number, codec)) for number in range(min(count, DISTINCT))]
+        given = [hashes[number % DISTINCT] for number in range(count)]
+        copied = _apart(_copy_and_hash, [self.parent, self.outer, *paths], self.folder / "copy")
+        merged = _apart(_merge, self.parent, self.outer, paths, given, codec, self.folder)
+        for path in (*paths, self.folder / "weights", self.folder / "momentum"):
+            path.unlink()
+        return {
+            "merge_s": merged.wall_s,
+            "copy_hash_s": copied.wall_s,
+            "merge_ratio": round(merged.wall_s / copied.wall_s, 3),
+            "cpu_s": merged.cpu_s,
+            "peak_mib": merged.peak_mib,
+        }
+
+
+def _encode(parent: Path, source: Path, codec: CodecName, out: Path) -> None:
+    if codec == "fp32":
+        with TensorFile(source) as site:
+            layout = [(t.name, t.dtype, t.shape) for t in site.tensors.values()]
+            with TensorWriter(out, layout) as written:
+                for tensor in site.tensors.values():
+                    for first, count in pieces(tensor):
+                        written.write(site.raw(tensor, first, count))
+        return
+    with TensorFile(parent) as origin, TensorFile(source) as site:
+        write_update(out, CODECS[codec], origin, lambda name, *at: site.floats(site.tensors[name], *at), {})
+
+
+def _decode(parent: Path, update: Path, codec: CodecName, out: Path) -> None:
+    write_weights(parent, update, codec, out)
+
+
+def _copy_and_hash(paths: Sequence[Path], copy: Path) -> None:
+    for path in paths:
+        shutil.copyfile(path, copy)
+        handle = os.open(copy, os.O_RDONLY)
+        os.fsync(handle)  # as a merge does with what it writes
+        os.close(handle)
+        file_sha256(copy)
+        copy.unlink()
+
+
+def _merge(
+    parent: Path, outer: Path, paths: Sequence[Path], hashes: Sequence[str], codec: CodecName, folder: Path
+) -> None:
+    updates = [
+        Update(path.name, path, 1000 + number, digest, "0" * 64, 0, codec)
+        for number, (path, digest) in enumerate(zip(paths, hashes, strict=True))
+    ]
+    report = merge(
+        parent, outer, updates, "federated", 0.7, 0.9, folder / "weights", folder / "momentum", 5.0, [],
+        parent_sha256="0" * 64, round_index=0,
+    )  # fmt: skip
+    assert not report.refused, report.refused
+
+
+def _apart(do: Callable[..., None], *arguments: object) -> Costs:
+    """Do it in a new process."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_report, args=(theirs, do, arguments))
+    process.start()
+    theirs.close()
+    costs: Costs = ours.recv()
+    process.join()
+    return costs
+
+
+def _report(answer: Connection, do: Callable[..., None], arguments: Sequence[object]) -> None:
+    wall, cpu = time.perf_counter(), time.process_time()
+    do(*arguments)
+    taken = round(time.perf_counter() - wall, 3), round(time.process_time() - cpu, 3)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    answer.send(Costs(*taken, round(peak / 1024, 1)))

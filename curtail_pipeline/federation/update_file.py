@@ -1,0 +1,235 @@
+"""What was subtracted from weights, in a file: a site's update, or the step of a merge.
+
+With the codec `fp32` it is the new weights themselves. With any other a safetensors file that every reader of the
+format opens: a floating tensor is uint8 of shape (blocks, bytes of a record) under its own name, any other is as it
+was. The metadata say the `codec`, and in `tensors` the type and shape of what was coded, by name.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.codecs import CODECS, Codec, CodecName
+from curtail_pipeline.federation.orders import WrittenFile
+from curtail_pipeline.federation.tensor_stream import (
+    Floats,
+    TensorFile,
+    TensorInfo,
+    TensorWriter,
+    from_float32,
+    in_order,
+    pieces,
+    to_float32,
+)
+from curtail_pipeline.storage.atomic import replacing
+
+THREADS: Final = min(os.cpu_count() or 1, 8)
+"""That code or merge; each holds a few pieces in memory."""
+AHEAD: Final = 2
+"""Pieces per thread that are begun and not written yet."""
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+_LAYOUT: Final = TypeAdapter(Layout)
+Weights = Callable[[str, int, int], Floats]
+"""Where new weights are read from: a tensor's name, the first element, and how many."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor of the weights that an update belongs to."""
+
+    number: int
+    tensor: TensorInfo
+    first: int
+    count: int
+
+
+def all_pieces(weights: TensorFile) -> Iterator[Piece]:
+    """Of a whole file, in its order."""
+    number = 0
+    for tensor in weights.tensors.values():
+        for first, count in pieces(tensor):
+            yield Piece(number, tensor, first, count)
+            number += 1
+
+
+def _filled(file: TensorFile) -> list[str]:
+    return [tensor.name for tensor in file.tensors.values() if tensor.count]
+
+
+def _shown(text: str) -> str:
+    """What a file says, fit for a line."""
+    return text.encode("unicode_escape").decode()[:60]
+
+
+class UpdateFile:
+    """An update open for reading, piece by piece of the weights it belongs to.
+
+    Raises:
+        FederationError: it is unreadable, of another codec, or its tensors are not those of `parent`. One line, which
+            does not name the site.
+    """
+
+    def __init__(self, path: Path, codec: CodecName, parent: TensorFile) -> None:
+        self.file = TensorFile(path)
+        self.codec = None if codec == "fp32" else CODECS[codec]
+        try:
+            self._require(codec, parent)
+        except FederationError:
+            self.close()
+            raise
+        self.in_order = _filled(self.file) == _filled(parent)
+        """Whether its tensors follow each other as the parent's do."""
+
+    def _require(self, codec: CodecName, parent: TensorFile) -> None:
+        named = self.file.metadata.get("codec", "fp32")
+        if named != codec:
+            raise FederationError(f"its codec is {_shown(named)}, not {codec}")
+        if self.file.tensors.keys() != parent.tensors.keys():
+            odd = sorted(self.file.tensors.keys() ^ parent.tensors.keys())
+            raise FederationError(f"its tensors differ from the parent's: {', '.join(map(_shown, odd[:3]))}")
+        coded = self._layout()
+        for name, ours in parent.tensors.items():
+            theirs = self.file.tensors[name]
+            found = coded.get(name, (theirs.dtype, theirs.shape))
+            if found != (ours.dtype, ours.shape):
+                said = _shown(f"{found[0]} {[*found[1]]}")
+                raise FederationError(f"tensor {name} is {said}, not {ours.dtype} {[*ours.shape]}")
+            records = (self.codec.blocks(ours.count), self.codec.record) if self.codec and ours.floating else None
+            if records and (theirs.dtype, theirs.shape) != ("U8", records):
+                raise FederationError(f"tensor {name} has {[*theirs.shape]} bytes of records, not {[*records]}")
+
+    def _layout(self) -> Layout:
+        if self.codec is None:
+            return {}
+        try:
+            return _LAYOUT.validate_json(self.file.metadata.get("tensors", ""))
+        except ValidationError:
+            raise FederationError("its metadata do not say what it holds") from None
+
+    def raw(self, piece: Piece) -> bytearray:
+        """The bytes of a piece."""
+        entry = self.file.tensors[piece.tensor.name]
+        if self.codec is None or not piece.tensor.floating:
+            return self.file.raw(entry, piece.first, piece.count)
+        first, count = piece.first // self.codec.block, self.codec.blocks(piece.count)
+        return self.file.raw(entry, first * self.codec.record, count * self.codec.record)
+
+    def moved(self, raw: bytearray, piece: Piece, origin: Floats) -> Floats:
+        """What is subtracted from `origin`, in a fresh array or that of `raw`.
+
+        Raises:
+            FederationError: the bytes are damaged.
+        """
+        if self.codec is None:
+            weights = to_float32(raw, piece.tensor.dtype)
+            return np.subtract(origin, weights, out=weights)
+        try:
+            records = np.frombuffer(raw, np.uint8).reshape(-1, self.codec.record)
+            return self.codec.decode(records, piece.count)
+        except FederationError as error:
+            raise FederationError(f"tensor {piece.tensor.name} is damaged: {error}") from error
+
+    def weights(self, piece: Piece, origin: Floats) -> bytearray | memoryview:
+        """The bytes of the new weights."""
+        raw = self.raw(piece)
+        if self.codec is None:
+            return raw
+        return from_float32(origin - self.moved(raw, piece, origin), piece.tensor.dtype)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class UpdateWriter(TensorWriter):
+    """Writes the file of a codec for weights with the tensors of `parent`, in their order."""
+
+    def __init__(self, path: Path, codec: Codec, parent: TensorFile) -> None:
+        coded = {t.name: (t.dtype, t.shape) for t in parent.tensors.values() if t.floating}
+        super().__init__(
+            path,
+            [
+                (t.name, "U8", (codec.blocks(t.count), codec.record)) if t.floating else (t.name, t.dtype, t.shape)
+                for t in parent.tensors.values()
+            ],
+            {"codec": codec.name, "tensors": json.dumps(coded, separators=(",", ":"), ensure_ascii=False)},
+        )
+
+
+def write_update(
+    path: Path, codec: Codec, parent: TensorFile, weights: Weights, residual: MutableMapping[str, Floats]
+) -> WrittenFile:
+    """Write how far weights are from their parent, with what earlier updates left out of it.
+
+    Args:
+        weights: the floating ones.
+        residual: flat, by name of tensor, zero for a name that is not there; replaced by what this update leaves out:
+            `(residual + (parent - weights)) - decoded`, each step rounded to float32.
+
+    Raises:
+        FederationError: a value is not finite.
+    """
+    for tensor in parent.tensors.values():
+        if tensor.floating and tensor.name not in residual:
+            residual[tensor.name] = np.zeros(tensor.count, np.float32)
+
+    def coded(piece: Piece) -> bytearray | memoryview:
+        tensor, first, count = piece.tensor, piece.first, piece.count
+        if not tensor.floating:
+            return parent.raw(tensor, first, count)
+        left = residual[tensor.name][first : first + count]
+        left += parent.floats(tensor, first, count) - weights(tensor.name, first, count)
+        try:
+            records = codec.encode(left)
+        except FederationError as error:
+            raise FederationError(f"tensor {tensor.name} cannot be coded: {error}") from error
+        left -= codec.decode(records, count)
+        return records.data.cast("B")
+
+    with replacing(path) as scratch, ThreadPoolExecutor(THREADS) as threads:
+        with UpdateWriter(scratch, codec, parent) as out:
+            for data in in_order(coded, all_pieces(parent), threads, THREADS * AHEAD):
+                out.write(data)
+        scratch.chmod(0o644)
+    return WrittenFile(sha256=out.sha256, bytes=out.bytes)
+
+
+def write_weights(parent_path: Path, update_path: Path, codec: CodecName, out_path: Path) -> WrittenFile:
+    """Write the weights that an update makes of its parent: the same bytes wherever it is done.
+
+    Raises:
+        FederationError: the update does not belong to the parent, or is damaged.
+    """
+    with ExitStack() as stack:
+        parent = stack.enter_context(TensorFile(parent_path))
+        update = stack.enter_context(UpdateFile(update_path, codec, parent))
+        scratch = stack.enter_context(replacing(out_path))
+        threads = stack.enter_context(ThreadPoolExecutor(THREADS))
+
+        def made(piece: Piece) -> bytearray | memoryview:
+            tensor, first, count = piece.tensor, piece.first, piece.count
+            if not tensor.floating:
+                return update.raw(piece)
+            return update.weights(piece, parent.floats(tensor, first, count))
+
+        with TensorWriter(scratch, [(t.name, t.dtype, t.shape) for t in parent.tensors.values()]) as out:
+            for data in in_order(made, all_pieces(parent), threads, THREADS * AHEAD):
+                out.write(data)
+        scratch.chmod(0o644)
+    return WrittenFile(sha256=out.sha256, bytes=out.bytes)
