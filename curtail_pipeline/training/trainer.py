@@ -33,6 +33,7 @@ from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
+from curtail_pipeline.training.attention import use_causal_attention
 from curtail_pipeline.training.devices import device_of, make_deterministic
 from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.loss import head_loss, head_of
@@ -264,11 +265,12 @@ class SiteTrainer:
         self._config = self._weights = self._inner = None
         self._warm = False
         model: nn.Module = build_model(read_config(config, source))
+        use_causal_attention(model)
         model.to(self._device).train()
         self._model = model
         self._optimisers = Optimisers(model, self.settings)
         decoder = cast(nn.Module, model.model)
-        self._decoder = cast(nn.Module, torch.compile(decoder)) if self.settings.compile else decoder
+        self._decoder = cast(nn.Module, torch.compile(decoder, fullgraph=True)) if self.settings.compile else decoder
 
     def _built(self) -> tuple[nn.Module, Optimisers]:
         if self._model is None or self._optimisers is None:

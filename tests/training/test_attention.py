@@ -1,0 +1,59 @@
+"""Attention is causal without a mask, compiled or not, and computes what transformers' own does."""
+
+import pytest
+import torch
+from torch.nn import functional
+from training_case import make_experiment
+
+from curtail_pipeline.training.attention import use_causal_attention
+from curtail_pipeline.training.presets import build_model, initialise, model_config
+
+TOKENS = torch.arange(3 * 8).reshape(3, 8) % 64
+
+
+def small_model(**overrides):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, **overrides}
+    model = build_model(model_config(make_experiment(model_overrides=shape).training, 64)).train()
+    initialise(model, 0)
+    for parameter in model.parameters():  # the projections start at zero, and attention would not be seen
+        parameter.data.add_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+    return model
+
+
+def gradients(model):
+    hidden = model.model(input_ids=TOKENS, use_cache=False).last_hidden_state
+    hidden.square().mean().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"": hidden.detach(), **found}
+
+
+@pytest.mark.parametrize("key_heads", [2, 1])
+def test_the_bits_are_those_of_transformers_own(key_heads):
+    theirs, ours = (small_model(num_key_value_heads=key_heads) for _ in range(2))
+    use_causal_attention(ours)
+    assert theirs.config._attn_implementation == "sdpa" != ours.config._attn_implementation
+    expected = gradients(theirs)
+    assert all(torch.equal(expected[name], found) for name, found in gradients(ours).items())
+
+
+def test_a_compiled_model_attends_causally_without_a_mask():
+    graphs = []
+
+    def keep(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    model = small_model()
+    use_causal_attention(model)
+    expected = gradients(model)
+    model.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(model.model, backend=keep, fullgraph=True)
+    hidden = compiled(input_ids=TOKENS, use_cache=False).last_hidden_state
+    assert torch.equal(hidden.detach(), expected[""])
+    (graph,) = graphs
+    calls = [node for node in graph.graph.nodes if node.target is functional.scaled_dot_product_attention]
+    assert len(calls) == 2
+    for call in calls:
+        assert call.kwargs["is_causal"] is True
+        assert len(call.args) == 3 and call.kwargs.get("attn_mask") is None
