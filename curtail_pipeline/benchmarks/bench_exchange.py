@@ -17,11 +17,12 @@ from typing import NamedTuple, TypedDict, get_args
 import numpy as np
 
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.federation.codecs import CODECS, CodecName, LossyName
+from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.merge_pass import Update
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.update_file import write_update, write_weights
+from curtail_pipeline.settings.federation_settings import CodecName, LossyName
 from curtail_pipeline.storage.store import file_sha256
 
 WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "1M": (64, 2, 7_168)}

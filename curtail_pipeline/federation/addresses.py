@@ -12,13 +12,16 @@ LINKS_S = 24 * 3600
 """How long they are good: above the longest round."""
 
 
-def links_of(store: Store, plan: Plan, site: str, weights: str, lease: Sequence[Range], out: str) -> Links:
+def links_of(store: Store, plan: Plan, site: str, weights: Sequence[str], lease: Sequence[Range], out: str) -> Links:
     """Of what a site's round reads and writes; its inner states stay with it.
+
+    Args:
+        weights: keys of those it starts from, and of what they can be made from.
 
     Raises:
         StoreError: the store is a folder.
     """
-    read = [weights, plan.parent.config, plan.experiment_uri, MEMBERSHIP_KEY]
+    read = [*weights, plan.parent.config, plan.experiment_uri, MEMBERSHIP_KEY]
     for owner in sorted({span.owner for span in parse_ranges(lease, site)}):
         read += [f"shards/{owner}/{name}" for name in store.list(f"shards/{owner}")]
     return Links(

@@ -4,12 +4,13 @@ Everything a site says of its work is checked against what it was asked for: its
 into the ledger, its steps move the learning rate of all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Protocol
 
 from curtail_pipeline.errors import LedgerError
 from curtail_pipeline.federation.merge_pass import Update
-from curtail_pipeline.federation.orders import Order, Result, StepSize, StoredWeights
+from curtail_pipeline.federation.orders import Order, Result, StepSize, StoredDelta, StoredWeights
 from curtail_pipeline.federation.terms import breach
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.tokens.ranges import after_prefix, total
@@ -17,8 +18,12 @@ from curtail_pipeline.tokens.ranges import after_prefix, total
 ROUNDING = 1e-4
 """Relative difference that sums of float32 losses may have."""
 
-HeldoutLoss = Callable[[StoredWeights], float | None]
-"""Nats per token of weights on held-out text; None for weights that cannot be read, which the merge refuses."""
+
+class HeldoutLoss(Protocol):
+    """Nats per token of weights, or of what they are once moved, on held-out text; None for what cannot be read, which
+    the merge refuses."""
+
+    def __call__(self, weights: StoredWeights | StoredDelta) -> float | None: ...
 
 
 def admit(
@@ -50,6 +55,8 @@ def misfit(order: Order, result: Result, step: StepSize | None) -> str | None:
         return f"its result is signed by {result.site!r}"
     if result.weights.key != order.out:
         return f"its weights lie at {result.weights.key!r}, not at {order.out!r}"
+    if result.codec != order.codec:
+        return f"its update is written by {result.codec}, not by {order.codec}"
     if (reason := breach(order, result)) is not None:
         return reason
     if result.steps > order.max_steps:
@@ -101,12 +108,18 @@ def gate(
     fitting: dict[str, Result] = {}
     refused: dict[str, str] = {}
     for site, result in results.items():
-        after = heldout_loss(result.weights)
+        after = heldout_loss(_update(result, parent))
         if before is None or after is None or after - before <= limit:  # NaN is refused
             fitting[site] = result
         else:
             refused[site] = f"held-out loss {after:.4g} is more than {limit:g} above the round's start of {before:.4g}"
     return fitting, refused
+
+
+def _update(result: Result, parent: StoredWeights) -> StoredWeights | StoredDelta:
+    if result.codec == "fp32":
+        return result.weights
+    return StoredDelta(key=result.weights.key, sha256=result.weights.sha256, codec=result.codec, base=parent)
 
 
 def fetch(store: Store, results: Mapping[str, Result], held: ExitStack) -> tuple[list[Update], dict[str, str]]:
@@ -120,5 +133,5 @@ def fetch(store: Store, results: Mapping[str, Result], held: ExitStack) -> tuple
             refused[site] = f"its weights cannot be had: {error}"
             continue
         tokens, sha256 = result.tokens, result.weights.sha256
-        updates.append(Update(site, path, tokens, sha256, result.parent_sha256, result.round))
+        updates.append(Update(site, path, tokens, sha256, result.parent_sha256, result.round, result.codec))
     return updates, refused

@@ -15,19 +15,16 @@ or is refused; values that are not finite, or beyond `LARGEST`, are not encoded.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.tensor_stream import Floats, from_float32, to_float32
+from curtail_pipeline.settings.federation_settings import LossyName
 
 Bytes = npt.NDArray[np.uint8]
-Bits = npt.NDArray[np.uint8]
-LossyName = Literal["bf16", "int8", "int4", "int2", "int2_topk"]
-CodecName = Literal["fp32", LossyName]
-"""`fp32` is no codec: the weights travel as they are."""
 
 LARGEST: Final = 1e30
 """The largest value that is encoded: no update of a model comes near, and nothing overflows."""

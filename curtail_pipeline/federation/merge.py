@@ -23,11 +23,12 @@ from typing import Literal
 import numpy as np
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.codecs import CODECS, CodecName
+from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge_pass import MergePass, Offered, Outputs, Passed, Spoilt, Update
 from curtail_pipeline.federation.orders import AcceptedUpdate, MergeReport, WrittenFile
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter
 from curtail_pipeline.federation.update_file import UpdateFile
+from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import file_sha256
 
@@ -78,7 +79,7 @@ def merge(
     parent_sha256: str,
     round_index: int,
     download: CodecName = "fp32",
-    out_step: Path | None = None,
+    out_delta: Path | None = None,
 ) -> MergeReport:
     """Merge one round. The order of the updates does not change the result: sites are summed by name.
 
@@ -93,7 +94,7 @@ def merge(
         outer_path: the momentum buffer (float32, the parent's tensor names); zero when not given or without tensors.
         out_weights: new weights, with the parent's types; written atomically, as is `out_outer`.
         norm_history: accepted norms so far in the run, oldest first.
-        download: codec of what receivers of the parent may get in place of the new weights, written to `out_step`. In
+        download: codec of what receivers of the parent may get in place of the new weights, written to `out_delta`. In
             mode `local` that is the update itself.
 
     Raises:
@@ -112,8 +113,8 @@ def merge(
         parent = stack.enter_context(TensorFile(parent_path))
         if mode == "federated":
             buffers = _buffers(parent, outer_path, stack) if outer_path else None
-            codec = CODECS[download] if download != "fp32" and out_step else None
-            outputs = Outputs(out_weights, out_outer, buffers, lr, momentum, out_step if codec else None, codec)
+            codec = CODECS[download] if download != "fp32" and out_delta else None
+            outputs = Outputs(out_weights, out_outer, buffers, lr, momentum, out_delta if codec else None, codec)
         else:
             outputs = Outputs(out_weights if any(update.codec != "fp32" for update in offered) else None)
         judge = _Judge(parent, parent_sha256, round_index, norm_bound, norm_history)
@@ -123,7 +124,7 @@ def merge(
     if mode == "local" or not accepted:
         source = accepted[0] if accepted else None
         step_norm = norms[source.site] if source else 0.0
-        written = _assigned(source, parent_path, parent_sha256, outer_path, out_weights, out_outer, written, out_step)
+        written = _assigned(source, parent_path, parent_sha256, outer_path, out_weights, out_outer, written, out_delta)
     return MergeReport(
         mode=mode,
         accepted={u.site: AcceptedUpdate(norm=norms[u.site], share=u.tokens / total) for u in accepted},
@@ -131,7 +132,7 @@ def merge(
         empty=tuple(empty),
         weights=written["weights"],
         outer=written["outer"],
-        step=written.get("step"),
+        delta=written.get("delta"),
         step_norm=step_norm,
         norm_history=(*norm_history, *(norms[update.site] for update in accepted))[-NORM_WINDOW:],
         seconds=time.perf_counter() - begun,
@@ -226,7 +227,7 @@ def _assigned(
     out_weights: Path,
     out_outer: Path,
     written: Mapping[str, WrittenFile],
-    out_step: Path | None,
+    out_delta: Path | None,
 ) -> dict[str, WrittenFile]:
     """Keep the momentum, and take the weights of the only update, or the parent's, unless they are written."""
     files = dict(written)
@@ -234,9 +235,9 @@ def _assigned(
         path, sha256 = (source.path, source.sha256) if source else (parent_path, parent_sha256)
         _copy(path, out_weights)
         files["weights"] = _file(out_weights, sha256)
-    elif source and out_step:
-        _copy(source.path, out_step)
-        files["step"] = _file(out_step, source.sha256)
+    elif source and out_delta:
+        _copy(source.path, out_delta)
+        files["delta"] = _file(out_delta, source.sha256)
     if outer_path is None:
         with replacing(out_outer) as scratch, TensorWriter(scratch, []):
             pass

@@ -16,10 +16,11 @@ from threading import Condition
 import numpy as np
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.codecs import Codec, CodecName
+from curtail_pipeline.federation.codecs import Codec
 from curtail_pipeline.federation.orders import WrittenFile
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, in_order
 from curtail_pipeline.federation.update_file import AHEAD, THREADS, Piece, UpdateFile, UpdateWriter, all_pieces
+from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import file_sha256
 
@@ -115,7 +116,7 @@ class Outputs:
     """Momentum so far; zero where there is none."""
     lr: float = 1.0
     momentum: float = 0.0
-    step: Path | None = None
+    delta: Path | None = None
     """What was subtracted from the parent's weights, by `codec`; both or none."""
     codec: Codec | None = None
 
@@ -199,9 +200,9 @@ class MergePass:
             scratch = stack.enter_context(replacing(out.outer))
             layout = [(t.name, "F32", t.shape) for t in tensors if t.floating]
             writers["outer"] = stack.enter_context(TensorWriter(scratch, layout))
-        if out.codec is not None and out.step is not None:
-            scratch = stack.enter_context(replacing(out.step))
-            writers["step"] = stack.enter_context(UpdateWriter(scratch, out.codec, parent))
+        if out.codec is not None and out.delta is not None:
+            scratch = stack.enter_context(replacing(out.delta))
+            writers["delta"] = stack.enter_context(UpdateWriter(scratch, out.codec, parent))
         return writers
 
     def _note(self, done: _Done) -> None:
@@ -225,7 +226,7 @@ class MergePass:
         raw = self._parent.raw(piece.tensor, piece.first, piece.count)
         if not piece.tensor.floating:
             sites: dict[str, float | str] = {u.update.site: self._same(u, piece, raw) for u in self._offered}
-            return _Done(0.0, sites, 0.0, dict.fromkeys(("weights", "step")[: 2 if self._out.codec else 1], raw))
+            return _Done(0.0, sites, 0.0, dict.fromkeys(("weights", "delta")[: 2 if self._out.codec else 1], raw))
         origin = self._parent.floats(piece.tensor, piece.first, piece.count)
         squares = square(origin, piece.tensor.name)
         mean: Floats = np.zeros(piece.count, np.float32)
@@ -276,7 +277,7 @@ class MergePass:
             step *= np.float32(out.lr)
         if out.codec is not None:
             records = out.codec.encode(step)
-            data["step"] = records.data.cast("B")
+            data["delta"] = records.data.cast("B")
             step = out.codec.decode(records, piece.count)
         origin -= step
         data["weights"] = from_float32(origin, piece.tensor.dtype)

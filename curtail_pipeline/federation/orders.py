@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from curtail_pipeline.settings.federation_settings import CodecName, DownloadName
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.manifest import InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
@@ -23,6 +24,14 @@ class StoredWeights(Record):
     key: str
     """Store key of a safetensors file."""
     sha256: Sha256
+
+
+class StoredDelta(StoredWeights):
+    """How far weights moved from others, by reference: those, minus what it decodes to, are the weights."""
+
+    codec: CodecName
+    base: StoredWeights
+    """What they moved from."""
 
 
 class Watch(Record):
@@ -56,6 +65,8 @@ class Order(Message):
     store: str
     parent: StoredWeights
     """The weights that the round starts from."""
+    delta: StoredDelta | None = None
+    """Of the same weights, for whoever holds its base."""
     config: str
     """Store key of the model's `config.json`."""
     inner_state: StateName
@@ -71,7 +82,9 @@ class Order(Message):
     watch: Watch | None = None
     terms: SiteTerms = SiteTerms()
     out: str = Field(min_length=1)
-    """Store key for the new weights."""
+    """Store key for the new weights, or how far they moved."""
+    codec: CodecName = "fp32"
+    """How they are written."""
     replay: str = ""
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
     links: Links | None = None
@@ -104,6 +117,8 @@ class Result(Message):
     seconds: float = Field(ge=0, allow_inf_nan=False)
     tokens_per_s: float = Field(ge=0, allow_inf_nan=False)
     weights: WrittenWeights
+    codec: CodecName = "fp32"
+    """By which they are written; by any but `fp32` they are how far they moved."""
     inner_state: InnerStates
     """What it really began with: `fresh` where the one it was given is lost."""
     made_with: dict[str, str] = Field(default_factory=dict)
@@ -190,6 +205,13 @@ class OuterSettings(Record):
     momentum: float
 
 
+class Exchange(Record):
+    """How updates and new weights travel."""
+
+    upload: CodecName = "fp32"
+    download: DownloadName = "fp32"
+
+
 class StepSize(Record):
     """What one optimiser step takes, the same at every site."""
 
@@ -215,6 +237,7 @@ class Plan(Message):
     open: OpenRounds | None = None
     inner_state: dict[str, StateName] = Field(default_factory=dict)
     outer: OuterSettings
+    exchange: Exchange = Exchange()
     norm_bound: float = Field(gt=1)
     norm_history: tuple[float, ...] = ()
     step_size: StepSize | None = None
@@ -265,6 +288,8 @@ class RoundDone(Record):
     odd: dict[str, str] = Field(default_factory=dict)
     """What is out of the ordinary at a site whose update counts."""
     weights: StoredWeights
+    delta: StoredDelta | None = None
+    """How far they moved from the round's starting weights."""
 
 
 class AcceptedUpdate(Record):
@@ -290,7 +315,7 @@ class MergeReport(Record):
     """Sites that took no step."""
     weights: WrittenFile
     outer: WrittenFile
-    step: WrittenFile | None = None
+    delta: WrittenFile | None = None
     """What was subtracted from the round's starting weights, coded; None where the weights alone were written."""
     step_norm: float
     norm_history: tuple[float, ...]

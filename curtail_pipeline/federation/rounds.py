@@ -45,7 +45,7 @@ from curtail_pipeline.federation.plan import (
     scratch_of,
     segment_key,
 )
-from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
+from curtail_pipeline.federation.segment_state import DELTA, OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.federation.terms import oddities
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
@@ -200,6 +200,7 @@ class _Running:
             experiment_uri=plan.experiment_uri,
             store=self.store.uri,
             parent=self.state.weights,
+            delta=self.state.delta,
             config=plan.parent.config,
             inner_state=self.state.sites[site].inner_state,
             first_step=self.state.step,
@@ -212,8 +213,9 @@ class _Running:
             terms=plan.terms,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.state.generation) if plan.open else None,
             out=out,
+            codec=plan.exchange.upload,
             replay=plan.replay,
-            links=links_of(self.store, plan, site, self.state.weights.key, lease, out) if linked else None,
+            links=links_of(self.store, plan, site, self.state.needed, lease, out) if linked else None,
         )
 
     def _round_folder(self, index: int) -> str:
@@ -245,6 +247,7 @@ class _Running:
             lost=lost,
             odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
             weights=StoredWeights(key=f"{self._round_folder(upcoming.index)}/{WEIGHTS}", sha256=report.weights.sha256),
+            delta=self.state.moved(report, f"{self._round_folder(upcoming.index)}/{DELTA}"),
         )
         kept = {site: order.model_copy(update={"links": None}) for site, order in orders.items()}  # they are secrets
         line = JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
@@ -318,7 +321,11 @@ class _Running:
                 self.state.norm_history,
                 parent_sha256=self.state.weights.sha256,
                 round_index=index,
+                download=plan.exchange.download,
+                out_delta=(moved := store.here(f"{folder}/.{DELTA}")),
             )
+        if report.delta is not None:
+            store.adopt(moved, f"{folder}/{DELTA}")
         return report.model_copy(update={"refused": {**report.refused, **gone}})
 
     def _write_journal(self, line: JournalLine) -> None:

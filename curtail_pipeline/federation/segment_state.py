@@ -3,13 +3,24 @@
 from dataclasses import dataclass, field
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.orders import JournalLine, OuterState, Plan, Result, RoundDone, Segment, StoredWeights
+from curtail_pipeline.federation.orders import (
+    JournalLine,
+    MergeReport,
+    OuterState,
+    Plan,
+    Result,
+    RoundDone,
+    Segment,
+    StoredDelta,
+    StoredWeights,
+)
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
 from curtail_pipeline.storage.store import NotStored, Store
 from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
 
 WEIGHTS = "model.safetensors"
 OUTER = "outer.safetensors"
+DELTA = "delta.safetensors"
 """Files in a round's folder."""
 
 
@@ -49,6 +60,7 @@ class SegmentState:
                 self.sites[site].pool = compact(site_lease)
         self.step = plan.first_step
         self.weights = StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)
+        self.delta: StoredDelta | None = None
         self.outer = OuterState(key=plan.parent.outer) if plan.parent.outer else None
         self.norm_history = plan.norm_history
         self.generation = plan.open.generation if plan.open else plan.generation
@@ -66,12 +78,25 @@ class SegmentState:
         for site in sorted(line.results.keys() - line.done.refused.keys()):
             self.sites[site].accept(line.orders[site].lease, line.results[site])
         self.step += sum(line.results[site].steps for site in line.merge.accepted)
-        self.weights = line.done.weights
+        self.weights, self.delta = line.done.weights, line.done.delta
         self.outer = OuterState(key=line.done.weights.key.removesuffix(WEIGHTS) + OUTER, sha256=line.merge.outer.sha256)
         self.norm_history = line.merge.norm_history
         self.lost |= line.done.lost
         self.refusals |= line.done.refused
         self.rounds.append(line.done)
+
+    @property
+    def needed(self) -> list[str]:
+        """Store keys of what a site may read to have the weights."""
+        return [self.weights.key, *([self.delta.key] if self.delta else [])]
+
+    def moved(self, report: MergeReport, key: str) -> StoredDelta | None:
+        """What a merge from these weights has put under the key beside the new weights; None for nothing."""
+        if report.delta is None:
+            return None
+        exchange = self.plan.exchange
+        codec = exchange.upload if report.mode == "local" else exchange.download
+        return StoredDelta(key=key, sha256=report.delta.sha256, codec=codec, base=self.weights)
 
     def require_whole(self, store: Store) -> None:
         """Refuse to merge with a file that has changed since the round began: the damage would be in the update.

@@ -13,9 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
+from curtail_pipeline.federation.update_file import write_update
+from curtail_pipeline.settings.federation_settings import LossyName
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, file_sha256
@@ -79,6 +82,8 @@ class SimulatedSite:
         seed = hashlib.sha256(repr((self.name, begin, order.parent.sha256, consumed, order.first_step)).encode())
         with self.store.local(order.parent.key) as parent, self.store.new_file(order.out) as out:
             self._write(parent, out, int(seed.hexdigest()[:12], 16), steps, kind)
+            if order.codec != "fp32" and kind not in ("nan", "shape"):
+                _code(parent, out, order.codec)
             digest, size = file_sha256(out), out.stat().st_size
             if kind == "corrupt":
                 data = bytearray(out.read_bytes())
@@ -100,6 +105,7 @@ class SimulatedSite:
             seconds=0.01,
             tokens_per_s=1000.0,
             weights=WrittenWeights(key=order.out, sha256=digest, bytes=size),
+            codec=order.codec,
             inner_state=InnerStates(begin=begin, end=end),
             made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
@@ -117,6 +123,18 @@ class SimulatedSite:
                     for first, count in pieces(tensor):
                         moved = random.standard_normal(count, np.float32) * np.float32(scale)
                         target.write(from_float32(source.floats(tensor, first, count) - moved, tensor.dtype))
+
+
+def _code(parent: Path, weights: Path, codec: LossyName) -> None:
+    """Put what weights moved in their place."""
+    with TensorFile(weights) as after, TensorFile(parent) as before:
+        write_update(
+            weights,
+            CODECS[codec],
+            before,
+            lambda name, first, count: after.floats(after.tensors[name], first, count),
+            {},
+        )
 
 
 class MemoryTransport:

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.codecs import CODECS, Codec, CodecName
+from curtail_pipeline.federation.codecs import CODECS, Codec
 from curtail_pipeline.federation.orders import WrittenFile
 from curtail_pipeline.federation.tensor_stream import (
     Floats,
@@ -31,6 +31,7 @@ from curtail_pipeline.federation.tensor_stream import (
     pieces,
     to_float32,
 )
+from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.atomic import replacing
 
 THREADS: Final = min(os.cpu_count() or 1, 8)

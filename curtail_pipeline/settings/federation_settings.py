@@ -6,6 +6,12 @@ from pydantic import Field
 
 from curtail_pipeline.settings.section import Section
 
+LossyName = Literal["bf16", "int8", "int4", "int2", "int2_topk"]
+CodecName = Literal["fp32", LossyName]
+"""How what was moved travels (`federation.codecs`); with `fp32` the weights travel as they are."""
+DownloadName = Literal["fp32", "bf16", "int8", "int4"]
+"""Nobody keeps what these lose, so that the coarser ones are not among them."""
+
 
 class RoundSettings(Section):
     """Rounds and segments."""
@@ -31,6 +37,12 @@ class RoundSettings(Section):
     outer_lr: float = Field(default=0.7, gt=0)
     outer_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Nesterov outer step of DiLoCo (arXiv:2311.08105)."""
+    upload_codec: CodecName = "fp32"
+    """How a site sends what it moved. What a codec loses stays in the site's inner state and comes with a later
+    update; what is committed is what arrived."""
+    download_codec: DownloadName = "fp32"
+    """How sites that hold a round's starting weights get the next ones; the merge's step is rounded so. By `fp32` they
+    get the weights."""
     norm_bound: float = Field(default=5.0, gt=1)
     """An update is refused when its norm exceeds this many medians of the other sites' in its round; or of the last 20
     accepted ones and 20 norms of the round's starting weights as well."""

@@ -12,6 +12,7 @@ from curtail_pipeline.corpus.build import stored_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import FederationError, SitesDown, StoreError
 from curtail_pipeline.federation.orders import (
+    Exchange,
     OpenRounds,
     OuterSettings,
     ParentCheckpoint,
@@ -201,6 +202,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         open=None if scheduled else _open_rounds(project, prospect.view, request, leases),
         inner_state=_inner_states(project, parent, request.members),
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
+        exchange=Exchange(upload=experiment.rounds.upload_codec, download=experiment.rounds.download_codec),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
         linked=tuple(site for site in request.members if site in experiment.federation.linked),

@@ -50,6 +50,16 @@ class ContentCache:
             os.close(handle)
             self.evict()
 
+    @contextmanager
+    def hold_known(self, sha256: str) -> Iterator[Path | None]:
+        """As `hold`, but None for a content that is not here."""
+        handle = _hold(self._path(sha256))
+        try:
+            yield self._path(sha256) if handle is not None else None
+        finally:
+            if handle is not None:
+                os.close(handle)
+
     def add(self, source: Path, sha256: str) -> None:
         """Move a file with this content into the cache."""
         self._place(source, sha256)

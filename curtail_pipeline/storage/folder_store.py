@@ -127,6 +127,13 @@ class FolderStore(Store):
     def here(self, name: str) -> Path:
         return self.path(name)
 
+    @contextmanager
+    def held(self, sha256: str) -> Iterator[None]:
+        yield None
+
+    def keep(self, source: Path, sha256: str) -> None:
+        source.unlink()
+
     def mirror(self, key: str) -> Path:
         return self.path(key)
 

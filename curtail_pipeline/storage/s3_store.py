@@ -197,10 +197,7 @@ class S3Store(Store):
         self._upload(source, key)
 
     def adopt(self, source: Path, key: str) -> None:
-        sha256 = self._upload(source, key)
-        scratch = self._cache.scratch() / uuid.uuid4().hex
-        shutil.move(source, scratch)
-        self._cache.add(scratch, sha256)
+        self.keep(source, self._upload(source, key))
 
     def _upload(self, source: Path, key: str) -> str:
         sha256 = file_sha256(source)
@@ -268,6 +265,16 @@ class S3Store(Store):
     def here(self, name: str) -> Path:
         self._key(name)
         return self._here / name
+
+    @contextmanager
+    def held(self, sha256: str) -> Iterator[Path | None]:
+        with self._cache.hold_known(sha256) as path:
+            yield path
+
+    def keep(self, source: Path, sha256: str) -> None:
+        scratch = self._cache.scratch() / uuid.uuid4().hex
+        shutil.move(source, scratch)
+        self._cache.add(scratch, sha256)
 
     def mirror(self, key: str) -> Path:
         path = self._here / "mirror" / key

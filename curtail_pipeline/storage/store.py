@@ -161,6 +161,15 @@ class Store(ABC):
         """A place on this machine for what no other one needs: locks, logs, indexes, work that is not done."""
 
     @abstractmethod
+    def held(self, sha256: str) -> AbstractContextManager[Path | None]:
+        """A file of this machine with this content that an object was read from; None where there is none, or where
+        reading an object costs nothing. There until the block ends."""
+
+    @abstractmethod
+    def keep(self, source: Path, sha256: str) -> None:
+        """Move a file with this content to where objects of that content are read from."""
+
+    @abstractmethod
     def mirror(self, key: str) -> Path:
         """A lasting copy on this machine of the object, or a folder with those directly under a prefix and no others.
 

@@ -1,13 +1,18 @@
 """Held-out loss of weights that are not committed: what an update is judged by before it is merged."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from curtail_pipeline.corpus.batches import HeldoutReader
-from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.federation.orders import Plan, StoredWeights
+from curtail_pipeline.errors import FederationError, TrainingError
+from curtail_pipeline.federation.orders import Plan, StoredDelta, StoredWeights
+from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.storage.store import CorruptObject, Store
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.training.loss import token_losses
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.weights import read_tensors
@@ -30,15 +35,32 @@ class HeldoutGate:
         """By sha256 of the weights: what a site alone has trained is the next round's start, and a round that gave
         nothing leaves its own."""
 
-    def __call__(self, weights: StoredWeights) -> float | None:
+    def __call__(self, weights: StoredWeights | StoredDelta) -> float | None:
         """None for weights that cannot be read or do not fit the model; the merge refuses them by name."""
         if weights.sha256 not in self._known:
             try:
-                self._model.load_state_dict(read_tensors(self._store, weights.key, weights.sha256))
-            except (TrainingError, CorruptObject, RuntimeError):
+                sha256 = self._take(weights)
+            except (TrainingError, FederationError, CorruptObject, NotStored, RuntimeError):
                 return None
-            self._known[weights.sha256] = self._loss()
+            self._known[weights.sha256] = self._known[sha256] = self._loss()
         return self._known[weights.sha256]
+
+    def _take(self, weights: StoredWeights | StoredDelta) -> str:
+        """Give the model these weights, or its base's moved so far; their sha256."""
+        if not isinstance(weights, StoredDelta):
+            self._model.load_state_dict(read_tensors(self._store, weights.key, weights.sha256))
+            return weights.sha256
+        scratch = self._store.here("scratch/gate")
+        scratch.mkdir(parents=True, exist_ok=True)
+        with (
+            self._store.local(weights.base.key) as base,
+            self._store.local(weights.key) as delta,
+            tempfile.TemporaryDirectory(dir=scratch) as folder,
+        ):
+            made = Path(folder) / "model.safetensors"
+            written = write_weights(base, delta, weights.codec, made)
+            self._model.load_state_dict(load_file(made))
+            return written.sha256
 
     def _loss(self) -> float:
         total, count = 0.0, 0

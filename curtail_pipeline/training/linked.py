@@ -4,14 +4,18 @@ Shards are fetched once; of weights and updates those of the last order are kept
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from curtail_pipeline.corpus.corpus_records import ShardManifest
-from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import Store, file_sha256
+
+log = logging.getLogger(__name__)
 
 FOLDER = "linked"
 """Of the site's own store, where the keys of orders lie."""
@@ -35,12 +39,12 @@ class LinkedFolder:
         Raises:
             StoreError: an address is refused, an object is gone or corrupt, or the store does not answer.
         """
+        for key in (order.config, order.experiment_uri):
+            self.store.write_bytes(key, links.read(key))
+        self._bring_weights(order, links)
         for key in self._last - {order.parent.key, order.out}:
             self.store.delete(key)
         self._last = {order.parent.key, order.out}
-        for key in (order.config, order.experiment_uri):
-            self.store.write_bytes(key, links.read(key))
-        self._bring(links, order.parent.key, order.parent.sha256)
         for key in links.get:
             if key.startswith("shards/") and key.endswith("/manifest.json"):
                 self._bring_shards(links, key)
@@ -52,6 +56,20 @@ class LinkedFolder:
         path = self.store.path(key)
         if not path.exists() or file_sha256(path) != sha256:
             links.fetch(key, path, sha256)
+
+    def _bring_weights(self, order: Order, links: Links) -> None:
+        """The weights that the order starts from: made of its delta where what that is based on is here."""
+        delta, path = order.delta, self.store.path(order.parent.key)
+        if delta is not None and not path.exists():
+            base = self.store.path(delta.base.key)
+            if base.exists() and file_sha256(base) == delta.base.sha256:
+                self._bring(links, delta.key, delta.sha256)
+                try:
+                    write_weights(base, self.store.path(delta.key), delta.codec, path)
+                except FederationError as error:
+                    log.warning("%s fetches %s whole: %s", order.site, order.parent.key, error)
+                self.store.delete(delta.key)
+        self._bring(links, order.parent.key, order.parent.sha256)
 
     def _bring_shards(self, links: Links, key: str) -> None:
         data, folder = links.read(key), key.rpartition("/")[0]

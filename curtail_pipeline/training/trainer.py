@@ -43,7 +43,8 @@ from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
 from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
-from curtail_pipeline.training.weights import copy_weights, read_tensors, store_tensors
+from curtail_pipeline.training.updates import Residual, joined_state, receive, split_state, store_update
+from curtail_pipeline.training.weights import copy_weights, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class SiteTrainer:
         self._config: str | None = None
         self._weights: str | None = None
         self._inner: str | None = None
+        self._residual: Residual = {}
         self._segment: tuple[str, int] | None = None
         self._recent: set[str] = set()
         self._experiment_bytes: str | None = None
@@ -184,11 +186,14 @@ class SiteTrainer:
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
         model, optimisers = self._built()
-        sha256, size = store_tensors(self.store, order.out, model.state_dict())
+        residual = self._residual if steps else {}
+        written = store_update(self.store, order, model.state_dict(), residual)
         inner = begin
         if steps:
-            inner = save_snapshot(self.store, self.site.name, optimisers.state(), _snapshots(order))
-        self._weights, self._inner = sha256, inner
+            state = joined_state(optimisers.state(), residual)
+            inner = save_snapshot(self.store, self.site.name, state, _snapshots(order))
+        self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
+        self._inner = inner
         if not order.replay:
             self._prune(order, inner)
         return Result(
@@ -203,7 +208,8 @@ class SiteTrainer:
             loss_mean=sum(losses) / steps if losses else None,
             seconds=round(seconds, 6),
             tokens_per_s=round(tokens / seconds, 3) if seconds > 0 else 0.0,
-            weights=WrittenWeights(key=order.out, sha256=sha256, bytes=size),
+            weights=WrittenWeights(key=order.out, sha256=written.sha256, bytes=written.bytes),
+            codec=order.codec,
             inner_state=InnerStates(begin=begin, end=inner),
             made_with=software,
             stop=stop,
@@ -243,6 +249,7 @@ class SiteTrainer:
         model, optimisers = self._built()
         if self._weights != order.parent.sha256:
             self._weights = None
+            receive(self.store, order)
             weights = read_tensors(self.store, order.parent.key, order.parent.sha256)
             copy_weights(model, weights, order.parent.key)
             self._weights = order.parent.sha256
@@ -250,7 +257,8 @@ class SiteTrainer:
         if begin != FRESH and self._inner != begin:
             self._inner = None
             try:
-                optimisers.load(load_snapshot(self.store, self.site.name, begin, _snapshots(order)), begin)
+                state, self._residual = split_state(load_snapshot(self.store, self.site.name, begin, _snapshots(order)))
+                optimisers.load(state, begin)
             except StateLost as error:
                 if order.replay or order.terms.lost_state == "refuse":
                     raise
@@ -258,6 +266,7 @@ class SiteTrainer:
                 begin = FRESH
         if begin == FRESH:
             optimisers.reset()
+            self._residual = {}
         self._inner = begin
         return begin
 

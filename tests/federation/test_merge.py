@@ -18,11 +18,12 @@ from safetensors.torch import save_file as torch_save
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation import merge as outer_module
 from curtail_pipeline.federation import tensor_stream as tensors
-from curtail_pipeline.federation.codecs import CODECS, LossyName
+from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge import merge, norm_limit
 from curtail_pipeline.federation.merge_pass import Update
 from curtail_pipeline.federation.orders import MergeReport
 from curtail_pipeline.federation.update_file import UpdateFile, all_pieces, write_update, write_weights
+from curtail_pipeline.settings.federation_settings import LossyName
 from curtail_pipeline.storage.store import file_sha256
 
 SHAPES = {"embed.weight": (5, 3), "scale": (), "head.weight": (3, 7), "empty": (0, 4)}
@@ -325,12 +326,12 @@ def test_coded_updates_count_as_what_they_decode_to(round_: Round, codec: LossyN
 def test_local_commits_what_was_decoded(round_: Round, codec: LossyName) -> None:
     update, moved = coded(round_, "A", codec, 1)
     step = round_.folder / "step"
-    report = round_.merge([update], mode="local", out_step=step)
+    report = round_.merge([update], mode="local", out_delta=step)
     parent, (new, _) = load_file(round_.parent), round_.out()
     for name in SHAPES:
         np.testing.assert_array_equal(new[name], parent[name] - moved[name])
     written = write_weights(round_.parent, step, codec, round_.folder / "received")
-    assert written == report.weights and report.step.sha256 == update.sha256
+    assert written == report.weights and report.delta.sha256 == update.sha256
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -339,11 +340,11 @@ def test_whoever_holds_the_parent_gets_the_same_file_from_the_step(round_: Round
     buffer = round_.folder / "buffer.safetensors"
     save_file(weights(5, 0.01), buffer)
     plain = round_.merge(updates, name="plain", outer_path=buffer)
-    report = round_.merge(updates, outer_path=buffer, download=codec, out_step=round_.folder / "step")
+    report = round_.merge(updates, outer_path=buffer, download=codec, out_delta=round_.folder / "step")
     assert report.outer == plain.outer, "the momentum is that of the exact step"
     written = write_weights(round_.parent, round_.folder / "step", codec, round_.folder / "received")
     assert written == report.weights
-    assert report.step.sha256 == file_sha256(round_.folder / "step")
+    assert report.delta.sha256 == file_sha256(round_.folder / "step")
 
 
 def test_a_bad_coded_update_is_refused_and_the_rest_counts(round_: Round) -> None:

@@ -18,6 +18,7 @@ from curtail_pipeline.federation.orders import Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
+from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
@@ -324,6 +325,47 @@ def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> No
     assert replayed["outer"]["sha256"] == segment["outer"]["sha256"]
     assert replayed["sites"] == segment["sites"] and not replayed["lost"] and not replayed["refused"]
     assert "TX" not in {site for site, order in bench.transport.sent if order.round == 1}
+
+
+@pytest.mark.parametrize(("upload", "download"), [("int2_topk", "fp32"), ("fp32", "int4"), ("int8", "bf16")])
+def test_coded_exchange_of_a_troubled_segment(bench: Bench, upload: str, download: str) -> None:
+    """Every round's weights are those before minus the delta, and a replay of what counted gives the same."""
+    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4, exchange={"upload": upload, "download": download})
+    seen: dict[str, Path] = {}
+
+    def keep() -> None:
+        for site, order in bench.transport.sent:
+            if site == "CA" and order.parent.sha256 not in seen:
+                path = bench.store.path(order.parent.key)
+                seen[order.parent.sha256] = kept = bench.store.path(f"kept/{len(seen)}")
+                kept.parent.mkdir(exist_ok=True)
+                kept.write_bytes(path.read_bytes())
+                if order.delta is not None:
+                    made = bench.store.path("kept/made")
+                    base, delta = seen[order.delta.base.sha256], bench.store.path(order.delta.key)
+                    assert write_weights(base, delta, order.delta.codec, made).sha256 == order.parent.sha256
+
+    segment = bench.run(plan, (Fault("TX", 1, "corrupt"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill")), keep)
+    assert segment["rounds"][1]["refused"].keys() == {"TX"} and segment["rounds"][2]["refused"].keys() == {"CA"}
+    assert [order["delta"] is None for order in bench.orders("CA")] == [True, *[download == "fp32"] * 3]
+    again = bench.run(replay(plan, segment) | {"attempt": 2}, folder="scratch/ckpt-000001/replay")
+    assert again["weights"]["sha256"] == segment["weights"]["sha256"] and again["sites"] == segment["sites"]
+
+
+def test_a_site_alone_goes_on_from_what_was_decoded(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2}] * 3, ("CA",), exchange={"upload": "int2"})
+    segment = bench.run(plan)
+    deltas = [order["delta"] for order in bench.orders("CA")]
+    assert [delta["codec"] if delta else None for delta in deltas] == [None, "int2", "int2"]
+    killed_in_round(bench, plan | {"attempt": 2}, 1)
+    resumed = bench.run(plan | {"attempt": 2})
+    assert resumed["weights"]["sha256"] == segment["weights"]["sha256"]
+
+
+def test_an_update_by_another_codec_is_refused(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), exchange={"upload": "int8"})
+    segment = bench.run(plan, (Fault("TX", 0, "nan"),))
+    assert segment["refused"] == {"TX": "its codec is fp32, not int8"}
 
 
 def test_a_round_that_gave_nothing_does_not_end_its_replay(bench: Bench) -> None:

@@ -21,11 +21,14 @@ from curtail_pipeline.federation.orders import (
     PlannedRound,
     Result,
     Segment,
+    StoredDelta,
+    StoredWeights,
     Watch,
     agent_key,
 )
 from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.federation.rounds import run_segment
+from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
@@ -84,7 +87,7 @@ def plan() -> Plan:
 
 
 def linked(signing: Store, order: Order) -> Order:
-    links = links_of(signing, plan(), SITE, order.parent.key, order.lease, order.out)
+    links = links_of(signing, plan(), SITE, [order.parent.key], order.lease, order.out)
     return changed(order, links=links)
 
 
@@ -156,11 +159,54 @@ def test_a_site_without_credentials_gives_the_same_bits(
     ]
 
 
+def moved_on(store: Store, order: Order, result: Result) -> Order:
+    """The order after a merge of a site alone, with what the weights can be made of."""
+    key = f"{order.out}.committed"
+    with store.local(order.parent.key) as base, store.local(order.out) as delta, store.new_file(key) as made:
+        sha256 = write_weights(base, delta, result.codec, made).sha256
+    delta_of = StoredDelta(key=order.out, sha256=result.weights.sha256, codec=result.codec, base=order.parent)
+    out = "scratch/ckpt-000001/0/round-001/NEM_SA.safetensors"
+    return next_order(order, result, parent=StoredWeights(key=key, sha256=sha256), delta=delta_of, out=out)
+
+
+def test_who_holds_the_base_fetches_the_delta_alone(s3: S3Server, filled: FolderStore, tmp_path: Path) -> None:
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator")
+    site = S3Store(coordinator.place, tmp_path / "site", 1 << 26, s3.connect)
+    trainer, first = SiteTrainer(site, SITE, EXPERIMENT), make_order(filled, codec="int4")
+    second = moved_on(coordinator, first, trainer.train(first))
+    joiner = S3Store(coordinator.place, tmp_path / "joiner", 1 << 26, s3.connect)
+    wanted = SiteTrainer(joiner, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))  # in whole
+    name, claimed = f"{coordinator.place.prefix}/{second.parent.key}", {"sha256": second.parent.sha256}
+    s3.connect().put_object(Bucket=coordinator.place.bucket, Key=name, Body=b"no weights", Metadata=claimed)
+    got = trainer.train(changed(second, inner_state="fresh"))
+    assert got.weights == wanted.weights, "made of what is here, whatever lies in the bucket"
+    other = S3Store(coordinator.place, tmp_path / "other", 1 << 26, s3.connect)
+    with other.local(first.parent.key):
+        pass  # holds the base
+    with pytest.raises(CorruptObject):  # a delta that does not fit: falls back to the whole
+        SiteTrainer(other, SITE, EXPERIMENT).train(
+            changed(second, delta=second.delta.model_copy(update={"codec": "int8"}))
+        )
+
+
+def test_a_site_without_credentials_makes_weights_of_a_delta(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
+) -> None:
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    trainer = SiteTrainer(FolderStore(tmp_path / "site"), SITE, EXPERIMENT)
+    first = make_order(filled, codec="int2_topk")
+    second = moved_on(coordinator, first, trainer.train(linked(coordinator, first)))
+    links = links_of(coordinator, plan(), SITE, [second.delta.key], second.lease, second.out)
+    got = trainer.train(changed(second, links=links))  # which has no address of the weights
+    alone = SiteTrainer(coordinator, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
+    assert got.parent_sha256 == alone.parent_sha256 and got.loss_first == alone.loss_first
+
+
 def test_addresses_are_good_for_one_object_method_and_time(
     s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
 ) -> None:
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    good = links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin")
+    good = links_of(signing, plan(), SITE, [WEIGHTS], [(1, 0, 4)], "out.bin")
     good.write(agent_key(SITE), b"alive")
     with pytest.raises(NotStored, match=r"membership\.json is not in the store"):
         good.read("membership.json")
@@ -183,7 +229,7 @@ def test_addresses_are_good_for_one_object_method_and_time(
 
 def test_what_arrives_is_checked(s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path) -> None:
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    links = links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin")
+    links = links_of(signing, plan(), SITE, [WEIGHTS], [(1, 0, 4)], "out.bin")
     direct = s3.connect()
     name = f"runs/small/{WEIGHTS}"
     found = direct.get_object(Bucket=signing.place.bucket, Key=name)
@@ -223,4 +269,4 @@ def test_signs_of_life_and_the_membership_go_by_addresses(
 
 def test_a_folder_gives_no_addresses_away(filled: FolderStore) -> None:
     with pytest.raises(StoreError, match="is a folder, which has no addresses to give away"):
-        links_of(filled, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin")
+        links_of(filled, plan(), SITE, [WEIGHTS], [(1, 0, 4)], "out.bin")

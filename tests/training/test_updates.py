@@ -1,0 +1,120 @@
+"""Rounds whose updates are coded: what is lost is in the inner state, and everything repeats to the bit."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from training_case import SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
+
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.federation.codecs import CODECS
+from curtail_pipeline.federation.orders import Order, Plan, Result, StoredDelta, StoredWeights
+from curtail_pipeline.federation.update_file import write_weights
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.training.heldout_gate import HeldoutGate
+from curtail_pipeline.training.retention import snapshot_key
+from curtail_pipeline.training.trainer import SiteTrainer
+from curtail_pipeline.training.updates import RESIDUAL
+
+EXPERIMENT = make_experiment()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
+    return fill_store(tmp_path_factory.mktemp("filled"), EXPERIMENT)
+
+
+@pytest.fixture
+def store(filled: FolderStore, tmp_path: Path) -> FolderStore:
+    shutil.copytree(filled.root, tmp_path / "store")
+    return FolderStore(tmp_path / "store")
+
+
+def committed(store: FolderStore, order: Order, result: Result) -> StoredWeights:
+    """What a merge makes of the update of a site alone."""
+    key = f"{order.out}.committed"
+    written = write_weights(store.path(order.parent.key), store.path(order.out), result.codec, store.path(key))
+    return StoredWeights(key=key, sha256=written.sha256)
+
+
+def follow(store: FolderStore, order: Order, result: Result) -> Order:
+    return next_order(order, result, parent=committed(store, order, result))
+
+
+def state(store: FolderStore, name: str) -> dict[str, np.ndarray]:
+    return load_file(store.path(snapshot_key(SITE, name)))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_replay_in_another_trainer_gives_the_same_bits(store: FolderStore, codec: str) -> None:
+    trainer, order, done = SiteTrainer(store, SITE, EXPERIMENT), make_order(store, codec=codec), []
+    for _ in range(3):
+        result = trainer.train(order)
+        done.append((order, result))
+        order = follow(store, order, result)
+    for order, was in done[1:]:
+        again = SiteTrainer(store, SITE, EXPERIMENT).train(changed(order, attempt=1, out="scratch/again.safetensors"))
+        assert again.weights.sha256 == was.weights.sha256 and again.inner_state == was.inner_state
+
+
+def test_the_residual_is_what_the_codec_left_out_since_the_beginning(store: FolderStore) -> None:
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    first = make_order(store, codec="int2_topk")
+    second = follow(store, first, one := trainer.train(first))
+    two = trainer.train(second)
+    trained = trainer.train(changed(second, codec="fp32", out="scratch/plain.safetensors"))
+    begin, end = state(store, one.inner_state.end), state(store, two.inner_state.end)
+    parent, weights = (load_file(store.path(key)) for key in (second.parent.key, trained.weights.key))
+    after = load_file(store.path(committed(store, second, two).key))
+    for name, before in parent.items():
+        moved = begin[RESIDUAL + name] + (before.ravel() - weights[name].ravel())
+        np.testing.assert_allclose(end[RESIDUAL + name], moved - (before - after[name]).ravel(), atol=1e-6)
+    assert any(left.any() for name, left in end.items() if name.startswith(RESIDUAL))
+    # a refused update's state is not gone on with: the next order begins where the last one did
+    assert trainer.train(changed(second, attempt=2)).weights.sha256 == two.weights.sha256
+
+
+def test_a_round_without_steps_sends_nothing_and_keeps_the_residual(store: FolderStore) -> None:
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    order = make_order(store, codec="int2")
+    second = follow(store, order, result := trainer.train(order))
+    idle = trainer.train(changed(second, max_steps=0))
+    assert idle.inner_state.end == result.inner_state.end
+    assert committed(store, second, idle).sha256 == second.parent.sha256
+    busy = trainer.train(second)
+    assert busy.weights.sha256 == SiteTrainer(store, SITE, EXPERIMENT).train(second).weights.sha256
+
+
+def test_weights_that_are_not_finite_are_an_error_of_the_site(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), make_order(store, codec="int8")
+    step = SiteTrainer._step
+
+    def spoil(self: SiteTrainer, *arguments: object) -> float:
+        loss = step(self, *arguments)
+        with torch.no_grad():
+            next(iter(self._built()[0].parameters()))[0, 0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(SiteTrainer, "_step", spoil)
+    with pytest.raises(TrainingError, match=f"site {SITE}: tensor .* cannot be coded"):
+        trainer.train(changed(order, max_steps=1))
+
+
+def test_the_gate_judges_the_weights_that_an_update_makes(store: FolderStore) -> None:
+    order = make_order(store, codec="int4")
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(order)
+    content = {
+        "schema": 1, "key": "ckpt-000001", "members": [SITE], "mode": "local", "first_step": 0, "total_steps": 9,
+        "parent": {"key": "ckpt-000000", "weights": WEIGHTS, "sha256": order.parent.sha256, "config": order.config},
+        "rounds": [], "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0,
+    }  # fmt: skip
+    gate = HeldoutGate(store, Plan.read(content, "the plan"))
+    weights, before = committed(store, order, result), gate(order.parent)
+    delta = StoredDelta(key=order.out, sha256=result.weights.sha256, codec="int4", base=order.parent)
+    assert gate(delta) == gate(weights) < before
+    assert gate(delta.model_copy(update={"codec": "int8"})) is None
