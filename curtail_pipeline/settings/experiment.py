@@ -125,8 +125,12 @@ class Experiment(Section):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts."""
-        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
+        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts, and
+        what a site computes with, which may change at any time (bits of a replay depend on it)."""
+        machine = {"sites": {"__all__": {"device", "threads"}}}
+        content = self.model_dump(
+            mode="json", exclude={"replay": True, "checks": True, "federation": True, "alerts": True, **machine}
+        )
         content["clock"].pop("end")
         return content
 
