@@ -68,7 +68,9 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
-                run_key=f"{request.key}-{request.attempt}",
+                # with the time: where the store was restored from an earlier copy the same attempt comes again, and
+                # Dagster launches no key twice
+                run_key=f"{request.key}-{request.attempt}-{wall.isoformat()}",
                 job_name="local_training" if request.mode == "local" else "federated_rounds",
                 partition_key=request.key,
                 tags={

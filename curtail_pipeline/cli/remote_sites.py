@@ -29,14 +29,20 @@ def site_run(
     experiment: ExperimentOption = "laptop",
     out: OutOption = None,
     store: Annotated[str | None, typer.Option(envvar="CURTAIL_STORE", help="s3://...: has the experiment too.")] = None,
+    linked: Annotated[
+        bool, typer.Option("--linked", help="A site of federation.linked: needs neither a store nor an experiment.")
+    ] = False,
 ) -> None:
     """Run a site's trainer and SuperNode until told to stop."""
-    from curtail_pipeline.flower.standing import Credentials, run_site, run_site_of_store
+    from curtail_pipeline.flower.standing import Credentials, run_linked_site, run_site, run_site_of_store
     from curtail_pipeline.stages.project import Project
 
     if (ca is None) != (key is None):
         raise typer.BadParameter("--ca and --key belong together: TLS and the site's key, or neither")
     credentials = Credentials(ca, key) if ca and key else None
+    if linked:
+        run_linked_site(name, superlink, credentials)
+        return
     if store is not None:
         run_site_of_store(store, name, superlink, credentials)
         return

@@ -101,13 +101,17 @@ class ShardReader:
     """Batches of one site's shard set, and of sets from which text was moved to it.
 
     Raises:
-        CorpusError: shards that are not built, truncated, or shorter than one sequence.
+        CorpusError: (`n_sequences`, `batches`) shards that are not built, truncated, or shorter than one sequence.
     """
 
     def __init__(self, store: Store, site: str, sequence_length: int) -> None:
         self._store, self.site, self.sequence_length = store, site, sequence_length
         self._sets: dict[str, TokenSet] = {}
-        self.n_sequences = self._count(self._set(site))
+
+    @property
+    def n_sequences(self) -> int:
+        """Of the site's own shard set."""
+        return self._count(self._set(self.site))
 
     def _set(self, owner: str) -> TokenSet:
         if owner not in self._sets:

@@ -56,6 +56,12 @@ def stored_manifest(store: Store, target: str) -> ShardManifest | None:
     return store.read_record(key, ShardManifest) if store.exists(key) else None
 
 
+def any_manifest(store: Store, site: str) -> ShardManifest | None:
+    """The site's, or, where it has no shards, those of another one; None where nobody's are built."""
+    found = (stored_manifest(store, owner) for owner in (site, *store.list("shards")))
+    return next((manifest for manifest in found if manifest is not None), None)
+
+
 def build_targets(
     settings: CorpusSettings, store: Store, targets: Sequence[str], progress: Progress | None
 ) -> dict[str, ShardManifest]:

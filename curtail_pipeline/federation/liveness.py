@@ -16,6 +16,9 @@ from curtail_pipeline.storage.store import Store, StoreUnavailable
 
 STEPS = 5
 """Median steps that a step may take."""
+UNWAITED_S = 4.0
+"""How long a trainer may work on an order whose ClientApp is gone. It would finish, and nobody would send the result;
+Flower alone takes 55 s to tell."""
 
 
 def longest_still(activity: Activity, limits: LivenessLimits) -> float:
@@ -44,6 +47,9 @@ class Pulse:
         self._beat_at = self._moved_at = self.now
         self._pid = self.beat.pid if self.beat else None
         self._activity = self._mine(self.beat)
+        self._awaited = False
+        """Whether anybody was seen to wait for this order's result."""
+        self._unwaited_at: float | None = None
 
     def _mine(self, beat: Heartbeat | None) -> Activity | None:
         activity = beat.activity if beat else None
@@ -57,22 +63,39 @@ class Pulse:
                 self._pid = beat.pid
             elif beat.pid != self._pid:
                 return f"its agent restarted (process {self._pid} became {beat.pid})"
-        elif now - self._beat_at > self.limits.liveness_s:
+        elif now - self._beat_at > self._silent_s():
             return f"no heartbeat for {now - self._beat_at:.0f} s"
         activity = self._mine(self.beat)
         if activity != self._activity:
             self._activity, self._moved_at = activity, now
         still = now - self._moved_at
         if activity is not None:
+            if self.order is not None and self._is_deserted(activity, now):
+                return "nobody there waits for its result any more: its ClientApp or its SuperNode has ended"
             if still > longest_still(activity, self.limits):
                 return f"no progress for {still:.0f} s: {activity.phase} after {activity.count} signs of it"
         elif self.order is not None and still > self._delivery_s():
             return f"it has not worked on its order for {still:.0f} s and no result has come"
         return None
 
+    def _silent_s(self) -> float:
+        """How long there may be no heartbeat: a site that has no address to write one to gets it with its order."""
+        unheard = self.beat is None and self.order is not None and self.order.links is not None
+        return self.limits.delivery_s if unheard else self.limits.liveness_s
+
+    def _is_deserted(self, activity: Activity, now: float) -> bool:
+        """An order that was just sent may find a trainer at it already, left by a run that was lost."""
+        self._awaited |= activity.waited_for
+        if activity.waited_for or not self._awaited:
+            self._unwaited_at = None
+        elif self._unwaited_at is None:
+            self._unwaited_at = now
+        return self._unwaited_at is not None and now - self._unwaited_at > UNWAITED_S
+
     def unseen(self, now: float) -> None:
         """The store did not answer: the time since the last look says nothing of the trainer."""
         self._beat_at = self._moved_at = now
+        self._unwaited_at = None
 
     def _delivery_s(self) -> float:
         """How long an order or a result may be on its way; a trainer at something else ends its step before."""

@@ -143,6 +143,8 @@ class Activity(Record):
     """Signs of progress on this order: phases entered and steps done."""
     step_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Median seconds of its last steps; None before the first."""
+    waited_for: bool = True
+    """Whether somebody at the site waits for the result, to send it back: a ClientApp that runs."""
 
     @property
     def name(self) -> tuple[str, int, str, int]:

@@ -208,6 +208,12 @@ def run_site_of_store(store: str, name: str, superlink: str, credentials: Creden
     return run_site(folder, opened.uri, name, superlink, credentials, experiment.federation.limits)
 
 
+def run_linked_site(name: str, superlink: str, credentials: Credentials | None = None) -> int:
+    """As `run_site`, for a site that `federation.linked` names: it needs neither the store nor the experiment."""
+    folder = homes_root() / "sites" / name
+    return run_site(folder, str(folder / "own"), name, superlink, credentials, linked=True)
+
+
 def run_site(
     folder: Path,
     store: str,
@@ -215,6 +221,8 @@ def run_site(
     superlink: str,
     credentials: Credentials | None = None,
     limits: LivenessLimits = DEFAULT_LIMITS,
+    *,
+    linked: bool = False,
 ) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
@@ -223,9 +231,10 @@ def run_site(
 
     Args:
         folder: for what is the site's own.
-        store: address of the store.
+        store: address of the store; with `linked` a folder of the site's own.
         credentials: for a SuperLink that has keys; plain HTTP without.
         limits: how long a part may show no progress.
+        linked: orders bring addresses of what they need.
 
     Raises:
         FederationError: a part ended by itself, a credential is not there, or the machine's clock is off.
@@ -239,10 +248,11 @@ def run_site(
     commands = [
         [
             sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", store,
-            "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()),
+            "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()), *(["--linked"] if linked else []),
         ],
         [
-            str(BINARIES / "flower-supernode"), *secured, "--superlink", superlink,
+            sys.executable, "-c", f"import {control.__name__} as control; control.supernode()", *secured,
+            "--superlink", superlink,
             "--host", "127.0.0.1", "--port", str(processes.free_port()),
             "--node-config", f'name="{name}" endpoint="{endpoint}"',
         ],

@@ -141,11 +141,13 @@ class Experiment(Section):
         return self.model_copy(update={"sites": sites})
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners."""
-        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
+        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness, alerts and
+        provisioners, and what a site computes with, which may change at any time (bits of a replay depend on it)."""
+        machine = {"sites": {"__all__": {"device", "threads", "provisioner"}}}
+        content = self.model_dump(
+            mode="json", exclude={"replay": True, "checks": True, "federation": True, "alerts": True, **machine}
+        )
         content["clock"].pop("end")
-        for site in content["sites"]:
-            site.pop("provisioner")
         return content
 
     def sha256(self) -> str:

@@ -112,24 +112,37 @@ def expected_hours(project: Project) -> dict[str, float]:
 def opening_ledger(project: Project, parent: Manifest) -> Ledger:
     """What a segment leases from: its parent's ledger, with untouched text moved by the shares if `corpus.rebalance`.
 
+    Sites that were added after the corpus was dealt are given text of the others, each as much as an average one has.
+
     Raises:
         CorpusError: a site's shards are not built.
     """
     ledger, experiment = parent.token_ledger(), project.experiment
     shares = frozen_shares(project.store)
-    if not experiment.corpus.rebalance or shares is None:
+    if shares is None:
         return ledger
-    return balance(ledger, shard_sizes(project, shares), shares, experiment.sequences_per_step)
+    added = _added_sites(experiment, shares)
+    if not experiment.corpus.rebalance and not added:
+        return ledger
+    weights = shares | dict.fromkeys(added, sum(shares.values()) / len(shares))
+    receivers = None if experiment.corpus.rebalance else added
+    sizes = shard_sizes(project, weights)
+    return balance(ledger, sizes, weights, experiment.sequences_per_step, receivers=receivers)
+
+
+def _added_sites(experiment: Experiment, shares: Mapping[str, float]) -> list[str]:
+    return [site.name for site in experiment.sites if site.name not in shares]
 
 
 def shard_sizes(project: Project, sites: Iterable[str]) -> dict[str, int]:
-    """Sequences in each site's shard set.
+    """Sequences in each site's shard set; 0 for sites that were added after the corpus was dealt.
 
     Raises:
         CorpusError: a site's shards are not built.
     """
-    length = project.experiment.training.sequence_length
-    return {site: ShardReader(project.store, site, length).n_sequences for site in sites}
+    length, shares = project.experiment.training.sequence_length, frozen_shares(project.store)
+    added = _added_sites(project.experiment, shares) if shares is not None else []
+    return {site: 0 if site in added else ShardReader(project.store, site, length).n_sequences for site in sites}
 
 
 def closing_ledger(plan: Plan, consumed: Mapping[str, Ranges], parent: Manifest) -> dict[str, SiteRanges]:

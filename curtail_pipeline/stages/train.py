@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from curtail_pipeline.corpus.build import stored_manifest
+from curtail_pipeline.corpus.build import any_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import FederationError, SitesDown, StoreError
 from curtail_pipeline.federation.orders import (
@@ -219,7 +219,7 @@ def _terms(project: Project, members: Sequence[str]) -> SiteTerms:
     """What the members' software and text have to be: this machine's, and what was dealt."""
     settings, found = project.experiment.federation, versions()
     made_with = {"torch": found["torch"]} if "torch" in found else {}
-    manifest = stored_manifest(project.store, members[0])
+    manifest = any_manifest(project.store, members[0])
     if manifest is not None:
         made_with |= {"corpus": manifest.dealing_sha256, "tokenizer": manifest.tokenizer_sha256}
     return SiteTerms(made_with=made_with, differing=settings.differing_site, lost_state=settings.lost_state)

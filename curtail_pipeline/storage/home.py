@@ -210,9 +210,7 @@ class Home:
                 store.root.mkdir(exist_ok=True)
             with FileLock(self.root / ".open.lock"):
                 if self.exists():
-                    # The first record's hash stays: checkpoints name it, and a new version may have added settings.
-                    old = self._check(record)
-                    record = record.model_copy(update={"sha256": old.sha256, "identity": old.identity})
+                    record = self._check(record)
                 elif any(store.exists(f"checkpoints/{key}/manifest.json") for key in store.list("checkpoints")):
                     self._refuse_other("an earlier", f"it has checkpoints and no {RECORD_KEY}")
                 settings = _resolved(experiment)
@@ -230,6 +228,7 @@ class Home:
         return record
 
     def _check(self, new: HomeRecord) -> HomeRecord:
+        """The record to keep: the first one, whose hash checkpoints name, until sites are added."""
         old = self.record()
         if old.sha256 == new.sha256:
             return old
@@ -238,9 +237,10 @@ class Home:
             identity = _identity(self.experiment(), old.trace_sha256)
         except SettingsError:
             identity = old.identity
-        changes = differences(identity, new.identity)
+        found = differences(identity, new.identity)
+        changes = [change for change in found if not _is_added_site(change)]
         if not changes:
-            return old
+            return new if found else old
         shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in changes[:_SHOWN])
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise SettingsError(
@@ -316,6 +316,12 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[tuple[str, str, 
             found += differences(old.get(key, _ABSENT), new.get(key, _ABSENT), name)
         return found
     return [] if old == new else [(prefix, _short(old), _short(new))]
+
+
+def _is_added_site(change: tuple[str, str, str]) -> bool:
+    """It trains on text moved to it, and what is committed does not depend on it."""
+    key, before, _ = change
+    return key.startswith("sites.") and key.count(".") == 1 and before == _ABSENT
 
 
 def _by_name(items: Json) -> dict[str, Json] | None:

@@ -1,6 +1,6 @@
 """What of the text has been used, and moving what is left to where it will be."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypedDict
 
 from curtail_pipeline.errors import LedgerError
@@ -44,35 +44,36 @@ def balance(
     weights: Mapping[str, float],
     multiple: int = 1,
     tolerance: float = 0.1,
+    receivers: Collection[str] | None = None,
 ) -> Ledger:
     """Move untouched text so that what every site has left of the current pass is in proportion to its weight.
 
     Args:
-        totals: sequences per shard set.
+        totals: sequences per shard set; 0 of a site that has none and lives on what it is given.
         weights: how much each site will train, e.g. its expected curtailed hours; 0 gives all its text away.
         multiple: sequences of a step; only whole steps move.
         tolerance: a site short of its part by less than this fraction of it receives nothing, unless some site
             with weight 0 has text.
+        receivers: who may be given text; all sites when not given.
 
     Returns:
         The ledger with the moves, or the same one where nothing needs to move. The current pass is the earliest that
         any site has text left of; within a site, what it would read last moves first.
 
     Raises:
-        LedgerError: a site without sequences.
+        LedgerError: no site has sequences.
     """
-    empty = [site for site in totals if totals[site] < 1]
-    if empty:
-        raise LedgerError(f"cannot balance: {empty[0]} has {totals[empty[0]]} sequences; build its shards")
+    if not any(totals.values()):
+        raise LedgerError(f"cannot balance: none of {', '.join(totals)} has sequences; build their shards")
     whole = sum(weights[site] for site in totals)
     if whole <= 0:
         return ledger
-    epoch = min((_first_epoch(ledger, site, totals[site]) for site in totals), default=1)
+    epoch = min(_first_epoch(ledger, site, totals[site]) for site in totals if totals[site])
     left = {site: list(ledger.free(site, epoch, totals[site])) for site in totals}
     pool = sum(span.size for spans in left.values() for span in spans)
     surplus = {site: sum(s.size for s in left[site]) - pool * weights[site] / whole for site in totals}
     stranded = any(weights[site] == 0 and surplus[site] >= multiple for site in totals)
-    for to in sorted(totals, key=lambda site: surplus[site]):
+    for to in sorted(totals if receivers is None else receivers, key=lambda site: surplus[site]):
         if -surplus[to] <= tolerance * pool * weights[to] / whole and not stranded:
             continue
         for giver in sorted(totals, key=lambda site: -surplus[site]):

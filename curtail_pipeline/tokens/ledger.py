@@ -168,9 +168,9 @@ class Ledger:
         sequences of a step), empty when the site has no full step left.
 
         Raises:
-            LedgerError: the shard set has no sequences, or a negative number is asked for.
+            LedgerError: the site has no sequences and was given none, or a negative number is asked for.
         """
-        if total_sequences < 1 or n_sequences < 0:
+        if n_sequences < 0 or (total_sequences < 1 and all(to != site for _, to in self._moved)):
             raise LedgerError(f"cannot lease {n_sequences} of {site}'s {total_sequences} sequences; build its shards")
         taken: list[Span] = []
         need = n_sequences
@@ -183,10 +183,10 @@ class Ledger:
         return take_prefix(ranges, total(ranges) // multiple * multiple) if need else ranges
 
     def _free(self, site: str, total_sequences: int, exhausted: Exhausted) -> Iterator[Span]:
-        """What the site may train on, in order; endless with `next_epoch`."""
+        """What the site may train on, in order; endless with `next_epoch`, where the site has text of its own."""
         received = max((span.epoch for span, to in self._moved if to == site), default=1)
         for epoch in itertools.count(1):
-            if exhausted == "done" and epoch > received:
+            if (exhausted == "done" or not total_sequences) and epoch > received:
                 return
             yield from self.free(site, epoch, total_sequences if exhausted == "next_epoch" or epoch == 1 else 0)
 

@@ -23,7 +23,8 @@ from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerS
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.training.trainer import SiteTrainer, StepProgress
+from curtail_pipeline.training.trainer import StepProgress
+from curtail_pipeline.training.trains import Trains
 
 log = logging.getLogger("curtail.trainer")
 
@@ -78,7 +79,7 @@ def _work_of(order: Order) -> Order:
 
 
 class OrderQueue:
-    """The orders of one `SiteTrainer`; `work` runs them in the thread that calls it, all else may be called anywhere.
+    """The orders of one trainer; `work` runs them in the thread that calls it, all else may be called anywhere.
 
     Args:
         trainer: does the work.
@@ -86,9 +87,7 @@ class OrderQueue:
         clock: monotonic seconds.
     """
 
-    def __init__(
-        self, trainer: SiteTrainer, ended: threading.Event, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, trainer: Trains, ended: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self.trainer = trainer
         self.ended = ended
         self._clock = clock
@@ -108,13 +107,16 @@ class OrderQueue:
 
     @property
     def site(self) -> str:
-        return self.trainer.site.name
+        return self.trainer.name
 
     @property
     def activity(self) -> Activity | None:
         """What the training thread does; None while there is nothing to do."""
         with self._guard:
-            return self._activity
+            job, activity = self._current, self._activity
+            if job is None or activity is None or job.order.replay:
+                return activity
+            return activity.model_copy(update={"waited_for": job.waiting > 0})
 
     @property
     def links(self) -> Links | None:

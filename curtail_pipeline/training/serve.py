@@ -1,6 +1,6 @@
 """The resident trainer of a site: one process per site that stays alive between rounds.
 
-    python -m curtail_pipeline.training.serve --site S --store ROOT --endpoint FILE [--parent-pid N]
+    python -m curtail_pipeline.training.serve --site S --store ROOT --endpoint FILE [--linked] [--parent-pid N]
 
 HTTP on a free loopback port; when it can take orders it writes FILE (`trainer_api.Endpoint`), readable by its owner
 only.
@@ -18,9 +18,15 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.storage.atomic import write_whole
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+    from curtail_pipeline.storage.store import Store
 
 log = logging.getLogger("curtail.trainer")
 
@@ -34,6 +40,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", required=True, help="a folder, or s3://bucket/prefix")
     parser.add_argument("--endpoint", required=True, type=Path, help="file to write port, pid and token to when ready")
     parser.add_argument("--experiment", default="experiment.json", help="store key of the experiment")
+    parser.add_argument("--linked", action="store_true", help="the store is the site's own; orders bring all else")
     parser.add_argument("--parent-pid", type=int, default=None, help="end when this process ends")
     return parser.parse_args(argv)
 
@@ -80,6 +87,29 @@ def _write_endpoint(path: Path, endpoint: Endpoint) -> None:
     write_whole(path, endpoint.model_dump_json().encode(), mode=0o600)
 
 
+def _lock(store: "Store", site: str) -> "FileLock":
+    """The right to be the site's trainer on this machine.
+
+    Raises:
+        TrainingError: another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    from curtail_pipeline.errors import TrainingError
+
+    path = store.here(f"agents/.{site}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise TrainingError(
+            f"site {site} already has a live trainer on the store {store.uri}; use it, or stop it first "
+            "(`curtail federation down`)"
+        ) from None
+    return lock
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until shut down; exit code 0, or 1 with one line on stderr."""
     arguments = _arguments(argv)
@@ -93,42 +123,36 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.parent_pid is not None:
         follow_parent(arguments.parent_pid, ended)
 
-    from filelock import FileLock, Timeout
-
-    from curtail_pipeline.errors import CurtailError, TrainingError
+    from curtail_pipeline.errors import CurtailError
     from curtail_pipeline.settings.experiment import parse_experiment
     from curtail_pipeline.storage.stores import open_store
 
     try:
-        store = open_store(arguments.store)
-        experiment = parse_experiment(store.read_json(arguments.experiment), arguments.experiment)
-        site = experiment.site(arguments.site)
-        lock_path = store.here(f"agents/.{site.name}.lock")
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise TrainingError(
-                f"site {site.name} already has a live trainer on the store {store.uri}; use it, or stop it first "
-                "(`curtail federation down`)"
-            ) from None
-        # Libraries read their thread counts when they are imported.
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(site.threads)
+        store, experiment = open_store(arguments.store), None
+        if not arguments.linked:
+            experiment = parse_experiment(store.read_json(arguments.experiment), arguments.experiment)
+            threads = str(experiment.site(arguments.site).threads)
+            # Libraries read their thread counts when they are imported.
+            os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = threads
+        lock = _lock(store, arguments.site)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
         import torch
+        from transformers import NanoChatForCausalLM
 
-        torch.set_num_threads(site.threads)
         torch.set_num_interop_threads(1)
 
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
+        from curtail_pipeline.training.linked_trainer import LinkedTrainer
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
+        from curtail_pipeline.training.trains import Trains
 
-        trainer = SiteTrainer(store, site, experiment)
-        trainer.prepare()
+        trainer: Trains = LinkedTrainer(store, arguments.site)
+        if experiment is not None:
+            trainer = SiteTrainer(store, arguments.site, experiment)
+        log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
         orders = OrderQueue(trainer, ended)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
         server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)

@@ -120,12 +120,10 @@ class SiteTrainer:
         self._experiment_bytes: str | None = None
         self._made_with: dict[str, str] | None = None
 
-    def prepare(self) -> None:
-        """Do what takes seconds once per process, so that the first round does not wait for it."""
-        from transformers import NanoChatForCausalLM
-
-        make_deterministic(self.site.threads)
-        log.info("%s on %s, torch %s", NanoChatForCausalLM.__name__, self._device, torch.__version__)
+    @property
+    def name(self) -> str:
+        """Of the site."""
+        return self.site.name
 
     def train(
         self,
@@ -392,8 +390,8 @@ class SiteTrainer:
 
 
 def _identity(experiment: Experiment) -> str:
-    """Hash of all that training may depend on. Where the traces lie is each machine's own affair."""
-    identity = {key: value for key, value in experiment.identity().items() if key != "traces"}
+    """Hash of all that training may depend on: traces lie elsewhere on each machine, and sites may be added."""
+    identity = {key: value for key, value in experiment.identity().items() if key not in ("traces", "sites")}
     return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 

@@ -109,9 +109,9 @@ def test_ranges_of_other_shards_are_refused(store: FolderStore) -> None:
     with pytest.raises(LedgerError, match="epochs count from 1"):
         next(reader.batches([(0, 0, 4)], 4, seed=0))
     with pytest.raises(CorpusError, match="no token shards of 'X'; built are A, B, C"):
-        ShardReader(store, "X", LENGTH)
+        _ = ShardReader(store, "X", LENGTH).n_sequences
     with pytest.raises(CorpusError, match="less than one sequence"):
-        ShardReader(store, "A", 10**9)
+        _ = ShardReader(store, "A", 10**9).n_sequences
     with pytest.raises(CorpusError, match="too small for the held-out split"):
         HeldoutReader(store, 10**9)
 
@@ -142,12 +142,12 @@ def test_a_flipped_bit_is_found_when_read(tmp_path: Path, monkeypatch: pytest.Mo
     TokenSet(store, "A").fill(row, np.array([3 * per_block]))
 
 
-def test_a_truncated_shard_is_refused_when_opened(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     _, store = built_store(tmp_path)
     path = store.path("shards/A/00000.bin")
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(CorpusError, match=r"shards/A/00000.bin has \d+ bytes instead of \d+; it is truncated"):
-        ShardReader(store, "A", LENGTH)
+        _ = ShardReader(store, "A", LENGTH).n_sequences
     path.unlink()
     with pytest.raises(CorpusError, match="has 0 bytes"):
-        ShardReader(store, "A", LENGTH)
+        _ = ShardReader(store, "A", LENGTH).n_sequences

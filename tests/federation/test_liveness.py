@@ -9,6 +9,7 @@ from curtail_pipeline.federation.liveness import Liveness, Pulse, longest_still
 from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Phase, agent_key
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import StoreUnavailable
 from curtail_pipeline.times import EPOCH, seconds
 
@@ -70,6 +71,35 @@ def test_work_on_another_order_is_no_work_on_this_one(order: Order) -> None:
     assert not any(pulse.lost(beat(at, other, count=at), at) for at in range(0, 100, 2))
     assert not any(pulse.lost(beat(at, None), at) for at in range(100, 500, 2))
     assert pulse.lost(beat(498, None), 512) == "no heartbeat for 14 s"
+
+
+def test_a_trainer_that_nobody_waits_for_is_lost_soon(order: Order) -> None:
+    """Its ClientApp or SuperNode was killed: it trains on, and no result would come back."""
+
+    def deserted(at: float) -> Heartbeat:
+        found = beat(at, order, count=int(at))
+        assert found.activity is not None
+        return found.model_copy(update={"activity": found.activity.model_copy(update={"waited_for": False})})
+
+    pulse = Pulse(LIMITS, 0.0, beat(0, order), order)
+    assert not any(pulse.lost(beat(at, order, count=at), at) for at in range(0, 20, 2))
+    said = {at: pulse.lost(deserted(at), at) for at in range(20, 30, 2)}
+    assert [at for at, why in said.items() if why] == [26, 28] and "its ClientApp or its SuperNode" in str(said[26])
+    # one that was sent again finds the trainer at it, until its ClientApp has started
+    pulse = Pulse(LIMITS, 0.0, deserted(0), order)
+    assert not any(pulse.lost(deserted(at), at) for at in range(0, 20, 2))
+    # who watches over the process alone does not kill it for that
+    pulse = Pulse(LIMITS, 0.0, beat(0, order))
+    assert not any(pulse.lost(deserted(at), at) for at in range(0, 20, 2))
+
+
+def test_a_site_that_gets_its_addresses_with_its_order_is_silent_until_then(order: Order) -> None:
+    linked = order.model_copy(update={"links": Links(get={}, put={})})
+    pulse = Pulse(LIMITS, 0.0, None, linked)
+    assert pulse.lost(None, 28) is None and pulse.lost(None, 31) == "no heartbeat for 31 s"
+    pulse = Pulse(LIMITS, 0.0, None, linked)
+    assert pulse.lost(beat(12, linked), 12) is None and pulse.lost(beat(12, linked), 23) == "no heartbeat for 11 s"
+    assert Pulse(LIMITS, 0.0, None, order).lost(None, 11) == "no heartbeat for 11 s"
 
 
 def test_a_hung_training_thread_is_named(tmp_path: Path, order: Order) -> None:

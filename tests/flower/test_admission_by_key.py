@@ -2,13 +2,14 @@
 
 import shutil
 import socket
+import sqlite3
 import ssl
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -18,12 +19,11 @@ from typing import ClassVar
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives import serialization
 from waiting import wait_until
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower.control_api import Control
+from curtail_pipeline.flower.fleet_client import Fleet
 from curtail_pipeline.flower.keys import KeyFolder, make_keys, public_key_of
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.flower.standing import BINARIES, Credentials, _environment, check_clock
@@ -147,29 +147,10 @@ def test_plain_text_and_another_authority_are_refused(secured: Secured, tmp_path
 
 def test_one_site_cannot_speak_for_another(secured: Secured) -> None:
     """A site's registered key, with the node of another site in what it says."""
-    with control.quiet():
-        from flwr.proto.fleet_pb2 import ActivateNodeRequest
-        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-        from flwr.supernode.fleet_http_client import FleetHttpClient
-        from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
     victim, liar = secured.register("victim"), secured.register("liar")
-    key = serialization.load_ssh_private_key(secured.key("liar").read_bytes(), None)
-    public = serialization.load_ssh_public_key((secured.key("liar").parent / "liar.pub").read_bytes())
-    client = FleetHttpClient(
-        f"https://{secured.front}",
-        interceptors=[
-            NodeAuthHttpInterceptor(key, public),
-            RuntimeVersionHttpInterceptor(component_name="flwr-supernode"),
-        ],
-        verify=ssl.create_default_context(cafile=str(secured.keys.authority)),
-    )
-    client.ActivateNode(ActivateNodeRequest(public_key=public_key_of(secured.key("liar")), heartbeat_interval=30.0))
-    client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node={"node_id": liar}, heartbeat_interval=30.0))
-    with pytest.raises(httpx.HTTPStatusError) as refused:
-        client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node={"node_id": victim}, heartbeat_interval=30.0))
-    assert refused.value.response.status_code == 401
-    client._client.close()
+    with Fleet(secured.front, secured.keys.authority, secured.key("liar")) as fleet:
+        fleet.activate()
+        assert (fleet.beat(liar), fleet.beat(victim)) == (200, 401)
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed; Debian's package is nginx-light")
@@ -178,6 +159,39 @@ def test_sites_reach_the_fleet_api_alone(secured: Secured, path: str) -> None:
     trusting = ssl.create_default_context(cafile=str(secured.keys.authority))
     with httpx.Client(verify=trusting, trust_env=False) as client:
         assert client.post(f"https://{secured.front}/v1/{path}").status_code == 403
+
+
+@pytest.mark.slow
+def test_a_superlink_restored_from_a_copy_knows_the_sites_of_then(tmp_path: Path) -> None:
+    """With their node ids; who was put out since is in again, and who came since is not."""
+    keys, folder, port = make_keys(tmp_path / "keys", ["superlink.example"]), tmp_path / "link", free_port()
+    found = Secured(tmp_path, keys, f"127.0.0.1:{port}", f"127.0.0.1:{port}")
+
+    @contextmanager
+    def running() -> Iterator[None]:
+        words = ["superlink", "--keys", str(keys.folder), "--port", str(port), "--folder", str(folder)]
+        with subprocess.Popen([sys.executable, "-m", "curtail_pipeline.cli", *words]) as process:
+            wait_until(lambda: answers(found.superlink), 60, "a SuperLink that listens")
+            yield
+            process.terminate()
+
+    with running():
+        node_id = found.register("kept")
+        with (
+            closing(sqlite3.connect(folder / "superlink.db")) as live,
+            closing(sqlite3.connect(tmp_path / "c")) as copy,
+        ):
+            live.backup(copy)
+        with found.control() as asked:
+            asked.revoke("kept")
+        found.register("later")
+    for file in folder.glob("superlink.db*"):
+        file.unlink()
+    shutil.copy(tmp_path / "c", folder / "superlink.db")
+    with running():
+        with found.control() as asked:
+            assert [(node.name, node.node_id) for node in asked.nodes()] == [("kept", node_id)]
+        assert found.status("kept") == "registered" and found.status("later") == "unknown"
 
 
 class Clock(BaseHTTPRequestHandler):

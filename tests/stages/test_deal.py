@@ -117,10 +117,13 @@ def test_shares_are_computed_once(tmp_path: Path) -> None:
 NO_HASH = "0" * 64
 
 
-def write_shards(project: Project) -> None:
+SHARES = {"NORTH": 0.5, "SOUTH": 0.4, "EAST": 0.1}
+
+
+def write_shards(project: Project, shares: dict[str, float] = SHARES) -> None:
     """Token files of SEQUENCES, and the shares they were dealt by."""
     length = project.experiment.training.sequence_length
-    for site, n in SEQUENCES.items():
+    for site, n in ((site, SEQUENCES[site]) for site in shares):
         folder = project.store.path(f"shards/{site}")
         folder.mkdir(parents=True)
         tokens = np.zeros(n * length + 1, dtype="<u2")
@@ -133,7 +136,7 @@ def write_shards(project: Project) -> None:
         project.store.write_record(f"shards/{site}/manifest.json", manifest)
     dealt = DealingRecord(
         source="text", text_column="text", text_separator=None, document_chars=1, max_documents=None, files=(),
-        slices=(), heldout_fraction=0.1, shares=(("NORTH", 0.5), ("SOUTH", 0.4), ("EAST", 0.1)), shard_tokens=1024,
+        slices=(), heldout_fraction=0.1, shares=tuple(shares.items()), shard_tokens=1024,
         tokenizer=TokenizerInfo(sha256=NO_HASH, vocab_size=512, separator="<|bos|>", separator_id=0),
     )  # fmt: skip
     project.store.write_record(MANIFEST, dealt)
@@ -229,6 +232,25 @@ def test_nothing_moves_by_default(tmp_path: Path) -> None:
     assert opening_ledger(project, parent).to_json() == {}
     plan = plan_of(project, "ckpt-000001", parent, "NORTH")
     assert plan.ledger == {} and plan.open is not None and plan.open.lease["NORTH"][0] == (1, 0, 100)
+
+
+def test_a_site_that_came_later_trains_on_text_of_the_others(tmp_path: Path) -> None:
+    """Nothing is dealt again: each of the others gives up what it would read last, and the ledger counts it once."""
+    project = open_project(tmp_path)
+    write_shards(project, {"NORTH": 0.5, "SOUTH": 0.5})
+    first = commit(project, "ckpt-000000")
+    plan = plan_of(project, "ckpt-000001", first, "EAST", "NORTH")
+    assert plan.open is not None and plan.terms.made_with["corpus"] == NO_HASH
+    assert plan.open.lease["EAST"] and {item[3] for item in plan.open.lease["EAST"]} == {"NORTH", "SOUTH"}
+    given = sum(stop - start for _, start, stop, _ in plan.open.lease["EAST"])
+    assert 56 <= given <= 72 and given % 8 == 0, "a third of 200, in whole steps of 8"
+    second = train(project, plan, first, {"EAST": given // 8, "NORTH": 1})
+    again = plan_of(project, "ckpt-000002", second, "EAST", "SOUTH")
+    assert again.open is not None
+    more = [item for item in again.open.lease["EAST"] if item not in plan.open.lease["EAST"]]
+    assert more and given > sum(item[2] - item[1] for item in more) > 0, "a third of what is left"
+    train(project, again, second, {"EAST": 1, "SOUTH": 1})
+    assert project.checkpoints.verify_chain()[-1] == "ckpt-000002"
 
 
 def test_rounds_of_a_headless_plan_lease_one_after_the_other() -> None:

@@ -69,7 +69,7 @@ def test_a_changed_experiment_is_refused_with_the_difference(tmp_path: Path) -> 
     assert "--out" in str(error.value) and "sites.A" not in str(error.value)
     with pytest.raises(SettingsError, match=r"traces.content_sha256: 'f+' -> '0+'"):
         home.open(experiment(), "0" * 64)
-    with pytest.raises(SettingsError, match=r"sites.C: .absent. -> "):
+    with pytest.raises(SettingsError, match=r"changed: sites.B: .* -> .absent."):
         home.open(experiment(sites=[*sites[:1], {**sites[1], "name": "C"}]), "f" * 64)
     assert {p: p.read_bytes() for p in home.root.rglob("*") if p.is_file()} == before
 
@@ -86,6 +86,21 @@ def test_a_setting_added_by_a_new_version_is_not_a_change(tmp_path: Path) -> Non
     assert home.open(experiment(), "f" * 64).sha256 == "1" * 64
     with pytest.raises(SettingsError, match=r"norm_bound: 5.0 -> 7.0"):
         home.open(experiment(rounds={"norm_bound": 7}), "f" * 64)
+
+
+def test_a_site_may_be_added_and_compute_with_something_else(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    first = home.open(experiment(), "f" * 64)
+    sites = experiment().model_dump(mode="json")["sites"]
+    sites[0] |= {"device": "cuda:0", "threads": 4}
+    assert home.open(experiment(sites=sites), "f" * 64) == first
+    assert home.experiment().site("A").threads == 4
+    more = experiment(sites=[*sites, {**sites[1], "name": "C"}])
+    record = home.open(more, "f" * 64)
+    assert record.sha256 != first.sha256 and home.record() == record
+    assert home.open(more, "f" * 64) == record
+    with pytest.raises(SettingsError, match=r"changed: sites.C: .* -> .absent."):
+        home.open(experiment(sites=sites), "f" * 64)
 
 
 FILES = {"provider": "file", "path": ["here/*.csv", "~/there.csv"]}

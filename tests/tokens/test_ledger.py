@@ -141,7 +141,7 @@ def test_balance_gives_what_is_left_to_the_sites_that_will_train() -> None:
     assert balance(after, totals, {"A": 2.0, "B": 1.0, "C": 1.0}, multiple=4) == after
     gone = balance(ledger, totals, {"A": 1.0, "B": 1.0, "C": 0.0}, multiple=4)
     assert sum(span.size for span in gone.free("C", 1, 1000)) < 4
-    with pytest.raises(LedgerError, match="build its shards"):
+    with pytest.raises(LedgerError, match="build their shards"):
         balance(ledger, {"A": 0}, {"A": 1.0})
 
 

@@ -21,14 +21,15 @@ from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
-from curtail_pipeline.training.trainer import SiteTrainer, StepProgress
+from curtail_pipeline.training.trainer import StepProgress
+from curtail_pipeline.training.trains import Trains
 
 
 class SteppingTrainer:
     """Ends an order when the test lets it, and asks before every step whether to stop."""
 
     def __init__(self, store: FolderStore) -> None:
-        self.store, self.site = store, SimpleNamespace(name="CA")
+        self.store, self.name = store, "CA"
         self.done: list[tuple[str, str]] = []
         self.may_end = threading.Event()
 
@@ -45,7 +46,7 @@ class Bench:
         self.now = 0.0
         self.trainer = SteppingTrainer(store)
         self.ended = threading.Event()
-        self.queue = OrderQueue(cast(SiteTrainer, self.trainer), self.ended, clock=lambda: self.now)
+        self.queue = OrderQueue(cast(Trains, self.trainer), self.ended, clock=lambda: self.now)
         self.order = orders
         self.thread = threading.Thread(target=self.queue.work)
         self.thread.start()
@@ -135,8 +136,12 @@ def test_an_order_that_another_server_sends_again_is_the_same(bench: Bench) -> N
 
 def test_another_live_order_is_refused_while_one_is_waited_for(bench: Bench) -> None:
     live = bench.queue.enter(bench.order("ckpt-000001"))
+    wait_until(lambda: bench.running(""))
     with bench.queue.waited_for(live), pytest.raises(Refused, match="busy with ckpt-000001"):
+        bench.queue._note(live.order, "train")
+        assert bench.queue.activity is not None and bench.queue.activity.waited_for
         bench.queue.enter(bench.order("ckpt-000002"))
+    assert not bench.queue.activity.waited_for, "what a heartbeat says once the sender has hung up"
 
 
 def test_a_full_disk_is_one_line_and_no_traceback(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from training_case import CONFIG, SITE, WEIGHTS, changed, fill_store, make_exper
 from waiting import wait_until
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
-from curtail_pipeline.errors import StoreError
+from curtail_pipeline.errors import StoreError, TrainingError
 from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.orders import (
     Heartbeat,
@@ -37,6 +37,7 @@ from curtail_pipeline.storage.s3_store import S3Store
 from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, Store, file_sha256
 from curtail_pipeline.times import EPOCH
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
+from curtail_pipeline.training.linked_trainer import LinkedTrainer
 from curtail_pipeline.training.order_queue import MembershipWatch
 from curtail_pipeline.training.plan_runner import TrainersHere
 from curtail_pipeline.training.trainer import SiteTrainer
@@ -145,10 +146,13 @@ def test_a_site_without_credentials_gives_the_same_bits(
 ) -> None:
     wanted = rounds(filled, 2)
     coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    trainer = SiteTrainer(FolderStore(tmp_path / "site"), SITE, EXPERIMENT)
+    trainer = LinkedTrainer(FolderStore(tmp_path / "site"), SITE)  # that has no experiment either
+    with pytest.raises(TrainingError, match=f"site {SITE} .* brings no addresses; name it in federation.linked"):
+        trainer.train(wanted[0][0])
     for order, result in wanted:
         got = trainer.train(linked(coordinator, order))
         assert got.weights == result.weights and got.inner_state == result.inner_state
+        assert trainer.store.exists(got.weights.key), "the same order again is answered with it"
         with coordinator.local(order.out) as path:
             assert file_sha256(path) == result.weights.sha256
     assert not front.refused and {method for method, _ in front.accepted} == {"GET", "PUT"}

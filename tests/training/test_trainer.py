@@ -23,6 +23,7 @@ from training_case import (
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
 from curtail_pipeline.federation.orders import Order, Plan, Result, SiteTerms, StoredWeights, WrittenWeights
+from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heldout_gate import HeldoutGate
@@ -351,6 +352,21 @@ def test_another_experiment_is_refused(store):
     store.write_json("experiment.json", make_experiment(matrix_lr=0.5).model_dump(mode="json"))
     with pytest.raises(TrainingError, match="restart the trainer"):
         trainer.train(make_order(store, attempt=2))
+
+
+def test_a_site_that_came_later_trains_on_text_of_another(store):
+    """And a trainer that was started before goes on."""
+    before = SiteTrainer(store, SITE, EXPERIMENT)
+    settings = EXPERIMENT.model_dump(mode="json")
+    settings["sites"].append({**settings["sites"][0], "name": "LATER", "threads": 2})
+    store.write_json("experiment.json", settings)
+    order = make_order(store, lease=[(1, 0, 40, SITE)])
+    mine = before.train(changed(order, lease=[(1, 0, 40)]))
+    theirs = SiteTrainer(store, "LATER", parse_experiment(settings, "changed")).train(
+        changed(order, site="LATER", out="scratch/later.safetensors", terms={"made_with": mine.made_with})
+    )
+    assert theirs.steps == mine.steps == 3 and theirs.loss_first == pytest.approx(mine.loss_first, rel=1e-5)
+    assert theirs.consumed == ((1, 0, 12, SITE),)
 
 
 def test_token_ids_beyond_the_vocabulary(store, vocabulary):

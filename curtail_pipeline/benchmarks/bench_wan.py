@@ -1,0 +1,366 @@
+"""Three sites that share nothing with each other or the coordinator but a line of 100 Mbit/s and 150 ms.
+
+    sudo curtail bench wan                    # d4, 36.7 M parameters; --model tiny for a quick look
+
+Coordinator (SuperLink behind `deploy/nginx/superlink.conf`, S3 server, the run) and sites are spaces of their own
+(`network_spaces`); each site has its own key, and S3 behind TLS. Lines are shaped by `tc tbf` and delayed by a relay
+(`delay_relay`), half of the round trip each way. The job: two sites, a third joins, the first leaves, a pause, and the
+two that are left. What is written is wall time; the machine's load is part of it.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import psutil
+import yaml
+
+from curtail_pipeline.benchmarks.network_spaces import (
+    WORK,
+    Space,
+    common_paths,
+    link,
+    program,
+    software_paths,
+    spaces,
+    why_not,
+)
+from curtail_pipeline.benchmarks.wan_figures import Line, figures
+from curtail_pipeline.errors import FederationError, MessageError, SettingsError
+from curtail_pipeline.storage.records import Json, read_record
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+CURTAILED: Final = {"north": [(10, 80)], "south": [(10, 110), (140, 180)], "east": [(50, 110), (140, 180)]}
+"""Minutes from START: north and south, all three, south and east, a pause, south and east."""
+JOINS = "east"
+LINKED = (JOINS,)
+"""Has no credentials of the bucket: orders bring pre-signed addresses."""
+FRONT_HOST, S3_HOST = "superlink.wan", "store.wan"
+MODELS: Final[Mapping[str, Mapping[str, Json]]] = {
+    "d4": {"preset": "d4", "model_overrides": {"vocab_size": 65536}},
+    "tiny": {"preset": "tiny"},
+}
+BUCKET = "wan"
+STORE = f"s3://{BUCKET}/run"
+FRONT_PORT, S3_PORT = 8443, 9443
+READY_S = 120.0
+RUN_S = 1800.0
+FRONT_CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "superlink.conf"
+S3_FRONT = """
+    server {
+        listen 127.0.0.1:9443 ssl;
+        ssl_certificate %(keys)s/superlink.crt;
+        ssl_certificate_key %(keys)s/superlink.key;
+        location / {
+            proxy_pass http://127.0.0.1:9000;
+            proxy_set_header Host 127.0.0.1:9000;  # moto would take a name for a bucket's
+            proxy_http_version 1.1;
+            proxy_request_buffering off;
+            proxy_buffering off;
+            client_max_body_size 0;
+        }
+    }
+}
+"""
+CURTAIL = (sys.executable, "-m", "curtail_pipeline.cli")
+INSIDE = (sys.executable, "-m", "curtail_pipeline.benchmarks.wan_inside")
+
+
+def run(model: str = "d4", mbit_s: float = 100.0, rtt_ms: float = 150.0, logs: str | None = None) -> Mapping[str, Json]:
+    """One run; figures as in the module's text.
+
+    Args:
+        model: `d4` or `tiny`.
+        mbit_s: of a site's line, each way.
+        rtt_ms: its round trip.
+        logs: folder to keep logs in.
+
+    Raises:
+        SettingsError: this machine cannot have namespaces, or there is no such model.
+        FederationError: a part did not start, or the run failed; the message ends with its log.
+    """
+    if model not in MODELS:
+        raise SettingsError(f"no model {model!r} here; there are {', '.join(MODELS)}")
+    if reason := _why_not():
+        raise SettingsError(f"`curtail bench wan` cannot run here: {reason}")
+    with tempfile.TemporaryDirectory(prefix="bench-wan-") as folder, spaces("hub", *CURTAILED) as made:
+        place = Path(logs or folder)
+        place.mkdir(parents=True, exist_ok=True)
+        hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))
+        return _Network(place, hub, sites, model, mbit_s, rtt_ms).measure()
+
+
+def _why_not() -> str | None:
+    if reason := why_not("nginx"):
+        return reason
+    missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
+    if missing:
+        return f"{', '.join(missing)} is not installed; pip install 'curtail_pipeline[bench]'"
+    return None if FRONT_CONF.is_file() else f"{FRONT_CONF} is not there; run it from a checkout"
+
+
+@dataclass
+class _Seen:
+    """Lines that a program inside a space printed."""
+
+    lines: list[Line] = field(default_factory=list)
+
+    def follow(self, process: "subprocess.Popen[str]", copy: Path) -> threading.Thread:
+        def read() -> None:
+            assert process.stdout is not None
+            with process.stdout as stream, copy.open("w") as kept:
+                for text in stream:
+                    kept.write(text)
+                    kept.flush()
+                    with contextlib.suppress(MessageError):
+                        self.lines.append(read_record(Line, json.loads(text), str(copy)))
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        return thread
+
+    def has(self, event: str) -> bool:
+        return any(line.event == event for line in self.lines)
+
+
+class _Network:
+    """The spaces, linked and furnished."""
+
+    def __init__(
+        self, logs: Path, hub: Space, sites: Mapping[str, Space], model: str, mbit_s: float, rtt_ms: float
+    ) -> None:
+        self.logs, self.hub, self.sites, self.model = logs, hub, sites, model
+        self.mbit_s, self.rtt_ms = mbit_s, rtt_ms
+        self.address: dict[str, str] = {}
+        """By which a site reaches the hub."""
+        self.nodes: dict[str, int] = {}
+        self.events, self.watched = _Seen(), {name: _Seen() for name in sites}
+
+    def measure(self) -> Mapping[str, Json]:
+        for host in (FRONT_HOST, S3_HOST):
+            self.hub.knows(host, "127.0.0.1")
+        for number, (name, site) in enumerate(self.sites.items(), 1):
+            self.address[name], _ = link(self.hub, site, number, self.mbit_s)
+            for host in (FRONT_HOST, S3_HOST):
+                site.knows(host, self.address[name])
+        self._furnish_hub()
+        for name in self.sites:
+            self._admit(name)
+        job = self.hub.listen([*INSIDE, "run", f"{WORK}/wan.yaml", STORE], self.logs / "run.log", self._at_hub())
+        reading = self.events.follow(job, self.logs / "run.jsonl")
+        for name in self.sites:
+            if name != JOINS:
+                self._start_site_once_there_is_a_store(name, job)
+        self._wait_for_event("RoundMerged", job)
+        began = self._start_site(JOINS)
+        self._wait(lambda: any(line.pid for line in self.watched[JOINS].lines), "its trainer", f"site-{JOINS}")
+        started = time.time() - began
+        refused, trainers = self._refused(), self._trainers()
+        common = common_paths({"hub": self.hub.pid, **trainers})
+        try:
+            code: int | None = job.wait(RUN_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code != 0:
+            raise FederationError(f"the run ended with {code}:\n{_tail(self.logs / 'run.log')}")
+        reading.join(10)
+        found = figures(self.events.lines, {name: seen.lines for name, seen in self.watched.items()}, JOINS)
+        moved, site_rounds = self._bytes(), found["site_rounds"]
+        assert isinstance(site_rounds, int)
+        return {
+            "model": self.model,
+            "sites": len(trainers),
+            "common_paths": len(common),
+            "bytes_per_site_round": round(sum(moved.values()) / site_rounds),
+            **found,
+            "site_ready_s": round(started, 2),
+            "tls": True,
+            "authenticated": self._joined_by_key(),
+            "refused": dict(refused),
+            "bytes": dict(moved),
+            "pauses": sum(line.event == "Paused" for line in self.events.lines),
+            "memberships": [sorted(line.members) for line in self.events.lines if line.event == "SegmentPlanned"],
+            "common": [*common],
+            "read_only_software": [*software_paths({"hub": self.hub.pid, **trainers})],
+            "line": f"{self.mbit_s:g} Mbit/s each way by tc tbf, {self.rtt_ms:g} ms round trip by a relay",
+            "load": os.getloadavg()[0],
+        }
+
+    # The parts
+
+    def _furnish_hub(self) -> None:
+        hub = self.hub
+        hub.run([*CURTAIL, "deploy", "keys", "keys", "--host", FRONT_HOST, "--host", S3_HOST])
+        hub.write(f"{WORK}/trace.csv", _trace())
+        hub.write(f"{WORK}/wan.yaml", yaml.safe_dump(_experiment(self.model)))
+        conf = FRONT_CONF.read_text(encoding="utf-8").replace("/keys/", f"{WORK}/keys/").replace("/run/", f"{WORK}/")
+        conf = conf.replace("listen 8443", f"listen 127.0.0.1:{FRONT_PORT}")
+        hub.write(f"{WORK}/nginx.conf", conf.rstrip().removesuffix("}") + S3_FRONT % {"keys": f"{WORK}/keys"})
+        hub.start(["sh", "-c", f"sleep infinity | {sys.executable} -m curtail_pipeline.benchmarks.moto_server 9000"],
+                  self.logs / "s3.log")  # fmt: skip
+        hub.start([*CURTAIL, "superlink", "--keys", "keys"], self.logs / "superlink.log", self._at_hub())
+        nginx = program("nginx")
+        assert nginx is not None
+        hub.run(["mkdir", "-p", "/var/lib/nginx", "/var/log/nginx", "/run"])
+        hub.start([nginx, "-p", WORK, "-c", f"{WORK}/nginx.conf", "-g", "daemon off;"], self.logs / "nginx.log")
+        routes = [f"{address}:{port}=127.0.0.1:{port}" for address in self.address.values()
+                  for port in (FRONT_PORT, S3_PORT)]  # fmt: skip
+        delay = ["--delay-ms", f"{self.rtt_ms / 2:g}"]
+        hub.start([sys.executable, "-m", "curtail_pipeline.benchmarks.delay_relay", *delay, *routes],
+                  self.logs / "relay.log")  # fmt: skip
+        ports = (8000, 9000, FRONT_PORT, S3_PORT)
+        look = f"import socket, sys; sys.exit(any(socket.socket().connect_ex(('127.0.0.1', p)) for p in {ports}))"
+        self._wait(lambda: _true(hub, [sys.executable, "-c", look]), "the hub's servers", "superlink")
+        make = f"import boto3; boto3.client('s3').create_bucket(Bucket={BUCKET!r})"
+        hub.run([sys.executable, "-c", make], self._at_hub())
+
+    def _admit(self, name: str) -> None:
+        """A key pair made at the site; its public half is registered, the authority's certificate brought."""
+        site, hub = self.sites[name], self.hub
+        make = "from pathlib import Path; from curtail_pipeline.flower import keys; keys.public_key_of(Path('key'))"
+        site.run([sys.executable, "-c", make])
+        site.write(f"{WORK}/ca.crt", hub.read("keys/ca.crt"))
+        hub.write(f"{WORK}/sites/{name}.pub", site.read("key.pub"))
+        said = hub.run([*CURTAIL, "site", "register", name, "--key", f"sites/{name}", "--superlink", "127.0.0.1:8000",
+                        "--ca", "keys/ca.crt"])  # fmt: skip
+        self.nodes[name] = int(said.split("as node ")[1].split(",")[0])
+
+    def _start_site(self, name: str) -> float:
+        site, front = self.sites[name], f"{FRONT_HOST}:{FRONT_PORT}"
+        environment = _at(f"{WORK}/ca.crt")
+        if name in LINKED:
+            environment = {name: value for name, value in environment.items() if not name.startswith("AWS_")}
+        words = ["site", "run", name, "--superlink", front, "--ca", "ca.crt", "--key", "key"]
+        words += ["--linked"] if name in LINKED else ["--store", STORE]
+        began = time.time()
+        site.start([*CURTAIL, *words], self.logs / f"site-{name}.log", environment)
+        watch = [*INSIDE, "watch", f"{WORK}/homes/sites/{name}/trainers/{name}.json"]
+        log = self.logs / f"watch-{name}.log"
+        self.watched[name].follow(site.listen(watch, log), log.with_suffix(".jsonl"))
+        return began
+
+    def _refused(self) -> dict[str, Json]:
+        """From `east`, which is admitted: what it must not be able to do."""
+        front, own, other = f"{FRONT_HOST}:{FRONT_PORT}", self.nodes[JOINS], self.nodes["north"]
+        words = [*INSIDE, "refusals", JOINS, front, "ca.crt", "key", str(own), str(other)]
+        return dict(json.loads(self.sites[JOINS].run(words).splitlines()[-1]))
+
+    def _joined_by_key(self) -> bool:
+        """Whether every SuperNode is the node that its registered key stands for."""
+        return all(
+            f"SuperNode ID: {node}" in (self.logs / f"site-{name}.log").read_text() for name, node in self.nodes.items()
+        )
+
+    def _at_hub(self) -> dict[str, str]:
+        authority = f"{WORK}/keys/ca.crt"
+        return {**_at(authority), "CURTAIL_SUPERLINK": "127.0.0.1:8000", "CURTAIL_CA": authority}
+
+    def _trainers(self) -> dict[str, int]:
+        """The process of each site's trainer, found by its command line in the site's own mount namespace."""
+        where = {Path(f"/proc/{site.pid}/ns/mnt").readlink(): name for name, site in self.sites.items()}
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                name = where.get(Path(f"/proc/{process.pid}/ns/mnt").readlink())
+                if name is not None and "curtail_pipeline.training.serve" in process.cmdline():
+                    found[name] = process.pid
+        return found
+
+    # Waiting and counting
+
+    def _start_site_once_there_is_a_store(self, name: str, job: "subprocess.Popen[str]") -> None:
+        self._wait_for_event("Preparing", job)
+        self._start_site(name)
+
+    def _wait_for_event(self, event: str, job: "subprocess.Popen[str]") -> None:
+        self._wait(lambda: self.events.has(event) or job.poll() is not None, f"{event} of the run", "run", RUN_S)
+        if job.poll() is not None:
+            raise FederationError(f"the run ended before {event}:\n{_tail(self.logs / 'run.log')}")
+
+    def _wait(self, condition: Callable[[], bool], what: str, log: str, seconds: float = READY_S) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise FederationError(f"waited {seconds:.0f} s for {what}:\n{_tail(self.logs / f'{log}.log')}")
+            time.sleep(0.2)
+
+    def _bytes(self) -> dict[str, int]:
+        """What has passed each site's line, both ways."""
+        counted = {}
+        for number, name in enumerate(self.sites, 1):
+            found = json.loads(self.hub.run(["ip", "-s", "-j", "link", "show", "dev", f"site{number}"]))[0]["stats64"]
+            counted[name] = found["rx"]["bytes"] + found["tx"]["bytes"]
+        return counted
+
+
+def _at(authority: str) -> dict[str, str]:
+    """The environment of who has credentials of the bucket."""
+    return {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"https://{S3_HOST}:{S3_PORT}", "AWS_CA_BUNDLE": authority, "SSL_CERT_FILE": authority,
+        "CURTAIL_CACHE": f"{WORK}/cache", "CURTAIL_HOME": f"{WORK}/homes",
+    }  # fmt: skip
+
+
+def _true(space: Space, words: list[str]) -> bool:
+    try:
+        space.run(words)
+    except SettingsError:
+        return False
+    return True
+
+
+def _trace() -> str:
+    rows = ["time," + ",".join(CURTAILED)]
+    for minute in range(0, 240, 5):
+        wobble = minute // 5 % 7  # a feed that stands still counts as stuck
+        low = {name: any(begin <= minute < end for begin, end in spans) for name, spans in CURTAILED.items()}
+        rows.append(f"{(START + timedelta(minutes=minute)).isoformat()},"
+                    + ",".join(f"{(20 if low[name] else 500) + wobble}" for name in CURTAILED))  # fmt: skip
+    return "\n".join(rows) + "\n"
+
+
+def _experiment(model: str) -> dict[str, Json]:
+    return {
+        "name": "wan",
+        "seed": 3,
+        "clock": {"end": (START + timedelta(minutes=200)).isoformat()},
+        "traces": {"provider": "file", "path": f"{WORK}/trace.csv"},
+        "sites": [
+            {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.005}
+            for name in CURTAILED
+        ],
+        "overheads": {
+            "provisioning_s": 240,
+            "connect_s": 10,
+            "round_load_s": 12,
+            "round_tail_s": 14,
+            "outer_step_s": 2,
+        },
+        "rounds": {"round_s": 1500, "max_rounds": 2},
+        "job": {"steps": 1000},
+        "federation": {"linked": [*LINKED]},
+        "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
+        "training": {
+            **MODELS[model],
+            "sequence_length": 64,
+            "device_batch_sequences": 4,
+            "total_batch_tokens": 512,
+            "evaluation_sequences": 32,
+        },
+    }
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-25:]) if path.exists() else "(no log)"

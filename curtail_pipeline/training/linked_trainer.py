@@ -1,0 +1,58 @@
+"""The trainer of a site that has nothing yet: no credentials of the store and no experiment. Orders bring both."""
+
+import json
+from collections.abc import Callable
+
+from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.federation.orders import Order, Phase, Result
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training.trainer import Progress, SiteTrainer
+
+
+class LinkedTrainer:
+    """A `SiteTrainer`, made of the first order's experiment, and anew when an order brings another one.
+
+    Args:
+        store: the site's own, for inner states and what orders bring.
+        name: of the site.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._own, self._name = store, name
+        self._experiment: Experiment | None = None
+        self._trainer: SiteTrainer | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def store(self) -> Store:
+        """Where what it made last is."""
+        return self._trainer.store if self._trainer else self._own
+
+    def train(
+        self,
+        order: Order,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        on_phase: Callable[[Phase], None] = lambda phase: None,
+    ) -> Result:
+        """As `SiteTrainer.train`.
+
+        Raises:
+            TrainingError: the order brings no addresses.
+            SettingsError: the experiment does not know this site.
+        """
+        on_phase("fetch")
+        if order.links is None:
+            raise TrainingError(
+                f"site {self.name} was started without a store and its order brings no addresses; name it in "
+                "federation.linked, or start it with --store"
+            )
+        key = order.experiment_uri
+        experiment = parse_experiment(json.loads(order.links.read(key)), key)
+        if self._trainer is None or experiment != self._experiment:
+            self._experiment, self._trainer = experiment, SiteTrainer(self._own, self.name, experiment)
+        return self._trainer.train(order, progress, should_stop, on_phase)

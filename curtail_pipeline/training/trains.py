@@ -1,0 +1,28 @@
+"""Who does the work that a site's orders ask for."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from curtail_pipeline.federation.orders import Order, Phase, Result
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training.trainer import Progress
+
+
+class Trains(Protocol):
+    """Who does the work (`SiteTrainer`)."""
+
+    @property
+    def name(self) -> str:
+        """Of the site."""
+
+    @property
+    def store(self) -> Store:
+        """Where the weights of its results are."""
+
+    def train(
+        self,
+        order: Order,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        on_phase: Callable[[Phase], None] = ...,
+    ) -> Result: ...

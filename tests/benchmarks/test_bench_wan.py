@@ -1,0 +1,150 @@
+"""The parts of `bench wan`: spaces that share nothing and die with their maker, the relay, and what is counted."""
+
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from waiting import wait_until
+
+from curtail_pipeline.benchmarks import bench_wan
+from curtail_pipeline.benchmarks.network_spaces import Space, common_paths, link, spaces, why_not
+from curtail_pipeline.benchmarks.wan_figures import Line, figures, stays
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.flower.processes import free_port, is_alive
+
+needs_root = pytest.mark.skipif(why_not() is not None, reason=f"no namespaces here: {why_not()}")
+
+
+def test_without_root_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(
+        SettingsError, match=r"cannot run here: it makes namespaces, which takes root \(this is user 1000"
+    ):
+        bench_wan.run()
+    with pytest.raises(SettingsError, match="no model 'd20' here; there are d4, tiny"):
+        bench_wan.run("d20")
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[tuple[Space, Space]]:
+    with spaces("hub", "site") as (hub, site):
+        link(hub, site, 1, 100)
+        yield hub, site
+
+
+@needs_root
+def test_spaces_share_no_path(two: tuple[Space, Space]) -> None:
+    hub, site = two
+    assert common_paths({"hub": hub.pid, "site": site.pid}) == []
+    site.write("/space/note", "from the site")
+    assert site.read("/space/note") == "from the site"
+    with pytest.raises(SettingsError, match="No such file"):
+        hub.read("/space/note")
+    with pytest.raises(SettingsError, match="Read-only"):
+        site.run(["touch", "/usr/note"])
+
+
+@needs_root
+def test_processes_that_share_paths_are_found_out(two: tuple[Space, Space]) -> None:
+    hub, _ = two
+    with subprocess.Popen(hub.command(["sleep", "60"])) as other:
+        inside = wait_until(lambda: psutil.Process(other.pid).children(), what="a second process")[0].pid
+        found = common_paths({"one": hub.pid, "two": inside})
+        other.kill()
+    assert any(line.startswith("one:/ is two:/") for line in found) and any("'s .mark-" in line for line in found)
+
+
+@needs_root
+def test_a_line_joins_hub_and_site_alone(two: tuple[Space, Space]) -> None:
+    hub, site = two
+    assert "tbf" in site.run(["tc", "qdisc"]) and "rate 100Mbit" in hub.run(["tc", "qdisc"])
+    assert site.run(["ping", "-c", "1", "-W", "5", "10.77.1.1"]) if _has("ping") else True
+    with Space("apart") as apart:
+        assert "10.77" not in apart.run(["ip", "addr"])
+
+
+def _has(name: str) -> bool:
+    return subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True).returncode == 0
+
+
+@needs_root
+def test_a_space_dies_with_its_maker() -> None:
+    code = (
+        "from curtail_pipeline.benchmarks.network_spaces import Space; import time; s = Space('x'); "
+        "print(s.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        pid = int(maker.stdout.readline())
+        assert is_alive(pid)
+        maker.kill()
+    wait_until(lambda: not is_alive(pid), 10, "the end of the space")
+
+
+def test_the_relay_delays_and_loses_nothing() -> None:
+    class Echo(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.read())
+
+    port = free_port()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        route = f"127.0.0.1:{port}=127.0.0.1:{server.server_address[1]}"
+        words = [sys.executable, "-m", "curtail_pipeline.benchmarks.delay_relay", "--delay-ms", "50", route]
+        relay = subprocess.Popen(words)
+        try:
+            line = wait_until(lambda: _connected(port), 20, "the relay")
+            sent, began = os.urandom(3 << 20), time.monotonic()
+            with line:
+                threading.Thread(target=lambda: (line.sendall(sent), line.shutdown(socket.SHUT_WR))).start()
+                got = b"".join(iter(lambda: line.recv(1 << 16), b""))
+            took = time.monotonic() - began
+        finally:
+            relay.kill()
+            relay.wait()
+            server.shutdown()
+    assert got == sent and took >= 0.19, "a handshake, and the way there and back"
+
+
+def _connected(port: int) -> socket.socket | None:
+    line = socket.socket()
+    if line.connect_ex(("127.0.0.1", port)) == 0:
+        return line
+    line.close()
+    return None
+
+
+def seen(begins: float, *parts: float, round: int = 0) -> list[Line]:
+    """A trainer's round: fetch, train, first step, store, end."""
+    trains, stepped, stores, ends = parts
+    place = {"key": "ckpt-000001", "round": round, "pid": 7}
+    return [
+        Line(at=begins, phase="fetch", **place),  # type: ignore[arg-type]
+        Line(at=trains, phase="compile", **place),  # type: ignore[arg-type]
+        Line(at=stepped, phase="train", steps=1, **place),  # type: ignore[arg-type]
+        Line(at=stores, phase="store", steps=3, **place),  # type: ignore[arg-type]
+        Line(at=ends, pid=7),
+    ]
+
+
+def test_a_round_falls_into_its_parts() -> None:
+    slow, fast = seen(103, 115, 116, 118, 131), seen(102, 110, 111, 113, 120)
+    (stay,) = stays(slow).values()
+    assert (stay.begins, stay.trains, stay.stepped, stay.stores, stay.ends) == (103, 115, 116, 118, 131)
+    events = [
+        Line(at=100, event="SegmentPlanned", key="ckpt-000001", members={"a": "", "b": ""}),
+        Line(at=135, event="RoundMerged", round=0, steps={"a": 3, "b": 3}, training_s=3, moving_s=28, merging_s=2),
+    ]
+    found = figures(events, {"a": slow, "b": fast}, "a")
+    assert found["round_s"] == 33 and found["nontraining_share"] == round(1 - 3 / 33, 3)
+    assert found["round_parts_s"] == {"fetch": 12, "train": 3, "store": 13, "merge": 2, "messages": 3}
+    assert (found["join_s"], found["join_download_s"]) == (4, 12)
+    assert (found["rounds"], found["site_rounds"]) == (1, 2)
+    assert figures(events, {"a": slow[:2], "b": fast}, "b")["round_s"] is None, "not every part was seen"
