@@ -23,23 +23,8 @@ from curtail_pipeline.storage.s3_calls import client_config
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_SERVE = """
-import sys
-import threading
-import moto.s3.models
-import moto.s3.responses
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = 1 << 16  # 5 MiB at AWS, which every test of parts would have to move
-# moto looks whether there is an object (If-None-Match), then writes; a server that many may use does both at once
-put, one_at_a_time = moto.s3.responses.S3Response.put_object, threading.Lock()
-def put_object(self):
-    with one_at_a_time:
-        return put(self)
-moto.s3.responses.S3Response.put_object = put_object
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
-server.start()
-sys.stdin.read()
-"""
+SMALLEST_PART = 1 << 16
+"""Of an upload in parts, in bytes."""
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -102,7 +87,9 @@ def start() -> S3Server:
     """moto's server in a process of its own, which ends with this one."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(port)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "curtail_pipeline.benchmarks.moto_server", str(port), str(SMALLEST_PART)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
     server = S3Server(url, {**KEYS, "AWS_ENDPOINT_URL": url}, process)
