@@ -125,8 +125,18 @@ class Experiment(Section):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness and alerts."""
-        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
+        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness, alerts and how
+        energy is measured."""
+        content = self.model_dump(
+            mode="json",
+            exclude={
+                "replay": True,
+                "checks": True,
+                "federation": True,
+                "alerts": True,
+                "sites": {"__all__": {"meter"}},
+            },
+        )
         content["clock"].pop("end")
         return content
 
