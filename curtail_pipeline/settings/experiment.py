@@ -141,9 +141,10 @@ class Experiment(Section):
         return self.model_copy(update={"sites": sites})
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness, alerts and
-        provisioners, and what a site computes with, which may change at any time (bits of a replay depend on it)."""
-        machine = {"sites": {"__all__": {"device", "threads", "provisioner"}}}
+        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness, alerts,
+        provisioners and meters, and what a site computes with, which may change at any time (bits of a replay depend
+        on it)."""
+        machine = {"sites": {"__all__": {"device", "threads", "provisioner", "meter"}}}
         content = self.model_dump(
             mode="json", exclude={"replay": True, "checks": True, "federation": True, "alerts": True, **machine}
         )

@@ -1,8 +1,10 @@
 """The trainer of a site that has nothing yet: no credentials of the store and no experiment. Orders bring both."""
 
 import json
+import os
 from collections.abc import Callable
 
+from curtail_pipeline.emissions.meter import make_meter
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order, Phase, Result
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
@@ -54,5 +56,7 @@ class LinkedTrainer:
         key = order.experiment_uri
         experiment = parse_experiment(json.loads(order.links.read(key)), key)
         if self._trainer is None or experiment != self._experiment:
-            self._experiment, self._trainer = experiment, SiteTrainer(self._own, self.name, experiment)
+            meter = make_meter(experiment.site(self.name), os.cpu_count() or 1)
+            self._experiment = experiment
+            self._trainer = SiteTrainer(self._own, self.name, experiment, meter=meter)
         return self._trainer.train(order, progress, should_stop, on_phase)

@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
         torch.set_num_interop_threads(1)
 
+        from curtail_pipeline.emissions.meter import make_meter
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.linked_trainer import LinkedTrainer
         from curtail_pipeline.training.order_queue import OrderQueue
@@ -151,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
 
         trainer: Trains = LinkedTrainer(store, arguments.site)
         if experiment is not None:
-            trainer = SiteTrainer(store, arguments.site, experiment)
+            site = experiment.site(arguments.site)
+            trainer = SiteTrainer(store, site, experiment, meter=make_meter(site, os.cpu_count() or 1))
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
         orders = OrderQueue(trainer, ended)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
