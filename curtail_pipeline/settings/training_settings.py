@@ -31,6 +31,13 @@ class TrainingSettings(Section):
     grad_clip: float = Field(default=1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    tf32: bool = False
+    """Let an NVIDIA GPU round the inputs of float32 matrix products to 10 bits of mantissa (TensorFloat-32, from Ampere
+    on). A CPU computes the same either way."""
+    deterministic: bool = True
+    """Take only algorithms that give the same bits from the same input. On a GPU some operations then take slower ones
+    (`torch.use_deterministic_algorithms` lists them); how much that costs a step has not been measured. Without it a
+    replay on a GPU is not bit-identical."""
     keep_inner_states: int | None = Field(default=None, ge=1)
     """Snapshots of a site's optimiser state to keep; all when not given."""
     evaluation_sequences: int | None = Field(default=None, ge=1)

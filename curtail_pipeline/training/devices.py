@@ -4,6 +4,7 @@ import torch
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.settings.training_settings import TrainingSettings
 
 
 def device_of(site: Site) -> torch.device:
@@ -28,10 +29,11 @@ def device_of(site: Site) -> torch.device:
     return device
 
 
-def make_deterministic(threads: int) -> None:
-    """Have this process compute the same bits from the same input, on so many threads."""
-    torch.use_deterministic_algorithms(True)
+def set_computing(threads: int, settings: TrainingSettings) -> None:
+    """Have this process compute on so many threads, as exactly and as repeatably as `deterministic` and `tf32` say."""
+    torch.use_deterministic_algorithms(settings.deterministic)
     # Filling uninitialised memory is a debugging aid that costs a pass over every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if settings.tf32 else "ieee"
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

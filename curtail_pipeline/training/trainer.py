@@ -7,13 +7,12 @@ the same hardware with the same number of threads.
 
 import hashlib
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ import numpy.typing as npt
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import torch
 from torch import nn
 
 from curtail_pipeline.emissions.meter import Meter
@@ -35,11 +33,9 @@ from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
-from curtail_pipeline.training.attention import use_causal_attention
-from curtail_pipeline.training.devices import device_of, make_deterministic
+from curtail_pipeline.training.devices import device_of, set_computing
+from curtail_pipeline.training.learner import Diverged, Learner
 from curtail_pipeline.training.linked import LinkedFolder
-from curtail_pipeline.training.loss import head_loss, head_of
-from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
@@ -49,10 +45,6 @@ from curtail_pipeline.training.updates import Residual, joined_state, receive, s
 from curtail_pipeline.training.weights import copy_weights, read_tensors
 
 log = logging.getLogger(__name__)
-
-DIVERGED_NATS = 1.0
-"""A step whose loss is so far above ln(vocabulary), which guessing gives and every model starts at, ends the round."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Reader(Protocol):
@@ -111,9 +103,7 @@ class SiteTrainer:
         self._own, self._linked = store, LinkedFolder(store)
         self._clock = clock
         self._meter = meter or Meter("none")
-        self._model: nn.Module | None = None
-        self._decoder: nn.Module | None = None
-        self._optimisers: Optimisers | None = None
+        self._learner: Learner | None = None
         self._warm = False
         """Whether the model has done a step: the first one compiles."""
         self._config: str | None = None
@@ -152,7 +142,7 @@ class SiteTrainer:
         Raises:
             TrainingError: an order that is malformed or meant for another site or experiment, weights or inner state
                 that are missing or corrupt, token ids beyond the vocabulary, or a loss that is not finite or far above
-                guessing (`DIVERGED_NATS`). Nothing is stored then.
+                guessing (`learner.DIVERGED_NATS`). Nothing is stored then.
         """
         if order.site != self.site.name:
             raise TrainingError(
@@ -179,7 +169,7 @@ class SiteTrainer:
         on_phase: Callable[[Phase], None],
     ) -> Result:
         self._check_experiment(order.experiment_uri)
-        make_deterministic(self.site.threads)
+        set_computing(self.site.threads, self.settings)
         software = self._checked_software(order)
         begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
@@ -189,7 +179,8 @@ class SiteTrainer:
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
-        model, optimisers = self._built()
+        learner = self._built()
+        model, optimisers = learner.model, learner.optimisers
         residual = self._residual if steps else {}
         written = store_update(self.store, order, model.state_dict(), residual)
         inner = begin
@@ -251,7 +242,8 @@ class SiteTrainer:
         if self._config != (found := hashlib.sha256(config).hexdigest()):
             self._build(config, order.config)
             self._config = found
-        model, optimisers = self._built()
+        learner = self._built()
+        model, optimisers = learner.model, learner.optimisers
         if self._weights != order.parent.sha256:
             self._weights = None
             receive(self.store, order)
@@ -279,17 +271,12 @@ class SiteTrainer:
         self._config = self._weights = self._inner = None
         self._warm = False
         model: nn.Module = build_model(read_config(config, source))
-        use_causal_attention(model)
-        model.to(self._device).train()
-        self._model = model
-        self._optimisers = Optimisers(model, self.settings)
-        decoder = cast(nn.Module, model.model)
-        self._decoder = cast(nn.Module, torch.compile(decoder, fullgraph=True)) if self.settings.compile else decoder
+        self._learner = Learner(model.to(self._device), self.settings)
 
-    def _built(self) -> tuple[nn.Module, Optimisers]:
-        if self._model is None or self._optimisers is None:
+    def _built(self) -> Learner:
+        if self._learner is None:
             raise RuntimeError("no model was built")
-        return self._model, self._optimisers
+        return self._learner
 
     def _steps(
         self,
@@ -341,53 +328,26 @@ class SiteTrainer:
 
     def _step(self, batch: npt.NDArray[np.int64], step: int, total_steps: int) -> float:
         """One optimiser step over (sequences, T + 1) token ids; its mean loss in nats per token."""
-        model, optimisers = self._built()
-        settings = self.settings
-        tokens = torch.from_numpy(np.asarray(batch, dtype=np.int64))
-        vocabulary = head_of(model)[0].shape[0]
-        highest = int(tokens.max())
-        if highest >= vocabulary:
+        learner, settings = self._built(), self.settings
+        highest = int(np.max(batch))
+        if highest >= learner.vocabulary:
             raise TrainingError(
                 f"the shards of site {self.site.name} hold token id {highest}, the model's vocabulary ends at "
-                f"{vocabulary - 1}; materialise `training_shards` again with the checkpoint's tokenizer"
+                f"{learner.vocabulary - 1}; materialise `training_shards` again with the checkpoint's tokenizer"
             )
-        tokens = tokens.to(self._device, non_blocking=True)
-        count = tokens.shape[0] * (tokens.shape[1] - 1)
-        total = torch.zeros((), device=self._device)
-        for part in tokens.split(settings.device_batch_sequences):
-            loss = self._loss(model, part) / count
-            loss.backward()
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-        value = float(total)
-        limit = math.log(vocabulary) + DIVERGED_NATS
-        if not (value <= limit and bool(torch.isfinite(norm))):
-            model.zero_grad()
-            raise TrainingError(
-                f"diverged: loss {value:.4g} (limit {limit:.4g}) and gradient norm {float(norm):.4g} at global step "
-                f"{step} of site {self.site.name}; lower training.matrix_lr, embedding_lr and unembedding_lr, or raise "
-                "warmup_steps"
-            )
-        optimisers.set_multiplier(
-            multiplier(
-                step,
-                total_steps=total_steps,
-                warmup_steps=settings.warmup_steps,
-                decay_fraction=settings.decay_fraction,
-            )
+        rate = multiplier(
+            step,
+            total_steps=total_steps,
+            warmup_steps=settings.warmup_steps,
+            decay_fraction=settings.decay_fraction,
         )
-        optimisers.step()
-        model.zero_grad()
-        return value
-
-    def _loss(self, model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        dtype = DTYPES[self.settings.dtype]
-        autocast = torch.autocast(self._device.type, dtype) if dtype != torch.float32 else nullcontext()
-        assert self._decoder is not None
-        with autocast:
-            hidden = self._decoder(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-            weight, cap = head_of(model)
-            return head_loss(hidden.flatten(0, 1).to(dtype), weight, tokens[:, 1:].flatten(), cap)
+        try:
+            return learner.step(batch, rate)
+        except Diverged as error:
+            raise TrainingError(
+                f"{error} at global step {step} of site {self.site.name}; lower training.matrix_lr, embedding_lr and "
+                "unembedding_lr, or raise warmup_steps"
+            ) from None
 
     def _prune(self, order: Order, inner: str) -> None:
         """Apply the retention setting; states of the running segment always stay."""

@@ -396,7 +396,7 @@ def test_token_ids_beyond_the_vocabulary(store, vocabulary):
 def test_a_loss_that_is_not_finite_is_refused_and_forgotten(store):
     trainer = SiteTrainer(store, SITE, EXPERIMENT)
     good = trainer.train(make_order(store))
-    broken = {n: t.clone() for n, t in trainer._model.state_dict().items()}
+    broken = {n: t.clone() for n, t in trainer._learner.model.state_dict().items()}
     broken["model.embed_tokens.weight"][:] = float("nan")
     from curtail_pipeline.training.weights import store_tensors
 

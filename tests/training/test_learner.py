@@ -1,0 +1,69 @@
+"""One step of a model: in which types it is computed, and how often the host waits for the device."""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from training_case import make_experiment
+from transformers import NanoChatForCausalLM
+
+from curtail_pipeline.training.devices import set_computing
+from curtail_pipeline.training.learner import Learner
+from curtail_pipeline.training.presets import build_model, initialise, model_config
+
+BATCH = np.arange(4 * 17).reshape(4, 17) % 60
+
+
+def learner(**training):
+    settings = make_experiment(**training).training
+    model = build_model(model_config(settings, 64))
+    initialise(model, 0)
+    return Learner(model, settings)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_what_flows_between_layers_is_of_the_training_type_and_weights_stay_float32(name, dtype):
+    ours, seen = learner(dtype=name), set()
+    for layer in ours.model.get_submodule("model.layers").children():
+        layer.register_forward_hook(lambda _, inputs, output: seen.update({inputs[0].dtype, output.dtype}))
+    for _ in range(2):
+        ours.step(BATCH, 1.0)
+    assert seen == {dtype}
+    ours.gradients(torch.from_numpy(BATCH))
+    kept = [*ours.model.parameters(), *(p.grad for p in ours.model.parameters()), *ours.optimisers.state().values()]
+    assert {t.dtype for t in kept} == {torch.float32}
+
+
+def test_bfloat16_learns_what_float32_does():
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        ours = learner(dtype=dtype)
+        losses.append([ours.step(BATCH, 1.0) for _ in range(8)])
+    assert losses[0][-1] < losses[0][0] - 0.5
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_reads_nothing_of_the_device_but_loss_and_norm(dtype):
+    """On fake tensors, which hold no values: whatever is read of them raises."""
+    settings = make_experiment(dtype=dtype).training
+    with FakeTensorMode():
+        ours = Learner(NanoChatForCausalLM(model_config(settings, 64)), settings)
+        for _ in range(2):
+            found = ours.gradients(torch.zeros(4, 17, dtype=torch.int64))
+            assert found.shape == (2,)
+            ours.apply(0.5)
+        with pytest.raises(DataDependentOutputException):
+            float(found[0])
+
+
+def test_determinism_and_tf32_are_as_set():
+    before = torch.get_num_threads()
+    try:
+        set_computing(1, make_experiment(deterministic=False, tf32=True).training)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        set_computing(before, make_experiment().training)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
