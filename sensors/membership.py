@@ -106,7 +106,7 @@ def _preparation(instance: dg.DagsterInstance, wall: datetime) -> dg.SensorResul
         )
     if known.last_failure is not None:
         due = backoff_due(known.attempts, known.last_failure)
-        if wall < due:
+        if known.last_failure <= wall < due:  # no wait for a clock that was set back
             return dg.SensorResult(skip_reason=f"prepare failed; attempt {known.attempts + 1} is due at {iso(due)}")
     request = dg.RunRequest(run_key=f"prepare-{known.attempts + 1}", job_name=prepare.name)
     return dg.SensorResult(run_requests=[request])

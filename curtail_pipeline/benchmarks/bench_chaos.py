@@ -6,11 +6,13 @@ soon as the one before is overcome. Faults are drawn evenly over set-ups, kinds 
 """
 
 import contextlib
+import math
 import os
 import random
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -73,7 +75,13 @@ class Even(Generic[T]):
 
 
 def run(
-    faults: int = 10, seed: int = 0, per_run: int = 5, setups: str = ",".join(SETUPS), keep: str = ""
+    faults: int = 10,
+    seed: int = 0,
+    per_run: int = 5,
+    setups: str = ",".join(SETUPS),
+    keep: str = "",
+    faultfree: float | None = None,
+    minutes: float = math.inf,
 ) -> Mapping[str, object]:
     """Disturb runs until so many faults took place; figures as in the module's text, times in wall seconds.
 
@@ -81,7 +89,10 @@ def run(
         per_run: faults in one run at most; then it is left to finish, and the next one begins in the next set-up.
         setups: which, separated by commas.
         keep: a folder to work in, left as it is.
+        faultfree: held-out loss of the undisturbed run where it is known, which then is not run again.
+        minutes: no further fault after so many; the run that is on its way is finished.
     """
+    until = time.monotonic() + 60 * minutes
     names = setups.split(",")
     if unknown := [name for name in names if name not in SETUPS]:
         raise SettingsError(f"no set-up {unknown[0]!r}; there are {', '.join(SETUPS)}")
@@ -91,17 +102,18 @@ def run(
     per_run = min(per_run, -(-faults // len(names)))
     with contextlib.ExitStack() as held:
         folder = Path(keep or held.enter_context(tempfile.TemporaryDirectory(prefix="bench-chaos-")))
-        with Episode(folder / "undisturbed", "local") as undisturbed:
-            undisturbed.finish(tally)
-        (fault_free,) = tally.losses or [float("nan")]
-        tally.losses.clear()
+        if faultfree is None:
+            with Episode(folder / "undisturbed", "local") as undisturbed:
+                undisturbed.finish(tally)
+            (faultfree,) = tally.losses or [float("nan")]
+            tally.losses.clear()
         number = 0
-        while len(tally.strikes) < faults and number < faults:
+        while len(tally.strikes) < faults and number < faults and time.monotonic() < until:
             setup = names[number % len(names)]
             number += 1
             with Episode(folder / f"run-{number}", setup) as episode:
                 wanted = min(len(tally.strikes) + per_run, faults)
-                while episode.running() and len(tally.strikes) < wanted:
+                while episode.running() and len(tally.strikes) < wanted and time.monotonic() < until:
                     begun = bool(episode.faults)
                     phase = phases.draw(lambda phase: not begun or phase is not Phase.PROVISIONING)  # noqa: B023
                     kind = kinds[setup].draw()
@@ -109,7 +121,7 @@ def run(
                     if strike := episode.disturb(kind, phase, chance.choice([*CURTAILED]), tally):
                         phases.counts[strike.phase] += 1
                 episode.finish(tally)
-    return _figures(tally, seed, fault_free)
+    return _figures(tally, seed, faultfree)
 
 
 class Episode:
@@ -158,7 +170,10 @@ class Episode:
             strike = self.kinds[kind](self.injector.at(site, phase))
         if strike is not None:
             self.faults += 1
-            tally.strikes.append((self.name, kind, strike, self._wait(strike)))
+            took = self._wait(strike)
+            tally.strikes.append((self.name, kind, strike, took))
+            how = "is not overcome" if took is None else f"is overcome after {took:.1f} s"
+            print(f"{self.name}: {kind} ({strike.hit}) while {strike.phase} {how}", file=sys.stderr, flush=True)
         return strike
 
     def _is_preparing(self, phase: Phase) -> bool:
@@ -213,7 +228,7 @@ class Episode:
             tally.problems.append(f"{self.folder.name} ({self.name}) ended with {code}: {tail}")
         self._check(tally)
         self.setup.close()
-        left = orphans(self.setup.homes)
+        left = orphans(self.folder)
         tally.orphans += len(left)
         tally.problems += left
         tally.ports += sum(listens(port) for port in self.ports)

@@ -195,7 +195,7 @@ class _Replay:
             if store.size(f"windows/{name}") is not None:
                 digest.update(store.read_bytes(f"windows/{name}"))
         found.windows_sha256 = digest.hexdigest()
-        found.orphans = len(orphans(self.setup.homes))
+        found.orphans = len(orphans(self.folder))
         found.ports = sum(listens(port) for port in self.ports)
         return found
 

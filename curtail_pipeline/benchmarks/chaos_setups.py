@@ -164,7 +164,7 @@ class Bucket(Local):
 
 _WORDS = {
     Part.TRAINER: "curtail_pipeline.training.serve",
-    Part.SUPERNODE: "flower-supernode",
+    Part.SUPERNODE: "supernode",
     Part.SITE_SUPEREXEC: "flower-superexec",
     Part.CLIENTAPP: "flwr-clientapp",
     Part.SUPERLINK: "flower-superlink",

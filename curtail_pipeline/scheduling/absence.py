@@ -36,11 +36,11 @@ class Absences(Message):
     sites: dict[str, Absence] = Field(default_factory=dict)
 
     def away(self, wall: datetime) -> dict[str, str]:
-        """The sites that take no part now, with why and until when."""
+        """The sites that take no part now, with why and until when. None where the clock was set back since."""
         return {
             site: f"lost {found.times} times in a row ({found.reason}), tried again at {iso(found.due)}"
             for site, found in self.sites.items()
-            if wall < found.due
+            if found.last <= wall < found.due
         }
 
     def after(self, lost: Mapping[str, str], delivered: Collection[str], wall: datetime) -> "Absences":

@@ -151,7 +151,7 @@ def reconcile(
         return Action(desired, changed, None, attempts.paused)
     if attempts.number and attempts.last_failure is not None:
         due = backoff_due(attempts.number, attempts.last_failure)
-        if wall < due:
+        if attempts.last_failure <= wall < due:  # no wait for a clock that was set back
             return Action(
                 desired, changed, None, f"attempt {attempts.number} at {key} failed; the next is due at {iso(due)}"
             )

@@ -27,6 +27,7 @@ def test_a_site_waits_longer_the_more_often_it_is_lost() -> None:
         assert known.sites["A"].due == at + timedelta(seconds=wait) and "A" not in known.away(known.sites["A"].due)
         if wait:
             assert "no heartbeat for 10 s), tried again at" in known.away(at)["A"]
+        assert not known.away(at - timedelta(hours=1))  # the clock was set back: nobody waits for an hour
         at = known.sites["A"].due
     assert known.after({}, {"A"}, at) == Absences()
 
