@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from curtail_pipeline.emissions.meter import Drawn
 from curtail_pipeline.settings.federation_settings import CodecName, DownloadName
 from curtail_pipeline.storage.links import Links
-from curtail_pipeline.storage.manifest import InnerStates, SiteLedger, SiteResult, StateName
+from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
 from curtail_pipeline.tokens.ranges import Range
 
@@ -71,6 +71,8 @@ class Order(Message):
     config: str
     """Store key of the model's `config.json`."""
     inner_state: StateName
+    residual: StateName = FRESH
+    """What the site's last update left out, which this one brings."""
     first_step: int = Field(ge=0)
     members: int = Field(ge=1)
     total_steps: int = Field(ge=1)
@@ -124,6 +126,8 @@ class Result(Message):
     """By which they are written; by any but `fp32` they are how far they moved."""
     inner_state: InnerStates
     """What it really began with: `fresh` where the one it was given is lost."""
+    residual: InnerStates | None = None
+    """Likewise; None where the codec leaves nothing out."""
     made_with: dict[str, str] = Field(default_factory=dict)
     """Versions of the site's packages, and its `corpus` and `tokenizer` as `SiteTerms` has them."""
     stop: StopReason
@@ -243,6 +247,7 @@ class Plan(Message):
     rounds: tuple[PlannedRound, ...] | None = None
     open: OpenRounds | None = None
     inner_state: dict[str, StateName] = Field(default_factory=dict)
+    residual: dict[str, StateName] = Field(default_factory=dict)
     outer: OuterSettings
     exchange: Exchange = Exchange()
     norm_bound: float = Field(gt=1)

@@ -63,7 +63,9 @@ def read_journal(store: Store, folder: str) -> list[JournalLine]:
     return parse_journal(store.read_bytes(key), key) if store.exists(key) else []
 
 
-def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: str) -> Plan:
+def replay_of(
+    plan: Plan, realised: Segment, states: Mapping[str, str], replay: str, residuals: Mapping[str, str] | None = None
+) -> Plan:
     """The plan that repeats a realised segment.
 
     Every site gets the steps and the ranges it really consumed. A site whose update was refused or lost is left out,
@@ -72,6 +74,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
     Args:
         states: per site the inner state to begin with.
         replay: identity of this repetition, which no other has.
+        residuals: likewise what updates had left out, where codecs do.
     """
     rounds = [
         PlannedRound(
@@ -91,6 +94,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
         "written": None,
         "replay": replay,
         "inner_state": dict(states),
+        "residual": dict(residuals or {}),
         "terms": SiteTerms(lost_state="refuse"),  # other versions show in the comparison
     }
     return Plan.model_validate({**dict(plan), **changes})

@@ -52,6 +52,7 @@ from curtail_pipeline.federation.terms import oddities
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
+from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import compact
@@ -204,6 +205,7 @@ class _Running:
             delta=self.state.delta,
             config=plan.parent.config,
             inner_state=self.state.sites[site].inner_state,
+            residual=left.end if (left := self.state.sites[site].residual) else FRESH,
             first_step=self.state.step,
             members=upcoming.members,
             total_steps=plan.total_steps,

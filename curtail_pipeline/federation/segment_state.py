@@ -30,6 +30,7 @@ class SiteState:
 
     inner_state: str
     begin: str
+    residual: InnerStates | None = None
     pool: list[Range] = field(default_factory=list)
     steps: int = 0
     tokens: int = 0
@@ -43,6 +44,9 @@ class SiteState:
         self.made_with = dict(result.made_with)
         self.pool = after_prefix(lease, result.consumed)
         self.inner_state = result.inner_state.end
+        if result.residual is not None:
+            begin = self.residual.begin if self.residual and self.steps else result.residual.begin
+            self.residual = InnerStates(begin=begin, end=result.residual.end)
         self.steps += result.steps
         self.tokens += result.tokens
         self.consumed = compact([*self.consumed, *result.consumed])
@@ -55,6 +59,8 @@ class SegmentState:
         self.plan = plan
         fresh = {site: plan.inner_state.get(site, FRESH) for site in plan.members}
         self.sites = {site: SiteState(state, state) for site, state in fresh.items()}
+        for site, left in plan.residual.items():
+            self.sites[site].residual = InnerStates(begin=left, end=left)
         if plan.open:
             for site, site_lease in plan.open.lease.items():
                 self.sites[site].pool = compact(site_lease)
@@ -129,6 +135,7 @@ class SegmentState:
                     tokens=mine.tokens,
                     consumed=mine.consumed,
                     inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
+                    residual=mine.residual,
                     made_with=mine.made_with,
                 )
                 for site, mine in self.sites.items()

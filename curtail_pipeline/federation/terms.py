@@ -30,6 +30,8 @@ def oddities(order: Order, result: Result) -> list[str]:
         found.append(f"it works with {other}")
     if result.inner_state.begin != order.inner_state:
         found.append(f"it began {result.inner_state.begin}: the inner state {order.inner_state[:19]} was lost")
+    if result.residual is not None and result.residual.begin != order.residual:
+        found.append(f"what its last update left out ({order.residual[:19]}) was lost")
     return found
 
 
@@ -44,8 +46,11 @@ def breach(order: Order, result: Result) -> str | None:
     """Why a result breaks the terms of its order; None when it does not."""
     if other := unlike(order, result.made_with):
         return other
-    begin = result.inner_state.begin
-    excused = begin == FRESH and order.terms.lost_state == "fresh" and not order.replay
-    if begin != order.inner_state and not excused:
-        return f"it began with state {begin}, not {order.inner_state}"
+    began = [(result.inner_state.begin, order.inner_state)]
+    if result.residual is not None:
+        began.append((result.residual.begin, order.residual))
+    for begin, wanted in began:
+        excused = begin == FRESH and order.terms.lost_state == "fresh" and not order.replay
+        if begin != wanted and not excused:
+            return f"it began with state {begin}, not {wanted}"
     return None

@@ -53,8 +53,10 @@ def another_seed(project: Project, key: str, seed: int, on_progress: SegmentProg
     if seed == plan.seed:
         raise SettingsError(f"{key} was trained with seed {seed}; give another one, or replay it")
     states = {site: result.inner_state.begin for site, result in manifest.sites.items()}
+    residuals = {site: result.residual.begin for site, result in manifest.sites.items() if result.residual}
     with aside(project.store) as place:
-        again = replay_of(plan, realised, place.take_states(states), place.identity)
+        begin, left = place.take_states(states), place.take_states(residuals)
+        again = replay_of(plan, realised, begin, place.identity, left)
         wanted = Plan.model_validate({**dict(again), "seed": seed, "stop_reason": f"branch with seed {seed}"})
         return _train(project, place, f"{key}-seed-{seed}", wanted, on_progress)
 
@@ -71,6 +73,7 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
         raise SettingsError(f"rounds is {rounds}; extend a checkpoint by 1 round or more")
     manifest, plan, realised = realised_plan(project, key)
     states = {site: result.inner_state.end for site, result in manifest.sites.items()}
+    residuals = {site: result.residual.end for site, result in manifest.sites.items() if result.residual}
     last = next(done.steps for done in reversed(realised.rounds) if done.steps)
     ledger = opening_ledger(project, manifest)
     with aside(project.store) as place:
@@ -91,7 +94,9 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
             seed=plan.seed,
             rounds=_more_rounds(project, manifest, last, rounds),
             inner_state=place.take_states(states),
+            residual=place.take_states(residuals),
             outer=plan.outer,
+            exchange=plan.exchange,
             norm_bound=plan.norm_bound,
             norm_history=tuple(manifest.norm_history),
             ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},

@@ -37,7 +37,7 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import absences
 from curtail_pipeline.stages.wall_power import clock_of_project, other_attempts, wall_time
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
-from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
+from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger, SiteResult
 from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import CorruptObject
 from curtail_pipeline.times import utc_now
@@ -181,7 +181,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
     ledger = opening_ledger(project, parent)
     leases = _leases(project, prospect, ledger)
     outer = f"checkpoints/{parent.key}/{OUTER_FILE}" if OUTER_FILE in parent.files else None
-    scheduled = prospect.scheduled
+    scheduled, latest = prospect.scheduled, _latest(project, parent, request.members)
     return Plan(
         key=request.key,
         attempt=request.attempt,
@@ -200,7 +200,8 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         seed=experiment.seed,
         rounds=_planned_rounds(scheduled, leases, experiment.sequences_per_step) if scheduled else None,
         open=None if scheduled else _open_rounds(project, prospect.view, request, leases),
-        inner_state=_inner_states(project, parent, request.members),
+        inner_state={s: latest[s].inner_state.end if s in latest else FRESH for s in request.members},
+        residual={s: r.residual.end for s, r in latest.items() if r.residual},
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         exchange=Exchange(upload=experiment.rounds.upload_codec, download=experiment.rounds.download_codec),
         norm_bound=experiment.rounds.norm_bound,
@@ -273,16 +274,16 @@ def _planned_rounds(
     return tuple(rounds)
 
 
-def _inner_states(project: Project, parent: Manifest, members: tuple[str, ...]) -> dict[str, str]:
-    """Per member, the inner optimiser state it last left in this lineage."""
-    found: dict[str, str] = {}
+def _latest(project: Project, parent: Manifest, members: tuple[str, ...]) -> dict[str, SiteResult]:
+    """Per member that has trained in this lineage, what it did last."""
+    found: dict[str, SiteResult] = {}
     manifest: Manifest | None = parent
     while manifest is not None and len(found) < len(members):
         for site in members:
             if site not in found and site in manifest.sites:
-                found[site] = manifest.sites[site].inner_state.end
+                found[site] = manifest.sites[site]
         manifest = project.checkpoints.manifest(manifest.parent) if manifest.parent else None
-    return {site: found.get(site, FRESH) for site in members}
+    return found
 
 
 def _prune_inner_states(project: Project) -> None:

@@ -73,6 +73,8 @@ class SiteResult(Record):
     tokens: int = Field(ge=0)
     consumed: list[Range]
     inner_state: InnerStates
+    residual: InnerStates | None = None
+    """What codecs left out of its updates, as a state of its own. Not written where they leave nothing out."""
     made_with: dict[str, str] = Field(default_factory=dict)
     """Versions of its packages, and its `corpus` and `tokenizer` by sha256. Not written where it is not known."""
 
@@ -81,6 +83,8 @@ class SiteResult(Record):
         content: dict[str, Json] = write(self)
         if not self.made_with:
             content.pop("made_with", None)
+        if self.residual is None:
+            content.pop("residual", None)
         return content
 
 

@@ -18,6 +18,8 @@ def snapshot_key(site: str, state: str, folder: str = SNAPSHOTS) -> str:
 def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[str] = ()) -> list[str]:
     """Remove a site's snapshots but the newest `keep` that committed checkpoints name and the protected ones.
 
+    What codecs left out (residuals) is kept as long.
+
     Args:
         protected: states of a segment that goes on and is not committed yet.
 
@@ -26,14 +28,14 @@ def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[st
     """
     checkpoints = Checkpoints(store)
     named: list[str] = []
+    residuals: list[str] = []
     for key in reversed(checkpoints.keys()):
         result = checkpoints.manifest(key).sites.get(site)
-        for state in (result.inner_state.end, result.inner_state.begin) if result else ():
-            if state != FRESH and state not in named:
-                named.append(state)
+        for states, found in ((result and result.inner_state, named), (result and result.residual, residuals)):
+            found += [s for s in ((states.end, states.begin) if states else ()) if s != FRESH and s not in found]
         if len(named) >= keep:
             break
-    spared = {snapshot_key(site, state) for state in [*named[:keep], *protected]}
+    spared = {snapshot_key(site, state) for state in [*named[:keep], *residuals[:keep], *protected]}
     removed = []
     for name in store.list(f"inner_state/{site}"):
         key = f"inner_state/{site}/{name}"

@@ -41,7 +41,7 @@ from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
 from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
-from curtail_pipeline.training.updates import Residual, joined_state, receive, split_state, store_update
+from curtail_pipeline.training.updates import Residual, receive
 from curtail_pipeline.training.weights import copy_weights, read_tensors
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class SiteTrainer:
         self._config: str | None = None
         self._weights: str | None = None
         self._inner: str | None = None
-        self._residual: Residual = {}
+        self._residual = Residual()
         self._segment: tuple[str, int] | None = None
         self._recent: set[str] = set()
         self._experiment_bytes: str | None = None
@@ -179,18 +179,16 @@ class SiteTrainer:
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
-        learner = self._built()
+        learner, snapshots, moved = self._built(), _snapshots(order), steps > 0
         model, optimisers = learner.model, learner.optimisers
-        residual = self._residual if steps else {}
-        written = store_update(self.store, order, model.state_dict(), residual)
+        written, residual = self._residual.store_update(self.store, order, model.state_dict(), snapshots, moved)
         inner = begin
         if steps:
-            state = joined_state(optimisers.state(), residual)
-            inner = save_snapshot(self.store, self.site.name, state, _snapshots(order))
+            inner = save_snapshot(self.store, self.site.name, optimisers.state(), snapshots)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
         self._inner = inner
         if not order.replay:
-            self._prune(order, inner)
+            self._prune(order, {inner, *((residual.begin, residual.end) if residual else ())})
         return Result(
             site=self.site.name,
             round=order.round,
@@ -206,6 +204,7 @@ class SiteTrainer:
             weights=WrittenWeights(key=order.out, sha256=written.sha256, bytes=written.bytes),
             codec=order.codec,
             inner_state=InnerStates(begin=begin, end=inner),
+            residual=residual,
             made_with=software,
             stop=stop,
             drawn=drawn if losses else None,
@@ -254,8 +253,7 @@ class SiteTrainer:
         if begin != FRESH and self._inner != begin:
             self._inner = None
             try:
-                state, self._residual = split_state(load_snapshot(self.store, self.site.name, begin, _snapshots(order)))
-                optimisers.load(state, begin)
+                optimisers.load(load_snapshot(self.store, self.site.name, begin, _snapshots(order)), begin)
             except StateLost as error:
                 if order.replay or order.terms.lost_state == "refuse":
                     raise
@@ -263,7 +261,7 @@ class SiteTrainer:
                 begin = FRESH
         if begin == FRESH:
             optimisers.reset()
-            self._residual = {}
+        self._residual.load(self.store, order, _snapshots(order))
         self._inner = begin
         return begin
 
@@ -349,11 +347,11 @@ class SiteTrainer:
                 "unembedding_lr, or raise warmup_steps"
             ) from None
 
-    def _prune(self, order: Order, inner: str) -> None:
+    def _prune(self, order: Order, ended: set[str]) -> None:
         """Apply the retention setting; states of the running segment always stay."""
         if self._segment != (order.key, order.attempt):
             self._segment, self._recent = (order.key, order.attempt), set()
-        self._recent |= {order.inner_state, inner}
+        self._recent |= {order.inner_state, *ended}
         if self.settings.keep_inner_states is not None and order.links is None:  # which sees no manifest, so keeps all
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
 

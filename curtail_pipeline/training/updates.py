@@ -1,7 +1,7 @@
 """What a site sends of a round, and how it comes to the weights of the next: the trainer's side of an exchange.
 
-What a codec left out of a site's updates (the residual) is float32 beside the state of its optimisers, as
-`residual/NAME`, so that it is rolled back, kept and replayed with it.
+What a codec left out of a site's updates (the residual) is float32, a snapshot of its own beside those of the
+optimisers' state: named, kept, rolled back and replayed like them, and never sent.
 """
 
 import logging
@@ -14,37 +14,70 @@ from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.orders import Order, WrittenFile
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import write_update, write_weights
+from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import store_tensors
 
 log = logging.getLogger(__name__)
 
-RESIDUAL = "residual/"
 
-Residual = dict[str, Floats]
-"""Flat, by name of tensor."""
+class Residual:
+    """A site's, kept in memory between rounds."""
+
+    def __init__(self) -> None:
+        self._name: str | None = FRESH
+        self._left: dict[str, Floats] = {}
+        """Flat, by name of tensor."""
+
+    def load(self, store: Store, order: Order, folder: str) -> None:
+        """Bring it to what the order begins with; to nothing where that is lost and the order's terms allow it.
+
+        Raises:
+            StateLost: they do not.
+        """
+        if order.residual == self._name:
+            return
+        self._name, self._left = FRESH, {}
+        if order.residual == FRESH:
+            return
+        try:
+            state = load_snapshot(store, order.site, order.residual, folder)
+        except StateLost as error:
+            if order.replay or order.terms.lost_state == "refuse":
+                raise
+            log.warning("what updates of %s left out is lost: %s", order.site, error)
+            return
+        self._name, self._left = order.residual, {name: tensor.numpy() for name, tensor in state.items()}
+
+    def store_update(
+        self, store: Store, order: Order, model: Mapping[str, torch.Tensor], folder: str, moved: bool
+    ) -> tuple[WrittenFile, InnerStates | None]:
+        """Write what the order's codec says of trained weights, and what it leaves out as a snapshot in the folder.
+
+        Args:
+            moved: False where no step was done: then nothing that was left out is sent either.
+
+        Raises:
+            TrainingError: the weights are not finite.
+        """
+        if order.codec == "fp32":
+            sha256, size = store_tensors(store, order.out, model)
+            return WrittenFile(sha256=sha256, bytes=size), None
+        begin = self._name or FRESH
+        if not moved:
+            return _store_coded(store, order, model, {}), InnerStates(begin=begin, end=begin)
+        self._name = None  # unknown until it is stored
+        written = _store_coded(store, order, model, self._left)
+        state = {name: torch.from_numpy(left) for name, left in self._left.items()}
+        self._name = save_snapshot(store, order.site, state, folder)
+        return written, InnerStates(begin=begin, end=self._name)
 
 
-def split_state(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Residual]:
-    """An inner state as what the optimisers remember and the residual."""
-    mine = {name: tensor for name, tensor in state.items() if not name.startswith(RESIDUAL)}
-    return mine, {name.removeprefix(RESIDUAL): state[name].numpy().copy() for name in state.keys() - mine.keys()}
-
-
-def joined_state(optimisers: Mapping[str, torch.Tensor], residual: Residual) -> dict[str, torch.Tensor]:
-    """What `split_state` splits."""
-    return {**optimisers, **{RESIDUAL + name: torch.from_numpy(left) for name, left in residual.items()}}
-
-
-def store_update(store: Store, order: Order, model: Mapping[str, torch.Tensor], residual: Residual) -> WrittenFile:
-    """Write what the order's codec says of trained weights; the residual becomes what this leaves out.
-
-    Raises:
-        TrainingError: the weights are not finite.
-    """
-    if order.codec == "fp32":
-        sha256, size = store_tensors(store, order.out, model)
-        return WrittenFile(sha256=sha256, bytes=size)
+def _store_coded(
+    store: Store, order: Order, model: Mapping[str, torch.Tensor], residual: dict[str, Floats]
+) -> WrittenFile:
+    assert order.codec != "fp32"
 
     def weights(name: str, first: int, count: int) -> Floats:
         part: Floats = model[name].detach().flatten()[first : first + count].float().cpu().numpy()

@@ -171,7 +171,14 @@ def moved_on(store: Store, order: Order, result: Result) -> Order:
         sha256 = write_weights(base, delta, result.codec, made).sha256
     delta_of = StoredDelta(key=order.out, sha256=result.weights.sha256, codec=result.codec, base=order.parent)
     out = "scratch/ckpt-000001/0/round-001/NEM_SA.safetensors"
-    return next_order(order, result, parent=StoredWeights(key=key, sha256=sha256), delta=delta_of, out=out)
+    return next_order(
+        order,
+        result,
+        parent=StoredWeights(key=key, sha256=sha256),
+        delta=delta_of,
+        out=out,
+        residual=result.residual.end,
+    )
 
 
 def test_who_holds_the_base_fetches_the_delta_alone(s3: S3Server, filled: FolderStore, tmp_path: Path) -> None:

@@ -27,6 +27,22 @@ def committed(store: FolderStore, tmp_path: Path, segments: int) -> None:
         checkpoints.commit(f"ckpt-{n:06d}", {weights.name: weights}, content, n)
 
 
+def test_residuals_are_kept_as_long(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    checkpoints = Checkpoints(store)
+    checkpoints.commit("ckpt-000000", {weights.name: weights}, fields(), 0)
+    for n in range(1, 4):
+        content = fields(f"ckpt-{n - 1:06d}", begin=5 * (n - 1), first=5 * (n - 1))
+        for name, first in (("inner_state", 0), ("residual", 100)):
+            begin = state(first + n - 1) if n > 1 else "fresh"
+            content["sites"][SITE][name] = {"begin": begin, "end": state(first + n)}
+            store.write_bytes(snapshot_key(SITE, state(first + n)), b"state")
+        checkpoints.commit(f"ckpt-{n:06d}", {weights.name: weights}, content, n)
+    assert prune_snapshots(store, SITE, 2) == [state(1), state(101)]
+
+
 def test_the_newest_that_are_named_and_those_in_use_stay(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     committed(store, tmp_path, 4)

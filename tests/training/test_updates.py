@@ -11,13 +11,13 @@ from training_case import SITE, WEIGHTS, changed, fill_store, make_experiment, m
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.codecs import CODECS
-from curtail_pipeline.federation.orders import Order, Plan, Result, StoredDelta, StoredWeights
+from curtail_pipeline.federation.orders import Order, Plan, Result, SiteTerms, StoredDelta, StoredWeights
+from curtail_pipeline.federation.terms import breach, oddities
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
-from curtail_pipeline.training.updates import RESIDUAL
 
 EXPERIMENT = make_experiment()
 
@@ -41,7 +41,7 @@ def committed(store: FolderStore, order: Order, result: Result) -> StoredWeights
 
 
 def follow(store: FolderStore, order: Order, result: Result) -> Order:
-    return next_order(order, result, parent=committed(store, order, result))
+    return next_order(order, result, parent=committed(store, order, result), residual=result.residual.end)
 
 
 def state(store: FolderStore, name: str) -> dict[str, np.ndarray]:
@@ -57,7 +57,8 @@ def test_a_replay_in_another_trainer_gives_the_same_bits(store: FolderStore, cod
         order = follow(store, order, result)
     for order, was in done[1:]:
         again = SiteTrainer(store, SITE, EXPERIMENT).train(changed(order, attempt=1, out="scratch/again.safetensors"))
-        assert again.weights.sha256 == was.weights.sha256 and again.inner_state == was.inner_state
+        assert again.weights.sha256 == was.weights.sha256
+        assert (again.inner_state, again.residual) == (was.inner_state, was.residual)
 
 
 def test_the_residual_is_what_the_codec_left_out_since_the_beginning(store: FolderStore) -> None:
@@ -66,13 +67,14 @@ def test_the_residual_is_what_the_codec_left_out_since_the_beginning(store: Fold
     second = follow(store, first, one := trainer.train(first))
     two = trainer.train(second)
     trained = trainer.train(changed(second, codec="fp32", out="scratch/plain.safetensors"))
-    begin, end = state(store, one.inner_state.end), state(store, two.inner_state.end)
+    begin, end = state(store, one.residual.end), state(store, two.residual.end)
+    assert two.residual.begin == one.residual.end and trained.residual is None
     parent, weights = (load_file(store.path(key)) for key in (second.parent.key, trained.weights.key))
     after = load_file(store.path(committed(store, second, two).key))
     for name, before in parent.items():
-        moved = begin[RESIDUAL + name] + (before.ravel() - weights[name].ravel())
-        np.testing.assert_allclose(end[RESIDUAL + name], moved - (before - after[name]).ravel(), atol=1e-6)
-    assert any(left.any() for name, left in end.items() if name.startswith(RESIDUAL))
+        moved = begin[name] + (before.ravel() - weights[name].ravel())
+        np.testing.assert_allclose(end[name], moved - (before - after[name]).ravel(), atol=1e-6)
+    assert any(left.any() for left in end.values())
     # a refused update's state is not gone on with: the next order begins where the last one did
     assert trainer.train(changed(second, attempt=2)).weights.sha256 == two.weights.sha256
 
@@ -82,10 +84,24 @@ def test_a_round_without_steps_sends_nothing_and_keeps_the_residual(store: Folde
     order = make_order(store, codec="int2")
     second = follow(store, order, result := trainer.train(order))
     idle = trainer.train(changed(second, max_steps=0))
-    assert idle.inner_state.end == result.inner_state.end
+    assert (idle.inner_state.end, idle.residual.end) == (result.inner_state.end, result.residual.end)
     assert committed(store, second, idle).sha256 == second.parent.sha256
     busy = trainer.train(second)
     assert busy.weights.sha256 == SiteTrainer(store, SITE, EXPERIMENT).train(second).weights.sha256
+
+
+def test_a_lost_residual_is_begun_without_or_refused(store: FolderStore) -> None:
+    order = make_order(store, codec="int2")
+    second = follow(store, order, SiteTrainer(store, SITE, EXPERIMENT).train(order))
+    store.delete(snapshot_key(SITE, second.residual))
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert result.residual.begin == "fresh" and result.inner_state.begin == second.inner_state
+    assert oddities(second, result) == [f"what its last update left out ({second.residual[:19]}) was lost"]
+    assert breach(second, result) is None
+    strict = changed(second, terms=SiteTerms(lost_state="refuse"))
+    assert "it began with state fresh" in breach(strict, result)
+    with pytest.raises(TrainingError, match="is not in the store"):
+        SiteTrainer(store, SITE, EXPERIMENT).train(strict)
 
 
 def test_weights_that_are_not_finite_are_an_error_of_the_site(
