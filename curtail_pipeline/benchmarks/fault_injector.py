@@ -139,7 +139,7 @@ class Injector:
         """The newest such file, where there is one now."""
         patterns = {
             Target.UPDATE: f"scratch/ckpt-*/*/round-*/{site}.safetensors",
-            Target.INNER_STATE: f"inner_state/{site}/*.safetensors",
+            Target.INNER_STATE: "merged_state/*.safetensors",
             Target.CHECKPOINT: f"checkpoints/ckpt-*[1-9]/{WEIGHTS_FILE}",
         }
         found = [path for path in self.store.root.glob(patterns[target]) if path.is_file()]

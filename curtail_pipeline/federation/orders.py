@@ -25,6 +25,14 @@ class StoredWeights(Record):
     sha256: Sha256
 
 
+class SharedState(Record):
+    """The inner optimiser state that every site begins a round with."""
+
+    name: StateName
+    key: str = ""
+    """Store key of a safetensors file; none where it is fresh."""
+
+
 class Watch(Record):
     """The desired membership that a round follows while it runs."""
 
@@ -59,6 +67,8 @@ class Order(Message):
     config: str
     """Store key of the model's `config.json`."""
     inner_state: StateName
+    shared: SharedState | None = None
+    """Where `inner_state` is the members' merged one: where it lies. A snapshot of the site's own when not given."""
     first_step: int = Field(ge=0)
     members: int = Field(ge=1)
     total_steps: int = Field(ge=1)
@@ -72,6 +82,8 @@ class Order(Message):
     terms: SiteTerms = SiteTerms()
     out: str = Field(min_length=1)
     """Store key for the new weights."""
+    inner_out: str = ""
+    """Store key for the inner state at the end, which is merged; a snapshot of the site's own when not given."""
     replay: str = ""
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
     links: Links | None = None
@@ -81,6 +93,9 @@ class Order(Message):
     def name(self) -> tuple[str, int, str, int]:
         """What makes two orders the same order."""
         return (self.key, self.attempt, self.replay, self.round)
+
+    def with_links(self, links: Links | None) -> "Order":
+        return self.model_copy(update={"links": links})
 
 
 class WrittenWeights(StoredWeights):
@@ -174,6 +189,8 @@ class PlannedRound(Record):
     """Members that stop before the round's time is up, and why."""
     members: int | None = None
     """How many took part when the round was first run; a replay leaves out those whose update was refused."""
+    fresh: tuple[str, ...] = ()
+    """Members that begin without the inner state that is there, as they did when the round was first run."""
 
 
 class OpenRounds(Record):
@@ -214,6 +231,9 @@ class Plan(Message):
     rounds: tuple[PlannedRound, ...] | None = None
     open: OpenRounds | None = None
     inner_state: dict[str, StateName] = Field(default_factory=dict)
+    """Of each site's own."""
+    shared: SharedState | None = None
+    """What every site begins with, where inner states are merged (`rounds.inner_state`)."""
     outer: OuterSettings
     norm_bound: float = Field(gt=1)
     norm_history: tuple[float, ...] = ()
@@ -262,6 +282,8 @@ class RoundDone(Record):
     lost: dict[str, str]
     odd: dict[str, str] = Field(default_factory=dict)
     """What is out of the ordinary at a site whose update counts."""
+    fresh: tuple[str, ...] = ()
+    """Sites that began without the inner state they were given: it was lost."""
     weights: StoredWeights
 
 
@@ -288,6 +310,8 @@ class MergeReport(Record):
     """Sites that took no step."""
     weights: WrittenFile
     outer: WrittenFile
+    inner: WrittenFile | None = None
+    """The accepted sites' inner states, averaged; None where they are not merged or there is none."""
     step_norm: float
     norm_history: tuple[float, ...]
     """The run's accepted norms, newest last, at most 20."""
@@ -321,6 +345,8 @@ class Segment(Message):
     sites: dict[str, SiteResult]
     weights: StoredWeights
     outer: OuterState | None
+    shared: SharedState | None = None
+    """What the next segment's sites begin with, where inner states are merged."""
     stop_reason: str
     steps: int
     tokens: int

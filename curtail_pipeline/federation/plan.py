@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment, SiteTerms
+from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment, SharedState, SiteTerms
 from curtail_pipeline.storage.store import Store
 
 REPLAYS = "scratch/replays"
@@ -58,7 +58,9 @@ def read_journal(store: Store, folder: str) -> list[JournalLine]:
     return parse_journal(store.read_bytes(key), key) if store.exists(key) else []
 
 
-def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: str) -> Plan:
+def replay_of(
+    plan: Plan, realised: Segment, states: Mapping[str, str], replay: str, shared: SharedState | None = None
+) -> Plan:
     """The plan that repeats a realised segment.
 
     Every site gets the steps and the ranges it really consumed. A site whose update was refused or lost is left out,
@@ -67,6 +69,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
     Args:
         states: per site the inner state to begin with.
         replay: identity of this repetition, which no other has.
+        shared: the merged inner state to begin with, where they are merged.
     """
     rounds = [
         PlannedRound(
@@ -76,6 +79,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
             steps=done.steps,
             lease={site: done.consumed[site] for site in done.steps},
             members=done.members,
+            fresh=done.fresh,
         )
         for done in realised.rounds
         if done.steps  # a round that gave nothing left the weights as they were
@@ -85,6 +89,7 @@ def replay_of(plan: Plan, realised: Segment, states: Mapping[str, str], replay: 
         "open": None,
         "replay": replay,
         "inner_state": dict(states),
+        "shared": shared,
         "terms": SiteTerms(lost_state="refuse"),  # other versions show in the comparison
     }
     return Plan.model_validate({**dict(plan), **changes})

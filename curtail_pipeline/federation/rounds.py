@@ -24,6 +24,7 @@ from datetime import datetime
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.admission import HeldoutLoss, admit, fetch, gate
+from curtail_pipeline.federation.inner_states import fetch_states, store_merged
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.orders import (
@@ -45,7 +46,7 @@ from curtail_pipeline.federation.plan import (
     scratch_of,
     segment_key,
 )
-from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
+from curtail_pipeline.federation.segment_state import INNER, OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.federation.terms import oddities
 from curtail_pipeline.federation.transport import Failure, Malformed, Transport
@@ -68,6 +69,7 @@ class _Round:
     members: int
     deadline_s: float | None
     stops: Mapping[str, str]
+    fresh: tuple[str, ...] = ()
 
 
 class _Running:
@@ -179,6 +181,7 @@ class _Running:
                 planned.members or len(planned.steps),
                 None,
                 planned.stops,
+                planned.fresh,
             )
         assert self.plan.open is not None
         members = [site for site in self.plan.members if self.state.sites[site].pool]
@@ -190,10 +193,9 @@ class _Running:
         return _Round(number, None, None, steps, len(steps), self.plan.open.round_s, {})
 
     def _order(self, upcoming: _Round, site: str) -> Order:
-        plan, lease = self.plan, tuple(self.state.sites[site].pool)
-        out = f"{self._round_folder(upcoming.index)}/{site}.safetensors"
-        linked = site in plan.linked
-        return Order(
+        plan, folder = self.plan, self._round_folder(upcoming.index)
+        inner_state, shared = self.state.begin(site, site in upcoming.fresh)
+        order = Order(
             key=plan.key,
             attempt=plan.attempt,
             round=upcoming.index,
@@ -202,20 +204,22 @@ class _Running:
             store=self.store.uri,
             parent=self.state.weights,
             config=plan.parent.config,
-            inner_state=self.state.sites[site].inner_state,
+            inner_state=inner_state,
+            shared=shared,
             first_step=self.state.step,
             members=upcoming.members,
             total_steps=plan.total_steps,
             max_steps=upcoming.steps[site],
             deadline_s=upcoming.deadline_s,
-            lease=lease,
+            lease=tuple(self.state.sites[site].pool),
             seed=plan.seed,
             terms=plan.terms,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.state.generation) if plan.open else None,
-            out=out,
+            out=f"{folder}/{site}.safetensors",
+            inner_out=f"{folder}/inner/{site}.safetensors" if shared else "",
             replay=plan.replay,
-            links=links_of(self.store, plan, site, self.state.weights.key, lease, out) if linked else None,
         )
+        return order.with_links(links_of(self.store, order)) if site in plan.linked else order
 
     def _round_folder(self, index: int) -> str:
         return f"{self.folder}/round-{index:04d}"
@@ -229,7 +233,7 @@ class _Running:
         results, lost, malformed = self._collect(upcoming.index, set(orders))
         self.life.beat("merging")
         fitting, refused = self._admit(orders, results)
-        report = self._merge(upcoming.index, fitting)
+        report = self._merge(upcoming.index, orders, fitting)
         refused |= malformed | report.refused
         counted = {site: results[site] for site in sorted(report.accepted)}
         done = RoundDone(
@@ -245,9 +249,10 @@ class _Running:
             refused=refused,
             lost=lost,
             odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
+            fresh=tuple(s for s, r in counted.items() if r.inner_state.begin != orders[s].inner_state),
             weights=StoredWeights(key=f"{self._round_folder(upcoming.index)}/{WEIGHTS}", sha256=report.weights.sha256),
         )
-        kept = {site: order.model_copy(update={"links": None}) for site, order in orders.items()}  # they are secrets
+        kept = {site: order.with_links(None) for site, order in orders.items()}  # they are secrets
         line = JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
         self.state.take(line)
         self._write_journal(line)
@@ -299,15 +304,17 @@ class _Running:
             refused |= worse
         return fitting, refused
 
-    def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
+    def _merge(self, index: int, orders: Mapping[str, Order], fitting: Mapping[str, Result]) -> MergeReport:
         """Merge what arrived; an update whose file is not what its result says is refused."""
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
         self.state.require_whole(store)
         with ExitStack() as held:
-            updates, gone = fetch(store, fitting, held)
+            parent = held.enter_context(store.local(self.state.weights.key))
+            states, unfit = fetch_states(store, orders, fitting, parent, held)
+            updates, gone = fetch(store, {s: r for s, r in fitting.items() if s not in unfit}, held)
             report = merge(
-                held.enter_context(store.local(self.state.weights.key)),
+                parent,
                 held.enter_context(store.local(self.state.outer.key)) if self.state.outer else None,
                 updates,
                 plan.mode,
@@ -320,7 +327,8 @@ class _Running:
                 parent_sha256=self.state.weights.sha256,
                 round_index=index,
             )
-        return report.model_copy(update={"refused": {**report.refused, **gone}})
+            inner = store_merged(store, orders, states, report, f"{folder}/{INNER}")
+        return report.model_copy(update={"refused": {**report.refused, **unfit, **gone}, "inner": inner})
 
     def _write_journal(self, line: JournalLine) -> None:
         self._journal += line.model_dump_json().encode() + b"\n"
@@ -328,10 +336,12 @@ class _Running:
 
     def _tidy(self, index: int, sites: list[str]) -> None:
         """Remove what the merged weights of this round have superseded."""
-        for site in sites:
-            self.store.delete(f"{self._round_folder(index)}/{site}.safetensors")
+        for name in (*(f"{site}.safetensors" for site in sites), "inner"):
+            self.store.delete(f"{self._round_folder(index)}/{name}")
+        needed = self.state.shared.key if self.state.shared else ""  # older than this round where nobody delivered
         for earlier in self.state.rounds[:-1]:
-            self.store.delete(self._round_folder(earlier.index))
+            if not needed.startswith(f"{self._round_folder(earlier.index)}/"):
+                self.store.delete(self._round_folder(earlier.index))
 
 
 def run_segment(

@@ -16,19 +16,29 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.orders import Plan, Segment, SharedState
 from curtail_pipeline.federation.plan import REPLAYS, plan_key, read_journal, replay_folder, segment_key
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.flower.processes import tail
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import events_of, submit_and_follow
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.storage.manifest import FRESH, Manifest
 from curtail_pipeline.storage.store import NotStored, Store
-from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
+from curtail_pipeline.training.retention import SNAPSHOTS, merged_key, snapshot_key
 
 POLL_S = 0.25
 STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Inner states, kept in a place aside from now on: each site's own, or the merged one."""
+
+    own: dict[str, str]
+    merged: SharedState | None
+    lost: tuple[str, ...]
+    """Sites whose state was pruned, so that they start fresh."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +52,41 @@ class Aside:
     def folder(self) -> str:
         return replay_folder(self.identity)
 
-    def take_states(self, states: Mapping[str, str]) -> dict[str, str]:
-        """The inner states to begin with, kept here from now on; `fresh` for one that was pruned."""
-        return {site: self._take(site, state) for site, state in states.items()}
+    def take_begin(self, manifest: Manifest) -> Taken:
+        """The inner states that a checkpoint's segment began with."""
+        merged = manifest.inner_state
+        return self._take(
+            {site: done.inner_state.begin for site, done in manifest.sites.items()}, merged.begin if merged else None
+        )
 
-    def _take(self, site: str, state: str) -> str:
-        if state == FRESH:
-            return FRESH
+    def take_end(self, manifest: Manifest) -> Taken:
+        """Those that it ended with."""
+        merged = manifest.inner_state
+        return self._take(
+            {site: done.inner_state.end for site, done in manifest.sites.items()}, merged.end if merged else None
+        )
+
+    def _take(self, own: Mapping[str, str], merged: str | None) -> Taken:
+        if merged is not None:
+            kept = merged_key(merged) and f"{self.folder}/{merged_key(merged)}"
+            if merged == FRESH or self._copied(merged_key(merged), kept):
+                return Taken({}, SharedState(name=merged, key=kept), ())
+            return Taken({}, SharedState(name=FRESH), tuple(own))
+        states = {
+            site: state
+            if state == FRESH
+            or self._copied(snapshot_key(site, state), snapshot_key(site, state, f"{self.folder}/{SNAPSHOTS}"))
+            else FRESH
+            for site, state in own.items()
+        }
+        return Taken(states, None, tuple(site for site, state in own.items() if states[site] != state))
+
+    def _copied(self, key: str, kept: str) -> bool:
         try:
-            kept = snapshot_key(site, state, f"{self.folder}/{SNAPSHOTS}")
-            self.store.copy(snapshot_key(site, state), kept)
+            self.store.copy(key, kept)
         except NotStored:
-            return FRESH
-        return state
+            return False
+        return True
 
 
 @contextmanager

@@ -42,10 +42,10 @@ def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> 
     """
     began = time.monotonic()
     manifest, plan, realised = realised_plan(project, key)
-    states = {site: result.inner_state.begin for site, result in manifest.sites.items()}
     with aside(project.store) as place:
-        begin = place.take_states(states)
-        segment = run_aside(project, place, replay_of(plan, realised, begin, place.identity), on_progress)
+        begin = place.take_begin(manifest)
+        again = replay_of(plan, realised, begin.own, place.identity, begin.merged)
+        segment = run_aside(project, place, again, on_progress)
         wanted = manifest.steps.end - manifest.steps.begin
         if segment.steps != wanted:
             why = "; ".join(f"{site}: {reason}" for site, reason in {**segment.refused, **segment.lost}.items())
@@ -60,5 +60,5 @@ def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> 
         replayed,
         segment.steps,
         time.monotonic() - began,
-        tuple(site for site, state in states.items() if begin[site] != state),
+        begin.lost,
     )

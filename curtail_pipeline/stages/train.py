@@ -34,17 +34,17 @@ from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.stages.attempts import place_of
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
+from curtail_pipeline.stages.optimiser_states import inner_states, keep_merged, merged_of, merged_states, prune_states
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import absences
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
 from curtail_pipeline.storage.clock import ReplayClock
-from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger
+from curtail_pipeline.storage.manifest import Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import CorruptObject
 from curtail_pipeline.times import seconds, utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
-from curtail_pipeline.training.retention import prune_snapshots
 
 OUTER_FILE = "outer.safetensors"
 
@@ -119,7 +119,7 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     steps = manifest.steps.end - manifest.steps.begin
     on_progress(SegmentEnded(manifest.key, manifest.stop_reason, manifest.rounds, steps, manifest.tokens.segment))
     store.delete(f"scratch/{request.key}")
-    _prune_inner_states(project)
+    prune_states(project)
     return manifest
 
 
@@ -201,7 +201,8 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         seed=experiment.seed,
         rounds=_planned_rounds(scheduled, leases, experiment.sequences_per_step) if scheduled else None,
         open=None if scheduled else _open_rounds(project, prospect.view, request, leases),
-        inner_state=_inner_states(project, parent, request.members),
+        inner_state=inner_states(project, parent, request.members),
+        shared=merged_of(parent) if experiment.rounds.inner_state == "merged" else None,
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
@@ -272,26 +273,6 @@ def _planned_rounds(
     return tuple(rounds)
 
 
-def _inner_states(project: Project, parent: Manifest, members: tuple[str, ...]) -> dict[str, str]:
-    """Per member, the inner optimiser state it last left in this lineage."""
-    found: dict[str, str] = {}
-    manifest: Manifest | None = parent
-    while manifest is not None and len(found) < len(members):
-        for site in members:
-            if site not in found and site in manifest.sites:
-                found[site] = manifest.sites[site].inner_state.end
-        manifest = project.checkpoints.manifest(manifest.parent) if manifest.parent else None
-    return {site: found.get(site, FRESH) for site in members}
-
-
-def _prune_inner_states(project: Project) -> None:
-    """Keep the newest snapshots of each site that checkpoints name, as many as the setting says."""
-    keep = project.experiment.training.keep_inner_states
-    if keep is not None:
-        for site in project.store.list("inner_state"):
-            prune_snapshots(project.store, site, keep)
-
-
 def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str, began: datetime) -> Manifest:
     store, request, parent = project.store, prospect.request, prospect.parent
     journal, plan = read_journal(store, scratch), store.read_record(plan_key(scratch), Plan)
@@ -302,6 +283,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
     )
     intervals = [*_pause_power(project, prospect, start), *intervals]
     steps = sum(site.steps for site in segment.sites.values())
+    keep_merged(store, plan, segment)
     return project.checkpoints.commit(
         request.key,
         checkpoint_files(parent, scratch, segment),
@@ -322,6 +304,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
             "ledger": closing_ledger(plan, {site: done.consumed for site, done in segment.sites.items()}, parent),
             "intervals": [Interval(**vars(interval)) for interval in intervals],
             "norm_history": segment.norm_history,
+            "inner_state": merged_states(plan, segment),
         },
         generation=request.generation,
     )

@@ -11,7 +11,7 @@ from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 
 FOLDER = "linked"
 """Of the site's own store, where the keys of orders lie."""
@@ -35,18 +35,25 @@ class LinkedFolder:
         Raises:
             StoreError: an address is refused, an object is gone or corrupt, or the store does not answer.
         """
-        for key in self._last - {order.parent.key, order.out}:
+        shared = order.shared.key if order.shared else ""
+        needed = {order.parent.key, order.out, shared, order.inner_out} - {""}
+        for key in self._last - needed:
             self.store.delete(key)
-        self._last = {order.parent.key, order.out}
+        self._last = needed
         for key in (order.config, order.experiment_uri):
             self.store.write_bytes(key, links.read(key))
         self._bring(links, order.parent.key, order.parent.sha256)
+        if shared:
+            with contextlib.suppress(NotStored, CorruptObject):  # the order's terms say what a lost state means
+                self._bring(links, shared, order.inner_state.removeprefix("sha256:"))
         for key in links.get:
             if key.startswith("shards/") and key.endswith("/manifest.json"):
                 self._bring_shards(links, key)
         yield
-        with self.store.local(order.out) as path:
-            links.send(order.out, path)
+        for key in (order.inner_out, order.out):
+            if key == order.out or (key and self.store.exists(key)):  # a round without a step leaves no inner state
+                with self.store.local(key) as path:
+                    links.send(key, path)
 
     def _bring(self, links: Links, key: str, sha256: str) -> None:
         path = self.store.path(key)

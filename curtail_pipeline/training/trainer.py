@@ -40,7 +40,7 @@ from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
-from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
+from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.weights import copy_weights, read_tensors, store_tensors
 
@@ -185,10 +185,12 @@ class SiteTrainer:
         model, optimisers = self._built()
         sha256, size = store_tensors(self.store, order.out, model.state_dict())
         inner = begin
-        if steps:
+        if steps and order.inner_out:
+            inner = f"sha256:{store_tensors(self.store, order.inner_out, optimisers.state())[0]}"
+        elif steps:
             inner = save_snapshot(self.store, self.site.name, optimisers.state(), _snapshots(order))
         self._weights, self._inner = sha256, inner
-        if not order.replay:
+        if not (order.replay or order.inner_out):
             self._prune(order, inner)
         return Result(
             site=self.site.name,
@@ -249,7 +251,7 @@ class SiteTrainer:
         if begin != FRESH and self._inner != begin:
             self._inner = None
             try:
-                optimisers.load(load_snapshot(self.store, self.site.name, begin, _snapshots(order)), begin)
+                optimisers.load(self._state(order), begin)
             except StateLost as error:
                 if order.replay or order.terms.lost_state == "refuse":
                     raise
@@ -259,6 +261,12 @@ class SiteTrainer:
             optimisers.reset()
         self._inner = begin
         return begin
+
+    def _state(self, order: Order) -> dict[str, torch.Tensor]:
+        """The inner state that an order begins with; raises StateLost."""
+        if order.shared is not None:
+            return load_merged(self.store, order.shared)
+        return load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
@@ -305,7 +313,7 @@ class SiteTrainer:
                 stop = "exhausted"
                 break
             step = global_step(order.first_step, len(losses), order.members)
-            losses.append(self._step(batch, step, order.total_steps))
+            losses.append(self._step(batch, step, order))
             now = self._clock() - begin
             elapsed, last = now, now - elapsed
             self._warm = True
@@ -321,7 +329,7 @@ class SiteTrainer:
             self._reader = ShardReader(self.store, self.site.name, self.settings.sequence_length)
         return iter(self._reader.batches(order.lease, self.experiment.sequences_per_step, order.seed))
 
-    def _step(self, batch: npt.NDArray[np.int64], step: int, total_steps: int) -> float:
+    def _step(self, batch: npt.NDArray[np.int64], step: int, order: Order) -> float:
         """One optimiser step over (sequences, T + 1) token ids; its mean loss in nats per token."""
         model, optimisers = self._built()
         settings = self.settings
@@ -353,10 +361,11 @@ class SiteTrainer:
         optimisers.set_multiplier(
             multiplier(
                 step,
-                total_steps=total_steps,
+                total_steps=order.total_steps,
                 warmup_steps=settings.warmup_steps,
                 decay_fraction=settings.decay_fraction,
             )
+            * order.members**self.experiment.rounds.member_lr_power
         )
         optimisers.step()
         model.zero_grad()
