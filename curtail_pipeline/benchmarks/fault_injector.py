@@ -24,6 +24,7 @@ from curtail_pipeline.federation.server_life import ServerLife, life_key
 from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE
 from curtail_pipeline.storage.store import Stamp
+from curtail_pipeline.training.retention import MERGED
 
 LOOK_S = 0.01
 
@@ -118,7 +119,7 @@ class Injector:
             rounds = [n for n in store.list(folder) if n.startswith("round-")] if folder else []
             keys = [f"{folder}/{n}/{site}.safetensors" for n in rounds]
         elif target is Target.INNER_STATE:
-            keys = [f"inner_state/{site}/{name}" for name in store.list(f"inner_state/{site}")]
+            keys = [f"{MERGED}/{name}" for name in store.list(MERGED)]
         else:
             names = [name for name in store.list("checkpoints") if name.startswith("ckpt-") and int(name[5:])]
             keys = [f"checkpoints/{name}/{WEIGHTS_FILE}" for name in names]

@@ -1,32 +1,27 @@
 """The pre-signed addresses that an order brings to a site without credentials of the store."""
 
-from collections.abc import Sequence
-
-from curtail_pipeline.federation.orders import Plan, agent_key
+from curtail_pipeline.federation.orders import Order, agent_key
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.tokens.ranges import Range, parse_ranges
+from curtail_pipeline.tokens.ranges import parse_ranges
 
 LINKS_S = 24 * 3600
 """How long they are good: above the longest round."""
 
 
-def links_of(
-    store: Store, plan: Plan, site: str, weights: Sequence[str], lease: Sequence[Range], out: str, stop: str
-) -> Links:
-    """Of what a site's round reads and writes; its inner states stay with it.
-
-    Args:
-        weights: keys of those it starts from, and of what they can be made from.
+def links_of(store: Store, order: Order) -> Links:
+    """Of what a site's round reads and writes; inner states that are not merged stay with it.
 
     Raises:
         StoreError: the store is a folder.
     """
-    read = [*weights, plan.parent.config, plan.experiment_uri, MEMBERSHIP_KEY, stop]
-    for owner in sorted({span.owner for span in parse_ranges(lease, site)}):
+    read = [order.parent.key, order.config, order.experiment_uri, MEMBERSHIP_KEY]
+    read += [key for key in (order.stop, order.shared and order.shared.key, order.delta and order.delta.key) if key]
+    for owner in sorted({span.owner for span in parse_ranges(order.lease, order.site)}):
         read += [f"shards/{owner}/{name}" for name in store.list(f"shards/{owner}")]
+    written = [order.out, agent_key(order.site), *([order.inner_out] if order.inner_out else [])]
     return Links(
         get={key: store.sign("GET", key, LINKS_S) for key in read},
-        put={key: store.sign("PUT", key, LINKS_S) for key in (out, agent_key(site))},
+        put={key: store.sign("PUT", key, LINKS_S) for key in written},
     )

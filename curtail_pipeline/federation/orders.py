@@ -35,6 +35,14 @@ class StoredDelta(StoredWeights):
     """What they moved from."""
 
 
+class SharedState(Record):
+    """The inner optimiser state that every site begins a round with."""
+
+    name: StateName
+    key: str = ""
+    """Store key of a safetensors file; none where it is fresh."""
+
+
 class Watch(Record):
     """The desired membership that a round follows while it runs."""
 
@@ -73,6 +81,8 @@ class Order(Message):
     inner_state: StateName
     residual: StateName = FRESH
     """What the site's last update left out, which this one brings."""
+    shared: SharedState | None = None
+    """Where `inner_state` is the members' merged one: where it lies. A snapshot of the site's own when not given."""
     first_step: int = Field(ge=0)
     members: int = Field(ge=1)
     total_steps: int = Field(ge=1)
@@ -88,6 +98,8 @@ class Order(Message):
     """Store key for the new weights, or how far they moved."""
     codec: CodecName = "fp32"
     """How they are written."""
+    inner_out: str = ""
+    """Store key for the inner state at the end, which is merged; a snapshot of the site's own when not given."""
     replay: str = ""
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
     stop: str = ""
@@ -99,6 +111,9 @@ class Order(Message):
     def name(self) -> tuple[str, int, str, int]:
         """What makes two orders the same order."""
         return (self.key, self.attempt, self.replay, self.round)
+
+    def with_links(self, links: Links | None) -> "Order":
+        return self.model_copy(update={"links": links})
 
 
 class WrittenWeights(StoredWeights):
@@ -200,6 +215,8 @@ class PlannedRound(Record):
     """Members that stop before the round's time is up, and why."""
     members: int | None = None
     """How many took part when the round was first run; a replay leaves out those whose update was refused."""
+    fresh: tuple[str, ...] = ()
+    """Members that begin without the inner state that is there, as they did when the round was first run."""
 
 
 class OpenRounds(Record):
@@ -248,6 +265,9 @@ class Plan(Message):
     open: OpenRounds | None = None
     inner_state: dict[str, StateName] = Field(default_factory=dict)
     residual: dict[str, StateName] = Field(default_factory=dict)
+    """Of each site's own."""
+    shared: SharedState | None = None
+    """What every site begins with, where inner states are merged (`rounds.inner_state`)."""
     outer: OuterSettings
     exchange: Exchange = Exchange()
     norm_bound: float = Field(gt=1)
@@ -299,6 +319,8 @@ class RoundDone(Record):
     lost: dict[str, str]
     odd: dict[str, str] = Field(default_factory=dict)
     """What is out of the ordinary at a site whose update counts."""
+    fresh: tuple[str, ...] = ()
+    """Sites that began without the inner state they were given: it was lost."""
     weights: StoredWeights
     delta: StoredDelta | None = None
     """How far they moved from the round's starting weights."""
@@ -329,6 +351,8 @@ class MergeReport(Record):
     outer: WrittenFile
     delta: WrittenFile | None = None
     """What was subtracted from the round's starting weights, coded; None where the weights alone were written."""
+    inner: WrittenFile | None = None
+    """The accepted sites' inner states, averaged; None where they are not merged or there is none."""
     step_norm: float
     norm_history: tuple[float, ...]
     """The run's accepted norms, newest last, at most 20."""
@@ -362,6 +386,8 @@ class Segment(Message):
     sites: dict[str, SiteResult]
     weights: StoredWeights
     outer: OuterState | None
+    shared: SharedState | None = None
+    """What the next segment's sites begin with, where inner states are merged."""
     stop_reason: str
     steps: int
     tokens: int

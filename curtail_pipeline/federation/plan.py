@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment, SiteTerms
+from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment, SharedState, SiteTerms
 from curtail_pipeline.storage.store import Store
 
 REPLAYS = "scratch/replays"
@@ -64,7 +64,13 @@ def read_journal(store: Store, folder: str) -> list[JournalLine]:
 
 
 def replay_of(
-    plan: Plan, realised: Segment, states: Mapping[str, str], replay: str, residuals: Mapping[str, str] | None = None
+    plan: Plan,
+    realised: Segment,
+    states: Mapping[str, str],
+    replay: str,
+    *,
+    shared: SharedState | None = None,
+    residuals: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan that repeats a realised segment.
 
@@ -74,6 +80,7 @@ def replay_of(
     Args:
         states: per site the inner state to begin with.
         replay: identity of this repetition, which no other has.
+        shared: the merged inner state to begin with, where they are merged.
         residuals: likewise what updates had left out, where codecs do.
     """
     rounds = [
@@ -84,6 +91,7 @@ def replay_of(
             steps=done.steps,
             lease={site: done.consumed[site] for site in done.steps},
             members=done.members,
+            fresh=done.fresh,
         )
         for done in realised.rounds
         if done.steps  # a round that gave nothing left the weights as they were
@@ -94,6 +102,7 @@ def replay_of(
         "written": None,
         "replay": replay,
         "inner_state": dict(states),
+        "shared": shared,
         "residual": dict(residuals or {}),
         "terms": SiteTerms(lost_state="refuse"),  # other versions show in the comparison
     }

@@ -24,6 +24,8 @@ from datetime import datetime
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.admission import HeldoutLoss, admit, fetch, gate
+from curtail_pipeline.federation.answers import collect
+from curtail_pipeline.federation.inner_states import fetch_states, store_merged
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.orders import (
@@ -46,19 +48,16 @@ from curtail_pipeline.federation.plan import (
     segment_key,
     stop_key,
 )
-from curtail_pipeline.federation.segment_state import DELTA, OUTER, WEIGHTS, SegmentState
+from curtail_pipeline.federation.segment_state import DELTA, INNER, OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.federation.terms import oddities
-from curtail_pipeline.federation.transport import Failure, Malformed, Transport
+from curtail_pipeline.federation.transport import Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ranges import compact
-
-POLL_S = 0.2
-LONGEST_POLL_S = 1.0
 
 
 @dataclass
@@ -70,6 +69,7 @@ class _Round:
     members: int
     deadline_s: float | None
     stops: Mapping[str, str]
+    fresh: tuple[str, ...] = ()
 
 
 class _Running:
@@ -180,6 +180,7 @@ class _Running:
                 planned.members or len(planned.steps),
                 None,
                 planned.stops,
+                planned.fresh,
             )
         assert self.plan.open is not None
         members = [site for site in self.plan.members if self.state.sites[site].pool]
@@ -191,10 +192,9 @@ class _Running:
         return _Round(number, None, None, steps, len(steps), self.plan.open.round_s, {})
 
     def _order(self, upcoming: _Round, site: str) -> Order:
-        plan, lease = self.plan, tuple(self.state.sites[site].pool)
-        out = f"{self._round_folder(upcoming.index)}/{site}.safetensors"
-        linked, stop = site in plan.linked, stop_key(self.folder)
-        return Order(
+        plan, folder = self.plan, self._round_folder(upcoming.index)
+        inner_state, shared = self.state.begin(site, site in upcoming.fresh)
+        order = Order(
             key=plan.key,
             attempt=plan.attempt,
             round=upcoming.index,
@@ -204,23 +204,25 @@ class _Running:
             parent=self.state.weights,
             delta=self.state.delta,
             config=plan.parent.config,
-            inner_state=self.state.sites[site].inner_state,
+            inner_state=inner_state,
+            shared=shared,
             residual=left.end if (left := self.state.sites[site].residual) else FRESH,
             first_step=self.state.step,
             members=upcoming.members,
             total_steps=plan.total_steps,
             max_steps=upcoming.steps[site],
             deadline_s=upcoming.deadline_s,
-            lease=lease,
+            lease=tuple(self.state.sites[site].pool),
             seed=plan.seed,
             terms=plan.terms,
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.state.generation) if plan.open else None,
-            out=out,
+            out=f"{folder}/{site}.safetensors",
             codec=plan.exchange.upload,
+            inner_out=f"{folder}/inner/{site}.safetensors" if shared else "",
             replay=plan.replay,
-            stop=stop,
-            links=links_of(self.store, plan, site, self.state.needed, lease, out, stop) if linked else None,
+            stop=stop_key(self.folder),
         )
+        return order.with_links(links_of(self.store, order)) if site in plan.linked else order
 
     def _round_folder(self, index: int) -> str:
         return f"{self.folder}/round-{index:04d}"
@@ -231,10 +233,12 @@ class _Running:
         for site, order in orders.items():
             self.liveness.watch(site, order)
             self.transport.send(site, order)
-        results, lost, malformed = self._collect(upcoming.index, set(orders))
+        results, lost, malformed = collect(
+            self.transport, self.liveness, upcoming.index, set(orders), beat=self.life.beat, wait=self.wait
+        )
         self.life.beat("merging")
         fitting, refused = self._admit(orders, results)
-        report = self._merge(upcoming.index, fitting)
+        report = self._merge(upcoming.index, orders, fitting)
         refused |= malformed | report.refused
         counted = {site: results[site] for site in sorted(report.accepted)}
         done = RoundDone(
@@ -250,10 +254,11 @@ class _Running:
             refused=refused,
             lost=lost,
             odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
+            fresh=tuple(s for s, r in counted.items() if r.inner_state.begin != orders[s].inner_state),
             weights=StoredWeights(key=f"{self._round_folder(upcoming.index)}/{WEIGHTS}", sha256=report.weights.sha256),
             delta=self.state.moved(report, f"{self._round_folder(upcoming.index)}/{DELTA}"),
         )
-        kept = {site: order.model_copy(update={"links": None}) for site, order in orders.items()}  # they are secrets
+        kept = {site: order.with_links(None) for site, order in orders.items()}  # they are secrets
         line = JournalLine(done=done, orders=kept, results=results, merge=report, wall_s=time.monotonic() - began)
         self.state.take(line)
         self._write_journal(line)
@@ -265,36 +270,6 @@ class _Running:
             + "".join(f"; {site}: {what}" for site, what in done.odd.items())
         )
 
-    def _collect(self, index: int, pending: set[str]) -> tuple[dict[str, Result], dict[str, str], dict[str, str]]:
-        """Results, sites that are lost with the reason, and sites whose answer is no result with what it is."""
-        results: dict[str, Result] = {}
-        lost: dict[str, str] = {}
-        malformed: dict[str, str] = {}
-        pause = POLL_S
-        while True:
-            self.life.beat("collecting")
-            for site, answer in self.transport.poll():
-                if site not in pending:
-                    continue
-                if isinstance(answer, Failure):
-                    lost[site] = answer.reason
-                elif isinstance(answer, Malformed):
-                    malformed[site] = answer.reason
-                elif answer.round == index:
-                    results[site] = answer
-                else:
-                    malformed[site] = f"its result is of round {answer.round}, not of round {index}"
-                pending.discard(site)
-            for site in sorted(pending):
-                reason = self.liveness.lost(site)
-                if reason:
-                    lost[site] = reason
-                    pending.discard(site)
-            if not pending:
-                return results, lost, malformed
-            self.wait(pause)
-            pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
-
     def _admit(
         self, orders: Mapping[str, Order], results: Mapping[str, Result]
     ) -> tuple[dict[str, Result], dict[str, str]]:
@@ -305,15 +280,17 @@ class _Running:
             refused |= worse
         return fitting, refused
 
-    def _merge(self, index: int, fitting: Mapping[str, Result]) -> MergeReport:
+    def _merge(self, index: int, orders: Mapping[str, Order], fitting: Mapping[str, Result]) -> MergeReport:
         """Merge what arrived; an update whose file is not what its result says is refused."""
         plan, store = self.plan, self.store
         folder = self._round_folder(index)
         self.state.require_whole(store)
         with ExitStack() as held:
-            updates, gone = fetch(store, fitting, held)
+            parent = held.enter_context(store.local(self.state.weights.key))
+            states, unfit = fetch_states(store, orders, fitting, parent, held)
+            updates, gone = fetch(store, {s: r for s, r in fitting.items() if s not in unfit}, held)
             report = merge(
-                held.enter_context(store.local(self.state.weights.key)),
+                parent,
                 held.enter_context(store.local(self.state.outer.key)) if self.state.outer else None,
                 updates,
                 plan.mode,
@@ -328,9 +305,10 @@ class _Running:
                 download=plan.exchange.download,
                 out_delta=(moved := store.here(f"{folder}/.{DELTA}")),
             )
+            inner = store_merged(store, orders, states, report, f"{folder}/{INNER}")
         if report.delta is not None:
             store.adopt(moved, f"{folder}/{DELTA}")
-        return report.model_copy(update={"refused": {**report.refused, **gone}})
+        return report.model_copy(update={"refused": {**report.refused, **unfit, **gone}, "inner": inner})
 
     def _write_journal(self, line: JournalLine) -> None:
         self._journal += line.model_dump_json().encode() + b"\n"
@@ -338,10 +316,12 @@ class _Running:
 
     def _tidy(self, index: int, sites: list[str]) -> None:
         """Remove what the merged weights of this round have superseded."""
-        for site in sites:
-            self.store.delete(f"{self._round_folder(index)}/{site}.safetensors")
+        for name in (*(f"{site}.safetensors" for site in sites), "inner"):
+            self.store.delete(f"{self._round_folder(index)}/{name}")
+        needed = self.state.shared.key if self.state.shared else ""  # older than this round where nobody delivered
         for earlier in self.state.rounds[:-1]:
-            self.store.delete(self._round_folder(earlier.index))
+            if not needed.startswith(f"{self._round_folder(earlier.index)}/"):
+                self.store.delete(self._round_folder(earlier.index))
 
 
 def run_segment(

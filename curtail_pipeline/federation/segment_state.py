@@ -11,6 +11,7 @@ from curtail_pipeline.federation.orders import (
     Result,
     RoundDone,
     Segment,
+    SharedState,
     StoredDelta,
     StoredWeights,
 )
@@ -21,6 +22,7 @@ from curtail_pipeline.tokens.ranges import Range, after_prefix, compact
 WEIGHTS = "model.safetensors"
 OUTER = "outer.safetensors"
 DELTA = "delta.safetensors"
+INNER = "inner.safetensors"
 """Files in a round's folder."""
 
 
@@ -68,6 +70,8 @@ class SegmentState:
         self.weights = StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)
         self.delta: StoredDelta | None = None
         self.outer = OuterState(key=plan.parent.outer) if plan.parent.outer else None
+        self.shared = plan.shared
+        """What every site begins its next round with; None where each goes on from its own state."""
         self.norm_history = plan.norm_history
         self.generation = plan.open.generation if plan.open else plan.generation
         """Of the desired membership that the segment agrees with."""
@@ -85,7 +89,10 @@ class SegmentState:
             self.sites[site].accept(line.orders[site].lease, line.results[site])
         self.step += sum(line.results[site].steps for site in line.merge.accepted)
         self.weights, self.delta = line.done.weights, line.done.delta
-        self.outer = OuterState(key=line.done.weights.key.removesuffix(WEIGHTS) + OUTER, sha256=line.merge.outer.sha256)
+        folder = line.done.weights.key.removesuffix(WEIGHTS)
+        self.outer = OuterState(key=folder + OUTER, sha256=line.merge.outer.sha256)
+        if line.merge.inner is not None:
+            self.shared = SharedState(name=f"sha256:{line.merge.inner.sha256}", key=folder + INNER)
         self.norm_history = line.merge.norm_history
         self.lost |= line.done.lost
         self.refusals |= line.done.refused
@@ -103,6 +110,17 @@ class SegmentState:
         exchange = self.plan.exchange
         codec = exchange.upload if report.mode == "local" else exchange.download
         return StoredDelta(key=key, sha256=report.delta.sha256, codec=codec, base=self.weights)
+
+    def begin(self, site: str, fresh: bool = False) -> tuple[str, SharedState | None]:
+        """The name of the inner state that a site's next round begins with, and where it lies if it is the merged one.
+
+        Args:
+            fresh: leave what there is; a replay does where a site had lost it.
+        """
+        if self.shared is None:
+            return FRESH if fresh else self.sites[site].inner_state, None
+        shared = SharedState(name=FRESH) if fresh else self.shared
+        return shared.name, shared
 
     def require_whole(self, store: Store) -> None:
         """Refuse to merge with a file that has changed since the round began: the damage would be in the update.
@@ -142,6 +160,7 @@ class SegmentState:
             },
             weights=self.weights,
             outer=self.outer,
+            shared=self.shared,
             stop_reason=stop_reason,
             steps=sum(mine.steps for mine in self.sites.values()),
             tokens=sum(mine.tokens for mine in self.sites.values()),

@@ -27,7 +27,7 @@ from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
-    "other round", "other torch", "lost state", "gone",
+    "other round", "other torch", "lost state", "gone", "nan state", "no state",
     "mute", "hang", "undelivered",
 ]  # fmt: skip
 
@@ -43,7 +43,7 @@ class Fault:
     gone: the weights are not in the store. greedy: consumes ranges it has no lease for. halved: names half of the
     ranges it trained on. boastful: claims a hundred times its tokens. dreamer: claims a loss that its steps cannot have
     had. other round: signs for the next. other torch: works with another release. lost state: starts fresh whatever it
-    is told.
+    is told. nan state, no state: the inner state that is to be merged is not finite, or not there.
     """
 
     site: str
@@ -92,6 +92,8 @@ class SimulatedSite:
         if kind == "gone":
             self.store.delete(order.out)
         end = f"sha256:{seed.hexdigest()}" if steps else begin
+        if steps and order.inner_out:
+            end = f"sha256:{self._write_state(order, int(seed.hexdigest()[:12], 16), kind)}"
         return Result(
             site=self.name,
             round=order.round + (kind == "other round"),
@@ -110,6 +112,20 @@ class SimulatedSite:
             made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
+
+    def _write_state(self, order: Order, seed: int, kind: FaultKind | None) -> str:
+        """An inner state that depends on what the round does; its sha256."""
+        if kind == "no state":
+            return f"{seed:064x}"
+        random = np.random.default_rng(seed)
+        with self.store.local(order.parent.key) as parent, TensorFile(parent) as source:
+            names = {f"muon/{t.name}/momentum_buffer": t for t in source.tensors.values()}
+            with self.store.new_file(order.inner_out) as out:
+                with TensorWriter(out, [(name, "F32", t.shape) for name, t in names.items()]) as target:
+                    for tensor in names.values():
+                        values = random.standard_normal(tensor.count, np.float32)
+                        target.write(from_float32(values * np.float32(np.nan if kind == "nan state" else 1), "F32"))
+                return target.sha256
 
     def _write(self, parent: Path, out: Path, seed: int, steps: int, kind: FaultKind | None) -> None:
         scale = {"nan": np.nan, "huge": 1e6}.get(kind or "", 1.0) * 1e-2 * steps

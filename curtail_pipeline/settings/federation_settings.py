@@ -24,7 +24,8 @@ class RoundSettings(Section):
     window_s: float = Field(default=7200.0, gt=0)
     """With `auto`, how long a site is expected to train at a time, where the record before the start does not say."""
     update_mb: float = Field(default=0.0, ge=0)
-    """Megabytes (10^6 bytes) that a member receives at a round's start and sends at its end, over its `link`."""
+    """Megabytes (10^6 bytes) that a member receives at a round's start and sends at its end, over its `link`: weights,
+    and the inner state where it is merged."""
     sync: Literal["all", "paying"] = "all"
     """Who shares a round of those that could train: all, or, with `paying`, those that do the most steps together: a
     site whose link would keep the others waiting for longer than its steps are worth holds, and trains when it is
@@ -34,9 +35,17 @@ class RoundSettings(Section):
     changes, and a joining site interrupts it."""
     max_rounds: int = Field(default=12, ge=1)
     """Length cap of a segment."""
-    outer_lr: float = Field(default=0.7, gt=0)
-    outer_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Nesterov outer step of DiLoCo (arXiv:2311.08105)."""
+    outer_lr: float = Field(default=1.0, gt=0)
+    outer_momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Nesterov outer step of DiLoCo (arXiv:2311.08105); 1 and 0 is plain averaging. DiLoCo's own 0.7 and 0.9 are for
+    members that stay the same over hundreds of rounds."""
+    member_lr_power: float = Field(default=0.5, ge=0, le=1)
+    """Inner learning rates in a round of M members are times M to this power: M steps at a time are fewer steps in a
+    row, as with a batch M times as large (the square root of arXiv:2205.10287)."""
+    inner_state: Literal["merged", "own"] = "merged"
+    """What a site's inner optimiser begins a round with: the states that the members of the round before left, averaged
+    by tokens, or the one that it left itself, which is stale where others have trained since and fresh at a site that
+    joins. A merged state travels like the weights, both ways, and has 1.3 times their bytes for a d20."""
     upload_codec: CodecName = "fp32"
     """How a site sends what it moved. What a codec loses stays in the site's inner state and comes with a later
     update; what is committed is what arrived."""

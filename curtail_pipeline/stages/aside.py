@@ -16,19 +16,34 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.orders import Plan, Segment
-from curtail_pipeline.federation.plan import REPLAYS, plan_key, read_journal, replay_folder, segment_key
+from curtail_pipeline.federation.orders import Plan, Segment, SharedState
+from curtail_pipeline.federation.plan import REPLAYS, plan_key, read_journal, replay_folder, replay_of, segment_key
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.flower.processes import tail
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import events_of, submit_and_follow
 from curtail_pipeline.stages.project import Project
-from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.storage.manifest import FRESH, Manifest
 from curtail_pipeline.storage.store import NotStored, Store
-from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
+from curtail_pipeline.training.retention import SNAPSHOTS, merged_key, snapshot_key
 
 POLL_S = 0.25
 STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Inner states, kept in a place aside from now on: each site's own, or the merged one; and residuals."""
+
+    own: dict[str, str]
+    residual: dict[str, str]
+    merged: SharedState | None
+    lost: tuple[str, ...]
+    """Sites whose state was pruned, so that they start fresh."""
+
+    def replay_of(self, plan: Plan, realised: Segment, identity: str) -> Plan:
+        """The plan that repeats a segment from these states."""
+        return replay_of(plan, realised, self.own, identity, shared=self.merged, residuals=self.residual)
 
 
 @dataclass(frozen=True)
@@ -42,19 +57,52 @@ class Aside:
     def folder(self) -> str:
         return replay_folder(self.identity)
 
-    def take_states(self, states: Mapping[str, str]) -> dict[str, str]:
-        """The inner states to begin with, kept here from now on; `fresh` for one that was pruned."""
-        return {site: self._take(site, state) for site, state in states.items()}
+    def take_begin(self, manifest: Manifest) -> Taken:
+        """What a checkpoint's segment began with."""
+        merged, sites = manifest.inner_state, manifest.sites
+        return self._take(
+            {site: done.inner_state.begin for site, done in sites.items()},
+            {site: done.residual.begin for site, done in sites.items() if done.residual},
+            merged.begin if merged else None,
+        )
 
-    def _take(self, site: str, state: str) -> str:
-        if state == FRESH:
-            return FRESH
+    def take_end(self, manifest: Manifest) -> Taken:
+        """What it ended with."""
+        merged, sites = manifest.inner_state, manifest.sites
+        return self._take(
+            {site: done.inner_state.end for site, done in sites.items()},
+            {site: done.residual.end for site, done in sites.items() if done.residual},
+            merged.end if merged else None,
+        )
+
+    def _take(self, own: Mapping[str, str], left: Mapping[str, str], merged: str | None) -> Taken:
+        residual = self._snapshots(left)
+        lost = [site for site, state in left.items() if residual[site] != state]
+        if merged is None:
+            states = self._snapshots(own)
+            lost += [site for site, state in own.items() if states[site] != state and site not in lost]
+            return Taken(states, residual, None, tuple(lost))
+        kept = merged_key(merged) and f"{self.folder}/{merged_key(merged)}"
+        if merged == FRESH or self._copied(merged_key(merged), kept):
+            return Taken({}, residual, SharedState(name=merged, key=kept), tuple(lost))
+        return Taken({}, residual, SharedState(name=FRESH), tuple(own))
+
+    def _snapshots(self, states: Mapping[str, str]) -> dict[str, str]:
+        """Of each site, kept here from now on; `fresh` for one that was pruned."""
+        return {
+            site: state
+            if state == FRESH
+            or self._copied(snapshot_key(site, state), snapshot_key(site, state, f"{self.folder}/{SNAPSHOTS}"))
+            else FRESH
+            for site, state in states.items()
+        }
+
+    def _copied(self, key: str, kept: str) -> bool:
         try:
-            kept = snapshot_key(site, state, f"{self.folder}/{SNAPSHOTS}")
-            self.store.copy(snapshot_key(site, state), kept)
+            self.store.copy(key, kept)
         except NotStored:
-            return FRESH
-        return state
+            return False
+        return True
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from itertools import count
 
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.federation.orders import ParentCheckpoint, Plan, PlannedRound, Segment
-from curtail_pipeline.federation.plan import plan_key, read_journal, replay_of
+from curtail_pipeline.federation.plan import plan_key, read_journal
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.stages.aside import Aside, aside, run_aside
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
+from curtail_pipeline.stages.optimiser_states import merged_states
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.replay import realised_plan
 from curtail_pipeline.stages.train import OUTER_FILE, checkpoint_files
@@ -52,11 +53,9 @@ def another_seed(project: Project, key: str, seed: int, on_progress: SegmentProg
     manifest, plan, realised = realised_plan(project, key)
     if seed == plan.seed:
         raise SettingsError(f"{key} was trained with seed {seed}; give another one, or replay it")
-    states = {site: result.inner_state.begin for site, result in manifest.sites.items()}
-    residuals = {site: result.residual.begin for site, result in manifest.sites.items() if result.residual}
     with aside(project.store) as place:
-        begin, left = place.take_states(states), place.take_states(residuals)
-        again = replay_of(plan, realised, begin, place.identity, left)
+        begin = place.take_begin(manifest)
+        again = begin.replay_of(plan, realised, place.identity)
         wanted = Plan.model_validate({**dict(again), "seed": seed, "stop_reason": f"branch with seed {seed}"})
         return _train(project, place, f"{key}-seed-{seed}", wanted, on_progress)
 
@@ -72,12 +71,10 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
     if rounds < 1:
         raise SettingsError(f"rounds is {rounds}; extend a checkpoint by 1 round or more")
     manifest, plan, realised = realised_plan(project, key)
-    states = {site: result.inner_state.end for site, result in manifest.sites.items()}
-    residuals = {site: result.residual.end for site, result in manifest.sites.items() if result.residual}
     last = next(done.steps for done in reversed(realised.rounds) if done.steps)
     ledger = opening_ledger(project, manifest)
     with aside(project.store) as place:
-        folder = f"checkpoints/{key}"
+        begin, folder = place.take_end(manifest), f"checkpoints/{key}"
         wanted = Plan(
             key=_next(key),
             parent=ParentCheckpoint(
@@ -93,8 +90,9 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
             total_steps=plan.total_steps,
             seed=plan.seed,
             rounds=_more_rounds(project, manifest, last, rounds),
-            inner_state=place.take_states(states),
-            residual=place.take_states(residuals),
+            inner_state=begin.own,
+            shared=begin.merged,
+            residual=begin.residual,
             outer=plan.outer,
             exchange=plan.exchange,
             norm_bound=plan.norm_bound,
@@ -189,6 +187,7 @@ def _commit(
             "ledger": closing_ledger(plan, {site: done.consumed for site, done in segment.sites.items()}, parent),
             "intervals": [Interval(**vars(interval)) for interval in intervals],
             "norm_history": segment.norm_history,
+            "inner_state": merged_states(plan, segment),
         },
         generation=0,
     )

@@ -4,7 +4,7 @@ import time
 
 from curtail_pipeline.errors import FederationError, StoreError
 from curtail_pipeline.federation.orders import Plan, Segment
-from curtail_pipeline.federation.plan import plan_key, replay_of, segment_key
+from curtail_pipeline.federation.plan import plan_key, segment_key
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.stages.aside import aside, run_aside
 from curtail_pipeline.stages.project import Project
@@ -42,11 +42,10 @@ def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> 
     """
     began = time.monotonic()
     manifest, plan, realised = realised_plan(project, key)
-    states = {site: result.inner_state.begin for site, result in manifest.sites.items()}
-    residuals = {site: result.residual.begin for site, result in manifest.sites.items() if result.residual}
     with aside(project.store) as place:
-        begin, left = place.take_states(states), place.take_states(residuals)
-        segment = run_aside(project, place, replay_of(plan, realised, begin, place.identity, left), on_progress)
+        begin = place.take_begin(manifest)
+        again = begin.replay_of(plan, realised, place.identity)
+        segment = run_aside(project, place, again, on_progress)
         wanted = manifest.steps.end - manifest.steps.begin
         if segment.steps != wanted:
             why = "; ".join(f"{site}: {reason}" for site, reason in {**segment.refused, **segment.lost}.items())
@@ -61,5 +60,5 @@ def replay_segment(project: Project, key: str, on_progress: SegmentProgress) -> 
         replayed,
         segment.steps,
         time.monotonic() - began,
-        tuple(site for site in states if begin[site] != states[site] or left.get(site) != residuals.get(site)),
+        begin.lost,
     )

@@ -33,17 +33,24 @@ from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.stages.attempts import place_of
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
+from curtail_pipeline.stages.optimiser_states import (
+    inner_states,
+    keep_merged,
+    merged_of,
+    merged_states,
+    prune_states,
+    residuals,
+)
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import absences
 from curtail_pipeline.stages.wall_power import clock_of_project, other_attempts, wall_time
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, MODEL_FILES, TOKENIZER_FILES, WEIGHTS_FILE
-from curtail_pipeline.storage.manifest import FRESH, Interval, Manifest, SiteLedger, SiteResult
+from curtail_pipeline.storage.manifest import Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.store import CorruptObject
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
-from curtail_pipeline.training.retention import prune_snapshots
 
 OUTER_FILE = "outer.safetensors"
 
@@ -118,7 +125,7 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
     steps = manifest.steps.end - manifest.steps.begin
     on_progress(SegmentEnded(manifest.key, manifest.stop_reason, manifest.rounds, steps, manifest.tokens.segment))
     store.delete(f"scratch/{request.key}")
-    _prune_inner_states(project)
+    prune_states(project)
     return manifest
 
 
@@ -181,7 +188,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
     ledger = opening_ledger(project, parent)
     leases = _leases(project, prospect, ledger)
     outer = f"checkpoints/{parent.key}/{OUTER_FILE}" if OUTER_FILE in parent.files else None
-    scheduled, latest = prospect.scheduled, _latest(project, parent, request.members)
+    scheduled = prospect.scheduled
     return Plan(
         key=request.key,
         attempt=request.attempt,
@@ -200,8 +207,9 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         seed=experiment.seed,
         rounds=_planned_rounds(scheduled, leases, experiment.sequences_per_step) if scheduled else None,
         open=None if scheduled else _open_rounds(project, prospect.view, request, leases),
-        inner_state={s: latest[s].inner_state.end if s in latest else FRESH for s in request.members},
-        residual={s: r.residual.end for s, r in latest.items() if r.residual},
+        inner_state=inner_states(project, parent, request.members),
+        shared=merged_of(parent) if experiment.rounds.inner_state == "merged" else None,
+        residual=residuals(project, parent, request.members),
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         exchange=Exchange(upload=experiment.rounds.upload_codec, download=experiment.rounds.download_codec),
         norm_bound=experiment.rounds.norm_bound,
@@ -274,26 +282,6 @@ def _planned_rounds(
     return tuple(rounds)
 
 
-def _latest(project: Project, parent: Manifest, members: tuple[str, ...]) -> dict[str, SiteResult]:
-    """Per member that has trained in this lineage, what it did last."""
-    found: dict[str, SiteResult] = {}
-    manifest: Manifest | None = parent
-    while manifest is not None and len(found) < len(members):
-        for site in members:
-            if site not in found and site in manifest.sites:
-                found[site] = manifest.sites[site]
-        manifest = project.checkpoints.manifest(manifest.parent) if manifest.parent else None
-    return found
-
-
-def _prune_inner_states(project: Project) -> None:
-    """Keep the newest snapshots of each site that checkpoints name, as many as the setting says."""
-    keep = project.experiment.training.keep_inner_states
-    if keep is not None:
-        for site in project.store.list("inner_state"):
-            prune_snapshots(project.store, site, keep)
-
-
 def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str, began: datetime) -> Manifest:
     store, request, parent = project.store, prospect.request, prospect.parent
     plan = store.read_record(plan_key(scratch), Plan)
@@ -311,6 +299,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
             others=other_attempts(project, request.key, but=scratch),
         )
     steps = sum(site.steps for site in segment.sites.values())
+    keep_merged(store, plan, segment)
     return project.checkpoints.commit(
         request.key,
         checkpoint_files(parent, scratch, segment),
@@ -331,6 +320,7 @@ def _commit(project: Project, prospect: Prospect, segment: Segment, scratch: str
             "ledger": closing_ledger(plan, {site: done.consumed for site, done in segment.sites.items()}, parent),
             "intervals": [Interval(**vars(interval)) for interval in intervals],
             "norm_history": segment.norm_history,
+            "inner_state": merged_states(plan, segment),
         },
         generation=request.generation,
     )

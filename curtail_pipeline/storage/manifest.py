@@ -73,6 +73,7 @@ class SiteResult(Record):
     tokens: int = Field(ge=0)
     consumed: list[Range]
     inner_state: InnerStates
+    """What it was given and what it came to; the latter is kept nowhere by itself where states are merged."""
     residual: InnerStates | None = None
     """What codecs left out of its updates, as a state of its own. Not written where they leave nothing out."""
     made_with: dict[str, str] = Field(default_factory=dict)
@@ -137,6 +138,7 @@ class Fields(TypedDict):
     """The parent's and what the sites consumed, when not given."""
     intervals: Sequence[Interval]
     norm_history: NotRequired[Sequence[float]]
+    inner_state: NotRequired[InnerStates | None]
     versions: NotRequired[Mapping[str, str]]
 
 
@@ -173,10 +175,19 @@ class Manifest(Record):
     intervals: list[Interval]
     norm_history: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=list)
     """Norms of the last accepted updates of the run, newest last: the next segment's bound is derived from them."""
+    inner_state: InnerStates | None = None
+    """The merged one that the segment began with and ended with. Not written where each site goes on from its own."""
     files: dict[str, StoredFile]
     versions: dict[str, str]
     content_sha256: Sha256
     """sha256 of the canonical JSON of everything else."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        content: dict[str, Json] = write(self)
+        if self.inner_state is None:
+            content.pop("inner_state", None)
+        return content
 
     def token_ledger(self) -> Ledger:
         """What the lineage has consumed.

@@ -13,7 +13,7 @@ from curtail_pipeline.federation.orders import Order
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
-from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +39,25 @@ class LinkedFolder:
         Raises:
             StoreError: an address is refused, an object is gone or corrupt, or the store does not answer.
         """
+        shared = order.shared.key if order.shared else ""
         for key in (order.config, order.experiment_uri):
             self.store.write_bytes(key, links.read(key))
         self._bring_weights(order, links)
-        for key in self._last - {order.parent.key, order.out}:
+        needed = {order.parent.key, order.out, shared, order.inner_out} - {""}
+        for key in self._last - needed:
             self.store.delete(key)
-        self._last = {order.parent.key, order.out}
+        self._last = needed
+        if shared:
+            with contextlib.suppress(NotStored, CorruptObject):  # the order's terms say what a lost state means
+                self._bring(links, shared, order.inner_state.removeprefix("sha256:"))
         for key in links.get:
             if key.startswith("shards/") and key.endswith("/manifest.json"):
                 self._bring_shards(links, key)
         yield
-        with self.store.local(order.out) as path:
-            links.send(order.out, path)
+        for key in (order.inner_out, order.out):
+            if key == order.out or (key and self.store.exists(key)):  # a round without a step leaves no inner state
+                with self.store.local(key) as path:
+                    links.send(key, path)
 
     def _bring(self, links: Links, key: str, sha256: str) -> None:
         path = self.store.path(key)

@@ -8,11 +8,35 @@ from curtail_pipeline.storage.store import Store
 
 SNAPSHOTS = "inner_state"
 """Where the states of live segments are; a replay keeps its own in its scratch folder."""
+MERGED = "merged_state"
+"""Where the merged states are that checkpoints name (`rounds.inner_state`)."""
 
 
 def snapshot_key(site: str, state: str, folder: str = SNAPSHOTS) -> str:
     """The store key of a state called `sha256:<hex>`."""
     return f"{folder}/{site}/{state.removeprefix('sha256:')}.safetensors"
+
+
+def merged_key(state: str) -> str:
+    """The store key of a merged state called `sha256:<hex>`; none of `fresh`."""
+    return "" if state == FRESH else f"{MERGED}/{state.removeprefix('sha256:')}.safetensors"
+
+
+def prune_merged(store: Store, keep: int) -> list[str]:
+    """Remove merged states but the newest `keep` that committed checkpoints name. The names of those removed."""
+    checkpoints = Checkpoints(store)
+    named: list[str] = []
+    for key in reversed(checkpoints.keys()):
+        states = checkpoints.manifest(key).inner_state
+        named += [s for s in ((states.end, states.begin) if states else ()) if s != FRESH and s not in named]
+        if len(named) >= keep:
+            break
+    spared = {merged_key(state) for state in named[:keep]}
+    found = [f"{MERGED}/{name}" for name in store.list(MERGED) if not name.startswith(".")]
+    removed = [key for key in found if key not in spared]
+    for key in removed:
+        store.delete(key)
+    return [f"sha256:{key.removeprefix(f'{MERGED}/').removesuffix('.safetensors')}" for key in removed]
 
 
 def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[str] = ()) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.federation.orders import SharedState
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import CorruptObject, Store
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
@@ -43,3 +44,15 @@ def load_snapshot(store: Store, site: str, state: str, folder: str = SNAPSHOTS) 
         return read_tensors(store, key, state.removeprefix("sha256:"))
     except (TrainingError, CorruptObject) as error:
         raise StateLost(str(error)) from error
+
+
+def load_merged(store: Store, shared: SharedState) -> dict[str, torch.Tensor]:
+    """Read the merged state that an order brings.
+
+    Raises:
+        StateLost: it was pruned, lost or damaged.
+    """
+    try:
+        return read_tensors(store, shared.key, shared.name.removeprefix("sha256:"))
+    except (TrainingError, CorruptObject) as error:
+        raise StateLost(f"the merged inner state {shared.name} cannot be had: {error}") from error

@@ -21,6 +21,7 @@ import numpy.typing as npt
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import torch
 from torch import nn
 
 from curtail_pipeline.emissions.meter import Meter
@@ -39,10 +40,10 @@ from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier
-from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
+from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.updates import Residual, receive
-from curtail_pipeline.training.weights import copy_weights, read_tensors
+from curtail_pipeline.training.weights import copy_weights, read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
 
@@ -183,11 +184,13 @@ class SiteTrainer:
         model, optimisers = learner.model, learner.optimisers
         written, residual = self._residual.store_update(self.store, order, model.state_dict(), snapshots, moved)
         inner = begin
-        if steps:
+        if steps and order.inner_out:
+            inner = f"sha256:{store_tensors(self.store, order.inner_out, optimisers.state())[0]}"
+        elif steps:
             inner = save_snapshot(self.store, self.site.name, optimisers.state(), snapshots)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
         self._inner = inner
-        if not order.replay:
+        if not order.replay and (residual or not order.inner_out):
             self._prune(order, {inner, *((residual.begin, residual.end) if residual else ())})
         return Result(
             site=self.site.name,
@@ -253,7 +256,7 @@ class SiteTrainer:
         if begin != FRESH and self._inner != begin:
             self._inner = None
             try:
-                optimisers.load(load_snapshot(self.store, self.site.name, begin, _snapshots(order)), begin)
+                optimisers.load(self._state(order), begin)
             except StateLost as error:
                 if order.replay or order.terms.lost_state == "refuse":
                     raise
@@ -264,6 +267,12 @@ class SiteTrainer:
         self._residual.load(self.store, order, _snapshots(order))
         self._inner = begin
         return begin
+
+    def _state(self, order: Order) -> dict[str, torch.Tensor]:
+        """The inner state that an order begins with; raises StateLost."""
+        if order.shared is not None:
+            return load_merged(self.store, order.shared)
+        return load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
@@ -307,7 +316,7 @@ class SiteTrainer:
                 stop = "exhausted"
                 break
             step = global_step(order.first_step, len(losses), order.members)
-            losses.append(self._step(batch, step, order.total_steps))
+            losses.append(self._step(batch, step, order))
             now = self._clock() - begin
             elapsed, last = now, now - elapsed
             self._warm = True
@@ -324,7 +333,7 @@ class SiteTrainer:
             self._reader = ShardReader(self.store, self.site.name, self.settings.sequence_length)
         return iter(self._reader.batches(order.lease, self.experiment.sequences_per_step, order.seed))
 
-    def _step(self, batch: npt.NDArray[np.int64], step: int, total_steps: int) -> float:
+    def _step(self, batch: npt.NDArray[np.int64], step: int, order: Order) -> float:
         """One optimiser step over (sequences, T + 1) token ids; its mean loss in nats per token."""
         learner, settings = self._built(), self.settings
         highest = int(np.max(batch))
@@ -333,9 +342,9 @@ class SiteTrainer:
                 f"the shards of site {self.site.name} hold token id {highest}, the model's vocabulary ends at "
                 f"{learner.vocabulary - 1}; materialise `training_shards` again with the checkpoint's tokenizer"
             )
-        rate = multiplier(
+        rate = order.members**self.experiment.rounds.member_lr_power * multiplier(
             step,
-            total_steps=total_steps,
+            total_steps=order.total_steps,
             warmup_steps=settings.warmup_steps,
             decay_fraction=settings.decay_fraction,
         )

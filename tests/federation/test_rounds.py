@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from curtail_pipeline.errors import FederationError, LedgerError, MessageError
 from curtail_pipeline.federation import rounds
+from curtail_pipeline.federation import rounds as rounds_module
 from curtail_pipeline.federation.orders import Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
@@ -102,7 +103,8 @@ class Bench:
 def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
     """The plan that repeats a segment."""
     states = {site: done["inner_state"]["begin"] for site, done in segment["sites"].items()}
-    again = replay_of(Plan.read(plan, "the plan"), Segment.read(segment, "the segment"), states, "again")
+    asked = Plan.read(plan, "the plan")
+    again = replay_of(asked, Segment.read(segment, "the segment"), states, "again", asked.shared)
     return json.loads(again.model_dump_json())
 
 
@@ -138,6 +140,52 @@ def test_a_planned_segment(bench: Bench) -> None:
     journal = [json.loads(line) for line in bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()]
     assert [entry["done"]["index"] for entry in journal] == [0, 1]
     assert journal[1]["orders"]["TX"]["first_step"] == 107 and journal[0]["merge"]["accepted"]["TX"]["norm"] > 0
+
+
+def test_inner_states_are_merged_and_handed_to_whoever_trains_next(bench: Bench) -> None:
+    kept: dict[str, dict[str, Any]] = {}
+
+    def keep() -> None:  # what the sites delivered is gone once it is merged
+        for path in bench.store.path("scratch/ckpt-000001/1").rglob("*.safetensors"):
+            kept.setdefault(str(path.relative_to(bench.store.root)), load_file(path))
+
+    rounds = [{"CA": 3, "TX": 1}, {"TX": 1}, {"SA": 1, "CA": 1}, {"CA": 1}]
+    plan = bench.plan(rounds, shared={"name": "fresh"})
+    faults = (Fault("CA", 2, "nan state"),)
+    merge = rounds_module.store_merged
+
+    def merged(store: Any, orders: Any, states: Any, report: Any, key: str) -> Any:
+        keep()
+        return merge(store, orders, states, report, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds_module, "store_merged", merged)
+        segment = bench.run(plan, faults)
+    first, after, joined, last = [
+        next(order for site, order in bench.transport.sent if order.round == n) for n in range(4)
+    ]
+    assert first.shared is not None and first.inner_state == "fresh"
+    folder = "scratch/ckpt-000001/1"
+    sites = [kept[f"{folder}/round-0000/inner/{site}.safetensors"] for site in ("CA", "TX")]
+    assert after.shared is not None and after.shared.key == f"{folder}/round-0000/inner.safetensors"
+    for name, values in kept[after.shared.key].items():
+        np.testing.assert_allclose(values, 0.75 * sites[0][name] + 0.25 * sites[1][name], rtol=1e-6)
+    # who joins begins with what the one member of the round before left, and a refused site leaves nothing behind
+    alone = bench.store.read_bytes(f"{folder}/rounds.jsonl").splitlines()
+    ends = [json.loads(line)["results"] for line in alone]
+    assert joined.site == "CA" and joined.inner_state == ends[1]["TX"]["inner_state"]["end"]
+    assert "inner state is not finite" in segment["refused"]["CA"]
+    assert last.inner_state == ends[2]["SA"]["inner_state"]["end"]
+    assert segment["shared"]["name"] == ends[3]["CA"]["inner_state"]["end"]
+    assert bench.store.list(f"{folder}/round-0003") == ["inner.safetensors", "model.safetensors", "outer.safetensors"]
+
+
+def test_a_merged_state_outlives_a_round_without_an_update(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 1, "TX": 1}] * 3, ("CA", "TX"), shared={"name": "fresh"})
+    segment = bench.run(plan, (Fault("CA", 1, "no state"), Fault("TX", 1, "nan")))
+    assert segment["refused"].keys() == {"CA", "TX"} and "its inner state cannot be had" in segment["refused"]["CA"]
+    before, after = [next(o for _, o in bench.transport.sent if o.round == n) for n in (1, 2)]
+    assert before.shared == after.shared and segment["shared"]["name"] != before.inner_state
 
 
 def test_local_mode_assigns(bench: Bench) -> None:
@@ -290,10 +338,11 @@ def killed_in_round(bench: Bench, plan: dict[str, Any], index: int, faults: tupl
         bench.run(plan, faults, on_poll=die, steps_per_round=2)
 
 
+@pytest.mark.parametrize("shared", [None, {"name": "fresh"}], ids=["own", "merged"])
 @pytest.mark.parametrize("live", [False, True])
-def test_another_server_goes_on_behind_what_was_merged(bench: Bench, live: bool) -> None:
+def test_another_server_goes_on_behind_what_was_merged(bench: Bench, live: bool, shared: Any) -> None:
     rounds = [{"CA": 2, "TX": 1, "SA": 1}] * 4
-    plan = bench.live(max_rounds=4) if live else bench.plan(rounds)
+    plan = (bench.live(max_rounds=4) if live else bench.plan(rounds)) | {"shared": shared}
     whole = bench.run(plan, (Fault("TX", 1, "nan"),), folder="scratch/whole", steps_per_round=2)
     killed_in_round(bench, plan, 2, (Fault("TX", 1, "nan"),))
     resumed = bench.run(plan, steps_per_round=2)
@@ -315,9 +364,11 @@ def test_what_a_killed_server_left_damaged_is_not_built_on(bench: Bench) -> None
     assert bench.transport.sent == []  # trainers remember this attempt's orders: only another one begins anew
 
 
-def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench) -> None:
-    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4)
-    segment = bench.run(plan, (Fault("TX", 1, "nan"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill")))
+@pytest.mark.parametrize("shared", [None, {"name": "fresh"}], ids=["own", "merged"])
+def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench, shared: Any) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4, shared=shared)
+    lost = (Fault("TX", 2, "lost state"),) if shared else ()
+    segment = bench.run(plan, (Fault("TX", 1, "nan"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill"), *lost))
     assert "SA lost" in segment["stop_reason"] and segment["rounds"][2]["refused"].keys() == {"CA"}
     again = replay(plan, segment) | {"attempt": 2}
     replayed = bench.run(again, folder="scratch/ckpt-000001/replay")

@@ -57,7 +57,8 @@ def test_a_site_does_its_work_and_nothing_else(guarded: Guarded, tmp_path: Path)
     made.write_bytes(bytes(100))
     assert site.read_bytes("membership.json") == b"owner's" and not site.exists("agents/TX.json")
     assert site.list("shards/TX") == ["manifest.json"]
-    for key in ("scratch/ckpt-000001/1/round-0000/TX.safetensors", "inner_state/TX/abc.safetensors"):
+    folder = "scratch/ckpt-000001/1/round-0000"
+    for key in (f"{folder}/TX.safetensors", f"{folder}/inner/TX.safetensors", "inner_state/TX/abc.safetensors"):
         site.put_file(made, key)
         with site.local(key) as path:
             assert path.read_bytes() == bytes(100)
@@ -70,6 +71,7 @@ def test_a_site_does_its_work_and_nothing_else(guarded: Guarded, tmp_path: Path)
         "agents/CA.json",
         "membership.json",
         "inner_state/CA/x.safetensors",
+        "merged_state/x.safetensors",
         "checkpoints/ckpt-000001/model.safetensors",
         "claims/ckpt-000001/00000000.json",
         "scratch/ckpt-000001/1/round-0000/CA.safetensors",

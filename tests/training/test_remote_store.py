@@ -21,6 +21,7 @@ from curtail_pipeline.federation.orders import (
     PlannedRound,
     Result,
     Segment,
+    SharedState,
     StoredDelta,
     StoredWeights,
     Watch,
@@ -89,8 +90,7 @@ def plan() -> Plan:
 
 
 def linked(signing: Store, order: Order) -> Order:
-    links = links_of(signing, plan(), SITE, [order.parent.key], order.lease, order.out, "stop.json")
-    return changed(order, links=links)
+    return order.with_links(links_of(signing, order))
 
 
 def rounds(store: FolderStore, n: int) -> list[tuple[Order, Result]]:
@@ -208,17 +208,36 @@ def test_a_site_without_credentials_makes_weights_of_a_delta(
     trainer = SiteTrainer(FolderStore(tmp_path / "site"), SITE, EXPERIMENT)
     first = make_order(filled, codec="int2_topk")
     second = moved_on(coordinator, first, trainer.train(linked(coordinator, first)))
-    links = links_of(coordinator, plan(), SITE, [second.delta.key], second.lease, second.out)
-    got = trainer.train(changed(second, links=links))  # which has no address of the weights
+    links = links_of(coordinator, second)
+    reached = {key: url for key, url in links.get.items() if key != second.parent.key}
+    got = trainer.train(second.with_links(links.model_copy(update={"get": reached})))
     alone = SiteTrainer(coordinator, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
     assert got.parent_sha256 == alone.parent_sha256 and got.loss_first == alone.loss_first
+
+
+def test_a_merged_inner_state_goes_by_addresses_too(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
+) -> None:
+    first = make_order(filled, shared=SharedState(name="fresh"), inner_out="scratch/r0/inner/NEM_SA.safetensors")
+    done = SiteTrainer(filled, SITE, EXPERIMENT).train(first)
+    shared = SharedState(name=done.inner_state.end, key=first.inner_out)
+    second = next_order(first, done, shared=shared, inner_out="scratch/r1/inner/NEM_SA.safetensors")
+    wanted = SiteTrainer(filled, SITE, EXPERIMENT).train(second)
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    coordinator.delete(second.inner_out)
+    got = SiteTrainer(FolderStore(tmp_path / "site"), SITE, EXPERIMENT).train(linked(coordinator, second))
+    assert (got.weights, got.inner_state) == (wanted.weights, wanted.inner_state)
+    assert coordinator.digest(second.inner_out).sha256 == wanted.inner_state.end.removeprefix("sha256:")
+    coordinator.delete(first.inner_out)
+    fresh = SiteTrainer(FolderStore(tmp_path / "other"), SITE, EXPERIMENT).train(linked(coordinator, second))
+    assert fresh.inner_state.begin == "fresh" and fresh.weights != wanted.weights, "lost, so it began fresh"
 
 
 def test_addresses_are_good_for_one_object_method_and_time(
     s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
 ) -> None:
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    good = links_of(signing, plan(), SITE, [WEIGHTS], [(1, 0, 4)], "out.bin", "stop.json")
+    good = links_of(signing, make_order(filled, out="out.bin"))
     good.write(agent_key(SITE), b"alive")
     with pytest.raises(NotStored, match=r"membership\.json is not in the store"):
         good.read("membership.json")
@@ -241,7 +260,7 @@ def test_addresses_are_good_for_one_object_method_and_time(
 
 def test_what_arrives_is_checked(s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path) -> None:
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    links = links_of(signing, plan(), SITE, [WEIGHTS], [(1, 0, 4)], "out.bin", "stop.json")
+    links = links_of(signing, make_order(filled, out="out.bin"))
     direct = s3.connect()
     name = f"runs/small/{WEIGHTS}"
     found = direct.get_object(Bucket=signing.place.bucket, Key=name)
@@ -294,4 +313,4 @@ def test_a_cancelled_segment_reaches_a_site_through_the_store(
 
 def test_a_folder_gives_no_addresses_away(filled: FolderStore) -> None:
     with pytest.raises(StoreError, match="is a folder, which has no addresses to give away"):
-        links_of(filled, plan(), SITE, [WEIGHTS], [(1, 0, 4)], "out.bin", "stop.json")
+        links_of(filled, make_order(filled, out="out.bin"))

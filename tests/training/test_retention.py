@@ -6,7 +6,7 @@ from test_checkpoints import fields
 
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.training.retention import prune_snapshots, snapshot_key
+from curtail_pipeline.training.retention import merged_key, prune_merged, prune_snapshots, snapshot_key
 
 SITE = "SPP_TX"
 
@@ -54,3 +54,21 @@ def test_the_newest_that_are_named_and_those_in_use_stay(tmp_path: Path) -> None
     assert prune_snapshots(store, SITE, 2) == [state(5), state(6)]
     assert not store.exists(snapshot_key(SITE, state(5)))
     assert prune_snapshots(store, "NEM_SA", 1) == []
+
+
+def test_merged_states_stay_as_long_as_the_newest_checkpoints_name_them(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    checkpoints = Checkpoints(store)
+    checkpoints.commit("ckpt-000000", {weights.name: weights}, fields(), 0)
+    for n in range(1, 4):
+        content = fields(f"ckpt-{n - 1:06d}", begin=5 * (n - 1), first=5 * (n - 1))
+        content["inner_state"] = {"begin": state(n - 1) if n > 1 else "fresh", "end": state(n)}
+        checkpoints.commit(f"ckpt-{n:06d}", {weights.name: weights}, content, n)
+        store.write_bytes(merged_key(state(n)), b"state")
+    store.write_bytes(merged_key(state(9)), b"of a segment that was never committed")
+    assert prune_merged(store, 2) == [state(1), state(9)]
+    assert all(store.exists(merged_key(state(n))) for n in (2, 3)) and prune_merged(store, 2) == []
+    assert checkpoints.manifest("ckpt-000001").inner_state is not None
+    assert b"inner_state" not in store.read_bytes("checkpoints/ckpt-000000/manifest.json")

@@ -23,7 +23,15 @@ from training_case import (
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.emissions.meter import Drawn, make_meter
 from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
-from curtail_pipeline.federation.orders import Order, Plan, Result, SiteTerms, StoredWeights, WrittenWeights
+from curtail_pipeline.federation.orders import (
+    Order,
+    Plan,
+    Result,
+    SharedState,
+    SiteTerms,
+    StoredWeights,
+    WrittenWeights,
+)
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
@@ -314,6 +322,53 @@ def test_a_site_that_lost_its_inner_state_starts_fresh_and_says_so(store, caplog
     assert anew.inner_state.begin == "fresh" and anew.steps == 3 and f"{SITE} starts fresh" in caplog.text
     told = SiteTrainer(store, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
     assert anew.weights == told.weights != result.weights
+
+
+def test_learning_rates_follow_the_members_of_the_round(store):
+    def weights(members, power, factor=1.0):
+        rates = {name: getattr(EXPERIMENT.training, name) * factor for name in
+                 ("matrix_lr", "embedding_lr", "unembedding_lr")}  # fmt: skip
+        changes = {
+            "rounds": EXPERIMENT.rounds.model_copy(update={"member_lr_power": power}),
+            "training": EXPERIMENT.training.model_copy(update=rates),
+        }
+        experiment = EXPERIMENT.model_copy(update=changes)
+        store.write_record("experiment.json", experiment)
+        return SiteTrainer(store, SITE, experiment).train(make_order(store, members=members)).weights.sha256
+
+    assert weights(1, 0.5) == weights(1, 0.0)
+    assert weights(4, 0.5) == weights(4, 0.0, factor=2.0) != weights(4, 0.0)
+
+
+def merged_orders(store):
+    """An order whose inner state is merged after it, and the one after it, with its own state as the merged one."""
+    first = make_order(store, shared=SharedState(name="fresh"), inner_out="scratch/r0/inner/NEM_SA.safetensors")
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(first)
+    shared = SharedState(name=result.inner_state.end, key=first.inner_out)
+    return first, next_order(first, result, shared=shared, inner_out="scratch/r1/inner/NEM_SA.safetensors")
+
+
+def test_a_merged_state_is_read_where_the_order_says_and_left_there(store):
+    wanted = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
+    store.delete("inner_state")
+    _, second = merged_orders(store)
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert (result.weights.sha256, result.inner_state) == (wanted[1][1].weights.sha256, wanted[1][1].inner_state)
+    assert store.list("inner_state") == [], "no snapshot of the site's own"
+    assert f"sha256:{store.digest(second.inner_out).sha256}" == result.inner_state.end
+    joiner = SiteTrainer(store, SITE, EXPERIMENT)
+    cold = joiner.train(changed(second, inner_state="fresh", shared=SharedState(name="fresh")))
+    assert cold.weights != result.weights, "who joins begins warm"
+
+
+def test_a_lost_merged_state_is_handled_as_the_terms_say(store, caplog):
+    first, second = merged_orders(store)
+    store.delete(first.inner_out)
+    anew = SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert anew.inner_state.begin == "fresh" and f"{SITE} starts fresh: the merged inner state sha256:" in caplog.text
+    for strict in (changed(second, terms=SiteTerms(lost_state="refuse")), changed(second, replay="again")):
+        with pytest.raises(TrainingError, match=r"the merged inner state sha256:.* cannot be had"):
+            SiteTrainer(store, SITE, EXPERIMENT).train(strict)
 
 
 def test_a_site_says_what_it_works_with_and_others_text_is_refused_before_work(store):
