@@ -32,18 +32,19 @@ class HeldoutGate:
         self._heldout = HeldoutReader(store, self._settings.sequence_length)
         self._model = build_model(read_config(store.read_bytes(plan.parent.config), plan.parent.config)).eval()
         self._known: dict[str, float] = {}
-        """By sha256 of the weights: what a site alone has trained is the next round's start, and a round that gave
-        nothing leaves its own."""
+        """By sha256 of weights, and by codec and sha256 of deltas: what a site alone has trained is the next round's
+        start, and a round that gave nothing leaves its own."""
 
     def __call__(self, weights: StoredWeights | StoredDelta) -> float | None:
         """None for weights that cannot be read or do not fit the model; the merge refuses them by name."""
-        if weights.sha256 not in self._known:
+        name = f"{weights.codec} {weights.sha256}" if isinstance(weights, StoredDelta) else weights.sha256
+        if name not in self._known:
             try:
                 sha256 = self._take(weights)
             except (TrainingError, FederationError, CorruptObject, NotStored, RuntimeError):
                 return None
-            self._known[weights.sha256] = self._known[sha256] = self._loss()
-        return self._known[weights.sha256]
+            self._known[name] = self._known[sha256] = self._loss()
+        return self._known[name]
 
     def _take(self, weights: StoredWeights | StoredDelta) -> str:
         """Give the model these weights, or its base's moved so far; their sha256."""

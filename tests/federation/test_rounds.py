@@ -104,7 +104,9 @@ def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
     """The plan that repeats a segment."""
     states = {site: done["inner_state"]["begin"] for site, done in segment["sites"].items()}
     asked = Plan.read(plan, "the plan")
-    again = replay_of(asked, Segment.read(segment, "the segment"), states, "again", asked.shared)
+    left = {site: done["residual"]["begin"] for site, done in segment["sites"].items() if done.get("residual")}
+    realised = Segment.read(segment, "the segment")
+    again = replay_of(asked, realised, states, "again", shared=asked.shared, residuals=left)
     return json.loads(again.model_dump_json())
 
 

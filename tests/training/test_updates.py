@@ -113,7 +113,7 @@ def test_weights_that_are_not_finite_are_an_error_of_the_site(
     def spoil(self: SiteTrainer, *arguments: object) -> float:
         loss = step(self, *arguments)
         with torch.no_grad():
-            next(iter(self._built()[0].parameters()))[0, 0] = float("nan")
+            next(iter(self._built().model.parameters()))[0, 0] = float("nan")
         return loss
 
     monkeypatch.setattr(SiteTrainer, "_step", spoil)
