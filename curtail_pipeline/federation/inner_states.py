@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.orders import MergeReport, Order, Result, WrittenFile
+from curtail_pipeline.federation.merge_report import MergeReport, WrittenFile
+from curtail_pipeline.federation.orders import Order, Result
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorInfo, TensorWriter, from_float32, pieces
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256

@@ -25,7 +25,7 @@ import numpy as np
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge_pass import MergePass, Offered, Outputs, Passed, Spoilt, Update
-from curtail_pipeline.federation.orders import AcceptedUpdate, MergeReport, WrittenFile
+from curtail_pipeline.federation.merge_report import AcceptedUpdate, MergeReport, WrittenFile
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter
 from curtail_pipeline.federation.update_file import UpdateFile
 from curtail_pipeline.settings.federation_settings import CodecName

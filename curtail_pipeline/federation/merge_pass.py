@@ -17,7 +17,7 @@ import numpy as np
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import Codec
-from curtail_pipeline.federation.orders import WrittenFile
+from curtail_pipeline.federation.merge_report import WrittenFile
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, in_order
 from curtail_pipeline.federation.update_file import AHEAD, THREADS, Piece, UpdateFile, UpdateWriter, all_pieces
 from curtail_pipeline.settings.federation_settings import CodecName

@@ -28,9 +28,9 @@ from curtail_pipeline.federation.answers import collect
 from curtail_pipeline.federation.inner_states import fetch_states, store_merged
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.merge import merge
+from curtail_pipeline.federation.merge_report import MergeReport
 from curtail_pipeline.federation.orders import (
     JournalLine,
-    MergeReport,
     Order,
     Plan,
     Result,

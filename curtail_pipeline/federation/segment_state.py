@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.merge_report import MergeReport
 from curtail_pipeline.federation.orders import (
     JournalLine,
-    MergeReport,
     OuterState,
     Plan,
     Result,

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import CODECS, Codec
-from curtail_pipeline.federation.orders import WrittenFile
+from curtail_pipeline.federation.merge_report import WrittenFile
 from curtail_pipeline.federation.tensor_stream import (
     Floats,
     TensorFile,

@@ -11,7 +11,8 @@ import torch
 
 from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.codecs import CODECS
-from curtail_pipeline.federation.orders import Order, WrittenFile
+from curtail_pipeline.federation.merge_report import WrittenFile
+from curtail_pipeline.federation.orders import Order
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import write_update, write_weights
 from curtail_pipeline.storage.manifest import FRESH, InnerStates

@@ -21,7 +21,7 @@ from curtail_pipeline.federation import tensor_stream as tensors
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge import merge, norm_limit
 from curtail_pipeline.federation.merge_pass import Update
-from curtail_pipeline.federation.orders import MergeReport
+from curtail_pipeline.federation.merge_report import MergeReport
 from curtail_pipeline.federation.update_file import UpdateFile, all_pieces, write_update, write_weights
 from curtail_pipeline.settings.federation_settings import LossyName
 from curtail_pipeline.storage.store import file_sha256
