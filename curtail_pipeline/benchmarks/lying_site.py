@@ -88,7 +88,8 @@ class LyingSite:
         """Step aside; a request that is on its way is still answered."""
         if self._path.exists() and self._path.read_bytes() == self._mine:  # else another trainer has written its own
             write_whole(self._path, self._true, mode=0o600)
-        threading.Thread(target=self._server.shutdown, daemon=True).start()
+        self._server.shutdown()
+        self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))

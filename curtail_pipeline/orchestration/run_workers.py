@@ -17,6 +17,8 @@ LAUNCH_TIMEOUT = timedelta(seconds=45)
 MOST_RUNS = 100
 """Runs looked at in one tick: far above what an instance runs at once."""
 WATCHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+WORKER = "curtail_pipeline.orchestration.run_worker"
+"""The module that is a worker which `WarmLauncher` has started."""
 _SLACK_S = 2.0
 """By which the clocks of the kernel and of the log may differ."""
 
@@ -85,10 +87,14 @@ def worker_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | 
 
 
 def is_alive(pid: int, since: float) -> bool:
-    """Whether that process still runs: not another one that was given its number, and no zombie."""
+    """Whether that process still runs: not another one that was given its number, and no zombie.
+
+    A clock that was set ahead moves the time at which all processes seem to have started; then its command tells.
+    """
     try:
         process = psutil.Process(pid)
-        return process.create_time() <= since + _SLACK_S and process.status() != psutil.STATUS_ZOMBIE
+        its_own = process.create_time() <= since + _SLACK_S or WORKER in process.cmdline()
+        return its_own and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -23,9 +23,8 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClassData, serialize_value
 
 import curtail_pipeline
-from curtail_pipeline.orchestration.run_workers import is_alive, worker_of
+from curtail_pipeline.orchestration.run_workers import WORKER, is_alive, worker_of
 
-WORKER = "curtail_pipeline.orchestration.run_worker"
 USED = ("curtail_pipeline.definitions", "curtail_pipeline.stages.initialise", "curtail_pipeline.stages.train")
 """What a segment's run imports before it trains."""
 SOURCES = [Path(curtail_pipeline.__file__).parents[1] / name for name in ("curtail_pipeline", "assets", "sensors")]

@@ -22,7 +22,7 @@ from waiting import wait_until
 
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.orchestration.headless import prepare_instance
-from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, dead_runs, end_dead
+from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, WORKER, dead_runs, end_dead, is_alive
 from curtail_pipeline.orchestration.watchdog import code_servers, watching
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project
@@ -226,3 +226,11 @@ def test_a_process_that_was_killed_and_not_reaped_does_not_hide_the_code_server(
         for each in [*psutil.Process(process.pid).children(recursive=True), process]:
             each.kill()
         process.wait()
+
+
+def test_a_worker_lives_though_the_clock_was_set_ahead_and_another_process_of_its_number_is_none() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()", WORKER], stdin=subprocess.PIPE) as worker:
+        assert is_alive(worker.pid, time.time()) and is_alive(worker.pid, time.time() - 3600)
+        assert is_alive(os.getpid(), time.time()) and not is_alive(os.getpid(), 0.0)
+        worker.kill()
+        wait_until(lambda: not is_alive(worker.pid, time.time()))
