@@ -59,6 +59,10 @@ class TrainingError(CurtailError):
     """A model preset, an optimiser state or a training order that cannot be used."""
 
 
+class MeterError(CurtailError):
+    """A counter of energy that is missing, cannot be read, or was reset."""
+
+
 class FederationError(CurtailError):
     """SuperLink, SuperNode or trainer that cannot be started, reached or trusted."""
 

@@ -10,26 +10,30 @@ from typing import Literal
 
 import polars as pl
 
-Clock = Literal["virtual", "wall"]
+from curtail_pipeline.emissions.formats import percent
 
-PROJECTED = "projected (virtual time, modelled power)"
+Clock = Literal["virtual", "wall"]
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Of a figure: each is true where any of its energy is so."""
+    """Of a figure: virtual and synthetic are true where any of its energy is so."""
 
     virtual: bool
-    modelled: bool
+    measured_share: float
+    """Of its energy."""
     synthetic: bool
 
     @property
     def label(self) -> str:
         """As it stands beside the figure."""
-        if self.virtual:
-            found = PROJECTED if self.modelled else "virtual time, measured power"
+        if self.measured_share == 1:
+            power = "measured power"
+        elif self.measured_share == 0:
+            power = "modelled power"
         else:
-            found = "modelled power" if self.modelled else "measured power"
+            power = f"{percent(self.measured_share)} measured, else modelled power"
+        found = f"projected (virtual time, {power})" if self.virtual else power
         return f"{found}, synthetic signal" if self.synthetic else found
 
 
@@ -54,9 +58,11 @@ def basis_of(ledger: pl.DataFrame, *, synthetic: bool = False) -> Basis | None:
     drawn = ledger.filter((pl.col("kwh") > 0) | (pl.col("battery_kwh") > 0))
     if drawn.is_empty():
         return None
+    used = pl.col("kwh") + pl.col("battery_kwh")
+    of_meters, kwh = drawn.select(used.filter(pl.col("power") == "measured").sum(), used.sum().alias("all")).row(0)
     return Basis(
         bool((drawn["clock"] == "virtual").any()),
-        bool((drawn["power"] == "modelled").any()),
+        of_meters / kwh,
         synthetic or bool((drawn["signal"] == "synthetic").any()),
     )
 

@@ -30,10 +30,12 @@ INTERVAL_SCHEMA: dict[str, pl.DataType] = {
     "on_site_kw": pl.Float64(),
     "battery_kw": pl.Float64(),
     "lost_kw": pl.Float64(),
+    "measured": pl.Boolean(),
 }
 """Power intervals. `kw`: what is drawn from the grid and from on-site generation, PUE included; `on_site_kw`: of it,
 from on-site generation, which emits nothing; `battery_kw`: what the battery gives to the load beside `kw`, booked when
-it was charged; `lost_kw`: what the battery loses. The state `charging` is beside the states of the site."""
+it was charged; `lost_kw`: what the battery loses; `measured`: by the site's counters. The state `charging` is beside
+the states of the site."""
 
 PIECE_SCHEMA: dict[str, pl.DataType] = {
     **INTERVAL_SCHEMA,
@@ -91,6 +93,8 @@ class PowerInterval:
     end: datetime
     kw: float
     """PUE included."""
+    measured: bool = False
+    """By the site's counters, on average over it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,10 @@ def accounting_signals(traces: pl.DataFrame, max_age_s: Mapping[str, float | Non
 
 def intervals_table(intervals: Sequence[Interval | PowerInterval], checkpoint: str | None = None) -> pl.DataFrame:
     """INTERVAL_SCHEMA of power intervals, e.g. a manifest's: all of it from the grid."""
-    rows = [(checkpoint, part.site, part.state, part.start, part.end, part.kw, 0.0, 0.0, 0.0) for part in intervals]
+    rows = [
+        (checkpoint, part.site, part.state, part.start, part.end, part.kw, 0.0, 0.0, 0.0, part.measured)
+        for part in intervals
+    ]
     return pl.DataFrame(rows, schema=INTERVAL_SCHEMA, orient="row")
 
 
@@ -251,7 +258,7 @@ def ledger(
         lost.alias("unaccounted_kwh"),
         *(part.sum() for part in own.values()),
         pl.lit(clock).alias("clock"),
-        pl.lit("modelled").alias("power"),  # of the site's settings, until a trainer reports what it drew
+        pl.when(pl.col("measured").all()).then(pl.lit("measured")).otherwise(pl.lit("modelled")).alias("power"),
         pl.col("region").first().replace_strict(origin, default=None, return_dtype=pl.String).alias("signal"),
         pl.col("region")
         .first()

@@ -1,72 +1,280 @@
-"""Power now: NVIDIA's counters where a site's devices have them, otherwise the constants of the site's settings."""
+"""Energy that a site's own counters measure: its GPUs through zeus, CPUs and memory through RAPL or by a setting.
 
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+Counters count joules since some start; energy is the difference of two readings. RAPL is read from sysfs: zeus watches
+its counters wrap around from a process of its own, which outlives a trainer that is killed, while a trainer reads them
+every few seconds anyway.
+"""
 
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from pydantic import Field
+
+from curtail_pipeline.errors import MeterError
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.storage.records import Record
+from curtail_pipeline.times import HOUR, SECOND
 
-State = Literal["training", "idle", "start_up"]
+log = logging.getLogger(__name__)
+
+RAPL: Final = Path("/sys/class/powercap")
+SAMPLE_S: Final = 10.0
+"""A RAPL counter of 262 kJ, the usual range, wraps within 10 minutes at 437 W."""
+_JOULES_PER_KWH = 3.6e6
 
 
-class Meter(Protocol):
-    """Facility power of a site, PUE included."""
+class Drawn(Record):
+    """IT energy that was measured, without the PUE."""
 
+    kwh: float = Field(ge=0, allow_inf_nan=False)
     source: str
-
-    def read_kw(self, state: State) -> float: ...
-
-
-class ConstantMeter:
-    """The power that the site's settings declare for a state."""
-
-    source = "settings"
-
-    def __init__(self, site: Site) -> None:
-        idle = site.idle_kw if site.start_up_kw is None else site.start_up_kw
-        self._kw = {"training": site.training_kw, "idle": site.idle_kw, "start_up": idle}
-        self._pue = site.pue
-
-    def read_kw(self, state: State) -> float:
-        return self._kw[state] * self._pue
+    """Which counters it is the sum of."""
 
 
-class NvmlMeter:
-    """Board power of the first `site.devices` GPUs, summed, times PUE. CPUs, memory and network are not in it."""
+class Counter(Protocol):
+    """Joules since some start."""
 
-    source = "nvml"
+    @property
+    def name(self) -> str: ...
 
-    def __init__(self, site: Site, nvml: Any) -> None:
-        """`nvml`: the initialised `pynvml` module.
+    @property
+    def range_j(self) -> float | None:
+        """Where it begins again at 0; None where only a reset of the device does that."""
+
+    def read_j(self) -> float:
+        """The count now.
 
         Raises:
-            pynvml.NVMLError: fewer devices than the site declares, or one that reports no power.
+            MeterError: it cannot be read now.
         """
-        self._nvml, self._pue = nvml, site.pue
-        self._devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(site.devices)]
-        self.read_kw()
-
-    def read_kw(self, state: State = "training") -> float:
-        """What the devices draw now, whatever the state."""
-        milliwatts = sum(self._nvml.nvmlDeviceGetPowerUsage(device) for device in self._devices)
-        return float(milliwatts) / 1e6 * self._pue
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._nvml.nvmlShutdown()
 
 
-def make_meter(site: Site) -> Meter:
-    """NVML when the site trains on CUDA devices that report their power; the settings otherwise."""
-    if not site.device.startswith("cuda"):
-        return ConstantMeter(site)
-    import pynvml
+class Gpus(Protocol):
+    """The GPUs that a trainer sees, numbered as `cuda:0` and so on are."""
 
+    def __len__(self) -> int: ...
+
+    def counts(self, index: int) -> bool:
+        """Whether it has an energy counter."""
+
+    def read_j(self, index: int) -> float:
+        """Of the whole board, its memory included, since the driver was loaded.
+
+        Raises:
+            MeterError: it cannot be read now.
+        """
+
+
+class ZeusGpus:
+    """GPUs of NVIDIA or AMD through zeus, which heeds `CUDA_VISIBLE_DEVICES`.
+
+    Raises:
+        MeterError: zeus is not installed, or finds none.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from zeus.device import get_gpus
+            from zeus.exception import ZeusBaseError
+        except ImportError as error:
+            raise MeterError("zeus is not installed; pip install 'curtail_pipeline[meter]'") from error
+        self._error = ZeusBaseError
+        try:
+            self._gpus = get_gpus()
+        except ZeusBaseError as error:
+            raise MeterError(f"{str(error).rstrip('.')}; see whether nvidia-smi finds the GPU") from error
+
+    def __len__(self) -> int:
+        return len(self._gpus)
+
+    def counts(self, index: int) -> bool:
+        found: bool = self._gpus.supports_get_total_energy_consumption(index)
+        return found
+
+    def read_j(self, index: int) -> float:
+        try:
+            millijoules: int = self._gpus.get_total_energy_consumption(index)
+        except self._error as error:
+            raise MeterError(f"the energy counter of GPU {index} cannot be read ({error})") from error
+        return millijoules / 1_000
+
+
+@dataclass(frozen=True)
+class GpuCounter:
+    """The energy counter of one GPU."""
+
+    gpus: Gpus
+    index: int
+    range_j: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"GPU {self.index}"
+
+    def read_j(self) -> float:
+        return self.gpus.read_j(self.index)
+
+
+@dataclass(frozen=True)
+class RaplCounter:
+    """One power zone of the processor: a package, or its memory."""
+
+    folder: Path
+    name: str
+    range_j: float | None
+
+    def read_j(self) -> float:
+        try:
+            return int((self.folder / "energy_uj").read_text()) / SECOND
+        except PermissionError as error:
+            raise MeterError(
+                f"{self.folder}/energy_uj may be read by root only; let the trainer's user read it, or give "
+                "sites[].meter.host_kw"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise MeterError(f"{self.folder}/energy_uj cannot be read ({error})") from error
+
+
+def rapl_counters(root: Path = RAPL) -> list[RaplCounter]:
+    """Packages, and their memory where it is a zone beside them. `psys` is the whole platform and would count twice."""
+    found = []
+    for zone in sorted(root.glob("intel-rapl:*")):
+        name = (zone / "name").read_text().strip() if (zone / "name").is_file() else ""
+        if name.startswith("package") or name == "dram":
+            limit = zone / "max_energy_range_uj"
+            found.append(RaplCounter(zone, f"{zone.name} {name}", int(limit.read_text()) / SECOND))
+    return found
+
+
+def gpu_counters(site: Site, gpus: Gpus) -> list[GpuCounter]:
+    """Of the site's devices, from its own index on.
+
+    Raises:
+        MeterError: one is not there, or counts no energy.
+    """
+    first = int(site.device.partition(":")[2] or 0)
+    for index in range(first, first + site.devices):
+        if index >= len(gpus):
+            raise MeterError(f"site {site.name!r} has GPU {index}, and there are {len(gpus)}")
+        if not gpus.counts(index):
+            raise MeterError(f"GPU {index} of site {site.name!r} has no energy counter; Volta is the first that has")
+    return [GpuCounter(gpus, index) for index in range(first, first + site.devices)]
+
+
+@dataclass
+class _Account:
+    """One counter between two readings."""
+
+    counter: Counter
+    share: float
+    last: float = 0.0
+    joules: float = 0.0
+
+    def begin(self) -> None:
+        self.last, self.joules = self.counter.read_j(), 0.0
+
+    def sample(self) -> None:
+        now = self.counter.read_j()
+        if now < self.last:
+            if self.counter.range_j is None:
+                raise MeterError(f"the energy counter of {self.counter.name} was reset")
+            self.joules += self.counter.range_j
+        self.joules += now - self.last
+        self.last = now
+
+
+@dataclass
+class Meter:
+    """What one site draws while it trains; without counters it measures nothing."""
+
+    source: str
+    accounts: Sequence[_Account] = ()
+    host_kw: float = 0.0
+    """Of processor and memory, by the site's settings."""
+    clock: Callable[[], float] = time.monotonic
+    _begun: float | None = field(default=None, init=False)
+    _sampled: float = field(default=0.0, init=False)
+    _said: bool = field(default=False, init=False)
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._begun = self._sampled = self.clock()
+        self._each(_Account.begin)
+
+    def sample(self) -> None:
+        """Call it often: it reads the counters every `SAMPLE_S`, so that none wraps around twice unseen."""
+        if self._begun is not None and self.clock() - self._sampled >= SAMPLE_S:
+            self._each(_Account.sample)
+
+    def end(self) -> Drawn | None:
+        """IT energy since `begin`; None where there are no counters, or one was reset or could not be read."""
+        self._each(_Account.sample)
+        begun, self._begun = self._begun, None
+        if begun is None or not self.accounts:
+            return None
+        joules = sum(account.share * account.joules for account in self.accounts)
+        hours = (self.clock() - begun) * SECOND / HOUR
+        return Drawn(kwh=joules / _JOULES_PER_KWH + self.host_kw * hours, source=self.source)
+
+    def _each(self, do: Callable[[_Account], None]) -> None:
+        if self._begun is None:
+            return
+        self._sampled = self.clock()
+        try:
+            for account in self.accounts:
+                do(account)
+        except MeterError as error:
+            self._begun = None
+            if not self._said:
+                log.warning("energy is modelled, not measured, where a counter fails: %s", error)
+            self._said = True
+
+
+def make_meter(
+    site: Site,
+    cpus: int,
+    *,
+    rapl: Path = RAPL,
+    gpus: Callable[[], Gpus] = ZeusGpus,
+    clock: Callable[[], float] = time.monotonic,
+) -> Meter:
+    """The meter of a site on this machine. What it cannot measure it says once, in the log.
+
+    Args:
+        cpus: of this machine.
+        gpus: finds them.
+    """
+    if not site.meter.measured:
+        return Meter("none")
+    accounts, parts, host_kw = list[_Account](), list[str](), 0.0
     try:
-        pynvml.nvmlInit()
-        return NvmlMeter(site, pynvml)
-    except pynvml.NVMLError:
-        return ConstantMeter(site)
+        on_gpus = site.device.startswith("cuda")
+        if on_gpus:
+            accounts += [_Account(counter, 1.0) for counter in gpu_counters(site, gpus())]
+            parts.append("GPU counters")
+        share = site.meter.host_share
+        if share is None:
+            share = 1.0 if on_gpus else min(1.0, site.threads / cpus)
+        told = site.meter.host_kw if on_gpus else None
+        zones = [] if told is not None else rapl_counters(rapl)
+        for zone in zones:
+            zone.read_j()
+        if zones:
+            accounts += [_Account(zone, share) for zone in zones]
+            parts.append("RAPL" if share == 1 else f"{share:.0%} of RAPL")
+        elif told is not None:
+            host_kw = told
+            parts.append(f"{host_kw:g} kW for the host")
+        elif on_gpus:
+            raise MeterError("there is no RAPL counter for processor and memory; give sites[].meter.host_kw")
+        else:
+            raise MeterError("there is no RAPL counter")
+    except MeterError as error:
+        log.warning("energy of %s is modelled by the site's settings, not measured: %s", site.name, error)
+        return Meter("none")
+    log.info("energy of %s is measured: %s", site.name, ", ".join(parts))
+    return Meter(", ".join(parts), accounts, host_kw, clock)

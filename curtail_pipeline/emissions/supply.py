@@ -71,10 +71,14 @@ def supplied_intervals(
     for flow in flows:
         at = int(np.searchsorted(low, flow.start, side="right")) - 1
         state = load["state"][at] if at >= 0 and flow.start < high[at] else None
+        measured = state is not None and bool(load["measured"][at])
         inside = stops[bisect_right(stops, flow.start) : bisect_left(stops, flow.end)]
         for first, last in pairwise([flow.start, *inside, flow.end]):
             key = ends[bisect_right(stops, first)][0]
-            rows += [(key, site.name, name, first, last, *kw) for name, kw in _booked(site, flow, state)]
+            rows += [
+                (key, site.name, name, first, last, *kw, measured and name == state)
+                for name, kw in _booked(site, flow, state)
+            ]
     table = pl.DataFrame(rows, schema={**INTERVAL_SCHEMA, "start": pl.Int64, "end": pl.Int64}, orient="row")
     return _joined(table)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from curtail_pipeline.emissions.meter import Drawn
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.manifest import InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
@@ -109,6 +110,8 @@ class Result(Message):
     made_with: dict[str, str] = Field(default_factory=dict)
     """Versions of the site's packages, and its `corpus` and `tokenizer` as `SiteTerms` has them."""
     stop: StopReason
+    drawn: Drawn | None = None
+    """Over `seconds`; None where the site has no counters."""
 
 
 Phase = Literal["fetch", "compile", "train", "store"]

@@ -9,21 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.scheduling.power_intervals import Span, base_power
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.settings.overheads import Overheads
-from curtail_pipeline.settings.sites import PowerState, Site, power_kw
+from curtail_pipeline.settings.sites import MOST_KW_PER_DEVICE, PowerState, Site, power_kw
 from curtail_pipeline.storage.records import Message, Utc
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.times import from_us, parse_utc, to_us
 
 ORDERS = "orders"
-
-Piece = tuple[PowerState, int, int]
-"""A state over `[first, last)` microseconds."""
 
 FIRST: Final[tuple[PowerState, ...]] = ("training", "failed", "transfer", "idle")
 """States of work, in the order in which they are believed."""
@@ -36,6 +33,16 @@ class Ordered(Message):
     sites: dict[str, SiteDecision]
 
 
+class Piece(NamedTuple):
+    """A state over `[first, last)` microseconds."""
+
+    state: PowerState
+    first: int
+    last: int
+    kw: float | None = None
+    """IT power where it was measured."""
+
+
 @dataclass(frozen=True)
 class Work:
     """A stretch in which a site took part in an attempt at a checkpoint: it was up, whatever was ordered meanwhile."""
@@ -44,6 +51,8 @@ class Work:
     state: PowerState
     start: datetime
     end: datetime
+    kw: float | None = None
+    """IT power, on average, where it was measured."""
 
 
 def _key(at: datetime) -> str:
@@ -91,45 +100,55 @@ def provisioned_power(
         for order, (first, last) in zip(ordered, pairwise(stamps), strict=True)
         if max(first, begin) < min(last, until)
     ]
-    done = [(part.site, part.state, to_us(part.start), to_us(part.end)) for part in work]
+    done = [(part.site, Piece(part.state, to_us(part.start), to_us(part.end), part.kw)) for part in work]
     intervals: list[PowerInterval] = []
     for site, overheads in sites:
         pieces: list[Piece] = []
         for state in FIRST:
-            own = [(state, a, b) for name, found, a, b in done if (name, found) == (site.name, state)]
+            own = [piece for name, piece in done if (name, piece.state) == (site.name, state)]
             pieces = _beside(pieces, own, begin, until)
-        told = [part for span in spans if site.name in span.sites for part in base_power(site, overheads, span)]
+        told = [Piece(*part) for span in spans if site.name in span.sites for part in base_power(site, overheads, span)]
         pieces = _beside(pieces, told, begin, until)
-        intervals += [
-            PowerInterval(site.name, state, from_us(first), from_us(last), power_kw(site, state))
-            for state, first, last in _joined(pieces)
-        ]
+        intervals += [_interval(site, piece) for piece in _joined(pieces)]
     return tuple(intervals)
+
+
+def _interval(site: Site, piece: Piece) -> PowerInterval:
+    start, end = from_us(piece.first), from_us(piece.last)
+    if piece.kw is None or piece.kw > MOST_KW_PER_DEVICE * site.devices:  # no counter of such a device says that
+        return PowerInterval(site.name, piece.state, start, end, power_kw(site, piece.state))
+    return PowerInterval(site.name, piece.state, start, end, piece.kw * site.pue, measured=True)
 
 
 def _beside(known: Sequence[Piece], more: Iterable[Piece], begin: int, until: int) -> list[Piece]:
     """`known`, and of `more` what lies in `[begin, until)` and beside all that is known; ascending."""
     pieces = list(known)
-    for state, first, last in more:
-        cursor, stop = max(first, begin), min(last, until)
-        for _, a, b in sorted(pieces, key=lambda piece: piece[1]):
-            if a >= stop:
+    for part in more:
+        cursor, stop = max(part.first, begin), min(part.last, until)
+        for other in sorted(pieces, key=lambda piece: piece.first):
+            if other.first >= stop:
                 break
-            if b > cursor:
-                if a > cursor:
-                    pieces.append((state, cursor, a))
-                cursor = b
+            if other.last > cursor:
+                if other.first > cursor:
+                    pieces.append(part._replace(first=cursor, last=other.first))
+                cursor = other.last
         if cursor < stop:
-            pieces.append((state, cursor, stop))
-    return sorted(pieces, key=lambda piece: piece[1])
+            pieces.append(part._replace(first=cursor, last=stop))
+    return sorted(pieces, key=lambda piece: piece.first)
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """Pieces that touch and are alike, as one; rounds of training stay apart."""
     joined: list[Piece] = []
-    for state, first, last in pieces:
-        if joined and joined[-1][0] == state != "training" and joined[-1][2] == first:
-            joined[-1] = (state, joined[-1][1], last)
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if (
+            last
+            and last.last == piece.first
+            and piece.state != "training"
+            and (last.state, last.kw) == (piece.state, piece.kw)
+        ):
+            joined[-1] = last._replace(last=piece.last)
         else:
-            joined.append((state, first, last))
+            joined.append(piece)
     return joined

@@ -141,11 +141,13 @@ class Experiment(Section):
         return self.model_copy(update={"sites": sites})
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners."""
+        """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners, and how energy
+        is measured and reported."""
         content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
         content["clock"].pop("end")
         for site in content["sites"]:
-            site.pop("provisioner")
+            for name in ("provisioner", "meter"):
+                site.pop(name)
         return content
 
     def sha256(self) -> str:

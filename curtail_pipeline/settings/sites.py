@@ -46,6 +46,18 @@ class OnSiteGeneration(Section):
     """Multiplies the file's values, e.g. from one panel to a field of them."""
 
 
+class MeterSettings(Section):
+    """What of a site's power is measured by its own counters, by the wall clock; the rest is modelled."""
+
+    measured: bool = True
+    """Whether its trainer reads the counters that its machine has: GPUs with the extra `meter`, RAPL without."""
+    host_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of the processors' and memory's energy that is the site's. All of it where the site has GPUs, else its
+    `threads` over the machine's processors, when not given."""
+    host_kw: float | None = Field(default=None, ge=0)
+    """Power of processors and memory beside GPUs, in place of RAPL."""
+
+
 class Link(Section):
     """A site's connection to where rounds are merged."""
 
@@ -86,6 +98,7 @@ class Site(Section):
     """Overrides the experiment's `overheads` as a whole."""
     battery: Battery | None = None
     on_site: OnSiteGeneration | None = None
+    meter: MeterSettings = MeterSettings()
     link: Link | None = None
     """Its transfers are charged beside the overheads; without one they are part of what those measured."""
     provisioner: ProvisionerSettings = NoProvisioner()

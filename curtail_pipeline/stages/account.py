@@ -209,7 +209,7 @@ def between_ledger(
         signals,
         project.experiment.sites,
         project.windows(days),
-        clock="wall",
+        clock="wall" if project.clock_mode == "live" else "virtual",
         synthetic=synthetic_regions(project.traces(days)),
         versions=versions.of([site.region for site in project.experiment.sites], days),
     )

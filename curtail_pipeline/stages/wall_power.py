@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from curtail_pipeline.emissions.grams import PowerInterval
-from curtail_pipeline.federation.orders import JournalLine, Plan
+from curtail_pipeline.federation.orders import JournalLine, Plan, Result
 from curtail_pipeline.federation.plan import plan_key, planned_attempts, read_journal, scratch_of
 from curtail_pipeline.federation.server_life import ServerLife, failure_key, life_key
 from curtail_pipeline.scheduling.provisioned_time import Ordered, Work, provisioned_power, read_ordered
@@ -101,8 +101,9 @@ def attempt_work(
         counts: its rounds count, if their updates were accepted.
     """
 
-    def work(site: str, state: PowerState, start: datetime, end: datetime) -> Work:
-        return Work(site, state, to_clock(start), to_clock(min(end, ended)))
+    def work(site: str, state: PowerState, start: datetime, end: datetime, kw: float | None = None) -> Work:
+        first, last = to_clock(start), to_clock(min(end, ended))
+        return Work(site, state, first, last, kw if last - first == end - start else None)  # a second is a second
 
     for site in members:
         yield work(site, "idle", began, ended)
@@ -113,10 +114,18 @@ def attempt_work(
             first, last = line.done.start, line.done.end
             if site in line.results:
                 state: PowerState = "training" if counts and site in line.done.steps else "failed"
-                yield work(site, state, first, first + seconds(line.results[site].seconds))
+                result = line.results[site]
+                yield work(site, state, first, first + seconds(result.seconds), measured_kw(result))
             elif site in line.done.lost:
                 yield work(site, "failed", first, last)
             yield work(site, "transfer", first, last)
+
+
+def measured_kw(result: Result) -> float | None:
+    """IT power of a round's steps by the site's own counters; None where it has none."""
+    if result.drawn is None or not result.seconds:
+        return None
+    return result.drawn.kwh / (result.seconds / 3_600)
 
 
 def between_checkpoints(project: Project, known_until: datetime) -> tuple[datetime, list[PowerInterval]]:

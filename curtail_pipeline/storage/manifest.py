@@ -92,6 +92,15 @@ class Interval(Record):
     start: Utc
     end: Utc
     kw: float = Field(ge=0, allow_inf_nan=False)
+    measured: bool = False
+    """By the site's counters, on average; else by its settings. Written only where it is so."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        content: dict[str, Json] = write(self)
+        if not self.measured:
+            content.pop("measured")
+        return content
 
 
 class StoredFile(Record):

@@ -122,12 +122,13 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(site.threads)
         torch.set_num_interop_threads(1)
 
+        from curtail_pipeline.emissions.meter import make_meter
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
 
-        trainer = SiteTrainer(store, site, experiment)
+        trainer = SiteTrainer(store, site, experiment, meter=make_meter(site, os.cpu_count() or 1))
         trainer.prepare()
         orders = OrderQueue(trainer, ended)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)

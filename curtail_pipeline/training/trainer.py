@@ -18,12 +18,14 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-# cuBLAS reads this when it starts; without it deterministic algorithms are refused on a GPU.
+# Read when CUDA starts: cuda:1 is then what NVML calls 1; and deterministic algorithms are not refused on a GPU.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 from torch import nn
 
+from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order, Phase, Result, StopReason, WrittenWeights
 from curtail_pipeline.federation.plan import replay_folder
@@ -83,6 +85,7 @@ class SiteTrainer:
         experiment: its training section, seed and batch size count.
         reader: token sequences; the site's shards in the store when not given.
         clock: seconds that deadlines and rates are measured with.
+        meter: of the energy of its steps; they are not measured without.
 
     Raises:
         SettingsError: the experiment has no such site.
@@ -96,6 +99,7 @@ class SiteTrainer:
         experiment: Experiment,
         reader: Reader | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        meter: Meter | None = None,
     ) -> None:
         self.store = store
         self.site = experiment.site(site) if isinstance(site, str) else site
@@ -105,6 +109,7 @@ class SiteTrainer:
         self._reader = self._given_reader = reader
         self._own, self._linked = store, LinkedFolder(store)
         self._clock = clock
+        self._meter = meter or Meter("none")
         self._model: nn.Module | None = None
         self._decoder: nn.Module | None = None
         self._optimisers: Optimisers | None = None
@@ -179,6 +184,7 @@ class SiteTrainer:
         begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
         losses, seconds, stop = self._steps(order, progress, should_stop, on_phase)
+        drawn = self._meter.end()
         on_phase("store")
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
@@ -207,6 +213,7 @@ class SiteTrainer:
             inner_state=InnerStates(begin=begin, end=inner),
             made_with=software,
             stop=stop,
+            drawn=drawn if losses else None,
         )
 
     def _check_experiment(self, key: str) -> None:
@@ -288,6 +295,7 @@ class SiteTrainer:
         per_step = self.experiment.sequences_per_step
         batches = self._batches(order)
         losses: list[float] = []
+        self._meter.begin()
         begin = self._clock()
         elapsed = last = 0.0
         on_phase("train" if self._warm else "compile")
@@ -311,6 +319,7 @@ class SiteTrainer:
             now = self._clock() - begin
             elapsed, last = now, now - elapsed
             self._warm = True
+            self._meter.sample()
             if progress is not None:
                 rate = len(losses) * self.settings.total_batch_tokens / elapsed
                 progress(StepProgress(step, len(losses), losses[-1], rate))

@@ -23,7 +23,6 @@ from curtail_pipeline.emissions.grams import (
     totals,
     totals_by,
 )
-from curtail_pipeline.emissions.meter import ConstantMeter, NvmlMeter, make_meter
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import PowerState, Site
 from curtail_pipeline.signals.held import Signal
@@ -190,24 +189,6 @@ def test_always_on() -> None:
     assert ratios == [pytest.approx(90 / 900), pytest.approx(90 / 250), None]
     unsure = compare_baselines(everywhere, Totals(2.5, 7.5, 90.0, None, 0.1))
     assert [row.ours_of_baseline for row in unsure] == [None, None, None]
-
-
-def test_meter_without_a_gpu_reads_the_settings() -> None:
-    meter = make_meter(site(pue=1.2))
-    assert isinstance(meter, ConstantMeter) and meter.source == "settings"
-    assert meter.read_kw("training") == 2.4 and meter.read_kw("start_up") == meter.read_kw("idle") == 0.6
-    assert ConstantMeter(site(start_up_kw=1.0)).read_kw("start_up") == 1.0
-
-
-def test_meter_with_a_gpu() -> None:
-    pynvml = pytest.importorskip("pynvml")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        assert isinstance(make_meter(site(device="cuda")), ConstantMeter)
-        pytest.skip(f"no NVIDIA driver here: {error}")
-    meter = make_meter(site(device="cuda", pue=2.0))
-    assert isinstance(meter, NvmlMeter) and 0.005 < meter.read_kw() < 5
 
 
 # The published run, accounted from its own log

@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 from test_checkpoints import fields
 
-from curtail_pipeline.emissions.grams import totals
+from curtail_pipeline.emissions.basis import label_of
+from curtail_pipeline.emissions.grams import intervals_table, ledger, totals
+from curtail_pipeline.emissions.meter import Drawn
 from curtail_pipeline.federation.orders import (
     JournalLine,
     OpenRounds,
@@ -30,6 +32,7 @@ from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.stages.tick import tick
 from curtail_pipeline.stages.wall_power import other_attempts, wall_time
 from curtail_pipeline.storage.clock import ReplayClock
+from curtail_pipeline.storage.manifest import Interval
 from curtail_pipeline.storage.tables import BETWEEN, BETWEEN_KEY, ledger_key, read_table, write_table
 from curtail_pipeline.times import utc_now
 
@@ -86,7 +89,7 @@ def test_what_was_drawn_since_the_last_checkpoint_is_in_the_totals(project: Proj
     table = read_table(project.store, BETWEEN_KEY)
     rows = table.select("checkpoint", "state", "start", "end").rows()
     assert rows == [(BETWEEN, "start_up", at(10), at(14)), (BETWEEN, "idle", at(14), at(42))]
-    assert (table["clock"].unique().item(), table["kwh"].sum()) == ("wall", pytest.approx(0.5 * 32 / 60))
+    assert (table["clock"].unique().item(), table["kwh"].sum()) == ("virtual", pytest.approx(0.5 * 32 / 60))
     found = summarise(project)
     assert found.kwh == pytest.approx(0.5 * 32 / 60)
     assert found.co2_g == pytest.approx(0.5 * (30 * 20 + 2 * 400) / 60)
@@ -124,10 +127,10 @@ def test_an_attempt_that_broke_off_is_lost_training_until_its_last_sign_of_life(
     assert parts == {("idle", at(15), at(19)), ("failed", at(15), at(19))}
 
 
-def line(start: datetime, minutes: float, **outcome: dict[str, Any]) -> JournalLine:
+def line(start: datetime, minutes: float, drawn: Drawn | None = None, **outcome: dict[str, Any]) -> JournalLine:
     """A round to which A was ordered."""
     done = {"steps": {}, "lost": {}, **{name: outcome[name] for name in outcome if name != "results"}}
-    results = {site: Result.model_construct(seconds=s) for site, s in outcome.get("results", {}).items()}
+    results = {site: Result.model_construct(seconds=s, drawn=drawn) for site, s in outcome.get("results", {}).items()}
     return JournalLine.model_construct(
         done=RoundDone.model_construct(start=start, end=start + timedelta(minutes=minutes), **done),
         orders={"A": None},
@@ -151,6 +154,32 @@ def test_a_round_is_training_if_it_counts_and_lost_if_not(
     assert (begin, found[0].start, found[-1].end) == (start, start, end)
     spent = {part.state: round((part.end - part.start) / timedelta(minutes=1)) for part in found}
     assert spent == states, "from the first round, whoever followed it"
+
+
+@pytest.mark.parametrize(
+    ("kwh", "speed", "kw"),
+    [(0.06, 1.0, 1.2 * 1.8), (0.06, 60.0, None), (9.0, 1.0, None)],
+    ids=["measured", "replayed faster than it was drawn", "more than any device takes"],
+)
+def test_a_round_is_booked_with_what_its_trainer_measured(
+    project: Project, kwh: float, speed: float, kw: float | None
+) -> None:
+    site = project.experiment.sites[0].model_copy(update={"pue": 1.2})
+    project.experiment = project.experiment.model_copy(update={"sites": [site]})
+    start = utc_now() - timedelta(minutes=10)
+    drawn = Drawn(kwh=kwh, source="GPU counters")
+    rounds = [line(start, 3, drawn, results={"A": 120.0}, steps={"A": 3})]
+    _, _, found = wall_time(project, ["A"], rounds, start, lambda wall: start + (wall - start) * speed)
+    training, *rest = found
+    assert (training.state, training.measured) == ("training", kw is not None)
+    assert training.kw == pytest.approx(1.2 * 2.0 if kw is None else kw)
+    assert not any(part.measured for part in rest)
+    table = ledger(intervals_table(found), {}, [site], clock="wall")
+    assert table["power"].to_list() == ["modelled" if kw is None else "measured"] + ["modelled"] * len(rest)
+    label = label_of(table)
+    assert label is not None and label.endswith("modelled power") and ("% measured" in label) == (kw is not None)
+    stored = Interval(**vars(training))
+    assert ("measured" in stored.model_dump_json()) == (kw is not None), "an old manifest keeps its bytes"
 
 
 def test_ledger_of_a_day_without_orders_is_empty(project: Project) -> None:

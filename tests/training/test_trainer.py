@@ -21,6 +21,7 @@ from training_case import (
 )
 
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
+from curtail_pipeline.emissions.meter import Drawn, make_meter
 from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
 from curtail_pipeline.federation.orders import Order, Plan, Result, SiteTerms, StoredWeights, WrittenWeights
 from curtail_pipeline.storage.folder_store import FolderStore
@@ -89,6 +90,20 @@ def comparable(result):
 
 def everything_stored(store):
     return {str(p.relative_to(store.root)): file_sha256(p) for p in store.root.rglob("*") if p.is_file()}
+
+
+def test_a_round_says_what_its_counters_measured(store, tmp_path):
+    (tmp_path / "intel-rapl:0").mkdir()
+    for name, text in (("name", "package-0"), ("energy_uj", "1000000"), ("max_energy_range_uj", "9000000")):
+        (tmp_path / "intel-rapl:0" / name).write_text(text)
+    meter = make_meter(EXPERIMENT.site(SITE), 4, rapl=tmp_path)
+
+    def draw(progress):
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text(str(10**6 + 10**6 * progress.steps))
+
+    result = SiteTrainer(store, SITE, EXPERIMENT, meter=meter).train(make_order(store), draw)
+    assert result.drawn == Drawn(kwh=3 / 4 / 3.6e6, source="25% of RAPL"), "3 J, by one thread of four"
+    assert SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store)).drawn is None
 
 
 def test_a_round(store, vocabulary):
