@@ -45,6 +45,13 @@ class ReplayClock(Section):
     speed: float = Field(default=120.0, gt=0)
 
 
+class AccountingSettings(Section):
+    """How sure the report's figures are."""
+
+    power_error: float = Field(default=0.10, ge=0, lt=1)
+    """Relative error of power that is modelled by the sites' settings, for the band around CO2."""
+
+
 class Experiment(Section):
     """All that determines a result, apart from the content of trace and text files."""
 
@@ -67,6 +74,7 @@ class Experiment(Section):
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
     alerts: AlertSettings = AlertSettings()
+    accounting: AccountingSettings = AccountingSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -143,10 +151,10 @@ class Experiment(Section):
     def identity(self) -> dict[str, Any]:
         """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners, and how energy
         is measured and reported."""
-        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts"})
+        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts", "accounting"})
         content["clock"].pop("end")
         for site in content["sites"]:
-            for name in ("provisioner", "meter"):
+            for name in ("provisioner", "meter", "footprint"):
                 site.pop(name)
         return content
 

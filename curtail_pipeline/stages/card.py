@@ -9,9 +9,10 @@ from curtail_pipeline.errors import StoreError
 from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, accounting_kind
-from curtail_pipeline.stages.account import compared, days_of, power_of, stored_ledgers, threshold_of
+from curtail_pipeline.stages.account import compared, days_of, power_of, stored_ledgers
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_report import threshold_of
 
 _DATASETS = "hf://datasets/"
 
