@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.alert_settings import AlertSettings
+from curtail_pipeline.settings.card_settings import CardSettings
 from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
@@ -75,6 +76,7 @@ class Experiment(Section):
     federation: FederationSettings = FederationSettings()
     alerts: AlertSettings = AlertSettings()
     accounting: AccountingSettings = AccountingSettings()
+    card: CardSettings = CardSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -151,7 +153,7 @@ class Experiment(Section):
     def identity(self) -> dict[str, Any]:
         """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners, and how energy
         is measured and reported."""
-        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts", "accounting"})
+        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts", "accounting", "card"})
         content["clock"].pop("end")
         for site in content["sites"]:
             for name in ("provisioner", "meter", "footprint"):

@@ -45,8 +45,9 @@ def card_of(project: Project, key: str) -> str:
             below=None if limit is None or share is None else (limit, share),
             baselines=compared(project, lineage[-1].steps.end, traces, signals, totals(own)),
             kinds=_kinds(experiment, traces),
-            dataset=_dataset(experiment.corpus.source),
-            language="en" if experiment.corpus.source == "embedded" else None,
+            license=experiment.card.license,
+            datasets=experiment.card.datasets or _datasets(experiment.corpus.source),
+            language=experiment.card.language or (["en"] if experiment.corpus.source == "embedded" else []),
         )
     )
 
@@ -59,8 +60,8 @@ def _kinds(experiment: Experiment, traces: pl.DataFrame) -> list[str]:
     return sorted({accounting_kind(part["kind"].unique()) for part in parts})
 
 
-def _dataset(source: str) -> str | None:
-    """Owner and name of a data set on the hub, as its cards link to it."""
+def _datasets(source: str) -> list[str]:
+    """Owner and name of a data set on the hub, as its cards link to it; none where the text is not from there."""
     if not source.startswith(_DATASETS):
-        return None
-    return "/".join(source.removeprefix(_DATASETS).split("/")[:2])
+        return []
+    return ["/".join(source.removeprefix(_DATASETS).split("/")[:2])]

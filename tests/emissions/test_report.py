@@ -327,12 +327,27 @@ def test_a_field_of_the_card_that_is_not_known_is_not_there(data: ReportInput) -
     front, body = card(data)
     assert not {"license", "language", "datasets"} & front.keys()
     assert "below" not in body.split("## Emissions")[0] and "always on" not in body
-    front, _ = card(data, dataset="owner/name", language="en")
-    assert front["datasets"] == ["owner/name"] and front["language"] == "en"
+    front, body = card(data, datasets=["owner/name"], language=["en"], license="apache-2.0")
+    assert front["datasets"] == ["owner/name"] and (front["language"], front["license"]) == ("en", "apache-2.0")
+    assert "- data sets: owner/name\n- language: en\n- licence: apache-2.0\n" in body
+    assert card(data, language=["en", "de"])[0]["language"] == ["en", "de"]
     unknown = data.ledger.with_columns(curtailed_kwh=pl.lit(None, pl.Float64))
     assert "Of its energy" not in card(data, ledger=unknown)[1]
     begun, _ = card(data, lineage=data.manifests[:1])
     assert "co2_eq_emissions" not in begun, "nothing was drawn"
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("more", [{}, {"datasets": ["o/n"], "language": ["en"], "license": "mit"}])
+def test_no_field_of_the_card_is_empty(data: ReportInput, synthetic: bool, begun: bool, more: dict[str, Any]) -> None:
+    lineage = data.manifests[:1] if begun else data.manifests
+    front, body = card(data, synthetic=synthetic, lineage=lineage, baselines=data.baselines, **more)
+    values = [*front.values(), *front.get("co2_eq_emissions", {}).values()]
+    assert all(value not in (None, "", [], {}) for value in values)
+    assert "- training type: pre-training\n- policy: `paper`\n" in body and "None" not in body
+    assert not re.search(r"^- .*: *$", body, flags=re.MULTILINE)
+    assert ("- A in A: 1 x cpu, 2 kW, PUE 1\n" in body) == (not begun), "also where no emissions are declared"
 
 
 def test_the_card_of_measured_power_says_so(data: ReportInput) -> None:
