@@ -151,9 +151,10 @@ class Experiment(Section):
         return self.model_copy(update={"sites": sites})
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners, and how energy
-        is measured and reported."""
-        content = self.model_dump(mode="json", exclude={"replay", "checks", "federation", "alerts", "accounting", "card"})
+        """What a result depends on: all but replay speed, clock end, checks, liveness, alerts, provisioners, and how
+        energy is measured and reported."""
+        beside = {"replay", "checks", "federation", "alerts", "accounting", "card"}
+        content = self.model_dump(mode="json", exclude=beside)
         content["clock"].pop("end")
         for site in content["sites"]:
             for name in ("provisioner", "meter", "footprint"):
