@@ -59,7 +59,8 @@ def emissions_report(context: dg.AssetExecutionContext, pipeline: PipelineResour
 
     Ledgers that were counted before a trace was revised are counted again first.
     """
-    from curtail_pipeline.stages.account import refresh_ledgers, stored_ledgers, write_report
+    from curtail_pipeline.stages.account import refresh_ledgers, stored_ledgers
+    from curtail_pipeline.stages.run_report import write_report
     from curtail_pipeline.stages.signal_versions import SignalVersions
 
     project = pipeline.project()

@@ -21,7 +21,7 @@ import altair as alt
 import polars as pl
 
 from curtail_pipeline.benchmarks.quality_arms import CENTRAL, Arm, Curve, Task, arms, plan_of
-from curtail_pipeline.emissions.charts import to_svg
+from curtail_pipeline.emissions.chart_style import as_file, to_svg
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.storage.atomic import write_whole
 
@@ -161,4 +161,4 @@ def _write(folder: Path, curves: Sequence[Curve]) -> None:
         color=alt.Color("arm:N", sort=list(dict.fromkeys(c.arm for c in curves)), legend=alt.Legend(title=None)),
         detail="seed:N",
     )
-    write_whole(folder / "quality.svg", to_svg(chart.properties(width=640, height=360), "quality").encode())
+    write_whole(folder / "quality.svg", as_file(to_svg(chart.properties(width=640, height=360), "quality")).encode())

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from curtail_pipeline.simulation.paper_claims import Reproduction
     from curtail_pipeline.simulation.summary import Summary
     from curtail_pipeline.simulation.sweep import RoundLength
-    from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
     from curtail_pipeline.stages.project import Project
+    from curtail_pipeline.stages.run_report import RunSummary
 
 ERR = Console(stderr=True)
 OUT = Console(width=None if sys.stdout.isatty() else 150)

@@ -90,7 +90,7 @@ def run(
         from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
         from curtail_pipeline.orchestration.interrupts import resending
-        from curtail_pipeline.stages.account import summarise
+        from curtail_pipeline.stages.run_report import summarise
         from sensors.membership import membership_sensor
 
         checks = said(check_project(project))

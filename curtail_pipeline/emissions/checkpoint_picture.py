@@ -7,7 +7,16 @@ import altair as alt
 import polars as pl
 
 from curtail_pipeline.emissions.basis import label_of
-from curtail_pipeline.emissions.charts import INK, SHORT, SOFT, STATE_COLOURS, STATE_NAMES, Chart, colour_scale, to_png
+from curtail_pipeline.emissions.chart_style import (
+    INK,
+    SHORT,
+    SOFT,
+    STATE_NAMES,
+    Chart,
+    colour_scale,
+    state_scale,
+    to_png,
+)
 from curtail_pipeline.emissions.formats import mass, short
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
@@ -95,7 +104,6 @@ def _bars(shown: Shown) -> Chart:
     )
     sites = [site.name for site in shown.sites if site.name in by_site["site"].to_list()]
     states = shown.ledger.select("site", "kwh", pl.col("state").replace_strict(STATE_NAMES).alias("state"))
-    scale = alt.Scale(domain=[*STATE_NAMES.values()], range=[STATE_COLOURS[name] for name in STATE_NAMES])
     y = alt.Y("site:N", title=None, sort=sites, axis=alt.Axis(labelLimit=110, ticks=False, domain=False))
     height = max(1, len(sites)) * ROW_HEIGHT
     energy = (
@@ -104,7 +112,9 @@ def _bars(shown: Shown) -> Chart:
         .encode(
             y=y,
             x=alt.X("kwh:Q", title="kWh", axis=alt.Axis(tickCount=4)),
-            color=alt.Color("state:N", scale=scale, legend=alt.Legend(title=None, orient="bottom")),
+            color=alt.Color(
+                "state:N", scale=state_scale(shown.ledger["state"]), legend=alt.Legend(title=None, orient="bottom")
+            ),
         )
         .properties(width=BARS_WIDTH, height=height)
     )

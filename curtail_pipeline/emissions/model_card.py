@@ -37,10 +37,12 @@ class CardInput:
     """Always-on, of the same steps."""
     kinds: Sequence[str] = ()
     """Of the signals that CO2 is accounted by."""
-    dataset: str | None = None
-    """Its name on the Hugging Face hub; None where the text has none."""
-    language: str | None = None
-    """ISO 639-1, where it is known."""
+    license: str | None = None
+    """As the hub writes it; the publisher's to give."""
+    datasets: Sequence[str] = ()
+    """Their names on the Hugging Face hub, as far as they are known."""
+    language: Sequence[str] = ()
+    """ISO 639-1, as far as it is known."""
 
 
 def model_card(card: CardInput) -> str:
@@ -56,7 +58,7 @@ def model_card(card: CardInput) -> str:
     ]
     if card.heldout_loss is not None:
         parts.append(f"Held-out loss: {card.heldout_loss:.4f} nat per token.\n")
-    parts.append("## Emissions\n")
+    parts += [_training(card), "## Emissions\n"]
     if label is not None:
         parts.append(f"All energy and CO2 below: **{label}**.\n")
     if card.synthetic:
@@ -88,14 +90,16 @@ def model_card(card: CardInput) -> str:
 
 
 def _front(card: CardInput, used: Totals, label: str | None) -> dict[str, Json]:
-    """What the hub reads; a field that is not known is not there. The licence is the publisher's to give."""
+    """What the hub reads; a field that is not known is not there."""
     front: dict[str, Json] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if card.language is not None:
-        front["language"] = card.language
-    if card.dataset is not None:
-        front["datasets"] = [card.dataset]
+    if card.license:
+        front["license"] = card.license
+    if card.language:
+        front["language"] = card.language[0] if len(card.language) == 1 else list(card.language)
+    if card.datasets:
+        front["datasets"] = list(card.datasets)
     front["tags"] = ["curtail-pipeline"]
-    trained = [site for site in card.sites if any(site.name in m.sites for m in card.lineage)]
+    trained = _trained(card)
     if used.co2_g is None or label is None or card.synthetic or not trained:
         return front
     signal = " or ".join(card.kinds).replace("_", " ") or "intensity"
@@ -106,13 +110,31 @@ def _front(card: CardInput, used: Totals, label: str | None) -> dict[str, Json]:
         + (f"; {used.unaccounted_kwh:.3g} kWh without a signal are not in it" if used.unaccounted_kwh else ""),
         "training_type": "pre-training",
         "geographical_location": ", ".join(dict.fromkeys(site.region for site in trained)),
-        "hardware_used": "; ".join(
-            f"{site.name}: {site.devices} x {site.device}, {site.training_kw:g} kW, PUE {site.pue:g}"
-            for site in trained
-        ),
+        "hardware_used": "; ".join(f"{site.name}: {_hardware(site)}" for site in trained),
     }
     front["co2_eq_emissions"] = declared
     return front
+
+
+def _trained(card: CardInput) -> list[Site]:
+    return [site for site in card.sites if any(site.name in m.sites for m in card.lineage)]
+
+
+def _hardware(site: Site) -> str:
+    return f"{site.devices} x {site.device}, {site.training_kw:g} kW, PUE {site.pue:g}"
+
+
+def _training(card: CardInput) -> str:
+    """How, where and on what it was trained, also where the front matter declares no emissions."""
+    lines = ["training type: pre-training", f"policy: `{card.policy}`"]
+    if card.datasets:
+        lines.append(f"data sets: {', '.join(card.datasets)}")
+    if card.language:
+        lines.append(f"language: {', '.join(card.language)}")
+    if card.license:
+        lines.append(f"licence: {card.license}")
+    lines += [f"{site.name} in {site.region}: {_hardware(site)}" for site in _trained(card)]
+    return "## Training\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
 def _windows(card: CardInput, used: Totals) -> str:

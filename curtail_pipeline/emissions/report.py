@@ -1,7 +1,7 @@
 """The emissions report: one HTML page without scripts or links to elsewhere, so that it reads the same offline."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,26 +12,40 @@ from markupsafe import Markup
 
 from curtail_pipeline.emissions.baselines import Compared
 from curtail_pipeline.emissions.basis import is_synthetic, label_of
+from curtail_pipeline.emissions.footprint import Footprint, FootprintInput, beside_rows, footprint
 from curtail_pipeline.emissions.formats import mass, percent, short
-from curtail_pipeline.emissions.grams import Totals, below_share, sum_ledger, totals, totals_by
+from curtail_pipeline.emissions.grams import Totals, below_share, pieces, sum_ledger, totals, totals_by
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.tables import BETWEEN
+from curtail_pipeline.times import TIME
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
+    from curtail_pipeline.emissions.chart_style import Chart, Size
 
 LOSS_SCHEMA: dict[str, pl.DataType] = {
     "checkpoint": pl.String(),
     "site": pl.String(),
+    "time": TIME,
     "tokens": pl.Int64(),
     "loss": pl.Float64(),
 }
-"""Mean training loss of a site's round, nat per token, at the cumulative tokens after the round."""
+"""Mean training loss of a site's round, nat per token, at its end and the cumulative tokens after it."""
 
-HELDOUT_SCHEMA: dict[str, pl.DataType] = {"checkpoint": pl.String(), "tokens": pl.Int64(), "loss": pl.Float64()}
+HELDOUT_SCHEMA: dict[str, pl.DataType] = {
+    "checkpoint": pl.String(),
+    "time": TIME,
+    "tokens": pl.Int64(),
+    "loss": pl.Float64(),
+}
 """Held-out loss of a checkpoint, nat per token."""
+
+
+CHARTS = (
+    "timeline", "power", "cumulative", "baselines", "curtailed", "grams", "checkpoints", "progress", "loss",
+)  # fmt: skip
+"""In the order of the page."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,11 @@ class ReportInput:
     """gCO2/kWh below which the policy opens a window, if it has one."""
     written: datetime
     tool_version: str
+    forecast: Mapping[str, Signal] = field(default_factory=dict)
+    """`footprint.FootprintInput.forecast`."""
+    power_error: float = 0.1
+    oracle_g: float | None = None
+    """The least CO2 that the same steps could have had; None where nobody can tell."""
     stale: Sequence[str] = ()
     """Checkpoints that were counted with other signals than are stored now."""
 
@@ -97,6 +116,7 @@ class Numbers:
     steps: int
     tokens: int
     g_per_million_tokens: float | None
+    beside: Footprint
 
 
 def summary(data: ReportInput) -> Numbers:
@@ -108,35 +128,64 @@ def summary(data: ReportInput) -> Numbers:
     if data.threshold is not None:
         below = below_share(data.intervals, data.signals, data.sites, data.threshold)
     rate = grams / (tokens / 1e6) if grams is not None and tokens else None
-    return Numbers(ours, below, last.steps.end, tokens, rate)
+    beside = footprint(
+        FootprintInput(
+            data.sites,
+            data.traces,
+            data.intervals,
+            data.ledger,
+            data.windows,
+            data.signals,
+            data.forecast,
+            tokens,
+            data.power_error,
+        )
+    )
+    return Numbers(ours, below, last.steps.end, tokens, rate, beside)
 
 
-def build_charts(data: ReportInput) -> "dict[str, Chart]":
-    """The report's charts by name: `timeline`, `loss`, `checkpoints`, `baselines`; those without data are left out."""
-    from curtail_pipeline.emissions import charts
+def build_charts(data: ReportInput, size: "Size | None" = None) -> "dict[str, Chart]":
+    """The report's charts by name; those without data are left out.
 
-    start, end = data.span
+    Args:
+        size: `chart_style.WIDE` when not given.
+    """
+    from curtail_pipeline.emissions import charts, run_charts
+    from curtail_pipeline.emissions.chart_style import WIDE
+
+    size = size or WIDE
     made: dict[str, Chart] = {}
+    (start, end), sites = data.span, data.sites
+    ours, cut = totals(data.ledger), pieces(data.intervals, data.signals, data.sites, data.windows)
     if end > start:
         made["timeline"] = charts.timeline(
             data.manifests,
-            data.sites,
+            sites,
             data.traces,
             data.signals,
             data.windows,
             data.intervals,
-            start,
-            end,
+            data.span,
             data.threshold,
+            size,
         )
+        if not cut.is_empty():
+            made["power"] = run_charts.power(cut, sites, data.span, size)
+            made["curtailed"] = run_charts.curtailed(cut, data.windows, sites, data.span, size)
+        if ours.co2_g is not None and not cut.is_empty():
+            made["cumulative"] = run_charts.cumulative(
+                cut, data.baselines, sites, data.signals, data.oracle_g, data.span, size
+            )
     if not data.losses.is_empty() or not data.heldout.is_empty():
-        made["loss"] = charts.loss_chart(data.losses, data.heldout, data.sites)
+        made["progress"] = run_charts.progress(data.losses, data.heldout, sites, data.signals, data.span, size)
+        made["loss"] = charts.loss_chart(data.losses, data.heldout, sites, size)
     by_checkpoint = sum_ledger(data.ledger, ["checkpoint", "site"]).filter(pl.col("kwh") > 0)
     if not by_checkpoint.is_empty():
-        made["checkpoints"] = charts.per_checkpoint(by_checkpoint, data.sites)
-    ours = totals(data.ledger).co2_g
-    if ours is not None and any(baseline.co2_g is not None for baseline in data.baselines):
-        made["baselines"] = charts.against_baselines(ours, data.baselines)
+        made["checkpoints"] = charts.per_checkpoint(by_checkpoint, sites, size)
+    if ours.co2_g:
+        made["grams"] = run_charts.where_each_gram_went(data.ledger, sites, size)
+    if ours.co2_g is not None and any(baseline.co2_g is not None for baseline in data.baselines):
+        made["baselines"] = charts.against_baselines(ours.co2_g, data.baselines, data.oracle_g, size)
     return made
 
 
@@ -153,11 +202,15 @@ def _templates() -> Environment:
     return made
 
 
-def build_report(data: ReportInput, made: "Mapping[str, Chart]") -> str:
-    """The page; `made`: `build_charts`."""
-    from curtail_pipeline.emissions.charts import to_svg
+def build_report(data: ReportInput, wide: Mapping[str, str], narrow: Mapping[str, str]) -> str:
+    """The page; `wide` and `narrow`: the charts of `build_charts` for such screens as SVG, of which it shows one."""
+    from curtail_pipeline.emissions.chart_style import dark_rules
 
-    names = ("timeline", "baselines", "checkpoints", "loss")
+    def drawn(name: str) -> Markup:
+        if name not in wide:
+            return Markup("")
+        return Markup(f'<div class="wide">{wide[name]}</div><div class="narrow">{narrow[name]}</div>')
+
     numbers = summary(data)
     start, end = data.span
     below = numbers.below_threshold_share
@@ -172,7 +225,10 @@ def build_report(data: ReportInput, made: "Mapping[str, Chart]") -> str:
             ours=numbers.ours,
             start=start,
             end=end,
-            charts={name: Markup(to_svg(made[name], name)) if name in made else "" for name in names},
+            charts={name: drawn(name) for name in CHARTS},
+            dark=Markup(dark_rules("svg ")),
+            beside=numbers.beside,
+            rows=beside_rows(numbers.beside, numbers.g_per_million_tokens, data.power_error),
             rate=_rate(numbers),
             spread=_spread(data.baselines),
             below_threshold=clean,

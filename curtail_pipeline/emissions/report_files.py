@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import polars as pl
 
-from curtail_pipeline.emissions.charts import to_png, to_svg
+from curtail_pipeline.emissions.chart_style import NARROW, as_file, as_png, to_svg
 from curtail_pipeline.emissions.grams import totals_by
 from curtail_pipeline.emissions.report import ReportInput, build_charts, build_report, summary
 from curtail_pipeline.storage.records import Json
@@ -15,11 +15,12 @@ from curtail_pipeline.times import iso
 
 def report_files(data: ReportInput) -> dict[str, bytes]:
     """Content by file name: `index.html`, `<chart>.svg` and `.png`, `<table>.parquet` and `.csv`, `totals.json`."""
-    charts = build_charts(data)
-    files = {"index.html": build_report(data, charts).encode()}
-    for name, chart in charts.items():
-        files[f"{name}.svg"] = to_svg(chart, name).encode()
-        files[f"{name}.png"] = to_png(chart)
+    wide = {name: to_svg(chart, name) for name, chart in build_charts(data).items()}
+    narrow = {name: to_svg(chart, f"{name}-narrow") for name, chart in build_charts(data, NARROW).items()}
+    files = {"index.html": build_report(data, wide, narrow).encode()}
+    for name, svg in wide.items():
+        files[f"{name}.svg"] = as_file(svg).encode()
+        files[f"{name}.png"] = as_png(svg)
     for name, table in _tables(data).items():
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd")
@@ -47,7 +48,7 @@ def report_totals(data: ReportInput) -> dict[str, Json]:
     """Every figure of the page. A figure that does not exist is null, never 0.
 
     `sci_operational` is the operational part of the Software Carbon Intensity (ISO/IEC 21031), gCO2 per million tokens;
-    nothing embodied is in it.
+    `sci` has embodied carbon in it. The other names are those of `footprint.Footprint`.
     """
     numbers = summary(data)
     ours, (start, end) = numbers.ours, data.span
@@ -70,7 +71,9 @@ def report_totals(data: ReportInput) -> dict[str, Json]:
         "curtailed_share": ours.curtailed_share,
         "threshold_g_per_kwh": data.threshold,
         "below_threshold_share": numbers.below_threshold_share,
+        "oracle_co2_g": data.oracle_g,
         "sci_operational": numbers.g_per_million_tokens,
+        **asdict(numbers.beside),
         "sites": [
             {
                 "site": site.name,

@@ -14,7 +14,7 @@ COLUMNS = {
     "opened_by": "why the window opened",
     "closed_by": "why it closed; null while it is open",
     "mean_signal": "over the window, in the unit of the rule's signal",
-    "state": "power state of the site: training, idle or start_up; charging is what its battery takes",
+    "state": "training, idle, start_up, transfer, failed (lost training), or charging the site's battery",
     "hours": "h",
     "kwh": "kWh from the grid and from on-site generation, PUE included",
     "co2_g": "gCO2 of the energy with an accounting signal; null where that is none",

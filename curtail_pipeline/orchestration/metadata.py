@@ -35,9 +35,9 @@ from curtail_pipeline.times import midnight
 from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 
 if TYPE_CHECKING:
-    from curtail_pipeline.stages.account import RunSummary
     from curtail_pipeline.stages.branch import Branch
     from curtail_pipeline.stages.replay_check import Replayed
+    from curtail_pipeline.stages.run_report import RunSummary
     from curtail_pipeline.training.heldout_loss import Evaluation
 
 Facts = dict[str, dg.MetadataValue | str | int | float | bool]
@@ -189,7 +189,7 @@ def window_metadata(derived: DerivedDay, plot: bool = True) -> Facts:
             f"{derived.derivation.after}, and again as soon as they have"
         )
     if plot and not derived.traces.is_empty():
-        from curtail_pipeline.emissions.charts import to_png
+        from curtail_pipeline.emissions.chart_style import to_png
 
         chart = plot_windows(derived.traces, derived.table, start=start, end=end)
         metadata["signal and windows"] = image(to_png(chart, scale=0.7), "signal with windows shaded")

@@ -11,8 +11,11 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from pydantic import Field
+
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.scheduling.power_intervals import Span, base_power
+from curtail_pipeline.scheduling.provision import Phase
 from curtail_pipeline.scheduling.view import SiteDecision
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.sites import MOST_KW_PER_DEVICE, PowerState, Site, power_kw
@@ -31,6 +34,8 @@ class Ordered(Message):
 
     at: Utc
     sites: dict[str, SiteDecision]
+    phases: dict[str, Phase] = Field(default_factory=dict)
+    """What the sites with a provisioner were brought to by then: they are up as it says, whatever they were told."""
 
 
 class Piece(NamedTuple):
@@ -96,7 +101,7 @@ def provisioned_power(
     begin, until = to_us(start), to_us(end)
     stamps = [*(to_us(order.at) for order in ordered), until]
     spans = [
-        Span(max(first, begin), min(last, until), order.sites)
+        (Span(max(first, begin), min(last, until), order.sites), order.phases)
         for order, (first, last) in zip(ordered, pairwise(stamps), strict=True)
         if max(first, begin) < min(last, until)
     ]
@@ -107,10 +112,17 @@ def provisioned_power(
         for state in FIRST:
             own = [piece for name, piece in done if (name, piece.state) == (site.name, state)]
             pieces = _beside(pieces, own, begin, until)
-        told = [Piece(*part) for span in spans if site.name in span.sites for part in base_power(site, overheads, span)]
+        told = [part for span, phases in spans for part in _told(site, overheads, span, phases.get(site.name))]
         pieces = _beside(pieces, told, begin, until)
         intervals += [_interval(site, piece) for piece in _joined(pieces)]
     return tuple(intervals)
+
+
+def _told(site: Site, overheads: Overheads, span: Span, phase: Phase | None) -> list[Piece]:
+    """What a site is up for while it takes no part in an attempt."""
+    if phase is not None:
+        return [] if phase == "off" else [Piece("start_up" if phase == "starting" else "idle", span.start, span.end)]
+    return [Piece(*part) for part in base_power(site, overheads, span)] if site.name in span.sites else []
 
 
 def _interval(site: Site, piece: Piece) -> PowerInterval:

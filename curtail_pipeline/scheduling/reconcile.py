@@ -12,6 +12,7 @@ from types import MappingProxyType
 from pydantic import Field
 
 from curtail_pipeline.scheduling.decide import Decision, Mode
+from curtail_pipeline.scheduling.provision import Phase
 from curtail_pipeline.scheduling.view import SiteDecision, State
 from curtail_pipeline.storage.records import Message, Utc
 from curtail_pipeline.times import iso
@@ -68,6 +69,8 @@ class InForce(Message):
     """What was in force at the end of that checkpoint's segment."""
     ordered: bool = False
     """Whether it is by the wall clock, and thus kept among the orders."""
+    phases: dict[str, Phase] = Field(default_factory=dict)
+    """`provisioned_time.Ordered.phases`."""
 
 
 def request_key(key: str) -> str:

@@ -165,8 +165,7 @@ class View:
             forecasts = forecasts(signals)
         prices = traces.filter(pl.col("kind") == "price")
         money = read_signals(prices) if len(prices) else None
-        on_site = {site.name: read_on_site(site.on_site) for site in experiment.sites if site.on_site is not None}
-        return cls(experiment, signals, tables, forecasts, as_of, money, on_site=on_site)
+        return cls(experiment, signals, tables, forecasts, as_of, money, on_site=on_site_of(experiment))
 
     def without(self, away: Mapping[str, str]) -> "View":
         """The same, but for sites that cannot take part, with why: as if their windows were closed."""
@@ -221,6 +220,15 @@ class View:
             last = iso(from_us(int(signal.times[-1])))
             return f"signal older than {signal.max_age_us / SECOND:.0f} s: last value of {site.region} at {last}"
         return None
+
+
+def on_site_of(experiment: Experiment) -> dict[str, Signal]:
+    """On-site generation per site, kW.
+
+    Raises:
+        TraceError: a site's generation can't be read.
+    """
+    return {site.name: read_on_site(site.on_site) for site in experiment.sites if site.on_site is not None}
 
 
 def max_signal_ages(experiment: Experiment) -> dict[str, float | None]:

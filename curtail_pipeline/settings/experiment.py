@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.alert_settings import AlertSettings
+from curtail_pipeline.settings.card_settings import CardSettings
 from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
@@ -45,6 +46,13 @@ class ReplayClock(Section):
     speed: float = Field(default=120.0, gt=0)
 
 
+class AccountingSettings(Section):
+    """How sure the report's figures are."""
+
+    power_error: float = Field(default=0.10, ge=0, lt=1)
+    """Relative error of power that is modelled by the sites' settings, for the band around CO2."""
+
+
 class Experiment(Section):
     """All that determines a result, apart from the content of trace and text files."""
 
@@ -67,6 +75,8 @@ class Experiment(Section):
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
     alerts: AlertSettings = AlertSettings()
+    accounting: AccountingSettings = AccountingSettings()
+    card: CardSettings = CardSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -142,13 +152,14 @@ class Experiment(Section):
 
     def identity(self) -> dict[str, Any]:
         """What a result depends on: everything but the replay speed, the clock's end, checks, liveness, alerts,
-        provisioners and meters, and what a site computes with, which may change at any time (bits of a replay depend
-        on it)."""
-        machine = {"sites": {"__all__": {"device", "threads", "provisioner", "meter"}}}
-        content = self.model_dump(
-            mode="json", exclude={"replay": True, "checks": True, "federation": True, "alerts": True, **machine}
-        )
+        provisioners, how energy is measured and reported, and what a site computes with, which may change at any time
+        (bits of a replay depend on it)."""
+        beside = {"replay", "checks", "federation", "alerts", "accounting", "card"}
+        content = self.model_dump(mode="json", exclude=beside)
         content["clock"].pop("end")
+        for site in content["sites"]:
+            for name in ("device", "threads", "provisioner", "meter", "footprint"):
+                site.pop(name)
         return content
 
     def sha256(self) -> str:

@@ -58,6 +58,17 @@ class MeterSettings(Section):
     """Power of processors and memory beside GPUs, in place of RAPL."""
 
 
+class FootprintSettings(Section):
+    """What a site takes beside energy; a figure that nobody has given is left out of the report."""
+
+    embodied_kg: float | None = Field(default=None, ge=0)
+    """CO2 of making all of its hardware."""
+    lifetime_years: float = Field(default=4.0, gt=0)
+    """Over which it is spread. 4 is what the worked examples of the Software Carbon Intensity take."""
+    water_l_per_kwh: float | None = Field(default=None, ge=0)
+    """Water usage effectiveness (WUE): litres on site per kWh of IT energy."""
+
+
 class Link(Section):
     """A site's connection to where rounds are merged."""
 
@@ -99,6 +110,7 @@ class Site(Section):
     battery: Battery | None = None
     on_site: OnSiteGeneration | None = None
     meter: MeterSettings = MeterSettings()
+    footprint: FootprintSettings = FootprintSettings()
     link: Link | None = None
     """Its transfers are charged beside the overheads; without one they are part of what those measured."""
     provisioner: ProvisionerSettings = NoProvisioner()

@@ -26,7 +26,7 @@ from curtail_pipeline.simulation.walk import walk
 from curtail_pipeline.times import HOUR, from_us, iso, to_us
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
+    from curtail_pipeline.emissions.chart_style import Chart
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from curtail_pipeline.storage.records import Json
 from curtail_pipeline.times import HOUR, Cell
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
+    from curtail_pipeline.emissions.chart_style import Chart
 
 FRONTIER_POINTS = 25
 

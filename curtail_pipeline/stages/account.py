@@ -8,62 +8,29 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared, always_on_baselines, compare_baselines
-from curtail_pipeline.emissions.basis import Clock, clock_of, is_synthetic, label_of, synthetic_regions
+from curtail_pipeline.emissions.basis import Clock, clock_of, synthetic_regions
 from curtail_pipeline.emissions.battery import read_on_site
-from curtail_pipeline.emissions.grams import PowerInterval, Totals, accounting_signals, intervals_table, ledger, totals
+from curtail_pipeline.emissions.grams import PowerInterval, Totals, accounting_signals, intervals_table, ledger
 from curtail_pipeline.emissions.ledger_table import parse_ledger
-from curtail_pipeline.emissions.report import HELDOUT_SCHEMA, LOSS_SCHEMA, ReportInput
 from curtail_pipeline.emissions.supply import OwnPower, has_own_power, supplied_intervals
-from curtail_pipeline.errors import StoreError
 from curtail_pipeline.federation.orders import Plan
 from curtail_pipeline.federation.plan import plan_key, read_journal
 from curtail_pipeline.scheduling.curtailed import curtailed_stretches
 from curtail_pipeline.scheduling.view import max_signal_ages
-from curtail_pipeline.settings.experiment import Experiment
-from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.signals.held import Signal
-from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_rows
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.stages.wall_power import between_checkpoints
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.package_versions import versions
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.tables import BETWEEN, BETWEEN_KEY, REPORT_KEY, ledger_key, write_table
-from curtail_pipeline.times import days_between, from_us, iso, midnight, to_us, utc_now
+from curtail_pipeline.storage.tables import BETWEEN, ledger_key, write_table
+from curtail_pipeline.times import days_between, from_us, midnight, to_us
 from curtail_pipeline.tokens import balance as usage
 
 if TYPE_CHECKING:
-    from curtail_pipeline.emissions.charts import Chart
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a run came to, beside always-on training of the same steps, and where its results are."""
-
-    experiment: str
-    synthetic: bool
-    """Whether any value of its traces is made up."""
-    basis: str | None
-    """What its energy and CO2 rest on, e.g. a projection in virtual time; None where it has drawn nothing."""
-    start: str
-    end: str
-    checkpoints: list[CheckpointRow]
-    steps: int
-    tokens: int
-    kwh: float | None
-    co2_g: float | None
-    co2_g_low: float | None
-    co2_g_high: float | None
-    """With the unaccounted energy at its day's lowest and highest intensity; None where a day has none."""
-    curtailed_share: float | None
-    unaccounted_kwh: float | None
-    baselines: list[Compared]
-    report: str
-    checkpoint: str
-    home: str
+    from curtail_pipeline.emissions.chart_style import Chart
 
 
 def checkpoint_ledger(project: Project, key: str, versions: SignalVersions | None = None) -> pl.DataFrame:
@@ -188,7 +155,7 @@ def days_of(project: Project, start: datetime, end: datetime) -> Sequence[date]:
     return [day for day in project.days if first <= day <= last]
 
 
-def _since(project: Project, signals: Mapping[str, Signal]) -> Since | None:
+def since_last(project: Project, signals: Mapping[str, Signal]) -> Since | None:
     """None in virtual time, which stands still between checkpoints."""
     if project.clock_mode == "headless":
         return None
@@ -230,29 +197,6 @@ def _stored_ledger(project: Project, key: str) -> pl.DataFrame:
     return parse_ledger(store.read_bytes(name), f"{name} in the store {store.uri}")
 
 
-@dataclass(frozen=True)
-class _Accounts:
-    """All that a report of the whole run counts with, read and computed once."""
-
-    traces: pl.DataFrame
-    signals: dict[str, Signal]
-    ledgers: pl.DataFrame | None
-    """Of all checkpoints, and of the time since the last one."""
-    since: Since | None
-    baselines: list[Compared]
-
-
-def _accounts(project: Project, versions: SignalVersions | None = None) -> _Accounts:
-    experiment, traces, ledgers = project.experiment, project.traces(project.days), stored_ledgers(project)
-    signals = accounting_signals(traces, max_signal_ages(experiment))
-    since = None if ledgers is None else _since(project, signals)
-    if ledgers is not None and since is not None:
-        ledgers = pl.concat([ledgers, between_ledger(project, since, signals, versions or SignalVersions(project))])
-    ours = totals(ledgers) if ledgers is not None else Totals(0.0, 0.0, None, None, 0.0)
-    baselines = compared(project, project.parent.steps.end, traces, signals, ours)
-    return _Accounts(traces, signals, ledgers, since, baselines)
-
-
 def compared(
     project: Project, steps: int, traces: pl.DataFrame, signals: Mapping[str, Signal], ours: Totals
 ) -> list[Compared]:
@@ -264,76 +208,6 @@ def compared(
     return compare_baselines(always_on_baselines(steps, project.start, experiment.sites, signals, regions, own), ours)
 
 
-def summarise(project: Project) -> RunSummary:
-    """Checkpoints, totals, always-on baselines and the paths of what was made."""
-    return _summary(project, _accounts(project))
-
-
-def _summary(project: Project, accounts: _Accounts) -> RunSummary:
-    last = project.parent
-    ours = totals(accounts.ledgers) if accounts.ledgers is not None else None
-    return RunSummary(
-        experiment=project.experiment.name,
-        synthetic=is_synthetic(accounts.traces),
-        basis=label_of(accounts.ledgers, synthetic=is_synthetic(accounts.traces)),
-        start=iso(project.start),
-        end=iso(last.end),
-        checkpoints=checkpoint_rows(project),
-        steps=last.steps.end,
-        tokens=last.tokens.total,
-        kwh=ours.kwh if ours else None,
-        co2_g=ours.co2_g if ours else None,
-        co2_g_low=ours.co2_g_low if ours else None,
-        co2_g_high=ours.co2_g_high if ours else None,
-        curtailed_share=ours.curtailed_share if ours else None,
-        unaccounted_kwh=ours.unaccounted_kwh if ours else None,
-        baselines=accounts.baselines,
-        report=f"{project.store.uri}/{REPORT_KEY}",
-        checkpoint=project.checkpoints.where(last.key),
-        home=str(project.home.root),
-    )
-
-
-def write_report(project: Project, signals: SignalVersions) -> RunSummary:
-    """Write the report's page, figures and data; returns what `summarise` does.
-
-    Raises:
-        StoreError: there is no checkpoint yet.
-    """
-    from curtail_pipeline.emissions.report_files import report_files
-
-    accounts = _accounts(project, signals)
-    if accounts.ledgers is None:
-        raise StoreError(f"no emissions ledger in {project.store.uri}; materialise emissions_ledger for a checkpoint")
-    manifests = [project.checkpoints.manifest(key) for key in project.checkpoints.keys()]
-    experiment = project.experiment
-    files = report_files(
-        ReportInput(
-            name=experiment.name,
-            experiment_sha256=project.home.record().sha256,
-            policy=experiment.policy.name,
-            sites=experiment.sites,
-            manifests=manifests,
-            traces=accounts.traces,
-            signals=accounts.signals,
-            windows=project.windows(project.days),
-            intervals=power_of(project, manifests, accounts.since),
-            ledger=accounts.ledgers,
-            baselines=accounts.baselines,
-            losses=training_losses(project, manifests),
-            heldout=heldout_losses(project, manifests),
-            threshold=threshold_of(experiment),
-            written=utc_now(),
-            tool_version=versions()["curtail_pipeline"],
-            stale=stale_ledgers(project, signals),
-        )
-    )
-    for name, content in files.items():
-        project.store.write_bytes(f"report/{name}", content)
-    write_table(project.store, BETWEEN_KEY, accounts.ledgers.filter(pl.col("checkpoint") == BETWEEN))
-    return _summary(project, accounts)
-
-
 def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     """Every policy on one day's traces, from its midnight: a table, and the plot of kg against hours."""
     from curtail_pipeline.simulation.compare import compare
@@ -343,37 +217,6 @@ def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     clock = project.experiment.clock.model_copy(update={"end": None})
     experiment = project.experiment.model_copy(update={"clock": clock})
     return compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
-
-
-def threshold_of(experiment: Experiment) -> float | None:
-    """gCO2/kWh below which windows open, where all regions have the same."""
-    rules = [rule_of(experiment.policy, site.region, experiment.rules).signals[0] for site in experiment.sites]
-    found = {rule.enter_at for rule in rules if rule.kind == "marginal_intensity"}
-    return found.pop() if len(found) == 1 else None
-
-
-def training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
-    """Of every round of these checkpoints and site: `checkpoint, site, tokens (cumulative), loss`."""
-    rows = []
-    for manifest in manifests:
-        tokens = manifest.tokens.total - manifest.tokens.segment
-        for line in read_journal(project.store, f"checkpoints/{manifest.key}"):
-            tokens += sum(line.done.tokens.values())
-            rows += [
-                {"checkpoint": manifest.key, "site": site, "tokens": tokens, "loss": line.results[site].loss_mean}
-                for site in line.done.steps
-            ]
-    return pl.DataFrame(rows, schema=LOSS_SCHEMA)
-
-
-def heldout_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataFrame:
-    """Of those of these checkpoints that were evaluated: `checkpoint, tokens, loss`."""
-    rows = [
-        {"checkpoint": manifest.key, "tokens": manifest.tokens.total, "loss": loss}
-        for manifest in manifests
-        if (loss := stored_loss(project, manifest.key)) is not None
-    ]
-    return pl.DataFrame(rows, schema=HELDOUT_SCHEMA)
 
 
 def show_checkpoint(project: Project, key: str) -> dict[str, Json]:

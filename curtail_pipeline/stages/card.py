@@ -9,9 +9,10 @@ from curtail_pipeline.errors import StoreError
 from curtail_pipeline.scheduling.view import max_signal_ages
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, accounting_kind
-from curtail_pipeline.stages.account import compared, days_of, power_of, stored_ledgers, threshold_of
+from curtail_pipeline.stages.account import compared, days_of, power_of, stored_ledgers
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_report import threshold_of
 
 _DATASETS = "hf://datasets/"
 
@@ -44,8 +45,9 @@ def card_of(project: Project, key: str) -> str:
             below=None if limit is None or share is None else (limit, share),
             baselines=compared(project, lineage[-1].steps.end, traces, signals, totals(own)),
             kinds=_kinds(experiment, traces),
-            dataset=_dataset(experiment.corpus.source),
-            language="en" if experiment.corpus.source == "embedded" else None,
+            license=experiment.card.license,
+            datasets=experiment.card.datasets or _datasets(experiment.corpus.source),
+            language=experiment.card.language or (["en"] if experiment.corpus.source == "embedded" else []),
         )
     )
 
@@ -58,8 +60,8 @@ def _kinds(experiment: Experiment, traces: pl.DataFrame) -> list[str]:
     return sorted({accounting_kind(part["kind"].unique()) for part in parts})
 
 
-def _dataset(source: str) -> str | None:
-    """Owner and name of a data set on the hub, as its cards link to it."""
+def _datasets(source: str) -> list[str]:
+    """Owner and name of a data set on the hub, as its cards link to it; none where the text is not from there."""
     if not source.startswith(_DATASETS):
-        return None
-    return "/".join(source.removeprefix(_DATASETS).split("/")[:2])
+        return []
+    return ["/".join(source.removeprefix(_DATASETS).split("/")[:2])]

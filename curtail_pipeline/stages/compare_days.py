@@ -59,6 +59,6 @@ def _compared(project: Project, day: str, plot: bool) -> ComparedDay:
         return ComparedDay(day, pl.DataFrame(), None, str(error))
     if not plot:
         return ComparedDay(day, policies, None, None)
-    from curtail_pipeline.emissions.charts import to_png
+    from curtail_pipeline.emissions.chart_style import to_png
 
     return ComparedDay(day, policies, to_png(chart, scale=PLOT_SCALE), None)

@@ -2,8 +2,9 @@
 
 from curtail_pipeline.emissions.basis import is_synthetic
 from curtail_pipeline.emissions.checkpoint_picture import Shown, picture
-from curtail_pipeline.stages.account import checkpoint_ledger, days_of, heldout_losses, training_losses
+from curtail_pipeline.stages.account import checkpoint_ledger, days_of
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_report import heldout_losses, training_losses
 from curtail_pipeline.storage.manifest import Manifest
 
 SEGMENTS = 24

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 from curtail_pipeline.scheduling.absence import ABSENCES_KEY, Absences
 from curtail_pipeline.scheduling.decide import Decision, decide, holding
 from curtail_pipeline.scheduling.provision import (
     WANTS_KEY,
+    Phase,
     Provisioned,
     Wants,
     held,
@@ -39,13 +41,21 @@ def _in_force(project: Project) -> InForce | None:
     return store.read_record(IN_FORCE_KEY, InForce) if store.exists(IN_FORCE_KEY) else None
 
 
-def remember(project: Project, sites: Mapping[str, SiteDecision], parent: str, *, ended: bool = False) -> None:
+def remember(
+    project: Project,
+    sites: Mapping[str, SiteDecision],
+    parent: str,
+    *,
+    ended: bool = False,
+    phases: Mapping[str, Phase] = MappingProxyType({}),
+) -> None:
     """Keep the decision in force, which policies that plan ahead start from.
 
     Args:
         parent: the last committed checkpoint.
         ended: this is the decision at the very end of that checkpoint's segment, where the pause after it begins.
             Without it the decision that was in force when the checkpoint was first seen is taken for that.
+        phases: of sites with a provisioner.
     """
     before = _in_force(project)
     if ended:
@@ -55,7 +65,7 @@ def remember(project: Project, sites: Mapping[str, SiteDecision], parent: str, *
     else:
         at_parent = before.sites if before is not None else {}
     wall = project.clock_mode != "headless"
-    record = InForce(sites=dict(sites), parent=parent, at_parent=at_parent, ordered=wall)
+    record = InForce(sites=dict(sites), parent=parent, at_parent=at_parent, ordered=wall, phases=dict(phases))
     project.store.write_record(IN_FORCE_KEY, record)
 
 
@@ -180,9 +190,11 @@ def tick(
     )
     if project.clock_mode != "headless":
         before = _in_force(project)
-        if before is None or not before.ordered or differs(decision.sites, previous):
-            write_ordered(store, Ordered(at=now, sites=decision.sites))
-        remember(project, decision.sites, parent.key)
+        phases = {name: site.phase for name, site in known.items()}
+        told = before is not None and before.ordered and before.phases == phases
+        if not told or differs(decision.sites, previous):
+            write_ordered(store, Ordered(at=now, sites=decision.sites, phases=phases))
+        remember(project, decision.sites, parent.key, phases=phases)
     if action.changed:
         store.write_record(MEMBERSHIP_KEY, action.desired)
     if action.request is not None:

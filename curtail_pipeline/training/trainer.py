@@ -97,8 +97,7 @@ class SiteTrainer:
     ) -> None:
         self.store = store
         self.site = experiment.site(site) if isinstance(site, str) else site
-        self.experiment = experiment
-        self.settings = experiment.training
+        self.experiment, self.settings = experiment, experiment.training
         self._device = device_of(self.site)
         self._reader = self._given_reader = reader
         self._own, self._linked = store, LinkedFolder(store)

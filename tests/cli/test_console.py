@@ -4,8 +4,8 @@ import pytest
 
 from curtail_pipeline.cli import console
 from curtail_pipeline.emissions.baselines import Compared
-from curtail_pipeline.stages.account import RunSummary
 from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
+from curtail_pipeline.stages.run_report import RunSummary
 
 
 def test_the_closing_line_says_why_the_run_ended() -> None:

@@ -34,7 +34,8 @@ def told(draw: st.DrawFn) -> list[Ordered]:
             joins = before.state == "off"
             ready = at(minute + 5) if joins else before.ready
             sites[name] = SiteDecision(state, "", at(minute), ready)  # type: ignore[arg-type]
-        orders.append(Ordered(at=at(minute), sites=dict(sites)))
+        phase = draw(st.sampled_from(["starting", "up", "stopping", "off", None]))
+        orders.append(Ordered(at=at(minute), sites=dict(sites), phases={} if phase is None else {"B": phase}))
     return orders
 
 
@@ -56,6 +57,8 @@ def expected(site: str, orders: list[Ordered], work: list[Work], now: datetime) 
     before = [order for order in orders if order.at <= now]
     if not before:
         return None
+    if site in before[-1].phases:  # it has a provisioner, which knows
+        return {"starting": "start_up", "up": "idle", "stopping": "idle", "off": None}[before[-1].phases[site]]  # type: ignore[return-value]
     last = before[-1].sites[site]
     if last.state == "off":
         return "idle" if last.ready is not None and now < last.since + timedelta(minutes=2) else None

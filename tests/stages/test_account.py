@@ -11,12 +11,13 @@ from test_checkpoints import fields
 from curtail_pipeline.emissions.formats import percent
 from curtail_pipeline.emissions.grams import totals
 from curtail_pipeline.orchestration.metadata import ledger_metadata
-from curtail_pipeline.stages.account import checkpoint_ledger, refresh_ledgers, summarise, write_report
+from curtail_pipeline.stages.account import checkpoint_ledger, refresh_ledgers
 from curtail_pipeline.stages.card import card_of
 from curtail_pipeline.stages.checkpoint_rows import checkpoint_rows
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_report import summarise, write_report
 from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.storage.tables import ledger_key, write_table
 

@@ -14,10 +14,11 @@ from curtail_pipeline.emissions.grams import CHARGING, totals
 from curtail_pipeline.scheduling.timing import SegmentPlan
 from curtail_pipeline.scheduling.view import Job
 from curtail_pipeline.simulation.compare import simulate
-from curtail_pipeline.stages.account import checkpoint_ledger, stored_ledgers, summarise, write_report
+from curtail_pipeline.stages.account import checkpoint_ledger, stored_ledgers
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_report import summarise, write_report
 from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.storage.manifest import Interval
 from curtail_pipeline.storage.tables import ledger_key, write_table

@@ -24,10 +24,11 @@ from curtail_pipeline.federation.plan import plan_key, scratch_of
 from curtail_pipeline.federation.server_life import ServerLife, life_key
 from curtail_pipeline.scheduling.provisioned_time import ORDERS
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.stages.account import checkpoint_ledger, stored_ledgers, summarise, write_report
+from curtail_pipeline.stages.account import checkpoint_ledger, stored_ledgers
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.stages.run_report import summarise, write_report
 from curtail_pipeline.stages.signal_versions import SignalVersions
 from curtail_pipeline.stages.tick import tick
 from curtail_pipeline.stages.wall_power import other_attempts, wall_time
