@@ -12,13 +12,13 @@ LINKS_S = 24 * 3600
 """How long they are good: above the longest round."""
 
 
-def links_of(store: Store, plan: Plan, site: str, weights: str, lease: Sequence[Range], out: str) -> Links:
+def links_of(store: Store, plan: Plan, site: str, weights: str, lease: Sequence[Range], out: str, stop: str) -> Links:
     """Of what a site's round reads and writes; its inner states stay with it.
 
     Raises:
         StoreError: the store is a folder.
     """
-    read = [weights, plan.parent.config, plan.experiment_uri, MEMBERSHIP_KEY]
+    read = [weights, plan.parent.config, plan.experiment_uri, MEMBERSHIP_KEY, stop]
     for owner in sorted({span.owner for span in parse_ranges(lease, site)}):
         read += [f"shards/{owner}/{name}" for name in store.list(f"shards/{owner}")]
     return Links(

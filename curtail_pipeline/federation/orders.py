@@ -74,6 +74,8 @@ class Order(Message):
     """Store key for the new weights."""
     replay: str = ""
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
+    stop: str = ""
+    """Store key of a record that ends the round when it is there: how a cancelled segment reaches any site."""
     links: Links | None = None
     """Addresses of all that the round reads and writes, for a site without credentials of the store."""
 

@@ -43,6 +43,11 @@ def segment_key(folder: str) -> str:
     return f"{folder}/segment.json"
 
 
+def stop_key(folder: str) -> str:
+    """Of the record that ends the segment's orders at whichever site works on one."""
+    return f"{folder}/stop.json"
+
+
 def parse_journal(text: bytes, source: str) -> list[JournalLine]:
     """The rounds that are in a `rounds.jsonl`.
 

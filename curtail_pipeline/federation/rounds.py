@@ -44,6 +44,7 @@ from curtail_pipeline.federation.plan import (
     read_journal,
     scratch_of,
     segment_key,
+    stop_key,
 )
 from curtail_pipeline.federation.segment_state import OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.server_life import LifeWriter
@@ -191,7 +192,7 @@ class _Running:
     def _order(self, upcoming: _Round, site: str) -> Order:
         plan, lease = self.plan, tuple(self.state.sites[site].pool)
         out = f"{self._round_folder(upcoming.index)}/{site}.safetensors"
-        linked = site in plan.linked
+        linked, stop = site in plan.linked, stop_key(self.folder)
         return Order(
             key=plan.key,
             attempt=plan.attempt,
@@ -213,7 +214,8 @@ class _Running:
             watch=Watch(key=MEMBERSHIP_KEY, generation=self.state.generation) if plan.open else None,
             out=out,
             replay=plan.replay,
-            links=links_of(self.store, plan, site, self.state.weights.key, lease, out) if linked else None,
+            stop=stop,
+            links=links_of(self.store, plan, site, self.state.weights.key, lease, out, stop) if linked else None,
         )
 
     def _round_folder(self, index: int) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from curtail_pipeline.errors import FederationError, MessageError, SitesDown
 from curtail_pipeline.federation.orders import JournalLine, Plan, Segment
-from curtail_pipeline.federation.plan import folder_of, read_journal, segment_key
+from curtail_pipeline.federation.plan import folder_of, read_journal, segment_key, stop_key
 from curtail_pipeline.federation.progress import (
     Resubmitted,
     SegmentEvent,
@@ -25,7 +25,7 @@ from curtail_pipeline.flower.control_api import Control, Refused, RunStatus
 from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.run_config import FlowerRun, RunConfig
 from curtail_pipeline.flower.trainer_client import Trainer
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, StoreUnavailable
 
 POLL_S = 0.25
 STATUS_S = 2.0
@@ -101,7 +101,8 @@ def _run_once(
         again = run_id is not None
         if run_id is None:
             config = RunConfig(store=store.uri, plan=plan_key, nodes=contact.nodes, limits=federation.limits)
-            store.delete(failure_key(folder))
+            for left in (failure_key(folder), stop_key(folder)):
+                store.delete(left)
             run_id = _patiently(federation, lambda: _start(control, store, plan_key, config))
         store.write_record(f"{folder}/flower.json", FlowerRun(run_id=run_id, superlink=contact.superlink))
         on_progress(Submitted(run_id, again))
@@ -237,8 +238,13 @@ class _Follower:
             self.control.stop_run(self.run_id)
 
     def stop_sites(self) -> None:
-        """Have the members finish their current step: stopping a Flower run does not reach them."""
+        """Have the members finish their current step: stopping a Flower run does not reach them.
+
+        Those of this machine are told at once, all others find it in the store.
+        """
         mine = StopOrder(key=self.plan.key, attempt=self.plan.attempt, replay=self.plan.replay)
+        with contextlib.suppress(StoreUnavailable):
+            self.store.write_record(stop_key(self.folder), mine)
         for site in self.plan.members:
             with contextlib.suppress(FederationError, MessageError):
                 Trainer(self.federation.endpoint(site)).stop(mine, timeout_s=30.0)

@@ -17,17 +17,15 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from curtail_pipeline.errors import FULL_DISK, CurtailError, MessageError, StoreError, is_out_of_space
+from curtail_pipeline.errors import FULL_DISK, CurtailError, is_out_of_space
 from curtail_pipeline.federation.orders import Activity, Order, Phase, Result
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
-from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.links import Links
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.training.order_watch import OrderWatch
 from curtail_pipeline.training.trainer import SiteTrainer, StepProgress
 
 log = logging.getLogger("curtail.trainer")
 
-WATCH_S = 0.5
 REMEMBERED = 64
 """Answers kept for orders that are sent again."""
 STEPS_REMEMBERED = 21
@@ -274,7 +272,7 @@ class OrderQueue:
     def _run(self, job: Job) -> None:
         order = job.order
         try:
-            with MembershipWatch(self.trainer.store, self.site, order) as watch:
+            with OrderWatch(self.trainer.store, self.site, order) as watch:
                 result = self.trainer.train(
                     order,
                     lambda told: self._note(order, told),
@@ -342,39 +340,3 @@ class OrderQueue:
                 count=before.count + 1 if before else 1,
                 step_s=statistics.median(self._step_s) if self._step_s else None,
             )
-
-
-class MembershipWatch:
-    """Sets `left` when a newer generation of the desired membership does not have the site train."""
-
-    def __init__(self, store: Store, site: str, order: Order) -> None:
-        self.left = threading.Event()
-        self._closed = threading.Event()
-        self._store, self._site, self._watch, self._links = store, site, order.watch, order.links
-        self._thread = threading.Thread(target=self._poll, name="membership", daemon=True)
-
-    def __enter__(self) -> "MembershipWatch":
-        if self._watch is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        if self._watch is not None:
-            self._thread.join()
-
-    def _poll(self) -> None:
-        assert self._watch is not None
-        while not self._closed.is_set():
-            try:
-                key = self._watch.key
-                data = self._links.read(key, WATCH_S) if self._links else self._store.read_bytes(key)
-                desired = Desired.read(data, key)
-                if desired.generation > self._watch.generation and self._site not in desired.members:
-                    self.left.set()
-                    return
-            except StoreError as error:
-                log.debug("no membership yet: %s", error)
-            except MessageError as error:
-                log.warning("%s; training goes on", error)
-            self._closed.wait(WATCH_S)

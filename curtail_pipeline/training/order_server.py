@@ -43,6 +43,7 @@ class OrderServer:
         self.token = secrets.token_urlsafe(32)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(128)  # whoever finds the endpoint may ask before the server's thread gets to it
         app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])])
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=FAREWELL_S

@@ -26,6 +26,7 @@ from curtail_pipeline.federation.orders import (
 )
 from curtail_pipeline.federation.plan import read_journal
 from curtail_pipeline.federation.rounds import run_segment
+from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
@@ -34,7 +35,7 @@ from curtail_pipeline.storage.s3_store import S3Store
 from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, Store, file_sha256
 from curtail_pipeline.times import EPOCH
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
-from curtail_pipeline.training.order_queue import MembershipWatch
+from curtail_pipeline.training.order_watch import OrderWatch
 from curtail_pipeline.training.plan_runner import TrainersHere
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -84,7 +85,7 @@ def plan() -> Plan:
 
 
 def linked(signing: Store, order: Order) -> Order:
-    links = links_of(signing, plan(), SITE, order.parent.key, order.lease, order.out)
+    links = links_of(signing, plan(), SITE, order.parent.key, order.lease, order.out, "stop.json")
     return changed(order, links=links)
 
 
@@ -160,7 +161,7 @@ def test_addresses_are_good_for_one_object_method_and_time(
     s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
 ) -> None:
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    good = links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin")
+    good = links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin", "stop.json")
     good.write(agent_key(SITE), b"alive")
     with pytest.raises(NotStored, match=r"membership\.json is not in the store"):
         good.read("membership.json")
@@ -183,7 +184,7 @@ def test_addresses_are_good_for_one_object_method_and_time(
 
 def test_what_arrives_is_checked(s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path) -> None:
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    links = links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin")
+    links = links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin", "stop.json")
     direct = s3.connect()
     name = f"runs/small/{WEIGHTS}"
     found = direct.get_object(Bucket=signing.place.bucket, Key=name)
@@ -215,12 +216,25 @@ def test_signs_of_life_and_the_membership_go_by_addresses(
     assert coordinator.read_record(agent_key(SITE), Heartbeat).site == SITE
     beats.close()
 
-    with MembershipWatch(FolderStore(tmp_path / "site"), SITE, order) as watch:
+    with OrderWatch(FolderStore(tmp_path / "site"), SITE, order) as watch:
         desired = Desired(generation=2, states={SITE: "off"}, reasons={}, reason="", at=EPOCH)
         coordinator.write_record(MEMBERSHIP_KEY, desired)
         assert watch.left.wait(30), "the site was not told to leave"
 
 
+def test_a_cancelled_segment_reaches_a_site_through_the_store(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
+) -> None:
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    order = linked(coordinator, changed(make_order(filled), stop="stop.json"))
+    for store, mine in ((FolderStore(tmp_path / "site"), order), (coordinator, changed(order, links=None))):
+        with OrderWatch(store, SITE, mine) as watch:
+            assert not watch.left.wait(0.7)
+            coordinator.write_record("stop.json", StopOrder(key=order.key, attempt=order.attempt))
+            assert watch.left.wait(30), "the site trains on"
+        coordinator.delete("stop.json")
+
+
 def test_a_folder_gives_no_addresses_away(filled: FolderStore) -> None:
     with pytest.raises(StoreError, match="is a folder, which has no addresses to give away"):
-        links_of(filled, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin")
+        links_of(filled, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin", "stop.json")
