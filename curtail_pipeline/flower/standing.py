@@ -208,6 +208,19 @@ def run_site_of_store(store: str, name: str, superlink: str, credentials: Creden
     return run_site(folder, opened.uri, name, superlink, credentials, experiment.federation.limits)
 
 
+def run_linked_site(experiment: Experiment, name: str, superlink: str, credentials: Credentials | None = None) -> int:
+    """As `run_site`, at a site whose orders bring pre-signed addresses: it opens no store but its own folder.
+
+    Raises:
+        SettingsError: the experiment has no such site.
+    """
+    experiment.site(name)
+    folder = homes_root() / "sites" / name
+    store = open_store(folder / "store")
+    store.write_json(EXPERIMENT_KEY, experiment.model_dump(mode="json"))
+    return run_site(folder, store.uri, name, superlink, credentials, experiment.federation.limits)
+
+
 def run_site(
     folder: Path,
     store: str,
