@@ -42,8 +42,10 @@ class Pulse:
 
     def __post_init__(self) -> None:
         self._beat_at = self._moved_at = self.now
-        self._pid = self.beat.pid if self.beat else None
         self._activity = self._mine(self.beat)
+        self._beats = self.order is None or self.order.links is None
+        """Whether it can: a site without credentials of the store has its addresses from an order that reached it."""
+        self._pid = self.beat.pid if self.beat and self._beats else None  # else it may have restarted in silence
 
     def _mine(self, beat: Heartbeat | None) -> Activity | None:
         activity = beat.activity if beat else None
@@ -52,12 +54,12 @@ class Pulse:
     def lost(self, beat: Heartbeat | None, now: float) -> str | None:
         """Why the trainer counts as lost, given its last heartbeat; None while it is alive."""
         if beat is not None and beat != self.beat:
-            self.beat, self._beat_at = beat, now
+            self.beat, self._beat_at, self._beats = beat, now, True
             if self._pid is None:
                 self._pid = beat.pid
             elif beat.pid != self._pid:
                 return f"its agent restarted (process {self._pid} became {beat.pid})"
-        elif now - self._beat_at > self.limits.liveness_s:
+        elif now - self._beat_at > (self.limits.liveness_s if self._beats else self.limits.delivery_s):
             return f"no heartbeat for {now - self._beat_at:.0f} s"
         activity = self._mine(self.beat)
         if activity != self._activity:

@@ -9,6 +9,7 @@ from curtail_pipeline.federation.liveness import Liveness, Pulse, longest_still
 from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Phase, agent_key
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import StoreUnavailable
 from curtail_pipeline.times import EPOCH, seconds
 
@@ -70,6 +71,19 @@ def test_work_on_another_order_is_no_work_on_this_one(order: Order) -> None:
     assert not any(pulse.lost(beat(at, other, count=at), at) for at in range(0, 100, 2))
     assert not any(pulse.lost(beat(at, None), at) for at in range(100, 500, 2))
     assert pulse.lost(beat(498, None), 512) == "no heartbeat for 14 s"
+
+
+def test_a_site_that_has_its_addresses_from_orders_is_silent_before_the_first(order: Order) -> None:
+    """It may have been started anew since the last sign of it that is in the store."""
+    linked = order.model_copy(update={"links": Links(get={}, put={})})
+    old = beat(-100, None).model_copy(update={"pid": 7})
+    for before in (None, old):
+        pulse = Pulse(LIMITS, 0.0, before, linked)
+        assert pulse.lost(before, 29.0) is None and "no heartbeat for 31 s" in (pulse.lost(before, 31.0) or "")
+        pulse = Pulse(LIMITS, 0.0, before, linked)
+        assert pulse.lost(beat(20, order), 20.0) is None
+        assert "no heartbeat for 11 s" in (pulse.lost(beat(20, order), 31.0) or "")
+    assert "no heartbeat for 11 s" in (Pulse(LIMITS, 0.0, None, order).lost(None, 11.0) or "")
 
 
 def test_a_hung_training_thread_is_named(tmp_path: Path, order: Order) -> None:
