@@ -330,7 +330,7 @@ def rehearse(compose: Path, folder: Path) -> dict[str, Any]:
     def federated() -> dict[str, Any] | None:
         return next((each for each in rehearsal.manifests() if each["mode"] == "federated"), None)
 
-    found = rehearsal.wait("a federated checkpoint", federated, 240)
+    found = rehearsal.wait("a federated checkpoint", federated, 400)
     trained_s = time.monotonic() - began
     run = rehearsal.wait("a federated segment that trains", rehearsal.training, 120)
     stopped = time.monotonic()
@@ -346,6 +346,7 @@ def rehearse(compose: Path, folder: Path) -> dict[str, Any]:
         if code[name].ended() is None
     }
     secret = (rehearsal.beside / "secrets/postgres_password").read_text()
+    signed = [name for name in rehearsal.services if name != "store" and "X-Amz-" in code[name].log.read_text()]
     leaked = [name for name, each in rehearsal.services.items() if secret in json.dumps(each.spec["environment"])]
     return {
         "checkpoint": found["key"],
@@ -359,6 +360,7 @@ def rehearse(compose: Path, folder: Path) -> dict[str, Any]:
         "control_without_torch": [name for name, has in torch.items() if not has],
         "users": sorted(set(users.values())),
         "environments_with_the_password": leaked,
+        "logs_with_addresses": signed,
     }
 
 
