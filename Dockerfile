@@ -35,12 +35,12 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
 
 FROM runtime AS site
 COPY --from=build-site /opt/venv /opt/venv
-RUN pip install --no-deps --editable . && pip uninstall --yes pip setuptools
+RUN pip install --no-deps --editable . && pip uninstall --yes pip setuptools && python -m compileall -q .
 USER curtail
 CMD ["curtail", "worker", "--host", "0.0.0.0"]
 
 FROM runtime AS control
 COPY --from=build-control /opt/venv /opt/venv
-RUN pip install --no-deps --editable . && pip uninstall --yes pip setuptools
+RUN pip install --no-deps --editable . && pip uninstall --yes pip setuptools && python -m compileall -q .
 USER curtail
 CMD ["dagster", "api", "grpc", "--module-name", "curtail_pipeline.definitions", "--host", "0.0.0.0", "--port", "4000"]

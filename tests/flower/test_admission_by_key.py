@@ -127,7 +127,7 @@ def test_sites_of_a_folder_are_admitted_once_and_who_was_put_out_stays_out(secur
 
     assert admitted("east").startswith("may join as node ") and admitted("east") == "is admitted"
     with secured.control() as asked:
-        with pytest.raises(FederationError, match="'east' is registered .* already"):
+        with pytest.raises(FederationError, match=r"'east' is registered .* already"):
             asked.admit("east", public_key_of(secured.key("of-another-east")))
         asked.revoke("east")
     assert admitted("east") == "was put out, and stays so"
