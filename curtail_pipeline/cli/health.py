@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import psutil
 
-ROLES = {"dagster-webserver": 3000, "dagster api grpc": 4000, "flower-superlink": 8000}
+ROLES = {"dagster-webserver": 3000, "dagster api grpc": 4000, "flower-superlink": 8000, "curtail worker": 8100}
 """Command -> port. Roles without a port (daemon, site) are healthy while their process runs."""
-PORTLESS = ("dagster-daemon", "dagster._daemon", "curtail site run")
+PORTLESS = ("dagster-daemon", "dagster._daemon", "orchestration.daemon", "curtail site run")
 
 
 def _commands() -> Iterator[str]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curtail_pipeline.cli.deploy import deploy_app
 from curtail_pipeline.cli.file_options import Reading, takes_file_options
 from curtail_pipeline.cli.options import ExperimentOption, JsonOption, OutOption
-from curtail_pipeline.cli.remote_sites import deploy_app, site_app, superlink
+from curtail_pipeline.cli.remote_sites import site_app, superlink, worker
 from curtail_pipeline.cli.reproduce import reproduce
 from curtail_pipeline.errors import FULL_DISK, CurtailError, is_out_of_space
 
@@ -35,6 +36,7 @@ app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(site_app, name="site")
 app.add_typer(deploy_app, name="deploy")
 app.command()(superlink)
+app.command()(worker)
 signals_app = typer.Typer(no_args_is_help=True, help="Sources of signals: which there are, and what yours answer.")
 app.add_typer(signals_app, name="signals")
 

@@ -8,7 +8,6 @@ import typer
 from curtail_pipeline.cli.options import ExperimentOption, OutOption
 
 site_app = typer.Typer(no_args_is_help=True, help="Sites of a standing SuperLink: admit them, run one, put one out.")
-deploy_app = typer.Typer(no_args_is_help=True, help="What a deployment needs beside the images.")
 
 SiteArgument = Annotated[str, typer.Argument(help="The site, as the experiment names it.")]
 SuperlinkOption = Annotated[str, typer.Option(envvar="CURTAIL_SUPERLINK", help="host:port of the SuperLink.")]
@@ -35,6 +34,7 @@ def site_run(
 ) -> None:
     """Run a site's trainer and SuperNode until told to stop."""
     from curtail_pipeline.flower.standing import Credentials, run_linked_site, run_site, run_site_of_store
+    from curtail_pipeline.settings.experiment import load_experiment
     from curtail_pipeline.stages.project import Project
 
     if (ca is None) != (key is None):
@@ -45,6 +45,10 @@ def site_run(
         return
     if store is not None:
         run_site_of_store(store, name, superlink, credentials)
+        return
+    loaded = load_experiment(experiment)
+    if name in loaded.federation.linked and out is None:
+        run_linked_site(name, superlink, credentials)
         return
     project = Project.open(experiment, "live", out)
     project.experiment.site(name)
@@ -82,18 +86,6 @@ def site_revoke(name: SiteArgument, superlink: SuperlinkOption, ca: AuthorityOpt
     typer.echo(f"{name} may join no more")
 
 
-@deploy_app.command("keys")
-def deploy_keys(
-    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
-    host: Annotated[list[str], typer.Option(help="Name or address under which sites reach the SuperLink; repeatable.")],
-) -> None:
-    """A private authority for a trial, and the SuperLink's certificate. Once more: the same authority signs again."""
-    from curtail_pipeline.flower.keys import make_keys
-
-    made = make_keys(folder, host)
-    typer.echo(f"{made.authority}: give it to every site; keep {made.authority_key} apart from the SuperLink")
-
-
 def superlink(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option()] = 8000,
@@ -107,3 +99,17 @@ def superlink(
     from curtail_pipeline.flower.standing import run_superlink
 
     run_superlink(host, port, folder, KeyFolder(keys) if keys else None)
+
+
+def worker(
+    experiment: ExperimentOption = "laptop",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; for the control plane's network alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8100,
+) -> None:
+    """Make and evaluate models for a control plane without torch, which names this one in CURTAIL_WORKER."""
+    from curtail_pipeline.stages.model_server import serve
+    from curtail_pipeline.stages.project import Project
+
+    serve(lambda: Project.open(experiment), host, port)

@@ -45,11 +45,13 @@ class Pulse:
 
     def __post_init__(self) -> None:
         self._beat_at = self._moved_at = self.now
-        self._pid = self.beat.pid if self.beat else None
         self._activity = self._mine(self.beat)
         self._awaited = False
         """Whether anybody was seen to wait for this order's result."""
         self._unwaited_at: float | None = None
+        self._beats = self.order is None or self.order.links is None
+        """Whether it can: a site without credentials of the store has its addresses from an order that reached it."""
+        self._pid = self.beat.pid if self.beat and self._beats else None  # else it may have restarted in silence
 
     def _mine(self, beat: Heartbeat | None) -> Activity | None:
         activity = beat.activity if beat else None
@@ -58,12 +60,12 @@ class Pulse:
     def lost(self, beat: Heartbeat | None, now: float) -> str | None:
         """Why the trainer counts as lost, given its last heartbeat; None while it is alive."""
         if beat is not None and beat != self.beat:
-            self.beat, self._beat_at = beat, now
+            self.beat, self._beat_at, self._beats = beat, now, True
             if self._pid is None:
                 self._pid = beat.pid
             elif beat.pid != self._pid:
                 return f"its agent restarted (process {self._pid} became {beat.pid})"
-        elif now - self._beat_at > self._silent_s():
+        elif now - self._beat_at > (self.limits.liveness_s if self._beats else self.limits.delivery_s):
             return f"no heartbeat for {now - self._beat_at:.0f} s"
         activity = self._mine(self.beat)
         if activity != self._activity:
@@ -77,11 +79,6 @@ class Pulse:
         elif self.order is not None and still > self._delivery_s():
             return f"it has not worked on its order for {still:.0f} s and no result has come"
         return None
-
-    def _silent_s(self) -> float:
-        """How long there may be no heartbeat: a site that has no address to write one to gets it with its order."""
-        unheard = self.beat is None and self.order is not None and self.order.links is not None
-        return self.limits.delivery_s if unheard else self.limits.liveness_s
 
     def _is_deserted(self, activity: Activity, now: float) -> bool:
         """An order that was just sent may find a trainer at it already, left by a run that was lost."""

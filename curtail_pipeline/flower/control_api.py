@@ -70,6 +70,8 @@ class Node:
     node_id: int
     status: str
     name: str
+    public_key: bytes = b""
+    """PEM."""
 
 
 @contextmanager
@@ -165,7 +167,7 @@ class Control:
         from flwr.proto.control_pb2 import ListNodesRequest
 
         answer = self._call("ListNodes", ListNodesRequest())
-        return [Node(int(node.node_id), node.status, node.name) for node in answer.nodes_info]
+        return [Node(int(node.node_id), node.status, node.name, node.public_key) for node in answer.nodes_info]
 
     def register(self, name: str, public_key: bytes) -> int:
         """Let the holder of a key join under that name; its node id, which stays the same for this key.
@@ -181,6 +183,19 @@ class Control:
             )
         request = RegisterNodeRequest(public_key=public_key, name=name)
         return int(self._call("RegisterNode", request).node_id)
+
+    def admit(self, name: str, public_key: bytes) -> str:
+        """As `register`, for whoever asks again after every start; what became of it.
+
+        Raises:
+            FederationError: another key is registered under that name.
+        """
+        mine = [node for node in self.nodes() if node.public_key.strip() == public_key.strip()]
+        if any(not _is_registered(node) for node in mine):
+            return "was put out, and stays so"
+        if any(node.name == name for node in mine):
+            return "is admitted"
+        return f"may join as node {self.register(name, public_key)}"
 
     def revoke(self, name: str) -> None:
         """Let nobody join under that name any more.

@@ -108,7 +108,7 @@ def skip(context: dg.AssetExecutionContext, key: str, reason: str) -> None:
 
 def _branch(project: Project, key: str, wanted: OnDemand, on_progress: SegmentProgress) -> Facts:
     from curtail_pipeline.stages.branch import another_seed, extend
-    from curtail_pipeline.stages.evaluate import evaluate_folder
+    from curtail_pipeline.stages.evaluate import evaluated
 
     if wanted.mode is Mode.extend:
         branch = extend(project, key, wanted.rounds, on_progress)
@@ -116,5 +116,4 @@ def _branch(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPr
         raise SettingsError(f"no seed for a branch of {key}; set `seed` beside `mode: branch`")
     else:
         branch = another_seed(project, key, wanted.seed, on_progress)
-    with branch.checkpoints.folder(branch.manifest.key) as folder:
-        return branch_metadata(project, branch, evaluate_folder(project, folder))
+    return branch_metadata(project, branch, evaluated(project, branch.checkpoints, branch.manifest.key))

@@ -104,7 +104,7 @@ class ElectricityMapsProvider(LiveProvider[ElectricityMapsTraces]):
         return ["average_intensity"]
 
     def _get(self, path: str, kind: type[A], region: str, params: Mapping[str, str]) -> A:
-        token = self._environ.get("ELECTRICITY_MAPS_TOKEN", "")
+        token = self._secret("ELECTRICITY_MAPS_TOKEN")
         if not token:
             raise TraceError(
                 "Electricity Maps needs a token: set ELECTRICITY_MAPS_TOKEN in the environment of the process that "

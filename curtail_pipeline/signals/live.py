@@ -4,8 +4,10 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
+from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import LiveTraces
 from curtail_pipeline.signals.http import JsonApi, RateLimiter
 from curtail_pipeline.signals.provider import Provider
@@ -42,6 +44,20 @@ class LiveProvider(Provider, Generic[S]):
             clock=clock,
             sleep=sleep,
         )
+
+    def _secret(self, name: str) -> str:
+        """A variable, or the content of the file that `<name>_FILE` names, as containers mount secrets; else empty.
+
+        Raises:
+            TraceError: the file cannot be read.
+        """
+        given, file = self._environ.get(name, ""), self._environ.get(f"{name}_FILE")
+        if given or not file:
+            return given
+        try:
+            return Path(file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise TraceError(f"{name}_FILE names {file}, which cannot be read: {error.strerror or error}") from error
 
     def regions(self) -> list[str] | None:
         return None

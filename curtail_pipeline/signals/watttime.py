@@ -225,7 +225,7 @@ class WattTimeProvider(LiveProvider[WattTimeTraces]):
 
     def _login(self) -> tuple[str, datetime]:
         names = ("WATTTIME_USER", "WATTTIME_PASSWORD")
-        user, password = (self._environ.get(name, "") for name in names)
+        user, password = map(self._secret, names)
         if not user and self._environ.get(OLD_USER):
             user = self._environ[OLD_USER]
             _log.warning("%s is the old name of WATTTIME_USER, the official client's; rename it", OLD_USER)

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from curtail_pipeline.corpus.batches import HeldoutReader
+from curtail_pipeline.stages.model_worker import ModelWorker, Wanted
 from curtail_pipeline.stages.project import Project
+from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.training.heldout_loss import Evaluation, evaluate
 
 
@@ -18,14 +20,32 @@ def evaluate_checkpoint(project: Project, key: str) -> Evaluation:
         StoreError: there is no such checkpoint, or it is corrupt.
     """
     project.checkpoints.check(key)
-    with project.checkpoints.folder(key) as folder:
-        found = evaluate_folder(project, folder)
+    found = evaluated(project, project.checkpoints, key)
     project.store.write_record(evaluation_key(key), found)
     return found
 
 
-def evaluate_folder(project: Project, folder: Path) -> Evaluation:
-    """Held-out loss of a model folder; nothing is stored."""
+def evaluated(project: Project, checkpoints: Checkpoints, key: str) -> Evaluation:
+    """Held-out loss of a checkpoint, a branch's perhaps; nothing is stored.
+
+    By the worker that the environment names, else in this process.
+
+    Raises:
+        TrainingError: the worker does not answer, or could not.
+    """
+    worker = ModelWorker.of_environment()
+    if worker is not None:
+        return worker.evaluate(Wanted(store=checkpoints.store.uri, key=key))
+    return evaluate_here(project, checkpoints, key)
+
+
+def evaluate_here(project: Project, checkpoints: Checkpoints, key: str) -> Evaluation:
+    """As `evaluated`, in this process, which needs torch."""
+    with checkpoints.folder(key) as folder:
+        return _evaluate_folder(project, folder)
+
+
+def _evaluate_folder(project: Project, folder: Path) -> Evaluation:
     import torch
     from transformers.utils import logging
 

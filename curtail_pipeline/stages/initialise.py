@@ -3,6 +3,7 @@
 from filelock import FileLock
 
 from curtail_pipeline.corpus.dealing import TOKENIZER
+from curtail_pipeline.stages.model_worker import ModelWorker
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import Manifest
@@ -12,9 +13,21 @@ from curtail_pipeline.training.presets import init_checkpoint
 def ensure_initialised(project: Project) -> Manifest:
     """Commit the initialised model if it is not there; the same seed and tokenizer give the same bytes.
 
+    By the worker that the environment names, else in this process.
+
     Raises:
         CorpusError: the tokenizer has not been built, or does not fit the model's vocabulary.
+        TrainingError: the worker does not answer, or could not.
     """
+    worker = ModelWorker.of_environment()
+    if worker is None or project.checkpoints.exists(FIRST_KEY):
+        return initialise_here(project)
+    worker.initialise()
+    return project.checkpoints.check(FIRST_KEY)
+
+
+def initialise_here(project: Project) -> Manifest:
+    """As `ensure_initialised`, in this process, which needs torch."""
     lock = project.store.here("scratch/.initialise.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # of two at once the second finds what the first has made

@@ -142,6 +142,25 @@ def connect_from_environment() -> "S3Client":
     return boto3.session.Session().client("s3", config=client_config())
 
 
+def make_bucket(place: Place) -> bool:
+    """Make the bucket; False where it is there.
+
+    Raises:
+        StoreError: the server refuses, or does not answer.
+    """
+    import botocore.exceptions as aws
+
+    calls = Calls(place, None, PATIENCE_S)
+    try:
+        calls.of("the bucket", lambda client: client.create_bucket(Bucket=place.bucket))
+    except StoreError as error:
+        cause = error.__cause__
+        if isinstance(cause, aws.ClientError) and code_of(cause) in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+            return False
+        raise
+    return True
+
+
 def client_config() -> "BotoConfig":
     """What requests of a store rely on, whoever makes the client.
 

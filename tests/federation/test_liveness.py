@@ -93,13 +93,17 @@ def test_a_trainer_that_nobody_waits_for_is_lost_soon(order: Order) -> None:
     assert not any(pulse.lost(deserted(at), at) for at in range(0, 20, 2))
 
 
-def test_a_site_that_gets_its_addresses_with_its_order_is_silent_until_then(order: Order) -> None:
+def test_a_site_that_has_its_addresses_from_orders_is_silent_before_the_first(order: Order) -> None:
+    """It may have been started anew since the last sign of it that is in the store."""
     linked = order.model_copy(update={"links": Links(get={}, put={})})
-    pulse = Pulse(LIMITS, 0.0, None, linked)
-    assert pulse.lost(None, 28) is None and pulse.lost(None, 31) == "no heartbeat for 31 s"
-    pulse = Pulse(LIMITS, 0.0, None, linked)
-    assert pulse.lost(beat(12, linked), 12) is None and pulse.lost(beat(12, linked), 23) == "no heartbeat for 11 s"
-    assert Pulse(LIMITS, 0.0, None, order).lost(None, 11) == "no heartbeat for 11 s"
+    old = beat(-100, None).model_copy(update={"pid": 7})
+    for before in (None, old):
+        pulse = Pulse(LIMITS, 0.0, before, linked)
+        assert pulse.lost(before, 29.0) is None and "no heartbeat for 31 s" in (pulse.lost(before, 31.0) or "")
+        pulse = Pulse(LIMITS, 0.0, before, linked)
+        assert pulse.lost(beat(20, order), 20.0) is None
+        assert "no heartbeat for 11 s" in (pulse.lost(beat(20, order), 31.0) or "")
+    assert "no heartbeat for 11 s" in (Pulse(LIMITS, 0.0, None, order).lost(None, 11.0) or "")
 
 
 def test_a_hung_training_thread_is_named(tmp_path: Path, order: Order) -> None:

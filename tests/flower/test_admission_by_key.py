@@ -120,6 +120,19 @@ def test_a_registered_site_joins_and_a_revoked_one_is_out(secured: Secured) -> N
         assert "Failed to activate SuperNode" in log.read_text()
 
 
+def test_sites_of_a_folder_are_admitted_once_and_who_was_put_out_stays_out(secured: Secured) -> None:
+    def admitted(site: str) -> str:
+        with secured.control() as asked:
+            return asked.admit(site, public_key_of(secured.key(site)))
+
+    assert admitted("east").startswith("may join as node ") and admitted("east") == "is admitted"
+    with secured.control() as asked:
+        with pytest.raises(FederationError, match=r"'east' is registered .* already"):
+            asked.admit("east", public_key_of(secured.key("of-another-east")))
+        asked.revoke("east")
+    assert admitted("east") == "was put out, and stays so"
+
+
 def test_an_unregistered_key_is_refused(secured: Secured) -> None:
     public_key_of(secured.key("stranger"))
     with secured.node("stranger") as (process, log):

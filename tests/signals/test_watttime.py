@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -248,6 +249,19 @@ def test_the_old_name_of_the_user_is_taken_with_a_warning(
     assert "WATTTIME_USERNAME is the old name of WATTTIME_USER" in caplog.text
     with pytest.raises(TraceError, match=r"set WATTTIME_USER and WATTTIME_PASSWORD in the environment"):
         fetch()
+
+
+def test_credentials_may_be_in_files(api: FakeApi, clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("x\n")
+
+    def fetch(file: str) -> int:
+        environ = {"WATTTIME_USER": "ann", "WATTTIME_PASSWORD_FILE": str(tmp_path / file)}
+        provider = WattTimeProvider(WattTimeTraces(base_url=api.url), environ=environ, clock=clock, sleep=clock.sleep)
+        return len(provider.fetch("CAISO_NORTH", NOW - 2 * DAY, NOW - DAY))
+
+    assert fetch("password") == 288
+    with pytest.raises(TraceError, match=r"WATTTIME_PASSWORD_FILE names .*none, which cannot be read: No such file"):
+        fetch("none")
 
 
 def test_a_corrupt_answer_is_asked_for_again(
