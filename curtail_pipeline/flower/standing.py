@@ -22,6 +22,7 @@ from typing import NoReturn
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.fork_server import ForkServer
 from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.keys import KeyFolder
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
@@ -244,35 +245,28 @@ def run_site(
         check_clock(name, superlink, credentials.authority)
     endpoint = folder / "trainers" / f"{name}.json"
     endpoint.parent.mkdir(parents=True, exist_ok=True)
-    environment = _environment(folder / f"flwr-{name}")
-    commands = [
-        [
-            sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", store,
-            "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()), *(["--linked"] if linked else []),
-        ],
-        [
-            sys.executable, "-c", f"import {control.__name__} as control; control.supernode()", *secured,
-            "--superlink", superlink,
-            "--host", "127.0.0.1", "--port", str(processes.free_port()),
-            "--node-config", f'name="{name}" endpoint="{endpoint}"',
-        ],
+    os.environ |= _environment(folder / f"flwr-{name}")
+    trainer = [
+        sys.executable, "-m", "curtail_pipeline.training.serve", "--site", name, "--store", store,
+        "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()), *(["--linked"] if linked else []),
+    ]  # fmt: skip
+    node = [
+        sys.executable, "-c", f"import {control.__name__} as control; control.supernode()", *secured,
+        "--superlink", superlink, "--host", "127.0.0.1", "--port", str(processes.free_port()),
+        "--node-config", f'name="{name}" endpoint="{endpoint}"',
     ]  # fmt: skip
 
     _end_on_signals()
-    parts = ("trainer", "SuperNode")
-    children: list[subprocess.Popen[bytes]] = []
+    children = [subprocess.Popen(trainer, preexec_fn=processes.die_with_parent)]
     try:
-        children += [
-            subprocess.Popen(command, env=environment, preexec_fn=processes.die_with_parent) for command in commands
-        ]
-        hangs = Hangs(open_store(store, patience_s=HANGS_S), limits)
-        named = {child.pid: part for part, child in zip(parts, children, strict=True)}
-        superexec = SuperExecWatch(children[1].pid)
-        while all(child.poll() is None for child in children):
-            _end_hung(hangs, {name: children[0].pid}, f"site {name}", named)
-            if superexec.ended():
-                raise FederationError(f"site {name}: its SuperExec has ended, without which no order is worked on")
-            time.sleep(HANGS_S)
+        with ForkServer(folder / f"forks-{name}") as forks:
+            children.append(subprocess.Popen(node, preexec_fn=processes.die_with_parent))
+            hangs = Hangs(open_store(store, patience_s=HANGS_S), limits)
+            named = {child.pid: part for part, child in zip(("trainer", "SuperNode"), children, strict=True)}
+            while all(child.poll() is None for child in children):
+                _end_hung(hangs, {name: children[0].pid}, f"site {name}", named)
+                if forks.serve(HANGS_S):
+                    raise FederationError(f"site {name}: its SuperExec has ended, without which no order is worked on")
         ended = next(child for child in children if child.poll() is not None)
         raise FederationError(
             f"site {name}: its {named[ended.pid]} ended with {ended.returncode}; see its output above"
