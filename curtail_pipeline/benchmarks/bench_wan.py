@@ -54,7 +54,7 @@ MODELS: Final[Mapping[str, Mapping[str, Json]]] = {
 BUCKET = "wan"
 STORE = f"s3://{BUCKET}/run"
 FRONT_PORT, S3_PORT = 8443, 9443
-READY_S = 120.0
+READY_S = 400.0
 RUN_S = 1800.0
 FRONT_CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "superlink.conf"
 S3_FRONT = """
@@ -348,7 +348,7 @@ def _experiment(model: str) -> dict[str, Json]:
             "round_tail_s": 14,
             "outer_step_s": 2,
         },
-        "rounds": {"round_s": 1500, "max_rounds": 2},
+        "rounds": {"round_s": 2400, "max_rounds": 2},
         "job": {"steps": 1000},
         # a machine that runs all four is slower than its lines: processes get the time that is not measured here
         "federation": {"linked": [*LINKED], "delivery_s": 180, "liveness_s": 60},

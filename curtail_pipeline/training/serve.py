@@ -87,6 +87,13 @@ def _write_endpoint(path: Path, endpoint: Endpoint) -> None:
     write_whole(path, endpoint.model_dump_json().encode(), mode=0o600)
 
 
+def start_log(site: str) -> None:
+    """To standard error; of libraries warnings alone: their requests name pre-signed addresses, which are secrets."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {site} %(levelname)s %(message)s")
+    for name in ("httpx", "httpcore", "boto3", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def _lock(store: "Store", site: str) -> "FileLock":
     """The right to be the site's trainer on this machine.
 
@@ -113,10 +120,7 @@ def _lock(store: "Store", site: str) -> "FileLock":
 def main(argv: list[str] | None = None) -> int:
     """Serve until shut down; exit code 0, or 1 with one line on stderr."""
     arguments = _arguments(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {arguments.site} %(levelname)s %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log pre-signed addresses, which are secrets
+    start_log(arguments.site)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

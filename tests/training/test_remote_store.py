@@ -1,5 +1,6 @@
 """A trainer whose store is a bucket, with credentials or with the addresses that orders bring: the same bits."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.linked_trainer import LinkedTrainer
 from curtail_pipeline.training.order_watch import OrderWatch
 from curtail_pipeline.training.plan_runner import TrainersHere
+from curtail_pipeline.training.serve import start_log
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
@@ -256,6 +258,16 @@ def test_addresses_are_good_for_one_object_method_and_time(
     with pytest.raises(NotStored, match="brought no address for z"):
         wrong.read("z")
     assert not (tmp_path / "d").exists()
+
+
+def test_a_trainers_log_gives_no_address_away(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    start_log(SITE)
+    with caplog.at_level(logging.INFO):
+        links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin").write("out.bin", b"weights")
+    assert "X-Amz" not in caplog.text
 
 
 def test_what_arrives_is_checked(s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path) -> None:
