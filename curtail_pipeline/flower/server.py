@@ -6,7 +6,6 @@ Weights never travel in messages: an order and a result are small JSON texts tha
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -21,8 +20,7 @@ from curtail_pipeline.federation.server_life import ServerFailure, failure_key
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
-from curtail_pipeline.storage.records import Message as StoredMessage
-from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, StoreUnavailable
+from curtail_pipeline.storage.store import Store, StoreUnavailable
 from curtail_pipeline.storage.stores import open_store
 
 TTL_S = 7 * 24 * 3600.0
@@ -30,7 +28,6 @@ TTL_S = 7 * 24 * 3600.0
 QUERY_TIMEOUT_S = 60.0
 NODES_S = 15.0
 """How long a member's node may take to come online: SuperNodes look for a SuperLink that was away with a backoff."""
-NODES_KEY = "nodes.json"
 ASK_AGAIN_S = 1.0
 """After an answer that a replay's order is not done yet."""
 
@@ -167,7 +164,7 @@ def serve(grid: Grid, context: Context) -> None:
     plan = store.read_record(config.plan, Plan)
     try:
         run_plan(
-            FlowerTransport(grid, known_nodes(grid, plan.members, config.nodes, store)),
+            FlowerTransport(grid, resolve_nodes(grid, plan.members, config.nodes)),
             config.plan,
             store,
             limits=config.limits,
@@ -184,27 +181,6 @@ def serve(grid: Grid, context: Context) -> None:
         if not is_out_of_space(error):
             raise
         raise FederationError(f"{plan.key}: {FULL_DISK}") from None
-
-
-class KnownNodes(StoredMessage):
-    """`nodes.json`: which node each site was found to be, so that the next run need not ask: that takes seconds."""
-
-    sites: dict[str, int]
-
-
-def known_nodes(grid: Grid, members: Iterable[str], hints: Mapping[str, int], store: Store) -> dict[str, int]:
-    """As `resolve_nodes`, and a node that was found before is taken as long as it is online: a process has its own id.
-
-    Args:
-        hints: from elsewhere; 0 for none.
-    """
-    known: dict[str, int] = {}
-    with suppress(NotStored, CorruptObject, MessageError):
-        known = store.read_record(NODES_KEY, KnownNodes).sites
-    found = resolve_nodes(grid, members, known | {site: node for site, node in hints.items() if node})
-    if (after := known | found) != known:
-        store.write_record(NODES_KEY, KnownNodes(sites=after))
-    return found
 
 
 def _gate(store: Store, plan: Plan) -> HeldoutLoss | None:

@@ -22,7 +22,6 @@ from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import standing, trainer_client
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.trainer_client import Trainer
-from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import InnerStates
 
 with control.quiet():
@@ -38,7 +37,7 @@ with control.quiet():
     from flwr.supercore.task_identity import TaskIdentity
 
     from curtail_pipeline.flower.client import answer
-    from curtail_pipeline.flower.server import NODES_KEY, FlowerTransport, known_nodes, resolve_nodes
+    from curtail_pipeline.flower.server import FlowerTransport, resolve_nodes
 
 
 def test_the_pinned_release_still_has_what_is_used() -> None:
@@ -249,16 +248,6 @@ def test_an_answer_that_is_no_mapping_is_refused_and_not_waited_for(text: str | 
     assert site == "CA" and isinstance(answered, Malformed)
     # nor does it keep the others from being found
     assert resolve_nodes(FakeGrid({10: "", 11: ""}, {10: reply, 11: says("CA")}), ["CA"], {}) == {"CA": 11}
-
-
-def test_a_node_that_was_found_is_not_asked_again_as_long_as_it_is_online(tmp_path: Path) -> None:
-    store, asked = FolderStore(tmp_path), FakeGrid({10: "", 11: ""}, {10: says("CA"), 11: says("TX")})
-    assert known_nodes(asked, ["CA", "TX"], {"CA": 0, "TX": 0}, store) == {"CA": 10, "TX": 11} and asked.pushed
-    later = FakeGrid({10: "", 12: ""}, {12: says("TX")})  # TX was started again
-    assert known_nodes(later, ["CA", "TX"], {}, store) == {"CA": 10, "TX": 12}
-    assert [message.metadata.dst_node_id for message in later.pushed] == [12]
-    store.write_bytes(NODES_KEY, b"damaged")
-    assert known_nodes(asked, ["CA"], {}, store) == {"CA": 10}
 
 
 def test_orders_and_results_over_a_grid() -> None:
