@@ -153,7 +153,7 @@ class LocalFederation:
         self.sites = [site.name for site in experiment.sites]
         self._trainer = list(trainer) if trainer else None
         settings = experiment.federation
-        self._federation = Federation(self.folder, settings.start_timeout_s, settings.limits)
+        self._federation = Federation(self.folder, experiment.start_timeout_s, settings.limits)
 
     def status(self) -> FederationState:
         """What runs: `state` (`down`, `starting`, `ready`, `failed`, `stopping`), addresses, processes, logs."""

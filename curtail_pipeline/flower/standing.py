@@ -68,7 +68,7 @@ def connect(home: Home, experiment: Experiment) -> Iterator[Federation]:
     if address:
         settings = experiment.federation
         authority = Path(os.environ[AUTHORITY_ENV]) if os.environ.get(AUTHORITY_ENV) else None
-        yield StandingFederation(home.federation, settings.start_timeout_s, settings.limits, address, authority)
+        yield StandingFederation(home.federation, experiment.start_timeout_s, settings.limits, address, authority)
         return
     with local_federation(home, experiment).ensure() as federation:
         yield federation

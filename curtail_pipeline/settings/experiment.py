@@ -108,6 +108,11 @@ class Experiment(Section):
     def sequences_per_step(self) -> int:
         return self.training.total_batch_tokens // self.training.sequence_length
 
+    @property
+    def start_timeout_s(self) -> float:
+        """How long the processes of the federation may take to be ready: trainers compile before they are."""
+        return self.federation.start_timeout_s + (self.federation.compile_s if self.training.compile else 0.0)
+
     def site(self, name: str) -> Site:
         """The site of that name.
 

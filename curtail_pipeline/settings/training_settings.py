@@ -26,6 +26,9 @@ class TrainingSettings(Section):
     """AdamW, for the output head."""
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
+    momentum_warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which Muon's momentum rises from 0.85 to 0.95, which it has from the start with 0. nanochat's base
+    training takes 300."""
     decay_fraction: float = Field(default=0.2, ge=0, le=1)
     """Share of the job's steps over which the learning rate falls linearly to zero."""
     grad_clip: float = Field(default=1.0, gt=0)
@@ -40,8 +43,9 @@ class TrainingSettings(Section):
     replay on a GPU is not bit-identical."""
     keep_inner_states: int | None = Field(default=None, ge=1)
     """Snapshots of a site's optimiser state to keep; all when not given."""
-    evaluation_sequences: int | None = Field(default=None, ge=1)
-    """Held-out sequences a checkpoint is evaluated on, the first so many; all when not given."""
+    evaluation_sequences: int | None = Field(default=512, ge=1)
+    """Held-out sequences a checkpoint is evaluated on at most, the first so many: a million tokens at a
+    `sequence_length` of 2048. All of them with null."""
 
     @field_validator("preset")
     @classmethod

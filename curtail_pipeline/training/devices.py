@@ -1,5 +1,8 @@
 """The device of a site, and how torch computes on it."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+
 import torch
 
 from curtail_pipeline.errors import TrainingError
@@ -21,12 +24,25 @@ def device_of(site: Site) -> torch.device:
         ) from error
     if device.type not in {"cpu", "cuda"}:
         raise TrainingError(f"sites: device {site.device!r} of {site.name} is not supported; use cpu or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TrainingError(
-            f"sites: device {site.device!r} of {site.name} is not there ({torch.cuda.device_count()} CUDA devices); "
-            "use one that exists, or cpu"
-        )
+    if device.type == "cuda":
+        there, first = torch.cuda.device_count(), device.index or 0
+        if first + site.devices > there:
+            many = f" with devices {site.devices}" if site.devices > 1 else ""
+            raise TrainingError(
+                f"sites: device {site.device!r} of {site.name}{many} is not there ({there} CUDA devices); "
+                "lower devices, use a device that exists, or cpu"
+            )
     return device
+
+
+def evaluation_device(sites: Sequence[Site]) -> torch.device:
+    """The first of the sites' GPUs that this machine has, or else the CPU."""
+    if torch.cuda.is_available():
+        for site in sites:
+            with suppress(TrainingError):  # another machine's
+                if (device := device_of(site)).type == "cuda":
+                    return device
+    return torch.device("cpu")
 
 
 def set_computing(threads: int, settings: TrainingSettings) -> None:

@@ -17,6 +17,7 @@ from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.training.attention import use_causal_attention
 from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
+from curtail_pipeline.training.schedule import MOMENTUM
 
 DIVERGED_NATS = 1.0
 """A step whose loss is so far above ln(vocabulary), which guessing gives and every model starts at, ends the round."""
@@ -41,16 +42,28 @@ class Learner:
         self._settings = settings
         self._device = self.model.get_parameter("lm_head.weight").device
         self._embedding = self.model.get_submodule("model.embed_tokens")
-        decoder = self.model.get_submodule("model")
-        self._decoder = cast(nn.Module, torch.compile(decoder, fullgraph=True)) if settings.compile else decoder
+        self._decoder = self.model.get_submodule("model")
+        self._hidden = torch.compile(self._states, fullgraph=True) if settings.compile else self._states
         self.vocabulary = head_of(self.model)[0].shape[0]
 
-    def step(self, batch: npt.NDArray[np.int64], multiplier: float) -> float:
+    def warm_up(self) -> None:
+        """Do a step on nothing, which compiles and loads what the first one needs; parameters are zero afterwards."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.zero_()
+        length = self._settings.sequence_length
+        sequences = min(self._settings.device_batch_sequences, self._settings.total_batch_tokens // length)
+        self.gradients(torch.zeros(sequences, length + 1, dtype=torch.int64, device=self._device)).tolist()
+        self.apply(0.0)
+        self.optimisers.reset()
+
+    def step(self, batch: npt.NDArray[np.int64], multiplier: float, momentum: float = MOMENTUM) -> float:
         """One optimiser step.
 
         Args:
             batch: (sequences, T + 1) token ids below `vocabulary`.
             multiplier: of every learning rate.
+            momentum: Muon's.
 
         Returns:
             The batch's mean loss before the step, nats per token.
@@ -66,7 +79,7 @@ class Learner:
         if not (loss <= limit and math.isfinite(norm)):
             self.model.zero_grad()
             raise Diverged(f"diverged: loss {loss:.4g} (limit {limit:.4g}) and gradient norm {norm:.4g}")
-        self.apply(multiplier)
+        self.apply(multiplier, momentum)
         return float(loss)
 
     def gradients(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -80,8 +93,9 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.grad_clip)
         return torch.stack([total, norm])
 
-    def apply(self, multiplier: float) -> None:
+    def apply(self, multiplier: float, momentum: float = MOMENTUM) -> None:
         """Step by the gradients, and forget them."""
+        self.optimisers.set_momentum(momentum)
         self.optimisers.set_multiplier(multiplier)
         self.optimisers.step()
         self.model.zero_grad()
@@ -90,7 +104,11 @@ class Learner:
         dtype = DTYPES[self._settings.dtype]
         autocast = torch.autocast(self._device.type, dtype) if dtype != torch.float32 else nullcontext()
         with autocast:
-            embedded = self._embedding(tokens[:, :-1]).to(dtype)
-            hidden = self._decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            hidden = self._hidden(tokens[:, :-1])
             weight, cap = head_of(self.model)
             return head_loss(hidden.flatten(0, 1).to(dtype), weight, tokens[:, 1:].flatten(), cap)
+
+    def _states(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the head multiplies, (B, T, width), for (B, T) token ids."""
+        embedded = self._embedding(ids).to(DTYPES[self._settings.dtype])
+        return cast(torch.Tensor, self._decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state)

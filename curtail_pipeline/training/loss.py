@@ -17,8 +17,9 @@ CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB on a GPU."""
 
 
-def _chunk(device: torch.device, vocabulary: int) -> int:
-    return max(16, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
+def chunk_rows(device_type: str, vocabulary: int) -> int:
+    """Tokens whose logits are held at a time."""
+    return max(16, CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -31,7 +32,7 @@ class _HeadLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            size = min(len(hidden), _chunk(hidden.device, weight.shape[0]))
+            size = min(len(hidden), chunk_rows(hidden.device.type, weight.shape[0]))
             rows = torch.arange(size, device=hidden.device)
             # One chunk's memory for all chunks: fresh pages cost a CPU as much as the arithmetic.
             product = hidden.new_empty(size, weight.shape[0])
@@ -99,7 +100,7 @@ def token_losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     targets = tokens[:, 1:].flatten()
     rows, cap = head_of(model)
     weight = rows.to(hidden.dtype)
-    size = _chunk(hidden.device, weight.shape[0])
+    size = chunk_rows(hidden.device.type, weight.shape[0])
     losses = []
     for h, t in zip(hidden.split(size), targets.split(size), strict=True):
         logits = (h @ weight.T).float()

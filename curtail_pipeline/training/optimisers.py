@@ -2,52 +2,82 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
+from curtail_pipeline.training.schedule import MOMENTUM
 
 REFERENCE_WIDTH = 768
 """The model width at which nanochat tuned the learning rates of embedding and head; they scale with
 (width / 768) ** -0.5."""
 
-MOMENTUM = 0.95
 BETAS = (0.8, 0.95)
 EPSILON = 1e-10
-"""nanochat's settings of Muon and AdamW."""
+"""nanochat's settings of AdamW."""
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` that orthogonalises in float32 on a CPU.
+    """`torch.optim.Muon`, with Newton-Schulz in float32 on a CPU and for all matrices of a shape at once elsewhere.
 
-    torch's runs Newton-Schulz in bfloat16, which a CPU without bfloat16 units emulates at a third of the speed.
+    torch's takes one matrix after the other in bfloat16. A CPU without bfloat16 units emulates that at a third of the
+    speed; a GPU would wait between kernels too small to fill it.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            a, b, c = group["ns_coefficients"]
+            shapes: dict[torch.Size, list[torch.Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.device.type != "cpu":
-                    super().step(closure)
-                    return
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"]
-                momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"])
-                rows, columns = update.shape
-                x = update.T if rows > columns else update
-                x = x / x.norm().clamp(min=group["eps"])
-                for _ in range(group["ns_steps"]):
-                    gram = x @ x.T
-                    x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = math.sqrt(max(1.0, rows / columns))
-                parameter.add_(x.T if rows > columns else x, alpha=-group["lr"] * scale)
+                if parameter.device.type == "cpu":
+                    self._step_matrix(parameter, group)
+                else:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for parameters in shapes.values():
+                self.step_stack(parameters, group, torch.bfloat16)
+
+    def _momentum(self, parameter: torch.Tensor) -> torch.Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum: torch.Tensor = state["momentum_buffer"]
+        return momentum
+
+    def _step_matrix(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        a, b, c = group["ns_coefficients"]
+        momentum, gradient = self._momentum(parameter), cast(torch.Tensor, parameter.grad)
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"])
+        rows, columns = update.shape
+        x = update.T if rows > columns else update
+        x = x / x.norm().clamp(min=group["eps"])
+        for _ in range(group["ns_steps"]):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        scale = math.sqrt(max(1.0, rows / columns))
+        parameter.add_(x.T if rows > columns else x, alpha=-group["lr"] * scale)
+
+    @torch.no_grad()
+    def step_stack(self, parameters: list[torch.Tensor], group: dict[str, Any], dtype: torch.dtype) -> None:
+        """Step matrices of one shape together, with Newton-Schulz in this type."""
+        a, b, c = group["ns_coefficients"]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        gradients = [cast(torch.Tensor, parameter.grad) for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        update = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+        rows, columns = update.shape[1:]
+        x = (update.mT if rows > columns else update).to(dtype)
+        x = x / x.flatten(1).norm(dim=1).clamp(min=group["eps"])[:, None, None]
+        for _ in range(group["ns_steps"]):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        steps = (x.mT if rows > columns else x).to(update.dtype).unbind()
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, steps, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
 
 class Optimisers:
@@ -83,6 +113,11 @@ class Optimisers:
         for name, optimiser in self._optimisers.items():
             for group, rate in zip(optimiser.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * multiplier
+
+    def set_momentum(self, momentum: float) -> None:
+        """Set Muon's."""
+        for group in self._optimisers["muon"].param_groups:
+            group["momentum"] = momentum
 
     def step(self) -> None:
         for optimiser in self._optimisers.values():

@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
         trainer: Trains = LinkedTrainer(store, arguments.site)
         if experiment is not None:
             site = experiment.site(arguments.site)
-            trainer = SiteTrainer(store, site, experiment, meter=make_meter(site, os.cpu_count() or 1))
+            trainer = own = SiteTrainer(store, site, experiment, meter=make_meter(site, os.cpu_count() or 1))
+            own.prepare()
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
         orders = OrderQueue(trainer, ended)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)

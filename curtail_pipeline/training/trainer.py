@@ -31,15 +31,17 @@ from curtail_pipeline.federation.plan import replay_folder
 from curtail_pipeline.federation.terms import unlike
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
 from curtail_pipeline.training.devices import device_of, set_computing
 from curtail_pipeline.training.learner import Diverged, Learner
 from curtail_pipeline.training.linked import LinkedFolder
+from curtail_pipeline.training.memory import require_fit
 from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
-from curtail_pipeline.training.schedule import global_step, multiplier
+from curtail_pipeline.training.schedule import global_step, multiplier, muon_momentum
 from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.updates import Residual, receive
@@ -119,6 +121,23 @@ class SiteTrainer:
     def name(self) -> str:
         """Of the site."""
         return self.site.name
+
+    def prepare(self) -> None:
+        """Build and compile the store's model, so that the first round begins with its first step.
+
+        Without `ckpt-000000` in the store, or at a site that has no credentials of it, the first order does that.
+
+        Raises:
+            TrainingError: the model does not fit the device (`memory.require_fit`).
+        """
+        set_computing(self.site.threads, self.settings)
+        begin, config = time.monotonic(), f"checkpoints/{FIRST_KEY}/config.json"
+        if self.store.exists(config):
+            self._build(self.store.read_bytes(config), config)
+            self._built().warm_up()
+            self._warm = True
+        made = "built" if self._warm else "nothing to build yet"
+        log.info("%s in %.1f s on %s, torch %s", made, time.monotonic() - begin, self._device, torch.__version__)
 
     def train(
         self,
@@ -240,9 +259,8 @@ class SiteTrainer:
         That is the order's, or `fresh` where the state is lost and the order's terms allow it.
         """
         config = self.store.read_bytes(order.config)
-        if self._config != (found := hashlib.sha256(config).hexdigest()):
+        if self._config != hashlib.sha256(config).hexdigest():
             self._build(config, order.config)
-            self._config = found
         learner = self._built()
         model, optimisers = learner.model, learner.optimisers
         if self._weights != order.parent.sha256:
@@ -276,8 +294,12 @@ class SiteTrainer:
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
         self._warm = False
-        model: nn.Module = build_model(read_config(config, source))
+        self._learner = None  # its memory counts as free
+        shape = read_config(config, source)
+        log.info("a step takes %s", require_fit(shape, self.settings, self._device))
+        model: nn.Module = build_model(shape)
         self._learner = Learner(model.to(self._device), self.settings)
+        self._config = hashlib.sha256(config).hexdigest()
 
     def _built(self) -> Learner:
         if self._learner is None:
@@ -348,7 +370,7 @@ class SiteTrainer:
             decay_fraction=settings.decay_fraction,
         )
         try:
-            return learner.step(batch, rate)
+            return learner.step(batch, rate, muon_momentum(step, settings.momentum_warmup_steps))
         except Diverged as error:
             raise TrainingError(
                 f"{error} at global step {step} of site {self.site.name}; lower training.matrix_lr, embedding_lr and "

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from training_case import make_experiment
 from transformers import NanoChatForCausalLM
 
-from curtail_pipeline.training.devices import set_computing
+from curtail_pipeline.training.devices import evaluation_device, set_computing
 from curtail_pipeline.training.learner import Learner
 from curtail_pipeline.training.presets import build_model, initialise, model_config
 
@@ -67,3 +67,25 @@ def test_determinism_and_tf32_are_as_set():
         set_computing(before, make_experiment().training)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_held_out_loss_is_measured_on_a_sites_gpu_where_this_machine_has_it(monkeypatch):
+    site = make_experiment().sites[0]
+    sites = [site.model_copy(update={"device": device}) for device in ("cpu", "cuda:3", "cuda:1")]
+    assert evaluation_device(sites) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert evaluation_device(sites) == torch.device("cuda:1")
+    assert evaluation_device(sites[:2]) == torch.device("cpu")
+
+
+def test_muons_momentum_is_that_of_the_step():
+    ours, before = learner(), 0.0
+    for momentum in (0.85, 0.9):
+        ours.gradients(torch.from_numpy(BATCH))
+        gradient = ours.model.get_parameter("model.layers.0.mlp.fc2.weight").grad.clone()
+        ours.apply(1.0, momentum)
+        buffer = ours.optimisers.state()["muon/model.layers.0.mlp.fc2.weight/momentum_buffer"]
+        expected = momentum * before + (1 - momentum) * gradient
+        torch.testing.assert_close(buffer, expected)
+        before = buffer.clone()

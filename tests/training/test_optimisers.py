@@ -50,6 +50,33 @@ def test_muon_is_torchs_but_for_bfloat16(shape):
     assert torch.equal(a.state[ours]["momentum_buffer"], b.state[theirs]["momentum_buffer"])
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_matrices_stepped_together_step_as_each_alone_would(dtype, tolerance):
+    generator = torch.Generator().manual_seed(2)
+    for shape in ((24, 24), (48, 16), (16, 48)):
+        start = [torch.randn(shape, generator=generator) for _ in range(3)]
+        alone, together = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+        rates = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+        a, b = (torch.optim.Muon if dtype == torch.bfloat16 else Muon)(alone, **rates), Muon(together, **rates)
+        for _ in range(3):
+            for p, q in zip(alone, together, strict=True):
+                p.grad = torch.randn(shape, generator=generator)
+                q.grad = p.grad.clone()
+            a.step()
+            b.step_stack(together, b.param_groups[0], dtype)
+        for p, q, was in zip(alone, together, start, strict=True):
+            assert (p - q).norm() < tolerance * (p - was).norm()
+            torch.testing.assert_close(a.state[p]["momentum_buffer"], b.state[q]["momentum_buffer"])
+
+
+def test_matrices_that_are_not_on_a_cpu_are_stepped_shape_by_shape(monkeypatch):
+    matrices = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((4, 8), (8, 4), (4, 8), (4, 4))]
+    stepped = []
+    monkeypatch.setattr(Muon, "step_stack", lambda _, group, settings, dtype: stepped.append([p.shape for p in group]))
+    Muon(matrices, lr=0.1).step()
+    assert stepped == [[(4, 8), (4, 8)], [(8, 4)], [(4, 4)]]
+
+
 def test_every_parameter_has_one_optimiser():
     model = small_model()
     optimisers = Optimisers(model, make_experiment().training)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curtail_pipeline.errors import TrainingError
-from curtail_pipeline.training.schedule import global_step, multiplier
+from curtail_pipeline.training.schedule import global_step, multiplier, muon_momentum
 
 jobs = st.fixed_dictionaries(
     {
@@ -53,3 +53,9 @@ def test_outside_a_job(step, total):
 def test_members_walk_the_schedule_at_the_pace_of_the_job(first, steps, members):
     # After `steps` steps of every member the job stands where the next round begins.
     assert global_step(first, steps, members) == first + steps * members
+
+
+def test_muons_momentum_rises_where_that_is_set():
+    assert muon_momentum(0, 0) == muon_momentum(300, 300) == muon_momentum(9000, 300) == 0.95
+    assert muon_momentum(0, 300) == 0.85
+    assert muon_momentum(150, 300) == pytest.approx(0.9)

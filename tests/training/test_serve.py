@@ -93,6 +93,24 @@ def trainer(filled, tmp_path_factory):
     assert f"{SITE}.json" not in filled.list("agents")
 
 
+def test_the_model_is_built_before_the_first_order_comes(trainer, filled):
+    answers, thread = trainer.post_in_background("/train", order := make_order(filled, key="ckpt-000009", **LONG))
+    phases = []
+
+    def steps():
+        status = trainer.status()
+        phases.append(status["phase"])
+        return (status["steps"] or 0) >= 2
+
+    wait_until(steps)
+    assert "compile" not in phases and phases[-1] == "train"
+    assert stop(trainer, order)
+    thread.join(20)
+    assert answers[0].status_code == 200
+    log = trainer.log.read_text()
+    assert log.count("a step takes") == 1 and log.index("built in") < log.index("ready on port")
+
+
 def test_an_order_is_done_once(trainer, filled):
     order = make_order(filled, key="ckpt-000010")
     first = trainer.post("/train", order)

@@ -19,6 +19,7 @@ from training_case import (
     make_order,
     next_order,
 )
+from transformers import AutoModelForCausalLM
 
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.emissions.meter import Drawn, make_meter
@@ -37,6 +38,7 @@ from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.heldout_loss import evaluate
+from curtail_pipeline.training.loss import token_losses
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -148,6 +150,29 @@ def test_a_trainer_that_did_other_work_in_between_gives_the_same_bits(store):
     trainer.train(make_order(store, key="ckpt-000009", seed=77, max_steps=5, out="scratch/other.safetensors"))
     assert comparable(trainer.train(second)) == comparable(b)
     assert comparable(trainer.train(first)) == comparable(a)
+
+
+def test_a_prepared_trainer_does_not_compile_when_its_first_order_comes(store, monkeypatch):
+    graphs, phases, compile = [], [], torch.compile
+
+    def keep(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=keep, **how))
+    torch._dynamo.reset()
+    experiment = make_experiment(compile=True)
+    store.write_json("experiment.json", experiment.model_dump(mode="json"))
+    trainer = SiteTrainer(store, SITE, experiment)
+    trainer.prepare()
+    assert len(graphs) == 1
+    result = trainer.train(make_order(store), on_phase=phases.append)
+    assert phases == ["fetch", "train", "store"] and len(graphs) == 1
+    phases.clear()
+    torch._dynamo.reset()
+    unprepared = SiteTrainer(store, SITE, experiment)
+    assert unprepared.train(make_order(store), on_phase=phases.append).weights == result.weights
+    assert phases == ["fetch", "compile", "store"] and len(graphs) == 2
 
 
 def test_inner_state_matters(store):
@@ -540,6 +565,9 @@ def test_evaluation_of_a_folder(store, tmp_path, vocabulary):
     assert found.perplexity == pytest.approx(vocabulary, rel=1e-4)
     assert found.bits_per_byte == pytest.approx(np.log2(vocabulary) / heldout.bytes_per_token, rel=1e-5)
     assert found.tokens == 9 * SEQUENCE
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    batches = [torch.from_numpy(batch) for batch in heldout.batches(4, 9)]
+    assert found.loss == sum(float(token_losses(model, b).double().sum()) for b in batches) / found.tokens
     result = SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, max_steps=40))
     shutil.copyfile(store.path(result.weights.key), folder / "model.safetensors")
     assert evaluate(folder, heldout).loss < found.loss - 1
