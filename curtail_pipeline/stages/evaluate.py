@@ -1,5 +1,6 @@
 """Held-out loss of a committed checkpoint, kept in the store beside the checkpoints."""
 
+import logging
 from pathlib import Path
 
 from curtail_pipeline.corpus.batches import HeldoutReader
@@ -7,6 +8,8 @@ from curtail_pipeline.stages.model_worker import ModelWorker, Wanted
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.training.heldout_loss import Evaluation, evaluate
+
+log = logging.getLogger(__name__)
 
 
 def evaluation_key(key: str) -> str:
@@ -46,6 +49,11 @@ def evaluate_here(project: Project, checkpoints: Checkpoints, key: str) -> Evalu
 
 
 def _evaluate_folder(project: Project, folder: Path) -> Evaluation:
+    """Held-out loss of a model folder; nothing is stored.
+
+    It is measured on a GPU that one of the sites trains on, where this machine has one with room beside the training,
+    and on one thread of the CPU otherwise.
+    """
     import torch
     from transformers.utils import logging
 
@@ -60,9 +68,33 @@ def _evaluate_folder(project: Project, folder: Path) -> Evaluation:
             reader,
             max_sequences=settings.evaluation_sequences,
             batch_sequences=settings.device_batch_sequences,
+            device=_device(project, folder),
         )
     finally:
         torch.set_num_threads(threads)
+
+
+def _device(project: Project, folder: Path) -> str:
+    from curtail_pipeline.training import memory
+    from curtail_pipeline.training.devices import evaluation_device
+    from curtail_pipeline.training.presets import read_config
+
+    device, settings = evaluation_device(project.experiment.sites), project.experiment.training
+    if device.type == "cpu":
+        return "cpu"
+    path = folder / "config.json"
+    config = read_config(path.read_bytes(), str(path))
+    needed = memory.evaluation_bytes(config, settings, device.type, settings.device_batch_sequences)
+    room = memory.capacity(device)
+    if needed > room:
+        log.warning(
+            "held-out loss on the CPU: it takes %.1f GiB and %s has %.1f GiB free; lower device_batch_sequences",
+            needed / memory.GIB,
+            device,
+            room / memory.GIB,
+        )
+        return "cpu"
+    return str(device)
 
 
 def stored_loss(project: Project, key: str) -> float | None:

@@ -51,7 +51,7 @@ def evaluate(
         heldout: gives the sequences.
         max_sequences: evaluate the first so many; all when not given.
         batch_sequences: sequences per forward pass.
-        device: of the model.
+        device: of the model. A GPU's result differs from a CPU's by rounding, and repeats there.
 
     Raises:
         TrainingError: the folder holds no model, or there are no held-out sequences.
@@ -74,16 +74,16 @@ def evaluate(
             "evaluate a committed one (`curtail checkpoints list`)"
         ) from error
     model.to(device).eval()
-    total, count = 0.0, 0
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in heldout.batches(batch_sequences, max_sequences):
         losses = token_losses(model, torch.from_numpy(np.asarray(batch, dtype=np.int64)).to(device))
-        total += float(losses.double().sum())
+        total += losses.double().sum()  # read at the end: the host does not wait for the device between batches
         count += losses.numel()
     if count == 0:
         raise TrainingError(
             "there are no held-out sequences to evaluate on; raise corpus.heldout_fraction or give a larger corpus"
         )
-    loss = total / count
+    loss = float(total) / count
     return Evaluation(
         loss=loss,
         perplexity=math.exp(loss),
