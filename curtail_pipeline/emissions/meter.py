@@ -196,6 +196,8 @@ class Meter:
     host_kw: float = 0.0
     """Of processor and memory, by the site's settings."""
     clock: Callable[[], float] = time.monotonic
+    drawing_kw: float | None = field(default=None, init=False)
+    """IT power between the last two readings; None before the second and without counters."""
     _begun: float | None = field(default=None, init=False)
     _sampled: float = field(default=0.0, init=False)
     _said: bool = field(default=False, init=False)
@@ -203,12 +205,17 @@ class Meter:
     def begin(self) -> None:
         """Count from now on."""
         self._begun = self._sampled = self.clock()
+        self.drawing_kw = None
         self._each(_Account.begin)
 
     def sample(self) -> None:
         """Call it often: it reads the counters every `SAMPLE_S`, so that none wraps around twice unseen."""
         if self._begun is not None and self.clock() - self._sampled >= SAMPLE_S:
+            joules, at = self._joules(), self._sampled
             self._each(_Account.sample)
+            hours = (self._sampled - at) * SECOND / HOUR
+            counted = self.accounts and self._begun is not None
+            self.drawing_kw = (self._joules() - joules) / _JOULES_PER_KWH / hours + self.host_kw if counted else None
 
     def end(self) -> Drawn | None:
         """IT energy since `begin`; None where there are no counters, or one was reset or could not be read."""
@@ -216,9 +223,12 @@ class Meter:
         begun, self._begun = self._begun, None
         if begun is None or not self.accounts:
             return None
-        joules = sum(account.share * account.joules for account in self.accounts)
         hours = (self.clock() - begun) * SECOND / HOUR
-        return Drawn(kwh=joules / _JOULES_PER_KWH + self.host_kw * hours, source=self.source)
+        return Drawn(kwh=self._joules() / _JOULES_PER_KWH + self.host_kw * hours, source=self.source)
+
+    def _joules(self) -> float:
+        """Since `begin`."""
+        return sum(account.share * account.joules for account in self.accounts)
 
     def _each(self, do: Callable[[_Account], None]) -> None:
         if self._begun is None:

@@ -21,6 +21,7 @@ from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
+from curtail_pipeline.settings.metrics_settings import MetricsSettings
 from curtail_pipeline.settings.model_size import parameters_of
 from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName, product
 from curtail_pipeline.settings.rule_settings import RuleSettings
@@ -77,6 +78,7 @@ class Experiment(Section):
     alerts: AlertSettings = AlertSettings()
     accounting: AccountingSettings = AccountingSettings()
     card: CardSettings = CardSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -156,10 +158,10 @@ class Experiment(Section):
         return self.model_copy(update={"sites": sites})
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: everything but the replay speed, the clock's end, checks, liveness, alerts,
+        """What a result depends on: all but the replay speed, the clock's end, checks, liveness, alerts, metrics,
         provisioners, how energy is measured and reported, and what a site computes with, which may change at any time
         (bits of a replay depend on it)."""
-        beside = {"replay", "checks", "federation", "alerts", "accounting", "card"}
+        beside = {"replay", "checks", "federation", "alerts", "metrics", "accounting", "card"}
         content = self.model_dump(mode="json", exclude=beside)
         content["clock"].pop("end")
         for site in content["sites"]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from transformers import NanoChatConfig
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
@@ -18,6 +19,7 @@ from curtail_pipeline.training.attention import use_causal_attention
 from curtail_pipeline.training.loss import head_loss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.schedule import MOMENTUM
+from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
 
 DIVERGED_NATS = 1.0
 """A step whose loss is so far above ln(vocabulary), which guessing gives and every model starts at, ends the round."""
@@ -44,7 +46,13 @@ class Learner:
         self._embedding = self.model.get_submodule("model.embed_tokens")
         self._decoder = self.model.get_submodule("model")
         self._hidden = torch.compile(self._states, fullgraph=True) if settings.compile else self._states
+        config = cast(NanoChatConfig, self.model.config)
+        self._flops, self._peak = flops_per_token(config, settings.sequence_length), peak_flops(self._device)
         self.vocabulary = head_of(self.model)[0].shape[0]
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs utilisation at this speed; None where the device's peak is not known."""
+        return mfu(tokens_per_s, self._flops, self._peak)
 
     def warm_up(self) -> None:
         """Do a step on nothing, which compiles and loads what the first one needs; parameters are zero afterwards."""

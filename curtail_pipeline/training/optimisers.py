@@ -114,6 +114,11 @@ class Optimisers:
             for group, rate in zip(optimiser.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * multiplier
 
+    @property
+    def matrix_lr(self) -> float:
+        """Muon's learning rate as it is set."""
+        return float(self._optimisers["muon"].param_groups[0]["lr"])
+
     def set_momentum(self, momentum: float) -> None:
         """Set Muon's."""
         for group in self._optimisers["muon"].param_groups:

@@ -83,12 +83,19 @@ class OrderQueue:
         trainer: does the work.
         ended: set from outside (signal, death of the parent) to end `work` after the current step.
         clock: monotonic seconds.
+        on_step: called after every step, in the training thread.
     """
 
-    def __init__(self, trainer: Trains, ended: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        trainer: Trains,
+        ended: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+        on_step: Callable[[Order, StepProgress], None] | None = None,
+    ) -> None:
         self.trainer = trainer
         self.ended = ended
-        self._clock = clock
+        self._clock, self._on_step = clock, on_step
         self._guard = threading.Lock()
         self._came = threading.Condition(self._guard)
         self._jobs: dict[tuple[str, int, str, int], Job] = {}
@@ -325,6 +332,8 @@ class OrderQueue:
 
     def _note(self, order: Order, told: StepProgress | Phase) -> None:
         """Keep what the training thread tells, for whoever watches over it."""
+        if self._on_step is not None and isinstance(told, StepProgress):
+            self._on_step(order, told)
         now = self._clock()
         with self._guard:
             before, phase = self._activity, self._activity.phase if self._activity else "fetch"

@@ -3,7 +3,7 @@
     python -m curtail_pipeline.training.serve --site S --store ROOT --endpoint FILE [--linked] [--parent-pid N]
 
 HTTP on a free loopback port; when it can take orders it writes FILE (`trainer_api.Endpoint`), readable by its owner
-only.
+only. Every step is a line of JSON (`metrics.StepMetrics`) in FILE with the ending `.steps.jsonl`.
 
 It shows life in `agents/<site>.json` in the store every 2 s, and ends when its parent ends, however that happens.
 """
@@ -150,18 +150,25 @@ def main(argv: list[str] | None = None) -> int:
         from curtail_pipeline.emissions.meter import make_meter
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.linked_trainer import LinkedTrainer
+        from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, Sink, StepReporter
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
         from curtail_pipeline.training.trains import Trains
 
         trainer: Trains = LinkedTrainer(store, arguments.site)
+        reporter: StepReporter | None = None
         if experiment is not None:
             site = experiment.site(arguments.site)
-            trainer = own = SiteTrainer(store, site, experiment, meter=make_meter(site, os.cpu_count() or 1))
+            meter = make_meter(site, os.cpu_count() or 1)
+            sinks: list[Sink] = [JsonLines(arguments.endpoint.with_suffix(".steps.jsonl"))]
+            if (port := experiment.metrics.prometheus_port) is not None:
+                sinks.append(Prometheus(port + [each.name for each in experiment.sites].index(site.name)))
+            reporter = StepReporter(site, meter, PresentSignal(store, site.region), sinks)
+            trainer = own = SiteTrainer(store, site, experiment, meter=meter)
             own.prepare()
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
-        orders = OrderQueue(trainer, ended)
+        orders = OrderQueue(trainer, ended, on_step=reporter)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
         server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)
     except CurtailError as error:

@@ -67,6 +67,13 @@ class StepProgress:
     """Done in this round."""
     loss: float
     tokens_per_s: float
+    """Of the round so far."""
+    step_tokens_per_s: float
+    """Of this step alone."""
+    lr: float
+    """Muon's, in this step."""
+    mfu: float | None
+    """Of this step (`throughput`); None where the device's peak is not known."""
 
 
 Progress = Callable[[StepProgress], None]
@@ -343,9 +350,16 @@ class SiteTrainer:
             self._warm = True
             self._meter.sample()
             if progress is not None:
-                rate = len(losses) * self.settings.total_batch_tokens / elapsed
-                progress(StepProgress(step, len(losses), losses[-1], rate))
+                progress(self._progress(step, losses, elapsed, last))
         return losses, elapsed, stop
+
+    def _progress(self, step: int, losses: list[float], elapsed: float, last: float) -> StepProgress:
+        learner, tokens = self._built(), self.settings.total_batch_tokens
+        rate = tokens / last if last > 0 else 0.0
+        so_far = len(losses) * tokens / elapsed if elapsed > 0 else 0.0
+        return StepProgress(
+            step, len(losses), losses[-1], so_far, rate, learner.optimisers.matrix_lr, learner.mfu(rate)
+        )
 
     def _batches(self, order: Order) -> Iterator[npt.NDArray[np.int64]]:
         if self._reader is None:

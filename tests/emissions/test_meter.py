@@ -79,10 +79,12 @@ def test_counters_that_wrap_around_go_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     meter = machine.meter(site(meter={"host_share": 1.0}))
     meter.begin()
+    assert meter.drawing_kw is None
     for _ in range(5):  # 3,000 J through a counter of 1,000 J
         machine.add("intel-rapl:0", 600)
         machine.now += SAMPLE_S
         meter.sample()
+        assert meter.drawing_kw == pytest.approx(0.6 / SAMPLE_S)
     assert joules(meter) == pytest.approx(3_000)
     meter.begin()
     machine.add("intel-rapl:1", 1)

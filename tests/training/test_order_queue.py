@@ -159,7 +159,7 @@ def test_the_training_thread_alone_moves_the_activity(bench: Bench) -> None:
     order = bench.order("ckpt-000001")
     for told, now in (("fetch", 0), ("compile", 1), (1, 9), (2, 10), (3, 12), ("store", 13)):
         bench.now = now
-        progress = told if isinstance(told, str) else StepProgress(told, told, 2.5, 100.0)
+        progress = told if isinstance(told, str) else StepProgress(told, told, 2.5, 100.0, 100.0, 0.02, None)
         bench.queue._note(order, cast(Any, progress))
     activity = bench.queue.activity
     assert activity is not None and activity.name == order.name

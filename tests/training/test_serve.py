@@ -107,6 +107,8 @@ def test_the_model_is_built_before_the_first_order_comes(trainer, filled):
     assert stop(trainer, order)
     thread.join(20)
     assert answers[0].status_code == 200
+    lines = trainer.endpoint.with_suffix(".steps.jsonl").read_text().splitlines()
+    assert len(lines) == answers[0].json()["steps"] and json.loads(lines[-1])["loss"] == answers[0].json()["loss_last"]
     log = trainer.log.read_text()
     assert log.count("a step takes") == 1 and log.index("built in") < log.index("ready on port")
 
