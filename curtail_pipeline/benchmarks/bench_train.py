@@ -1,0 +1,215 @@
+"""Training speed of a preset on one device: tokens per second through the site trainer, data and storage included.
+
+    curtail bench train --device cuda --preset d20 --dtype bfloat16 --compile --sequence-length 2048 ...
+
+The tokens are random: what is timed does not depend on what they say. What only a GPU can tell is null on a CPU.
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from curtail_pipeline.corpus.tokenizer import save_tokenizer, train_bpe
+from curtail_pipeline.federation.orders import Order, StoredWeights
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.tokens.ranges import Ranges
+
+BINS = 10
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+class _Random:
+    """Sequences of random tokens, made once."""
+
+    def __init__(self, vocab_size: int, sequences: int, sequence_length: int) -> None:
+        self._rows = np.random.default_rng(0).integers(vocab_size, size=(sequences, sequence_length + 1))
+
+    def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+        while True:
+            yield self._rows
+
+
+class Histogram(TypedDict):
+    """How many steps took how long."""
+
+    edges_s: list[float]
+    """Of the bins, ascending; one more than there are bins."""
+    steps: list[int]
+
+
+class Speed(TypedDict):
+    """What `run` measured and what was run."""
+
+    tokens_per_s: float
+    step_s: float
+    """Median over the steps after the first round."""
+    round_overhead_s: float
+    """Loading, snapshots and weights of a later round; median."""
+    non_training_share: float
+    """Share of the later rounds' time that is loading, snapshots and weights."""
+    step_times: Histogram
+    mfu: float | None
+    """Model FLOPs utilisation at the median step, by the formula of `training.throughput`; null where the device's peak
+    is not known."""
+    parameters: int
+    peak_mib: int | None
+    """Of GPU memory; null on a CPU."""
+    estimated_mib: int
+    """What `training.memory` says beforehand."""
+    preset: str
+    device: str
+    device_name: str
+    threads: int
+    dtype: str
+    compile: bool
+    tf32: bool
+    deterministic: bool
+    steps: int
+
+
+def run(
+    *,
+    preset: str = "tiny",
+    vocab_size: int = 4096,
+    sequence_length: int = 256,
+    total_batch_tokens: int = 4096,
+    device_batch_sequences: int = 16,
+    device: str = "cpu",
+    threads: int = 1,
+    dtype: str = "float32",
+    compile: bool = False,
+    tf32: bool = False,
+    deterministic: bool = True,
+    steps: int = 20,
+    rounds: int = 3,
+) -> Speed:
+    """Train a few rounds and time them."""
+    import torch
+
+    from curtail_pipeline.training.memory import estimate
+    from curtail_pipeline.training.presets import model_config, parameter_count
+    from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
+
+    site = {"name": "S", "region": "S", "training_kw": 1, "idle_kw": 1, "steps_per_s": 1}
+    training = {
+        "preset": preset,
+        "sequence_length": sequence_length,
+        "total_batch_tokens": total_batch_tokens,
+        "device_batch_sequences": device_batch_sequences,
+        "model_overrides": {"vocab_size": vocab_size},
+        "dtype": dtype,
+        "compile": compile,
+        "tf32": tf32,
+        "deterministic": deterministic,
+    }
+    experiment = parse_experiment(
+        {
+            "name": "benchmark",
+            "traces": {"provider": "synthetic", "start": "2026-01-01T00:00:00Z"},
+            "sites": [{**site, "device": device, "threads": threads}],
+            "job": {"steps": 1_000_000},
+            "training": training,
+        },
+        "benchmark",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        step_s, overhead_s, share = _rounds(Path(folder), experiment, vocab_size, steps, rounds)
+    place = torch.device(device)
+    cuda, step = place.type == "cuda", statistics.median(step_s)
+    config = model_config(experiment.training, vocab_size)
+    counts, edges = np.histogram(step_s, bins=BINS)
+    batch = min(device_batch_sequences, experiment.sequences_per_step)
+    utilisation = mfu(total_batch_tokens / step, flops_per_token(config, sequence_length), peak_flops(place))
+    return {
+        "tokens_per_s": round(total_batch_tokens / step, 1),
+        "step_s": round(step, 4),
+        "round_overhead_s": round(statistics.median(overhead_s), 4),
+        "non_training_share": round(share, 4),
+        "step_times": {"edges_s": [round(float(edge), 5) for edge in edges], "steps": counts.tolist()},
+        "mfu": None if utilisation is None else round(utilisation, 4),
+        "parameters": parameter_count(config),
+        "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+        "estimated_mib": round(estimate(config, experiment.training, place.type, batch).total / 2**20),
+        "preset": preset,
+        "device": device,
+        "device_name": torch.cuda.get_device_name(place) if cuda else cpu_name(),
+        "threads": threads,
+        "dtype": dtype,
+        "compile": compile,
+        "tf32": tf32,
+        "deterministic": deterministic,
+        "steps": steps,
+    }
+
+
+def cpu_name() -> str:
+    """What the kernel calls the processor."""
+    described = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    names = (line.partition(":")[2].strip() for line in described if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _rounds(
+    folder: Path, experiment: Experiment, vocab_size: int, steps: int, rounds: int
+) -> tuple[list[float], list[float], float]:
+    """Seconds of each step, of each round beside its steps, and their share; the first round warms up and is left out."""
+    from curtail_pipeline.training.presets import init_checkpoint
+    from curtail_pipeline.training.trainer import SiteTrainer
+
+    settings = experiment.training
+    store = FolderStore(folder / "store")
+    store.write_record("experiment.json", experiment)
+    save_tokenizer(train_bpe(["text"], 512, "<|bos|>"), folder / "tokenizer", "<|bos|>")
+    init_checkpoint(settings, folder / "tokenizer", store.path("init"), seed=0)
+    reader = _Random(vocab_size, experiment.sequences_per_step, settings.sequence_length)
+    trainer = SiteTrainer(store, "S", experiment, reader)
+    weights = store.path("init/model.safetensors")
+    parent = StoredWeights(key="init/model.safetensors", sha256=file_sha256(weights))
+    inner = FRESH
+    step_s: list[float] = []
+    overhead_s: list[float] = []
+    whole_s = 0.0
+    for number in range(rounds):
+        order = Order(
+            key="ckpt-000001",
+            attempt=0,
+            round=number,
+            site="S",
+            experiment_uri="experiment.json",
+            store=str(store.root),
+            parent=parent,
+            config="init/config.json",
+            inner_state=inner,
+            first_step=number * steps,
+            members=1,
+            total_steps=1_000_000,
+            max_steps=steps,
+            deadline_s=None,
+            lease=((1, 0, steps * experiment.sequences_per_step),),
+            seed=0,
+            out=f"round-{number}.safetensors",
+        )
+        ends: list[float] = []
+        start = time.perf_counter()
+        result = trainer.train(order, lambda _, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
+        took = time.perf_counter() - start
+        print(f"round {number}: {result.tokens_per_s:.0f} tokens/s, {took:.2f} s", file=sys.stderr)
+        parent = StoredWeights(key=result.weights.key, sha256=result.weights.sha256)
+        inner = result.inner_state.end
+        if number:
+            step_s += [b - a for a, b in pairwise(ends)]
+            overhead_s.append(took - result.seconds)
+            whole_s += took
+    return step_s, overhead_s, sum(overhead_s) / whole_s
