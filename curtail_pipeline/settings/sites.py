@@ -98,6 +98,7 @@ class Site(Section):
     pue: float = Field(default=1.0, ge=1.0)
     """Power usage effectiveness: facility power over IT power."""
     devices: int = Field(default=1, ge=1)
+    """Devices that the site's power is of. CUDA devices must be there; the trainer works on the first one."""
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
     """Torch threads of the resident trainer on CPU."""
