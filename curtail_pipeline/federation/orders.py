@@ -200,6 +200,8 @@ class ParentCheckpoint(Record):
     weights: str
     sha256: Sha256
     """Of the weights."""
+    delta: StoredDelta | None = None
+    """Of the same weights, for whoever holds its base."""
     outer: str | None = None
     config: str
 
@@ -353,6 +355,8 @@ class Segment(Message):
     rounds: tuple[RoundDone, ...]
     sites: dict[str, SiteResult]
     weights: StoredWeights
+    delta: StoredDelta | None = None
+    """How far the last round moved them."""
     outer: OuterState | None
     shared: SharedState | None = None
     """What the next segment's sites begin with, where inner states are merged."""

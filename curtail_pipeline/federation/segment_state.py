@@ -68,7 +68,7 @@ class SegmentState:
                 self.sites[site].pool = compact(site_lease)
         self.step = plan.first_step
         self.weights = StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)
-        self.delta: StoredDelta | None = None
+        self.delta = plan.parent.delta
         self.outer = OuterState(key=plan.parent.outer) if plan.parent.outer else None
         self.shared = plan.shared
         """What every site begins its next round with; None where each goes on from its own state."""
@@ -159,6 +159,7 @@ class SegmentState:
                 for site, mine in self.sites.items()
             },
             weights=self.weights,
+            delta=self.delta if self.rounds else None,
             outer=self.outer,
             shared=self.shared,
             stop_reason=stop_reason,

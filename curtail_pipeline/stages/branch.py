@@ -9,17 +9,18 @@ from datetime import datetime
 from itertools import count
 
 from curtail_pipeline.errors import SettingsError, StoreError
-from curtail_pipeline.federation.orders import ParentCheckpoint, Plan, PlannedRound, Segment
+from curtail_pipeline.federation.orders import Plan, PlannedRound, Segment
 from curtail_pipeline.federation.plan import plan_key, read_journal
 from curtail_pipeline.federation.progress import SegmentProgress
 from curtail_pipeline.stages.aside import Aside, aside, run_aside
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
 from curtail_pipeline.stages.optimiser_states import merged_states
+from curtail_pipeline.stages.parents import parent_checkpoint
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.replay import realised_plan
-from curtail_pipeline.stages.train import OUTER_FILE, checkpoint_files
+from curtail_pipeline.stages.train import checkpoint_files
 from curtail_pipeline.stages.wall_power import wall_time
-from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE, Checkpoints
+from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.commits import number
 from curtail_pipeline.storage.manifest import Interval, Manifest, SiteLedger
 from curtail_pipeline.storage.store import Store
@@ -74,16 +75,10 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
     last = next(done.steps for done in reversed(realised.rounds) if done.steps)
     ledger = opening_ledger(project, manifest)
     with aside(project.store) as place:
-        begin, folder = place.take_end(manifest), f"checkpoints/{key}"
+        begin = place.take_end(manifest)
         wanted = Plan(
             key=_next(key),
-            parent=ParentCheckpoint(
-                key=key,
-                weights=f"{folder}/{WEIGHTS_FILE}",
-                sha256=manifest.files[WEIGHTS_FILE].sha256,
-                outer=f"{folder}/{OUTER_FILE}" if OUTER_FILE in manifest.files else None,
-                config=f"{folder}/config.json",
-            ),
+            parent=parent_checkpoint(project.store, manifest),
             members=plan.members,
             mode=plan.mode,
             first_step=manifest.steps.end,

@@ -15,7 +15,6 @@ from curtail_pipeline.federation.orders import (
     Exchange,
     OpenRounds,
     OuterSettings,
-    ParentCheckpoint,
     Plan,
     PlannedRound,
     Segment,
@@ -24,6 +23,7 @@ from curtail_pipeline.federation.orders import (
 )
 from curtail_pipeline.federation.plan import journal_key, plan_key, read_journal, segment_key
 from curtail_pipeline.federation.progress import SegmentEnded, SegmentPlanned, SegmentProgress
+from curtail_pipeline.federation.segment_state import DELTA, OUTER
 from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.flower.submit import submit_and_follow
 from curtail_pipeline.scheduling.absence import ABSENCES_KEY
@@ -41,6 +41,7 @@ from curtail_pipeline.stages.optimiser_states import (
     prune_states,
     residuals,
 )
+from curtail_pipeline.stages.parents import parent_checkpoint
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import absences
 from curtail_pipeline.stages.wall_power import clock_of_project, other_attempts, wall_time
@@ -51,8 +52,6 @@ from curtail_pipeline.storage.store import CorruptObject
 from curtail_pipeline.times import utc_now
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import Range, drop_prefix, take_prefix
-
-OUTER_FILE = "outer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -187,19 +186,12 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
     experiment, request, parent = project.experiment, prospect.request, prospect.parent
     ledger = opening_ledger(project, parent)
     leases = _leases(project, prospect, ledger)
-    outer = f"checkpoints/{parent.key}/{OUTER_FILE}" if OUTER_FILE in parent.files else None
     scheduled = prospect.scheduled
     return Plan(
         key=request.key,
         attempt=request.attempt,
         generation=request.generation,
-        parent=ParentCheckpoint(
-            key=parent.key,
-            weights=f"checkpoints/{parent.key}/{WEIGHTS_FILE}",
-            sha256=parent.files[WEIGHTS_FILE].sha256,
-            outer=outer,
-            config=f"checkpoints/{parent.key}/config.json",
-        ),
+        parent=parent_checkpoint(project.store, parent),
         members=request.members,
         mode="local" if request.mode == "local" else "federated",
         first_step=parent.steps.end,
@@ -334,7 +326,9 @@ def checkpoint_files(parent: Manifest, scratch: str, segment: Segment) -> dict[s
     files |= {key.rsplit("/", 1)[1]: key for key in (plan_key(scratch), segment_key(scratch))}
     files |= {"rounds.jsonl": journal_key(scratch), WEIGHTS_FILE: segment.weights.key}
     if segment.outer is not None:
-        files[OUTER_FILE] = segment.outer.key
+        files[OUTER] = segment.outer.key
+    if segment.delta is not None:
+        files[DELTA] = segment.delta.key
     return files
 
 

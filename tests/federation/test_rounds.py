@@ -530,3 +530,13 @@ def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults:
     again = replay(plan, segment)
     replayed = bench.run(again, folder="scratch/replay")
     assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]
+
+
+def test_a_segment_hands_its_last_step_on(bench: Bench) -> None:
+    plan = bench.plan([{"CA": 2, "TX": 1}] * 2, ("CA", "TX"), exchange={"download": "int8"})
+    segment = bench.run(plan)
+    assert segment["delta"]["base"]["sha256"] == segment["rounds"][0]["weights"]["sha256"]
+    parent = plan["parent"] | {"weights": segment["weights"]["key"], "sha256": segment["weights"]["sha256"]}
+    behind = bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), parent=parent | {"delta": segment["delta"]})
+    bench.run(behind, folder="scratch/behind")
+    assert bench.orders("CA")[0]["delta"] == segment["delta"]
