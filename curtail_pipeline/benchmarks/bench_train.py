@@ -164,7 +164,7 @@ def cpu_name() -> str:
 def _rounds(
     folder: Path, experiment: Experiment, vocab_size: int, steps: int, rounds: int
 ) -> tuple[list[float], list[float], float]:
-    """Seconds of each step, of each round beside its steps, and their share; the first round warms up and is left out."""
+    """Seconds of each step, of each round beside its steps, and their share; the first round warms up and is not in."""
     from curtail_pipeline.training.presets import init_checkpoint
     from curtail_pipeline.training.trainer import SiteTrainer
 

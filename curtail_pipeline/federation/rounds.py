@@ -25,6 +25,7 @@ from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.admission import HeldoutLoss, admit, fetch, gate
 from curtail_pipeline.federation.answers import collect
+from curtail_pipeline.federation.budgets import step_budgets
 from curtail_pipeline.federation.inner_states import fetch_states, store_merged
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.merge import merge
@@ -185,9 +186,7 @@ class _Running:
         assert self.plan.open is not None
         members = [site for site in self.plan.members if self.state.sites[site].pool]
         left = self.plan.total_steps - self.state.step
-        shares = {
-            site: left // len(members) + (1 if place < left % len(members) else 0) for place, site in enumerate(members)
-        }
+        shares = step_budgets(left, {site: self.state.sites[site].tokens_per_s for site in members})
         steps = {site: share for site, share in shares.items() if share}
         return _Round(number, None, None, steps, len(steps), self.plan.open.round_s, {})
 

@@ -38,6 +38,8 @@ class SiteState:
     tokens: int = 0
     consumed: list[Range] = field(default_factory=list)
     made_with: dict[str, str] = field(default_factory=dict)
+    tokens_per_s: float = 0.0
+    """As last measured in this segment; 0 before."""
 
     def accept(self, lease: tuple[Range, ...], result: Result) -> None:
         """Count a result."""
@@ -50,6 +52,7 @@ class SiteState:
             begin = self.residual.begin if self.residual and self.steps else result.residual.begin
             self.residual = InnerStates(begin=begin, end=result.residual.end)
         self.steps += result.steps
+        self.tokens_per_s = result.tokens_per_s or self.tokens_per_s
         self.tokens += result.tokens
         self.consumed = compact([*self.consumed, *result.consumed])
 
