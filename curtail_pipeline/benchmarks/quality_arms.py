@@ -36,7 +36,8 @@ class Arm(Record):
     """Settings of the section `rounds`."""
     training: Mapping[str, float] = Field(default_factory=dict)
     """Factors on settings of the section `training`."""
-    rebalance: bool | None = None
+    fresh_first: bool | None = None
+    """Of the section `corpus`."""
 
 
 class Stretch(Record):
@@ -92,7 +93,7 @@ def arms(grid: bool) -> tuple[Arm, ...]:
                     found.append(Arm(name=name, membership=where, rounds={**rounds, "inner_state": state}))
         found += [Arm(name=f"sites3, H={h}", membership="sites3", round_steps=h) for h in (4, 8, 32)]
         found += [Arm(name=f"{CENTRAL}, lr x {f:g}", membership=CENTRAL, training=_rates(f)) for f in (0.7, 1.4)]
-        found.append(Arm(name="laptop, text stays", membership="laptop", rebalance=False))
+        found.append(Arm(name="laptop, text stays", membership="laptop", fresh_first=False))
     return tuple(found)
 
 

@@ -27,7 +27,7 @@ from curtail_pipeline.settings.experiment import Experiment, load_experiment, pa
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store, file_sha256
-from curtail_pipeline.tokens.balance import balance
+from curtail_pipeline.tokens.balance import balance, fresh_first
 from curtail_pipeline.tokens.ledger import Ledger, Report
 from curtail_pipeline.tokens.ranges import drop_prefix, take_prefix
 from curtail_pipeline.training.plan_runner import TrainersHere
@@ -60,7 +60,7 @@ def experiment_of(task: Task) -> Experiment:
         "job": {"steps": task.steps // arm.batch},
         "rounds": content.get("rounds", {}) | dict(arm.rounds),
         "training": training | rates | batch,
-        "corpus": content["corpus"] | ({} if arm.rebalance is None else {"rebalance": arm.rebalance}),
+        "corpus": content["corpus"] | ({} if arm.fresh_first is None else {"fresh_first": arm.fresh_first}),
     }
     return parse_experiment(content | changes, "benchmark")
 
@@ -144,12 +144,10 @@ class Lineage:
         per_step, rounds = self.experiment.sequences_per_step, self.experiment.rounds
         if self.experiment.corpus.rebalance:
             self.ledger = balance(self.ledger, self.totals, self.shares, per_step)
-        rest = {
-            site: self.ledger.lease(
-                site, per_step * sum(steps.get(site, 0) for steps in stretch.rounds), self.totals[site]
-            )
-            for site in stretch.members
-        }
+        wanted = {site: per_step * sum(steps.get(site, 0) for steps in stretch.rounds) for site in stretch.members}
+        if self.experiment.corpus.fresh_first:
+            self.ledger = fresh_first(self.ledger, self.totals, wanted)
+        rest = {site: self.ledger.lease(site, count, self.totals[site]) for site, count in wanted.items()}
         planned = []
         for index, steps in enumerate(stretch.rounds):
             lease = {site: tuple(take_prefix(rest[site], count * per_step)) for site, count in steps.items()}

@@ -39,6 +39,9 @@ class CorpusSettings(Section):
     rebalance: bool = False
     """Before every segment, move text that nobody has trained on so that what each site has left of the pass follows
     the shares again."""
+    fresh_first: bool = True
+    """Before a segment, give a member that would begin another pass over its own text what other sites have not reached
+    of theirs. Text stays where it was dealt if false, and where `exhausted` is `done`."""
     exhausted: Exhausted = "next_epoch"
     workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise; as many as cores and memory allow when not given."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from filelock import FileLock
 
 from curtail_pipeline.corpus.batches import ShardReader
+from curtail_pipeline.corpus.build import stored_manifest
 from curtail_pipeline.corpus.dealing import Dealing, freeze_dealing, frozen_shares
 from curtail_pipeline.federation.orders import Plan
 from curtail_pipeline.settings.experiment import Experiment
@@ -12,7 +13,7 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Message
 from curtail_pipeline.storage.tables import trace_key
-from curtail_pipeline.tokens.balance import balance
+from curtail_pipeline.tokens.balance import balance, fresh_first
 from curtail_pipeline.tokens.ledger import Ledger, Report, SiteRanges
 from curtail_pipeline.tokens.ranges import Ranges
 
@@ -132,6 +133,19 @@ def opening_ledger(project: Project, parent: Manifest) -> Ledger:
 
 def _added_sites(experiment: Experiment, shares: Mapping[str, float]) -> list[str]:
     return [site.name for site in experiment.sites if site.name not in shares]
+
+
+def with_fresh_text(project: Project, ledger: Ledger, steps: Mapping[str, int]) -> Ledger:
+    """The ledger with text moved to members that would repeat theirs first, as `corpus.fresh_first` says.
+
+    Args:
+        steps: of each member in the segment that is planned.
+    """
+    corpus, per_step = project.experiment.corpus, project.experiment.sequences_per_step
+    if not corpus.fresh_first or corpus.exhausted == "done":
+        return ledger
+    built = [site for site in frozen_shares(project.store) or steps if stored_manifest(project.store, site)]
+    return fresh_first(ledger, shard_sizes(project, built), {site: count * per_step for site, count in steps.items()})
 
 
 def shard_sizes(project: Project, sites: Iterable[str]) -> dict[str, int]:

@@ -4,6 +4,7 @@ A segment is planned from its request and its parent alone; nothing here reads "
 round's steps, computed from the trace; with a replayed or live clock it is open-ended and membership ends it.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,7 +33,7 @@ from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, Segme
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.stages.attempts import place_of
-from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes
+from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes, with_fresh_text
 from curtail_pipeline.stages.optimiser_states import (
     inner_states,
     keep_merged,
@@ -184,7 +185,7 @@ def _whole_parent(project: Project, key: str) -> Manifest:
 
 def _plan(project: Project, prospect: Prospect) -> Plan:
     experiment, request, parent = project.experiment, prospect.request, prospect.parent
-    ledger = opening_ledger(project, parent)
+    ledger = with_fresh_text(project, opening_ledger(project, parent), _expected_steps(project, prospect))
     leases = _leases(project, prospect, ledger)
     scheduled = prospect.scheduled
     return Plan(
@@ -224,6 +225,16 @@ def _terms(project: Project, members: Sequence[str]) -> SiteTerms:
     if manifest is not None:
         made_with |= {"corpus": manifest.dealing_sha256, "tokenizer": manifest.tokenizer_sha256}
     return SiteTerms(made_with=made_with, differing=settings.differing_site, lost_state=settings.lost_state)
+
+
+def _expected_steps(project: Project, prospect: Prospect) -> dict[str, int]:
+    """Steps of each member in the segment: the planned ones, or those of its longest duration."""
+    experiment, scheduled, members = project.experiment, prospect.scheduled, prospect.request.members
+    if scheduled is not None:
+        return {site: sum(r.steps.get(site, 0) for r in scheduled.rounds) for site in members}
+    left, rounds = experiment.job.steps - prospect.parent.steps.end, prospect.view.experiment.rounds
+    longest = rounds.max_rounds * rounds.length_s
+    return {site: min(left, math.ceil(longest * experiment.site(site).steps_per_s)) for site in members}
 
 
 def _leases(project: Project, prospect: Prospect, ledger: Ledger) -> dict[str, list[Range]]:

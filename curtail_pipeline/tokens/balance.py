@@ -1,5 +1,6 @@
 """What of the text has been used, and moving what is left to where it will be."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import TypedDict
 
@@ -85,6 +86,44 @@ def balance(
             for span in _take_last(left[giver], n):
                 ledger = ledger.rebalance([(span.epoch, span.start, span.stop)], span.owner, to)
     return ledger
+
+
+def fresh_first(ledger: Ledger, totals: Mapping[str, int], wanted: Mapping[str, int]) -> Ledger:
+    """Move untouched text to sites that would begin another pass over their own while others have some of this pass.
+
+    Args:
+        totals: sequences per shard set.
+        wanted: how many sequences a site is to train on next; sites that are not in it give first.
+
+    Returns:
+        The ledger with the moves, or the same one where nothing needs to move. No more moves than is wanted; within a
+        site, what it would read last moves first.
+
+    Raises:
+        LedgerError: a site without sequences.
+    """
+    need = {site: count for site, count in wanted.items() if count > 0}
+    if not need:
+        return ledger
+    for epoch in itertools.count(min(_first_epoch(ledger, site, totals[site]) for site in totals)):
+        left = {site: list(ledger.free(site, epoch, totals[site])) for site in totals}
+        spare = {site: sum(span.size for span in left[site]) for site in totals}
+        for site in need:
+            own = min(need[site], spare[site])
+            need[site] -= own
+            spare[site] -= own
+        for to in sorted(need):
+            for giver in sorted(totals, key=lambda site: (site in wanted, -spare[site], site)):
+                n = min(need[to], spare[giver])
+                if giver == to or n <= 0:
+                    continue
+                need[to] -= n
+                spare[giver] -= n
+                for span in _take_last(left[giver], n):
+                    ledger = ledger.rebalance([(span.epoch, span.start, span.stop)], span.owner, to)
+        if not any(need.values()):
+            return ledger
+    raise AssertionError("there is always another pass")
 
 
 def _first_epoch(ledger: Ledger, site: str, total: int) -> int:

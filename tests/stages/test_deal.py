@@ -225,7 +225,21 @@ def test_only_the_beginning_of_a_lease_can_be_committed(balanced: Project) -> No
             closing_ledger(plan, {"EAST": consumed}, parent)
 
 
-def test_nothing_moves_by_default(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fresh_first", [True, False])
+def test_a_member_gets_fresh_text_of_others_before_it_repeats_its_own(tmp_path: Path, fresh_first: bool) -> None:
+    project = open_project(tmp_path, fresh_first=fresh_first)
+    write_shards(project)
+    first = commit(project, "ckpt-000000")
+    second = train(project, plan_of(project, "ckpt-000001", first, "NORTH"), first, {"NORTH": 10})
+    plan = plan_of(project, "ckpt-000002", second, "NORTH")  # the longest segment takes 10 steps of 8 sequences
+    assert plan.open is not None and plan.open.lease["NORTH"][0] == (1, 80, 100)
+    rest = plan.open.lease["NORTH"][1]
+    assert rest == ((1, 40, 100, "EAST") if fresh_first else (2, 0, 100))
+    train(project, plan, second, {"NORTH": 10})
+    assert project.checkpoints.verify_chain()[-1] == "ckpt-000002"
+
+
+def test_nothing_moves_while_members_have_text_of_their_own(tmp_path: Path) -> None:
     project = open_project(tmp_path)
     write_shards(project)
     parent = commit(project, "ckpt-000000")

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from curtail_pipeline.errors import LedgerError
-from curtail_pipeline.tokens.balance import balance, summarise
+from curtail_pipeline.tokens.balance import balance, fresh_first, summarise
 from curtail_pipeline.tokens.ledger import Ledger
 from curtail_pipeline.tokens.ranges import drop_prefix, take_prefix, total
 
@@ -181,3 +183,31 @@ def test_prefix_arithmetic() -> None:
     assert take_prefix(lease, 0) == [] and drop_prefix(lease, 8) == []
     with pytest.raises(LedgerError, match="9 sequences are not a prefix of a lease of 8"):
         take_prefix(lease, 9)
+
+
+def test_a_member_that_would_repeat_its_text_gets_what_others_have_not_reached() -> None:
+    ledger, totals = trained(Ledger(), "A", [(1, 0, 8)]), {"A": 10, "B": 20, "C": 6}
+    assert fresh_first(ledger, totals, {"A": 2, "B": 20}) == ledger
+    after = fresh_first(ledger, totals, {"A": 5, "B": 4})
+    assert after.lease("A", 5, 10) == [(1, 8, 10), (1, 3, 6, "C")], "of a site that does not train, its last"
+    assert after.lease("B", 4, 20) == [(1, 0, 4)]
+    every = fresh_first(ledger, totals, {"A": 30})
+    assert every.lease("A", 30, 10) == [(1, 8, 10), (1, 0, 20, "B"), (1, 0, 6, "C"), (2, 0, 2)]
+    # another site is in its second pass already: what is left of the first is still trained on before
+    late = fresh_first(trained(trained(ledger, "C", [(1, 0, 6), (2, 0, 3)]), "A", [(1, 8, 10)]), totals, {"C": 4})
+    assert late.lease("C", 4, 6) == [(1, 16, 20, "B")]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("ABC"), st.integers(0, 9), min_size=1), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_no_text_repeats_while_another_site_has_fresh_one(segments: list[dict[str, int]]) -> None:
+    totals, ledger = {"A": 7, "B": 3, "C": 11}, Ledger()
+    for wanted in segments:
+        before = ledger
+        ledger = fresh_first(ledger, totals, wanted)
+        leases = {site: ledger.lease(site, count, totals[site]) for site, count in wanted.items()}
+        ledger = ledger.commit({site: {"lease": lease, "consumed": lease} for site, lease in leases.items()}, totals)
+        ledger.verify_against(before, leases)
+        passes = [sum(b - a for site in totals for e, a, b in ledger.consumed(site) if e == n) for n in range(1, 7)]
+        whole = sum(totals.values())
+        assert all(count == whole for n, count in enumerate(passes) if any(passes[n + 1 :])), passes
