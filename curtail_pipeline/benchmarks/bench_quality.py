@@ -54,7 +54,7 @@ def run(
     steps: int = 384,
     seeds: int = 3,
     preset: str = "tiny",
-    only: Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
     mci: str | None = None,
     out: str | None = None,
     workers: int = 2,
@@ -64,7 +64,7 @@ def run(
     Args:
         quick: one seed, and the arms that the claim is about.
         grid: settings around the defaults too.
-        only: names of arms.
+        only: the name of an arm, or several as '["central","laptop"]'.
         mci: the published run's trace; the test data's when not given.
         out: folder for every curve (CSV) and the plot (SVG).
         workers: processes.
@@ -73,7 +73,8 @@ def run(
         SettingsError: no such arm, or one whose trace has too few windows.
     """
     trace = Path(mci or Path(os.environ.get("CURTAIL_TEST_DATA", "../shared/data")) / "paper" / "mci.csv")
-    chosen = _chosen(arms(grid), only or (QUICK if quick else None))
+    names = [only] if isinstance(only, str) else only
+    chosen = _chosen(arms(grid), names or (QUICK if quick else None))
     count = 1 if quick else seeds
     tasks = [_task(arm, seed, steps, preset, trace) for seed in range(1, count + 1) for arm in chosen]
     with ThreadPoolExecutor(workers) as pool:

@@ -106,7 +106,7 @@ def plan_of(arm: Arm, steps: int, mci: Path) -> tuple[tuple[Stretch, ...], dict[
     is expected to train on the whole trace, by which text is dealt.
 
     Raises:
-        SettingsError: an unknown membership, or a trace on which so many steps do not fit.
+        SettingsError: a trace on which so many steps do not fit.
     """
     if arm.membership in ("laptop", "mci"):
         experiment, traces = _traced(arm, mci)
