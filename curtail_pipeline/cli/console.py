@@ -214,8 +214,22 @@ def print_summary(summary: "RunSummary", reason: str) -> None:
         + (f"; {100 * share:.1f} % of the energy inside curtailment windows" if share is not None else "")
         + (f"; energy and CO2: {summary.basis}" if summary.basis is not None else "")
     )
+    OUT.print(_against_centralised(summary))
     OUT.print(f"report:     {summary.report}")
     OUT.print(f"checkpoint: {summary.checkpoint}")
+
+
+def _against_centralised(summary: "RunSummary") -> str:
+    """The last checkpoint's held-out loss beside that of centralised training, or why there is none."""
+    ours = next((row.heldout_loss for row in reversed(summary.checkpoints) if row.heldout_loss is not None), None)
+    reference = summary.centralised
+    if ours is None or reference.loss is None:
+        return f"held-out loss {_number(ours, 3)}; no centralised reference: {reference.reason}"
+    gap, where = ours - reference.loss, "above" if ours >= reference.loss else "below"
+    return (
+        f"held-out loss {ours:.3f}, centralised with as many tokens {reference.loss:.3f}: {abs(gap):.3f} {where} "
+        f"({reference.reason})"
+    )
 
 
 def warn_checks(checks: "Sequence[CheckSaid]") -> None:

@@ -26,6 +26,7 @@ from curtail_pipeline.stages.account import (
     stale_ledgers,
     stored_ledgers,
 )
+from curtail_pipeline.stages.central_reference import CentralReference, central_reference
 from curtail_pipeline.stages.checkpoint_rows import CheckpointRow, checkpoint_rows
 from curtail_pipeline.stages.evaluate import stored_loss
 from curtail_pipeline.stages.project import Project
@@ -58,6 +59,8 @@ class RunSummary:
     curtailed_share: float | None
     unaccounted_kwh: float | None
     baselines: list[Compared]
+    centralised: CentralReference
+    """Held-out loss of centralised training with as many tokens."""
     report: str
     checkpoint: str
     home: str
@@ -110,6 +113,7 @@ def _summary(project: Project, accounts: _Accounts) -> RunSummary:
         curtailed_share=ours.curtailed_share if ours else None,
         unaccounted_kwh=ours.unaccounted_kwh if ours else None,
         baselines=accounts.baselines,
+        centralised=central_reference(project, last.tokens.total),
         report=f"{project.store.uri}/{REPORT_KEY}",
         checkpoint=project.checkpoints.where(last.key),
         home=str(project.home.root),

@@ -4,6 +4,7 @@ import pytest
 
 from curtail_pipeline.cli import console
 from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.stages.central_reference import CentralReference
 from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
 from curtail_pipeline.stages.run_report import RunSummary
 
@@ -27,7 +28,7 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
         basis="projected (virtual time, modelled power)",
         start="2026-05-01T00:00:00Z",
         end="2026-05-01T02:00:00Z",
-        checkpoints=[],
+        checkpoints=[row(1, heldout_loss=4.3)],
         steps=3,
         tokens=24,
         kwh=4.0,
@@ -37,6 +38,7 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
         curtailed_share=None,
         unaccounted_kwh=1.0,
         baselines=[baseline],
+        centralised=CentralReference(loss=4.25, reason="curtail bench central, 2026-11-26"),
         report="report/index.html",
         checkpoint="ckpt-000001",
         home="home",
@@ -47,6 +49,7 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
     assert "no gCO2 of a baseline: the trace of EAST ends too early" in lines
     said = " ".join(lines)
     assert "try: job done; 3 steps, 24 tokens on recorded traces; energy and CO2: projected (virtual time," in said
+    assert "held-out loss 4.300, centralised with as many tokens 4.250: 0.050 above (curtail bench central, 20" in said
     assert "1.00 kWh have no accounting signal: between 80 and 95 gCO2 with them" in said
     assert "same steps; kWh and gCO2: projected (virtual time, modelled power)" in said
 
