@@ -127,10 +127,10 @@ def run(
 class Episode:
     """One run of the experiment in a home of its own."""
 
-    def __init__(self, folder: Path, setup: str, steps: int = STEPS) -> None:
+    def __init__(self, folder: Path, setup: str) -> None:
         folder.mkdir(parents=True)
-        self.name, self.folder, self.log, self.steps = setup, folder, folder / "log", steps
-        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder, steps), NAME, [*CURTAILED])
+        self.name, self.folder, self.log = setup, folder, folder / "log"
+        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder), NAME, [*CURTAILED])
         self.store = self.setup.store
         self.injector = Injector(self.setup, PATIENCE_S, self.running)
         self.kinds = kinds_of(setup)
@@ -246,7 +246,7 @@ class Episode:
             tally.finished = False
             return
         manifests = [store.read_json(manifest_key(key)) for key in keys]
-        tally.finished &= checkpoints.manifest(keys[-1]).steps.end == self.steps
+        tally.finished &= checkpoints.manifest(keys[-1]).steps.end == STEPS
         if (wrong := miscounted([m for m in manifests if isinstance(m, dict)], SEQUENCE)) is not None:
             tally.ledger_exact = False
             tally.problems.append(f"{self.folder.name}: {wrong}")

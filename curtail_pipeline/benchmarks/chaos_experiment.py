@@ -40,7 +40,7 @@ EXPERIMENT: Mapping[str, object] = {
 }
 
 
-def write_experiment(folder: Path, steps: int = STEPS) -> Path:
+def write_experiment(folder: Path) -> Path:
     """Settings and trace; the settings' file."""
     rows = ["time," + ",".join(CURTAILED)]
     for minute in range(0, MINUTES, 5):
@@ -50,5 +50,5 @@ def write_experiment(folder: Path, steps: int = STEPS) -> Path:
     (folder / "trace.csv").write_text("\n".join(rows) + "\n")
     path = folder / f"{NAME}.yaml"
     traces = {"provider": "file", "path": str(folder / "trace.csv")}
-    path.write_text(yaml.safe_dump({**EXPERIMENT, "job": {"steps": steps}, "traces": traces}))
+    path.write_text(yaml.safe_dump({**EXPERIMENT, "traces": traces}))
     return path
