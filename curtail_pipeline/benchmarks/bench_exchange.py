@@ -25,7 +25,7 @@ from curtail_pipeline.federation.update_file import write_update, write_weights
 from curtail_pipeline.settings.federation_settings import CodecName, LossyName
 from curtail_pipeline.storage.store import file_sha256
 
-WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "1M": (64, 2, 7_168)}
+WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 8_192)}
 """Width, layers and vocabulary of NanoChat."""
 DISTINCT = 3
 POOL = 1 << 22

@@ -1,0 +1,24 @@
+"""`bench exchange` on a model of a few thousand parameters: the form of its answer, and that bytes are files' own."""
+
+import pytest
+
+from curtail_pipeline.benchmarks import bench_exchange
+from curtail_pipeline.benchmarks.bench_exchange import run
+from curtail_pipeline.errors import SettingsError
+
+
+@pytest.mark.slow
+def test_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench_exchange.WIDTHS, "small", (64, 2, 8192))
+    found = run("small", "1,2", "int2_topk")["models"]["small"]
+    assert found["bytes"]["fp32"] > 4 * (2 * 64 * 8192 + 2 * 12 * 64 * 64)
+    assert found["bytes"]["int2_topk"] < found["bytes"]["fp32"] / 32
+    assert found.keys() >= {"encode_s", "decode_s", "merge_s", "copy_hash_s", "merge_ratio", "peak_mib"}
+    assert found["merges"]["int2_topk"].keys() == {"1", "2"} and found["peak_mib"] < 512
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(SettingsError, match="'int3' is no codec or model"):
+        run(codecs="fp32,int3")
+    with pytest.raises(SettingsError, match="'7B' is no codec or model"):
+        run(models="7B")
