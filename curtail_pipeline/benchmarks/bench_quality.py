@@ -76,9 +76,9 @@ def run(
     names = [only] if isinstance(only, str) else only
     chosen = _chosen(arms(grid), names or (QUICK if quick else None))
     count = 1 if quick else seeds
-    tasks = [_task(arm, seed, steps, preset, trace) for seed in range(1, count + 1) for arm in chosen]
+    tasks = [task_of(arm, seed, steps, preset, trace) for seed in range(1, count + 1) for arm in chosen]
     with ThreadPoolExecutor(workers) as pool:
-        curves = list(pool.map(_child, tasks))
+        curves = list(pool.map(trained_apart, tasks))
     table = _table(chosen, curves)
     with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_formatting="MARKDOWN", float_precision=3):
         print(table, file=sys.stderr)
@@ -95,12 +95,14 @@ def _chosen(known: Sequence[Arm], only: Sequence[str] | None) -> list[Arm]:
     return [arm for arm in known if only is None or arm.name in only]
 
 
-def _task(arm: Arm, seed: int, steps: int, preset: str, mci: Path) -> Task:
+def task_of(arm: Arm, seed: int, steps: int, preset: str, mci: Path) -> Task:
+    """What a process of its own trains; errors as of `plan_of`."""
     stretches, shares = plan_of(arm, steps, mci)
     return Task(arm=arm, seed=seed, steps=steps, preset=preset, stretches=stretches, shares=shares)
 
 
-def _child(task: Task) -> Curve:
+def trained_apart(task: Task) -> Curve:
+    """Train an arm in a process of its own."""
     command = [sys.executable, "-m", "curtail_pipeline.benchmarks.quality_run", task.model_dump_json()]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | threads)

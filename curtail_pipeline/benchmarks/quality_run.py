@@ -13,6 +13,7 @@ from curtail_pipeline.corpus.batches import ShardReader
 from curtail_pipeline.corpus.dealing import TOKENIZER, freeze_dealing
 from curtail_pipeline.corpus.shard_set import build_heldout, build_site_shards, build_tokenizer
 from curtail_pipeline.federation.orders import (
+    Exchange,
     OuterSettings,
     ParentCheckpoint,
     Plan,
@@ -136,6 +137,7 @@ class Lineage:
                 key="init", weights="init/model.safetensors", sha256=file_sha256(path), config="init/config.json"
             )
         self.own = dict.fromkeys(shares, FRESH)
+        self.left: dict[str, str] = {}
         self.shared = SharedState(name=FRESH) if experiment.rounds.inner_state == "merged" else None
         self.norms: tuple[float, ...] = ()
 
@@ -165,7 +167,9 @@ class Lineage:
             rounds=tuple(planned),
             inner_state={site: self.own[site] for site in stretch.members},
             shared=self.shared,
+            residual={site: left for site, left in self.left.items() if site in stretch.members},
             outer=OuterSettings(lr=rounds.outer_lr, momentum=rounds.outer_momentum),
+            exchange=Exchange(upload=rounds.upload_codec, download=rounds.download_codec),
             norm_bound=rounds.norm_bound,
             norm_history=self.norms,
         )
@@ -182,6 +186,7 @@ class Lineage:
         self.ledger = self.ledger.commit(reports)
         self.step += segment.steps
         self.own |= {site: done.inner_state.end for site, done in segment.sites.items()}
+        self.left |= {site: done.residual.end for site, done in segment.sites.items() if done.residual}
         self.shared, self.norms = segment.shared, segment.norm_history
         outer = segment.outer.key if segment.outer else None
         before = self.parent

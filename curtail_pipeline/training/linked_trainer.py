@@ -9,7 +9,8 @@ from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import Order, Phase, Result
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.training.trainer import Progress, SiteTrainer
+from curtail_pipeline.training.step_progress import Progress
+from curtail_pipeline.training.trainer import SiteTrainer
 
 
 class LinkedTrainer:

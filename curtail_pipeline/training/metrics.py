@@ -18,7 +18,7 @@ from curtail_pipeline.storage.records import Message
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.storage.tables import read_table, trace_key
 from curtail_pipeline.times import day_of, iso, to_us, utc_now
-from curtail_pipeline.training.trainer import StepProgress
+from curtail_pipeline.training.step_progress import StepProgress
 
 log = logging.getLogger("curtail.trainer")
 

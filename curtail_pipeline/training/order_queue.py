@@ -22,7 +22,7 @@ from curtail_pipeline.federation.orders import Activity, Order, Phase, Result
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.training.order_watch import OrderWatch
-from curtail_pipeline.training.trainer import StepProgress
+from curtail_pipeline.training.step_progress import StepProgress
 from curtail_pipeline.training.trains import Trains
 
 log = logging.getLogger("curtail.trainer")

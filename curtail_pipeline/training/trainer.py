@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +43,7 @@ from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier, muon_momentum
 from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
+from curtail_pipeline.training.step_progress import Progress, StepProgress
 from curtail_pipeline.training.updates import Residual, receive
 from curtail_pipeline.training.weights import copy_weights, read_tensors, store_tensors
 
@@ -55,28 +55,6 @@ class Reader(Protocol):
 
     def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
         """Arrays of token ids, (sequences, sequence_length + 1), in the order of the ranges."""
-
-
-@dataclass(frozen=True)
-class StepProgress:
-    """Where a round is after a step."""
-
-    step: int
-    """Global number of the step."""
-    steps: int
-    """Done in this round."""
-    loss: float
-    tokens_per_s: float
-    """Of the round so far."""
-    step_tokens_per_s: float
-    """Of this step alone."""
-    lr: float
-    """Muon's, in this step."""
-    mfu: float | None
-    """Of this step (`throughput`); None where the device's peak is not known."""
-
-
-Progress = Callable[[StepProgress], None]
 
 
 class SiteTrainer:

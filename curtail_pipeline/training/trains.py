@@ -5,7 +5,7 @@ from typing import Protocol
 
 from curtail_pipeline.federation.orders import Order, Phase, Result
 from curtail_pipeline.storage.store import Store
-from curtail_pipeline.training.trainer import Progress
+from curtail_pipeline.training.step_progress import Progress
 
 
 class Trains(Protocol):

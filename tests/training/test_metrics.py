@@ -20,7 +20,7 @@ from curtail_pipeline.times import day_of, utc_now
 from curtail_pipeline.training import throughput
 from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, StepReporter
 from curtail_pipeline.training.presets import model_config, parameter_count
-from curtail_pipeline.training.trainer import StepProgress
+from curtail_pipeline.training.step_progress import StepProgress
 
 TOLD = StepProgress(7, 3, 2.5, 90.0, 100.0, 0.02, None)
 

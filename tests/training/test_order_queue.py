@@ -21,7 +21,7 @@ from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
-from curtail_pipeline.training.trainer import StepProgress
+from curtail_pipeline.training.step_progress import StepProgress
 from curtail_pipeline.training.trains import Trains
 
 
