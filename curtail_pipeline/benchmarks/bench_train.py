@@ -23,6 +23,7 @@ from curtail_pipeline.federation.orders import Order, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.tokens.ranges import Ranges
 
@@ -102,8 +103,7 @@ def run(
     from curtail_pipeline.training.presets import model_config, parameter_count
     from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
 
-    site = {"name": "S", "region": "S", "training_kw": 1, "idle_kw": 1, "steps_per_s": 1}
-    training = {
+    training: dict[str, Json] = {
         "preset": preset,
         "sequence_length": sequence_length,
         "total_batch_tokens": total_batch_tokens,
@@ -114,16 +114,7 @@ def run(
         "tf32": tf32,
         "deterministic": deterministic,
     }
-    experiment = parse_experiment(
-        {
-            "name": "benchmark",
-            "traces": {"provider": "synthetic", "start": "2026-01-01T00:00:00Z"},
-            "sites": [{**site, "device": device, "threads": threads}],
-            "job": {"steps": 1_000_000},
-            "training": training,
-        },
-        "benchmark",
-    )
+    experiment = _experiment(training, device, threads)
     with tempfile.TemporaryDirectory() as folder:
         step_s, overhead_s, share = _rounds(Path(folder), experiment, vocab_size, steps, rounds)
     place = torch.device(device)
@@ -154,6 +145,20 @@ def run(
     }
 
 
+def _experiment(training: dict[str, Json], device: str, threads: int) -> Experiment:
+    site = {"name": "S", "region": "S", "training_kw": 1, "idle_kw": 1, "steps_per_s": 1}
+    return parse_experiment(
+        {
+            "name": "benchmark",
+            "traces": {"provider": "synthetic", "start": "2026-01-01T00:00:00Z"},
+            "sites": [{**site, "device": device, "threads": threads}],
+            "job": {"steps": 1_000_000},
+            "training": training,
+        },
+        "benchmark",
+    )
+
+
 def cpu_name() -> str:
     """What the kernel calls the processor."""
     described = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
@@ -164,7 +169,7 @@ def cpu_name() -> str:
 def _rounds(
     folder: Path, experiment: Experiment, vocab_size: int, steps: int, rounds: int
 ) -> tuple[list[float], list[float], float]:
-    """Seconds of each step, of each round beside its steps, and their share; the first round warms up and is not in."""
+    """Seconds of each step, of each round beside its steps, and their share, after the first round, which warms up."""
     from curtail_pipeline.training.presets import init_checkpoint
     from curtail_pipeline.training.trainer import SiteTrainer
 

@@ -100,12 +100,14 @@ def fresh_first(ledger: Ledger, totals: Mapping[str, int], wanted: Mapping[str, 
         site, what it would read last moves first.
 
     Raises:
-        LedgerError: a site without sequences.
+        LedgerError: no site has sequences.
     """
     need = {site: count for site, count in wanted.items() if count > 0}
     if not need:
         return ledger
-    for epoch in itertools.count(min(_first_epoch(ledger, site, totals[site]) for site in totals)):
+    if not any(totals.values()):
+        raise LedgerError(f"no text to give: none of {', '.join(totals)} has sequences; build their shards")
+    for epoch in itertools.count(min(_first_epoch(ledger, site, total) for site, total in totals.items() if total)):
         left = {site: list(ledger.free(site, epoch, totals[site])) for site in totals}
         spare = {site: sum(span.size for span in left[site]) for site in totals}
         for site in need:

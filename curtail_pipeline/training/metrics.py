@@ -12,6 +12,7 @@ import polars as pl
 from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import StoreError, TrainingError
 from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, read_signals
 from curtail_pipeline.storage.records import Message
@@ -170,3 +171,15 @@ class StepReporter:
         )
         for sink in self._sinks:
             sink(metrics)
+
+
+def reporter_of(store: Store, site: Site, experiment: Experiment, meter: Meter, endpoint: Path) -> StepReporter:
+    """Writes lines beside the trainer's endpoint file, and shows gauges where the experiment says so.
+
+    Raises:
+        TrainingError: gauges cannot be shown.
+    """
+    sinks: list[Sink] = [JsonLines(endpoint.with_suffix(".steps.jsonl"))]
+    if (port := experiment.metrics.prometheus_port) is not None:
+        sinks.append(Prometheus(port + [each.name for each in experiment.sites].index(site.name)))
+    return StepReporter(site, meter, PresentSignal(store, site.region), sinks)

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         from curtail_pipeline.emissions.meter import make_meter
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.linked_trainer import LinkedTrainer
-        from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, Sink, StepReporter
+        from curtail_pipeline.training.metrics import StepReporter, reporter_of
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
@@ -161,10 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         if experiment is not None:
             site = experiment.site(arguments.site)
             meter = make_meter(site, os.cpu_count() or 1)
-            sinks: list[Sink] = [JsonLines(arguments.endpoint.with_suffix(".steps.jsonl"))]
-            if (port := experiment.metrics.prometheus_port) is not None:
-                sinks.append(Prometheus(port + [each.name for each in experiment.sites].index(site.name)))
-            reporter = StepReporter(site, meter, PresentSignal(store, site.region), sinks)
+            reporter = reporter_of(store, site, experiment, meter, arguments.endpoint)
             trainer = own = SiteTrainer(store, site, experiment, meter=meter)
             own.prepare()
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds

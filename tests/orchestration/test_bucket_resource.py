@@ -69,7 +69,7 @@ def test_the_code_location_shows_the_resource_where_the_store_is_a_bucket(
 
 
 def test_logs_of_runs_are_kept_in_the_bucket(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = yaml.safe_load((ROOT / "deploy" / "dagster" / "bucket" / "dagster.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "curtail_pipeline" / "deployment" / "templates" / "dagster.yaml").read_text())
     logs = settings["compute_logs"]
     logs["config"]["local_dir"] = str(tmp_path / "logs")
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"compute_logs": logs, "telemetry": {"enabled": False}}))

@@ -266,7 +266,7 @@ def test_a_trainers_log_gives_no_address_away(
     signing = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
     start_log(SITE)
     with caplog.at_level(logging.INFO):
-        links_of(signing, plan(), SITE, WEIGHTS, [(1, 0, 4)], "out.bin").write("out.bin", b"weights")
+        links_of(signing, make_order(filled, out="out.bin")).write("out.bin", b"weights")
     assert "X-Amz" not in caplog.text
 
 
