@@ -250,7 +250,7 @@ def test_nothing_moves_while_members_have_text_of_their_own(tmp_path: Path) -> N
 
 def test_a_site_that_came_later_trains_on_text_of_the_others(tmp_path: Path) -> None:
     """Nothing is dealt again: each of the others gives up what it would read last, and the ledger counts it once."""
-    project = open_project(tmp_path)
+    project = open_project(tmp_path, fresh_first=False)
     write_shards(project, {"NORTH": 0.5, "SOUTH": 0.5})
     first = commit(project, "ckpt-000000")
     plan = plan_of(project, "ckpt-000001", first, "EAST", "NORTH")
