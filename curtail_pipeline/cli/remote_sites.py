@@ -34,7 +34,6 @@ def site_run(
 ) -> None:
     """Run a site's trainer and SuperNode until told to stop."""
     from curtail_pipeline.flower.standing import Credentials, run_linked_site, run_site, run_site_of_store
-    from curtail_pipeline.settings.experiment import load_experiment
     from curtail_pipeline.stages.project import Project
 
     if (ca is None) != (key is None):
@@ -45,10 +44,6 @@ def site_run(
         return
     if store is not None:
         run_site_of_store(store, name, superlink, credentials)
-        return
-    loaded = load_experiment(experiment)
-    if name in loaded.federation.linked and out is None:
-        run_linked_site(name, superlink, credentials)
         return
     project = Project.open(experiment, "live", out)
     project.experiment.site(name)
