@@ -52,12 +52,17 @@ class CentralCurves(Section):
 
 
 def identity_of(experiment: Experiment) -> str:
-    """Hash of what centralised training depends on: seed, length of the job, model, optimisers and text."""
+    """Hash of what centralised training depends on: seed, length of the job, model, optimisers and text.
+
+    Settings at their default are left out, so that a new one makes no curve another experiment's.
+    """
     content = {
         "seed": experiment.seed,
         "steps": experiment.job.steps,
-        "training": experiment.training.model_dump(mode="json", exclude={"keep_inner_states", "compile"}),
-        "corpus": experiment.corpus.model_dump(mode="json", exclude=DEALT),
+        "training": experiment.training.model_dump(
+            mode="json", exclude={"keep_inner_states", "compile"}, exclude_defaults=True
+        ),
+        "corpus": experiment.corpus.model_dump(mode="json", exclude=DEALT, exclude_defaults=True),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -145,8 +145,7 @@ def with_fresh_text(project: Project, ledger: Ledger, steps: Mapping[str, int]) 
     if not corpus.fresh_first or corpus.exhausted == "done":
         return ledger
     built = [site for site in frozen_shares(project.store) or steps if stored_manifest(project.store, site)]
-    sites = dict.fromkeys([*built, *steps])  # a site that was added has no text of its own
-    return fresh_first(ledger, shard_sizes(project, sites), {site: count * per_step for site, count in steps.items()})
+    return fresh_first(ledger, shard_sizes(project, built), {site: count * per_step for site, count in steps.items()})
 
 
 def shard_sizes(project: Project, sites: Iterable[str]) -> dict[str, int]:

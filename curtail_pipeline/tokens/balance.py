@@ -93,7 +93,8 @@ def fresh_first(ledger: Ledger, totals: Mapping[str, int], wanted: Mapping[str, 
 
     Args:
         totals: sequences per shard set.
-        wanted: how many sequences a site is to train on next; sites that are not in it give first.
+        wanted: how many sequences a site is to train on next, also one without a shard set; sites that are not in it
+            give first.
 
     Returns:
         The ledger with the moves, or the same one where nothing needs to move. No more moves than is wanted; within a
@@ -108,14 +109,14 @@ def fresh_first(ledger: Ledger, totals: Mapping[str, int], wanted: Mapping[str, 
     if not any(totals.values()):
         raise LedgerError(f"no text to give: none of {', '.join(totals)} has sequences; build their shards")
     for epoch in itertools.count(min(_first_epoch(ledger, site, total) for site, total in totals.items() if total)):
-        left = {site: list(ledger.free(site, epoch, totals[site])) for site in totals}
-        spare = {site: sum(span.size for span in left[site]) for site in totals}
+        left = {site: list(ledger.free(site, epoch, totals.get(site, 0))) for site in {**totals, **need}}
+        spare = {site: sum(span.size for span in left[site]) for site in left}
         for site in need:
             own = min(need[site], spare[site])
             need[site] -= own
             spare[site] -= own
         for to in sorted(need):
-            for giver in sorted(totals, key=lambda site: (site in wanted, -spare[site], site)):
+            for giver in sorted(left, key=lambda site: (site in wanted, -spare[site], site)):
                 n = min(need[to], spare[giver])
                 if giver == to or n <= 0:
                     continue

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from curtail_pipeline.settings.central_curve import CentralCurve, CentralCurves, identity_of
+from curtail_pipeline.settings.central_curve import CentralCurve, CentralCurves, identity_of, stored_curves
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.stages import central_reference as module
 from curtail_pipeline.stages.central_reference import central_reference, heldout_text
@@ -46,3 +46,9 @@ def test_another_experiment_or_text_has_none_and_says_so(tmp_path: Path, monkeyp
     found = central_reference(project_of(tmp_path, monkeypatch, "another"), 100)
     assert found.loss is None and "of another text" in found.reason
     assert heldout_text(FolderStore(tmp_path)) == ""
+
+
+def test_a_curve_is_stored_for_the_laptop_experiment() -> None:
+    stored = stored_curves()
+    (curve,) = [curve for curve in stored.curves if curve.identity == identity_of(LAPTOP)]
+    assert stored.command.startswith("curtail bench central --experiment laptop") and curve.losses[-1] < 4.5
