@@ -1,21 +1,35 @@
 """Rounds whose updates are coded: what is lost is in the inner state, and everything repeats to the bit."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from training_case import SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
+from training_case import CONFIG, SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.codecs import CODECS
-from curtail_pipeline.federation.orders import Order, Plan, Result, SiteTerms, StoredDelta, StoredWeights
+from curtail_pipeline.federation.orders import (
+    Order,
+    Plan,
+    Result,
+    Segment,
+    SharedState,
+    SiteTerms,
+    StoredDelta,
+    StoredWeights,
+)
+from curtail_pipeline.federation.plan import replay_of
+from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.terms import breach, oddities
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heldout_gate import HeldoutGate
+from curtail_pipeline.training.plan_runner import TrainersHere
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -88,6 +102,57 @@ def test_a_round_without_steps_sends_nothing_and_keeps_the_residual(store: Folde
     assert committed(store, second, idle).sha256 == second.parent.sha256
     busy = trainer.train(second)
     assert busy.weights.sha256 == SiteTrainer(store, SITE, EXPERIMENT).train(second).weights.sha256
+
+
+def test_a_residual_stays_at_its_site_where_inner_states_are_merged(store: FolderStore) -> None:
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    order = make_order(
+        store, codec="int2", shared=SharedState(name="fresh"), inner_out="scratch/r0/inner/NEM_SA.safetensors"
+    )
+    result = trainer.train(order)
+    assert {name.partition("/")[0] for name in load_file(store.path(order.inner_out))} == {"muon", "adamw"}
+    assert state(store, result.residual.end).keys() == load_file(store.path(order.parent.key)).keys()
+    shared = SharedState(name=result.inner_state.end, key=order.inner_out)
+    second = changed(follow(store, order, result), shared=shared, inner_out="scratch/r1/inner/NEM_SA.safetensors")
+    one, two = trainer.train(second), SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert (one.weights, one.residual, one.inner_state) == (two.weights, two.residual, two.inner_state)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mode", ["local", "federated"])
+def test_a_coded_segment_repeats_to_the_bit_also_after_a_kill(store: FolderStore, mode: str, shared: bool) -> None:
+    content = {
+        "schema": 1, "key": "ckpt-000001", "members": [SITE], "mode": mode, "first_step": 0, "total_steps": 9,
+        "parent": {"key": "ckpt-000000", "weights": WEIGHTS, "sha256": file_sha256(store.path(WEIGHTS)),
+                   "config": CONFIG},
+        "rounds": [{"index": n, "steps": {SITE: 2}, "lease": {SITE: [[1, 8 * n, 8 * n + 8]]}} for n in range(3)],
+        "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "exchange": {"upload": "int2", "download": "int8"},
+        "shared": {"name": "fresh"} if shared else None,
+    }  # fmt: skip
+    plan = Plan.read(content, "the plan")
+
+    def run(wanted: Plan, folder: str, rounds: int = 3) -> Segment:
+        """With trainers that remember nothing; the server is killed behind so many rounds."""
+        lines: list[str] = []
+
+        def log(line: str) -> None:
+            lines.append(line)
+            if len(lines) == rounds < 3:
+                raise InterruptedError
+
+        transport = TrainersHere(lambda site: SiteTrainer(store, site, EXPERIMENT), threading.Event())
+        return run_segment(transport, wanted, store, folder=folder, wait=lambda _: None, log=log)
+
+    whole = run(plan, "scratch/whole")
+    with pytest.raises(InterruptedError):
+        run(plan, "scratch/cut", rounds=1)
+    again = run(plan, "scratch/cut")
+    repeated = run(replay_of(plan, whole, {SITE: "fresh"}, "", shared=plan.shared), "scratch/repeated")
+    for other in (again, repeated):
+        assert other.weights.sha256 == whole.weights.sha256 and other.sites == whole.sites
+        assert other.outer.sha256 == whole.outer.sha256 and other.delta.sha256 == whole.delta.sha256
+    assert whole.delta.codec == ("int2" if mode == "local" else "int8")
+    assert whole.sites[SITE].residual.begin == "fresh" != whole.sites[SITE].residual.end
 
 
 def test_a_lost_residual_is_begun_without_or_refused(store: FolderStore) -> None:
