@@ -34,6 +34,12 @@ EXPERIMENT_KEY = "experiment.json"
 RECORD_KEY = "experiment_identity.json"
 FORMAT: Final = 2
 """Of a home: of its record and of all that lies in its store."""
+_DONE_BEFORE: Final[Mapping[str, Mapping[str, Json]]] = {
+    "rounds": {"inner_state": "own", "member_lr_power": 0.0},
+    "corpus": {"fresh_first": False},
+}
+"""What was done before a setting existed, where its default is something else: a home made then is not gone on with
+otherwise without a word."""
 _ABSENT = "(absent)"
 _SHOWN = 8
 """Differences listed in an error; the rest is counted."""
@@ -77,6 +83,17 @@ def experiment_record(experiment: Experiment, trace_fingerprint: str) -> HomeRec
         trace_sha256=trace_fingerprint,
         identity=identity,
     )
+
+
+def _as_done_before(content: Json) -> Json:
+    if not isinstance(content, Mapping):
+        return content
+    found = dict(content)
+    for name, before in _DONE_BEFORE.items():
+        section = content.get(name)
+        if isinstance(section, Mapping):
+            found[name] = {**before, **section}
+    return found
 
 
 def _identity(experiment: Experiment, trace_fingerprint: str) -> dict[str, JsonValue]:
@@ -189,7 +206,8 @@ class Home:
             StoreError: the home was never opened.
             SettingsError: its settings no longer validate.
         """
-        return parse_experiment(self.open_store().read_json(EXPERIMENT_KEY), f"{self.store}/{EXPERIMENT_KEY}")
+        content, source = self.open_store().read_json(EXPERIMENT_KEY), f"{self.store}/{EXPERIMENT_KEY}"
+        return parse_experiment(_as_done_before(content), source)
 
     def open(self, experiment: Experiment, trace_fingerprint: str) -> HomeRecord:
         """Create the home, or check that it is this experiment's; returns the record.

@@ -88,6 +88,21 @@ def test_a_setting_added_by_a_new_version_is_not_a_change(tmp_path: Path) -> Non
         home.open(experiment(rounds={"norm_bound": 7}), "f" * 64)
 
 
+def test_what_was_done_before_a_setting_existed_is_no_default(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    record = home.open(experiment(), "f" * 64).model_dump(mode="json")
+    stored = FolderStore(home.store).read_json("experiment.json")
+    for part in (record["identity"], stored):
+        del part["rounds"]["inner_state"], part["rounds"]["member_lr_power"], part["corpus"]["fresh_first"]
+    record["sha256"] = "1" * 64
+    FolderStore(home.store).write_json("experiment_identity.json", record)
+    FolderStore(home.store).write_json("experiment.json", stored)
+    with pytest.raises(SettingsError, match=r"inner_state: 'own' -> 'merged'; corpus.fresh_first: False -> True"):
+        home.open(experiment(), "f" * 64)
+    rounds = {"inner_state": "own", "member_lr_power": 0}
+    assert home.open(experiment(rounds=rounds, corpus={"fresh_first": False}), "f" * 64).sha256 == "1" * 64
+
+
 def test_a_site_may_be_added_and_compute_with_something_else(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     first = home.open(experiment(), "f" * 64)
