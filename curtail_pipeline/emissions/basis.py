@@ -55,10 +55,10 @@ def basis_of(ledger: pl.DataFrame, *, synthetic: bool = False) -> Basis | None:
     Args:
         synthetic: a value of the traces is known to be made up.
     """
-    drawn = ledger.filter((pl.col("kwh") > 0) | (pl.col("battery_kwh") > 0))
+    used = pl.col("kwh") + pl.col("battery_kwh").fill_null(0.0)
+    drawn = ledger.filter(used > 0)
     if drawn.is_empty():
         return None
-    used = pl.col("kwh") + pl.col("battery_kwh")
     of_meters, kwh = drawn.select(used.filter(pl.col("power") == "measured").sum(), used.sum().alias("all")).row(0)
     return Basis(
         bool((drawn["clock"] == "virtual").any()),

@@ -28,6 +28,8 @@ def test_a_sum_is_no_better_than_its_worst_row() -> None:
     measured = lived.with_columns(power=pl.lit("measured"))
     assert label_of(measured) == "measured power"
     assert label_of(measured, synthetic=True) == "measured power, synthetic signal"
+    without = lived.with_columns(battery_kwh=pl.lit(None, pl.Float64))
+    assert label_of(without) == "modelled power", "no battery is none, not unknown"
     assert basis_of(lived.clear()) is None is label_of(None)
     assert lived["start"][0] == at(0)
 
