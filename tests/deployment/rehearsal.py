@@ -124,6 +124,7 @@ class Rehearsal:
     def __init__(self, compose: Path, folder: Path) -> None:
         self.folder, self.beside = folder, compose.resolve().parent
         self.content: dict[str, Any] = yaml.safe_load(compose.read_text())
+        self._client: Any = None
         self.stages = read_dockerfile(CHECKOUT / "Dockerfile")
         for name in ("logs", "volumes", "roots", "configs"):
             (folder / name).mkdir()
@@ -283,14 +284,26 @@ class Rehearsal:
 
     # What it came to
 
-    def manifests(self) -> list[dict[str, Any]]:
+    def objects(self, part: str) -> dict[str, Any]:
+        """JSON objects of the store below that part of it, by key."""
         store = self.content["services"]["code"]["environment"]["CURTAIL_STORE"]
         bucket, _, prefix = store.removeprefix("s3://").partition("/")
         keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
-        client = boto3.session.Session().client("s3", endpoint_url="http://127.0.0.1:9000", **keys)
-        listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/checkpoints/").get("Contents", [])
-        names = [each["Key"] for each in listed if each["Key"].endswith("/manifest.json")]
-        return [json.loads(client.get_object(Bucket=bucket, Key=name)["Body"].read()) for name in sorted(names)]
+        if self._client is None:
+            self._client = boto3.session.Session().client("s3", endpoint_url="http://127.0.0.1:9000", **keys)
+        listed = self._client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/{part}").get("Contents", [])
+        names = sorted(each["Key"] for each in listed if each["Key"].endswith(".json"))
+        return {name: json.loads(self._client.get_object(Bucket=bucket, Key=name)["Body"].read()) for name in names}
+
+    def federated(self) -> dict[str, Any] | None:
+        """The manifest of the first federated checkpoint."""
+        found = self.objects("checkpoints/")
+        manifests = [each for name, each in found.items() if name.endswith("/manifest.json")]
+        return next((each for each in manifests if each["mode"] == "federated"), None)
+
+    def busy(self) -> list[str]:
+        """Sites that work on an order, by their signs of life."""
+        return [each["site"] for each in self.objects("agents/").values() if each["busy"]]
 
     def asked(self, query: str, **variables: Any) -> Any:
         """Dagster's GraphQL, of the webserver."""
@@ -301,21 +314,12 @@ class Rehearsal:
 
     def training(self) -> str | None:
         """The run of a segment whose sites train now."""
+        if not self.busy():
+            return None
         wanted = '{statuses: [STARTED], pipelineName: "federated_rounds"}'
         query = f"{{runsOrError(filter: {wanted}) {{... on Runs {{results {{id}}}}}}}}"
         runs = self.asked(query)["runsOrError"]["results"]
-        return runs[0]["id"] if runs and all(self.site_busy(name) for name in self.sites()) else None
-
-    def sites(self) -> list[str]:
-        return [name for name in self.services if name.startswith("site-")]
-
-    def site_busy(self, name: str) -> bool:
-        """What the site's trainer says of itself, in its container."""
-        code = (
-            "import sys, glob; from pathlib import Path; from curtail_pipeline.flower.trainer_client import Trainer\n"
-            "(found,) = glob.glob('/data/sites/*/trainers/*.json'); print(Trainer(Path(found)).status().busy)"
-        )
-        return self.services[name].inside("python", "-c", code).stdout.strip() == "True"
+        return str(runs[0]["id"]) if runs else None
 
 
 CANCEL = "mutation($id: String!) {terminateRun(runId: $id) {__typename ... on TerminateRunSuccess {run {status}}}}"
@@ -327,15 +331,12 @@ def rehearse(compose: Path, folder: Path) -> dict[str, Any]:
     rehearsal.up()
     up_s = time.monotonic() - began
 
-    def federated() -> dict[str, Any] | None:
-        return next((each for each in rehearsal.manifests() if each["mode"] == "federated"), None)
-
-    found = rehearsal.wait("a federated checkpoint", federated, 400)
+    found = rehearsal.wait("a federated checkpoint", rehearsal.federated, 400)
     trained_s = time.monotonic() - began
-    run = rehearsal.wait("a federated segment that trains", rehearsal.training, 120)
+    run = rehearsal.wait("a federated segment that trains", rehearsal.training, 240)
     stopped = time.monotonic()
     answer = rehearsal.asked(CANCEL, id=run)["terminateRun"]["__typename"]
-    rehearsal.wait("idle sites", lambda: not any(map(rehearsal.site_busy, rehearsal.sites())), 60)
+    rehearsal.wait("idle sites", lambda: not rehearsal.busy(), 60)
     cancel_s = time.monotonic() - stopped
     code, control = rehearsal.services, [n for n, e in rehearsal._own().items() if e["image"].endswith(":control")]
     lasting = [name for name in control if code[name].ended() is None]
