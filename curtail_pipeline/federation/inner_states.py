@@ -19,6 +19,10 @@ from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, Tensor
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""Type and shape of each tensor."""
+SQUARES = "/exp_avg_sq"
+
 
 @dataclass(frozen=True)
 class SiteInner:
@@ -33,28 +37,29 @@ def unusable(states: Sequence[SiteInner], weights_path: Path) -> dict[str, str]:
     """Sites whose state cannot be merged, with the reason.
 
     A state holds for every floating tensor of the weights at least one tensor `OPTIMISER/WEIGHT/FIELD`, of the weight's
-    shape or a single number, all of them finite; and the same ones as the first site's by name that is whole.
+    shape or a single number, all of them finite and means of squares not negative; and the same ones as most of the
+    sites have: one that lies does not speak for the others.
 
     Raises:
         FederationError: the weights are unreadable.
     """
     refused: dict[str, str] = {}
-    layout: dict[str, tuple[str, tuple[int, ...]]] | None = None
+    layouts: dict[str, Layout] = {}
     with TensorFile(weights_path) as weights:
         for state in sorted(states, key=lambda state: state.site):
             try:
-                found = _checked(state, weights.tensors)
-                if layout is not None and found != layout:
-                    odd = sorted(name for name in {*found, *layout} if found.get(name) != layout.get(name))
-                    raise FederationError(f"tensor {odd[0]} of its inner state is not as the other sites have it")
-                layout = found
+                layouts[state.site] = _checked(state, weights.tensors)
             except FederationError as error:
                 refused[state.site] = str(error)
+    most = max(layouts.values(), key=list(layouts.values()).count, default={})
+    for site, layout in layouts.items():
+        if layout != most:
+            odd = min(name for name in {*layout, *most} if layout.get(name) != most.get(name))
+            refused[site] = f"tensor {odd} of its inner state is not as the other sites have it"
     return refused
 
 
-def _checked(state: SiteInner, weights: Mapping[str, TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor."""
+def _checked(state: SiteInner, weights: Mapping[str, TensorInfo]) -> Layout:
     if file_sha256(state.path) != state.sha256:
         raise FederationError(f"its inner state does not have the sha256 {state.sha256[:12]} it claims")
     missing = {name for name, tensor in weights.items() if tensor.floating}
@@ -65,8 +70,11 @@ def _checked(state: SiteInner, weights: Mapping[str, TensorInfo]) -> dict[str, t
             if weight not in weights or tensor.shape not in ((), weights[weight].shape) or not tensor.floating:
                 raise FederationError(f"tensor {name} of its inner state fits no weight of the model")
             for first, count in pieces(tensor):
-                if not np.isfinite(file.floats(tensor, first, count)).all():
+                values = file.floats(tensor, first, count)
+                if not np.isfinite(values).all():
                     raise FederationError(f"tensor {name} of its inner state is not finite")
+                if name.endswith(SQUARES) and (values < 0).any():  # AdamW takes their root
+                    raise FederationError(f"tensor {name} of its inner state, a mean of squares, is negative")
         if missing:
             raise FederationError(f"its inner state has nothing of {sorted(missing)[0]}")
         return {name: (tensor.dtype, tensor.shape) for name, tensor in file.tensors.items()}

@@ -42,7 +42,7 @@ class Worker:
     def evaluate(self, body: bytes) -> Evaluation:
         wanted, project = Wanted.read(body, "what to evaluate"), self._opened()
         own = project.store.uri
-        if wanted.store != own and not wanted.store.startswith(f"{own}/"):
+        if wanted.store != own and (not wanted.store.startswith(f"{own}/") or ".." in wanted.store.split("/")):
             raise FederationError(f"{wanted.store} is not in this worker's store, {own}; start it on the same one")
         checkpoints = (
             project.checkpoints

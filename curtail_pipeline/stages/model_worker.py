@@ -69,7 +69,7 @@ class ModelWorker:
     def _asked(self, what: str, body: Message | None, kind: type[T]) -> T:
         content = body.model_dump_json() if body is not None else "{}"
         timeout = httpx.Timeout(10.0, read=None)  # a large model takes a while; a dead worker closes the connection
-        with httpx.Client(trust_env=False, verify=False, timeout=timeout) as client:
+        with httpx.Client(trust_env=False, timeout=timeout) as client:
             answer = self._patiently(what, lambda: client.post(f"{self.url}/{what}", content=content))
         try:
             if answer.status_code == 400:

@@ -22,6 +22,7 @@ def state(seed: int) -> dict[str, Any]:
     made: dict[str, Any] = {"adamw/head/step": np.float32(seed % 97)}
     for name, shape in SHAPES.items():
         made[f"adamw/{name}/exp_avg"] = random.standard_normal(shape).astype(np.float32)
+        made[f"adamw/{name}/exp_avg_sq"] = random.random(shape).astype(np.float32)
     return made
 
 
@@ -62,13 +63,21 @@ def test_states_longer_than_a_piece(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_file(tmp_path / "merged")["muon/w/m"], values * 2)
 
 
+@pytest.mark.parametrize("liar", ["A", "C"])
+def test_one_that_lies_does_not_speak_for_the_others(tmp_path: Path, weights: Path, liar: str) -> None:
+    more = {"adamw/head/another": np.float32(1)}
+    states = [written(tmp_path, site, state(1) | (more if site == liar else {})) for site in "ABC"]
+    assert unusable(states, weights).keys() == {liar}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"adamw/head/exp_avg": np.full((3, 5), np.nan, np.float32)}, "adamw/head/exp_avg of its inner state is not f"),
         ({"adamw/head/exp_avg": np.ones((5, 3), np.float32)}, "adamw/head/exp_avg of its inner state fits no weight"),
         ({"adamw/tail/exp_avg": np.ones(3, np.float32)}, "adamw/tail/exp_avg of its inner state fits no weight"),
-        ({"adamw/block/exp_avg": None}, "its inner state has nothing of block"),
+        ({"adamw/block/exp_avg": None, "adamw/block/exp_avg_sq": None}, "its inner state has nothing of block"),
+        ({"adamw/head/exp_avg_sq": -np.ones((3, 5), np.float32)}, "a mean of squares, is negative"),
         ({"adamw/head/step": None}, "adamw/head/step of its inner state is not as the other sites have it"),
     ],
 )
