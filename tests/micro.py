@@ -74,7 +74,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def curtail(
-    *words: str, home: Path, timeout: float = 240, more: dict[str, str] | None = None
+    *words: str, home: Path, timeout: float = 900, more: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own; `more` goes into its environment."""
     command = [sys.executable, "-m", "curtail_pipeline.cli.main", *words]

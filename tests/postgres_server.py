@@ -57,7 +57,7 @@ def serving() -> Iterator[Postgres]:
         found = Postgres(port)
         try:
             ready = [PROGRAMS / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            wait_until(lambda: subprocess.run(ready).returncode == 0, 60, "Postgres")
+            wait_until(lambda: subprocess.run(ready).returncode == 0, 600, "Postgres")
             found.ask("createdb", "dagster")
             yield found
         finally:

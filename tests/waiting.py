@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], deadline_s: float = 30.0, what: str = "a condition") -> T:
+def wait_until(condition: Callable[[], T], deadline_s: float = 120.0, what: str = "a condition") -> T:
     """The first true value of a condition; fails when there is none in time."""
     deadline = time.monotonic() + deadline_s
     while True:

@@ -100,7 +100,7 @@ def test_the_relay_delays_and_loses_nothing() -> None:
         words = [sys.executable, "-m", "curtail_pipeline.benchmarks.delay_relay", "--delay-ms", "50", route]
         relay = subprocess.Popen(words)
         try:
-            line = wait_until(lambda: _connected(port), 20, "the relay")
+            line = wait_until(lambda: _connected(port), 120, "the relay")
             sent, began = os.urandom(3 << 20), time.monotonic()
             with line:
                 threading.Thread(target=lambda: (line.sendall(sent), line.shutdown(socket.SHUT_WR))).start()

@@ -123,13 +123,13 @@ def test_a_failed_run_says_why(page: Page, demo: Demo) -> None:
     )
     assert added["addDynamicPartition"]["__typename"] == "AddDynamicPartitionSuccess", added
     run_id = launch(demo, wrong)
-    wait_until(lambda: status(demo, run_id) == "FAILURE", 240, "the failure")
+    wait_until(lambda: status(demo, run_id) == "FAILURE", 600, "the failure")
     page.goto(f"{demo.url}/runs/{run_id}")
     sees(page, "Failure", re.compile(f"{wrong} failed: {wrong} was never requested"))
 
 
 def test_on_demand_twice_in_a_row_while_a_live_segment_runs(page: Page, demo: Demo) -> None:
-    live = wait_until(lambda: live_segment(demo), 240, "a live segment")
+    live = wait_until(lambda: live_segment(demo), 600, "a live segment")
     for attempt in (1, 2):
         checkpoint_page(page, demo, "ckpt-000002")
         run_id = launch(demo, "ckpt-000002")

@@ -44,13 +44,13 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
     write_trace(home / "input" / "trace.csv", CURTAILED)
     with web_ui(home, experiment) as found:
         yield found
-    wait_until(lambda: not processes_of(home), 30, "the end of every process of the UI and the federation")
+    wait_until(lambda: not processes_of(home), 120, "the end of every process of the UI and the federation")
 
 
 @pytest.fixture(scope="module")
 def instance(ui: WebUi) -> Iterator[dg.DagsterInstance]:
     folder = ui.home / "micro" / "dagster"
-    wait_until(ui.sensor, 240, "the UI")  # two processes must not make the instance's tables at once
+    wait_until(ui.sensor, 600, "the UI")  # two processes must not make the instance's tables at once
     before = os.environ.get("CURTAIL_EXPERIMENT")
     os.environ["CURTAIL_EXPERIMENT"] = str(ui.home / "micro" / "experiment.yaml")
     with dg.DagsterInstance.from_config(str(folder)) as found:
@@ -114,8 +114,8 @@ def replayed_well(ui: WebUi, instance: dg.DagsterInstance, run_id: str, key: str
 def test_the_sensor_prepares_an_empty_home_and_two_at_once_give_one_result(
     ui: WebUi, instance: dg.DagsterInstance
 ) -> None:
-    wait_until(lambda: ui.sensor().get("status") == "RUNNING", 240, "a running membership sensor in the UI")
-    (first,) = wait_until(lambda: instance.get_runs(dg.RunsFilter(job_name="prepare")), 120, "the sensor's request")
+    wait_until(lambda: ui.sensor().get("status") == "RUNNING", 600, "a running membership sensor in the UI")
+    (first,) = wait_until(lambda: instance.get_runs(dg.RunsFilter(job_name="prepare")), 600, "the sensor's request")
     second = ui.launch("prepare")
     assert ui.status(first.run_id) != "SUCCESS", "too late to be at once"
     assert [ui.ended(run_id) for run_id in (first.run_id, second)] == ["SUCCESS", "SUCCESS"]
@@ -129,7 +129,7 @@ def test_the_sensor_prepares_an_empty_home_and_two_at_once_give_one_result(
 
 
 def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: dg.DagsterInstance) -> None:
-    wait_until(lambda: committed(ui), 240, "the first segment")
+    wait_until(lambda: committed(ui), 600, "the first segment")
     assert committed(ui)["ckpt-000001"].members == ["NORTH"]
     run_id = ui.materialise("ckpt-000001")
     assert ui.tags(run_id)["curtail.on_demand/NORTH"] == "ckpt-000001"
@@ -138,12 +138,12 @@ def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: d
 
 
 def test_the_same_key_again_and_twice_at_once_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
-    wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 400, "a federated segment")
+    wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 600, "a federated segment")
     before = set(committed(ui))
-    live = wait_until(lambda: training_run(ui, instance), 120, "a live segment")
+    live = wait_until(lambda: training_run(ui, instance), 600, "a live segment")
     for run_id in [ui.materialise("ckpt-000001") for _ in range(2)]:
         replayed_well(ui, instance, run_id, "ckpt-000001")
-    wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 240, "the end of the live segment")
+    wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 600, "the end of the live segment")
     after = {key: found for key, found in committed(ui).items() if key not in before}
     assert after and all(found.mode == "federated" and undisturbed(found, ui) for found in after.values())
     assert not FolderStore(ui.home / "micro" / "store").list(REPLAYS), "scratch was left behind"
@@ -152,20 +152,20 @@ def test_the_same_key_again_and_twice_at_once_beside_a_live_segment(ui: WebUi, i
 def test_terminating_the_live_segment_pauses_until_it_is_executed_again(
     ui: WebUi, instance: dg.DagsterInstance
 ) -> None:
-    live = wait_until(lambda: training_run(ui, instance), 240, "a segment that trains")
+    live = wait_until(lambda: training_run(ui, instance), 600, "a segment that trains")
     key = live.tags["curtail/checkpoint"]
     ui.terminate(live.run_id)
     assert ui.ended(live.run_id) == "CANCELED"
-    said = wait_until(lambda: "terminated" in ui.skip_reason() and ui.skip_reason(), 120, "the sensor's reason")
+    said = wait_until(lambda: "terminated" in ui.skip_reason() and ui.skip_reason(), 600, "the sensor's reason")
     assert f"paused: run {live.run_id[:8]} of {key} was terminated" in said and "re-execute that run" in said
     ticks = instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key}))
     assert live_run(instance, key) is None
     again = ui.execute_again(live.run_id)
     assert ui.ended(again) == "SUCCESS"
     assert instance.get_runs_count(dg.RunsFilter(tags={"curtail/checkpoint": key})) >= ticks + 1
-    wait_until(lambda: key in committed(ui), 120, "the segment")
+    wait_until(lambda: key in committed(ui), 600, "the segment")
     following = f"ckpt-{int(key.removeprefix('ckpt-')) + 1:06d}"
-    wait_until(lambda: following in committed(ui), 240, "the segment after it, by the sensor alone")
+    wait_until(lambda: following in committed(ui), 600, "the segment after it, by the sensor alone")
 
 
 def test_a_killed_run_worker_is_noticed_and_its_segment_taken_up(ui: WebUi, instance: dg.DagsterInstance) -> None:
@@ -174,11 +174,11 @@ def test_a_killed_run_worker_is_noticed_and_its_segment_taken_up(ui: WebUi, inst
         found = worker_of(instance, run.run_id) if run else None
         return (run, found[0]) if run and found and is_submitted(instance, run.run_id) else None
 
-    live, pid = wait_until(worker, 240, "a worker that follows a Flower run")
+    live, pid = wait_until(worker, 600, "a worker that follows a Flower run")
     key = live.tags["curtail/checkpoint"]
     os.kill(pid, signal.SIGKILL)
     assert ui.ended(live.run_id, NOTICED_S) == "FAILURE"
-    wait_until(lambda: key in committed(ui), 240, "the segment all the same")
+    wait_until(lambda: key in committed(ui), 600, "the segment all the same")
     plan = FolderStore(ui.home / "micro" / "store").read_record(f"checkpoints/{key}/plan.json", Plan)
     assert (committed(ui)[key].attempt, plan.attempt) == (2, 1), "what was trained already was trained again"
     assert undisturbed(committed(ui)[key], ui)
@@ -197,7 +197,7 @@ def test_the_report_is_refreshed_after_a_segment(ui: WebUi, instance: dg.Dagster
         report = newest("emissions_report")
         return report if report and report.timestamp > accounted.timestamp else None
 
-    report = wait_until(refreshed, 240, "the report")
+    report = wait_until(refreshed, 600, "the report")
     assert report is not None
     run = instance.get_run_by_id(report.run_id)
     assert run is not None and run.tags["dagster/from_automation_condition"] == "true"

@@ -39,7 +39,7 @@ def installed(wheel: Path) -> Path:
 
 
 def _pip(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
 
@@ -91,7 +91,7 @@ def test_windows_and_a_run(installed: Path, tmp_path: Path) -> None:
     trace = str(tmp_path / "input" / "trace.csv")
     done = curtail(installed, tmp_path, "windows", "--traces", trace, "--policy", "threshold", "--json")
     assert json.loads(done.stdout.splitlines()[-1])["hours"]["NORTH"] == 1.5
-    done = curtail(installed, tmp_path, "run", "--experiment", str(experiment), "--json", timeout=240)
+    done = curtail(installed, tmp_path, "run", "--experiment", str(experiment), "--json", timeout=900)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["steps"] == 3 and Path(summary["report"]).is_relative_to(tmp_path / "homes")
     left = {path.name for path in tmp_path.iterdir()}

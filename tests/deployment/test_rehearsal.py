@@ -46,7 +46,7 @@ def test_from_empty_volumes_to_a_federated_checkpoint(tmp_path: Path) -> None:
     assert written.returncode == 0, written.stderr
     (tmp_path / "run").mkdir()
     command = [*NAMESPACES, sys.executable, str(PROGRAM), str(file), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-6000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["members"] == ["NORTH", "SOUTH"] and found["cancelled"] == "TerminateRunSuccess"

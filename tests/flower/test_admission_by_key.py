@@ -94,7 +94,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             words = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
             children.append(subprocess.Popen([NGINX, *words]))
         found = Secured(folder, keys, f"127.0.0.1:{port}", f"127.0.0.1:{outer if NGINX else port}")
-        wait_until(lambda: answers(found.superlink) and answers(found.front), 60, "a SuperLink that listens")
+        wait_until(lambda: answers(found.superlink) and answers(found.front), 600, "a SuperLink that listens")
         yield found
     finally:
         for child in children:
@@ -108,7 +108,7 @@ def test_a_registered_site_joins_and_a_revoked_one_is_out(secured: Secured) -> N
     with pytest.raises(FederationError, match=r"'north' is registered .* already; `curtail site revoke north`"):
         secured.register("north")
     with secured.node("north") as (process, log):
-        wait_until(lambda: secured.status("north") == "online", 60, log.name)
+        wait_until(lambda: secured.status("north") == "online", 600, log.name)
         with secured.control() as asked:
             assert [node.node_id for node in asked.nodes() if node.name == "north"] == [node_id]
             asked.revoke("north")
@@ -116,7 +116,7 @@ def test_a_registered_site_joins_and_a_revoked_one_is_out(secured: Secured) -> N
         with secured.control() as asked, pytest.raises(FederationError, match="no site 'north' is registered"):
             asked.revoke("north")
     with secured.node("north") as (process, log):
-        assert wait_until(lambda: process.poll() is not None and str(process.poll()), 60, "its refusal") != "0"
+        assert wait_until(lambda: process.poll() is not None and str(process.poll()), 600, "its refusal") != "0"
         assert "Failed to activate SuperNode" in log.read_text()
 
 
@@ -136,7 +136,7 @@ def test_sites_of_a_folder_are_admitted_once_and_who_was_put_out_stays_out(secur
 def test_an_unregistered_key_is_refused(secured: Secured) -> None:
     public_key_of(secured.key("stranger"))
     with secured.node("stranger") as (process, log):
-        assert wait_until(lambda: process.poll() is not None and str(process.poll()), 60, "its refusal") != "0"
+        assert wait_until(lambda: process.poll() is not None and str(process.poll()), 600, "its refusal") != "0"
         assert "Failed to activate SuperNode" in log.read_text()
     assert secured.status("stranger") == "unknown"
 
@@ -184,7 +184,7 @@ def test_a_superlink_restored_from_a_copy_knows_the_sites_of_then(tmp_path: Path
     def running() -> Iterator[None]:
         words = ["superlink", "--keys", str(keys.folder), "--port", str(port), "--folder", str(folder)]
         with subprocess.Popen([sys.executable, "-m", "curtail_pipeline.cli", *words]) as process:
-            wait_until(lambda: answers(found.superlink), 60, "a SuperLink that listens")
+            wait_until(lambda: answers(found.superlink), 600, "a SuperLink that listens")
             yield
             process.terminate()
 

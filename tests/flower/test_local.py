@@ -197,7 +197,7 @@ def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store
     flower = store.path("scratch/ckpt-000002/1/flower.json")
     caller = multiprocessing.get_context("spawn").Process(target=submit_and_follow, args=(handle, key, store))
     caller.start()
-    wait_until(flower.exists, 60)
+    wait_until(flower.exists, 600)
     run_id = json.loads(flower.read_text())["run_id"]
     caller.kill()
     caller.join()
@@ -325,7 +325,7 @@ def test_a_stopped_process_is_killed_and_replaced(
     assert pid is not None
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: not psutil.pid_exists(pid), 20, f"the end of the stopped {part}")
+    wait_until(lambda: not psutil.pid_exists(pid), 120, f"the end of the stopped {part}")
     handle.wait_ready(SITES)
     assert time.monotonic() - began < 40
     log = (federation.folder / "logs" / "supervisor.log").read_text()

@@ -105,7 +105,7 @@ out = model.generate(**tokenizer("Return the", return_tensors="pt"), max_new_tok
 print(repr(tokenizer.decode(out[0])))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, finished[2]["checkpoint"]], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, finished[2]["checkpoint"]], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "Return the" in done.stdout
@@ -125,7 +125,7 @@ def materialise(home: Path, *wanted: str, **more: str) -> list[dict[str, Any]]:
         env=environment(home) | more,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -214,14 +214,14 @@ def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
     words = ["superlink", "--port", str(port), "--folder", str(tmp_path / "link"), "--keys", str(keys)]
     roles = [start_curtail(*words, home=home, log=log)]
     try:
-        wait_for(lambda: listens(port), 60, "a SuperLink that listens")
+        wait_for(lambda: listens(port), 300, "a SuperLink that listens")
         for site in row["members"]:
             key = ["--superlink", address, "--ca", str(keys / "ca.crt"), "--key", str(tmp_path / site)]
             admitted = curtail("site", "register", site, *key, home=home)
             assert admitted.returncode == 0, admitted.stderr
             words = ["site", "run", site, *key, "--experiment", str(experiment)]
             roles.append(start_curtail(*words, home=home, log=tmp_path / f"{site}.log"))
-        wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 90, "all sites online")
+        wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 300, "all sites online")
         (found,) = materialise(home, row["key"], CURTAIL_SUPERLINK=address, CURTAIL_CA=str(keys / "ca.crt"))
         assert found["identical"] is True, found["errors"]
         assert "PushMessages" in log.read_text(), "the segment did not run over this SuperLink"
@@ -231,7 +231,7 @@ def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
         for role in roles:
             role.wait(90)
     assert [role.returncode for role in roles[1:]] == [0] * len(row["members"])
-    wait_for(lambda: not processes_of(home) and not listens(port), 20, "the end of all that the roles had started")
+    wait_for(lambda: not processes_of(home) and not listens(port), 90, "the end of all that the roles had started")
 
 
 def listens(port: int) -> bool:
@@ -255,10 +255,10 @@ def test_told_to_stop_then_killed_it_goes_on_and_ends_with_the_same_weights(
             assert process.poll() is None, log.read_text()
             return under_way()
 
-        wait_for(seen, 120, what)
+        wait_for(seen, 300, what)
         process.send_signal(told)
         code = process.wait(60)
-        wait_for(lambda: not processes_of(tmp_path), 20, "the end of what the run had started")
+        wait_for(lambda: not processes_of(tmp_path), 90, "the end of what the run had started")
         return code
 
     def first_segment() -> bool:
@@ -304,7 +304,7 @@ def test_a_flipped_byte_is_found_and_nothing_else_is_touched(finished: tuple[Pat
     data[len(data) // 2] ^= 1
     weights.write_bytes(bytes(data))
     done = curtail(
-        "checkpoints", "verify", "--experiment", str(home / "micro" / "experiment.yaml"), home=home, timeout=60
+        "checkpoints", "verify", "--experiment", str(home / "micro" / "experiment.yaml"), home=home, timeout=300
     )
     assert done.returncode == 1
     assert last in done.stderr and "model.safetensors" in done.stderr and "expected" in done.stderr

@@ -24,7 +24,7 @@ except KeyboardInterrupt:
 
 
 def told(what: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", CODE, what], capture_output=True, text=True, timeout=30, check=True)
+    return subprocess.run([sys.executable, "-c", CODE, what], capture_output=True, text=True, timeout=300, check=True)
 
 
 def test_an_interrupt_in_a_finaliser_is_sent_again() -> None:

@@ -35,7 +35,7 @@ def test_a_run_keeps_its_records_in_postgres_and_its_store_in_a_bucket(s3: S3Ser
         dagster.mkdir(parents=True)
         storage = f"storage:\n  postgres:\n    postgres_url: {postgres.url('dagster')}\n"
         (dagster / "dagster.yaml").write_text(INSTANCE_YAML.format(sites="") + storage)
-        done = curtail(*words, home=tmp_path / "homes", more=more, timeout=280)
+        done = curtail(*words, home=tmp_path / "homes", more=more, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         made = recorded(postgres)
         assert made >= 8 and not list(dagster.rglob("*.db")), "traces, windows, text, model, report"

@@ -79,7 +79,7 @@ def test_warm_and_off_are_what_a_site_really_is(tmp_path: Path, monkeypatch: pyt
         assert fleet.state() == "off" and sensed(fleet.path) == "wanted up: no site"
         result = fleet.tick(20)  # its window is open, and it is not up yet
         assert not result.run_requests and fleet.state() == "off" and sensed(fleet.path) == "wanted up: NORTH"
-        wait_until(lambda: fleet.reached("up"), 30, "a site that is up")
+        wait_until(lambda: fleet.reached("up"), 120, "a site that is up")
         (request,) = fleet.tick(21).run_requests or []
         assert request.tags["curtail/members"] == "NORTH" and fleet.state() == "train"
 
@@ -89,7 +89,7 @@ def test_warm_and_off_are_what_a_site_really_is(tmp_path: Path, monkeypatch: pyt
         instance.report_run_failed(running)
         fleet.tick(106)
         assert fleet.state() == "off" and sensed(fleet.path) == "wanted up: no site"
-        wait_until(lambda: fleet.reached("off"), 30, "a site that is off")
+        wait_until(lambda: fleet.reached("off"), 120, "a site that is off")
         assert fleet.calls() == ["up NORTH", "down NORTH"]
         measured = fleet.store.read_record(provisioned_key("NORTH"), Provisioned).start_up_s
         assert measured is not None and 0 < measured < 30
@@ -111,7 +111,7 @@ def test_one_that_cannot_be_started_is_away_and_the_others_train(
             known = fleet.store.read_record(key, Provisioned) if fleet.store.exists(key) else Provisioned()
             return known.failed.times if known.failed else 0
 
-        wait_until(lambda: failures() == 2, 30, "two failures")
+        wait_until(lambda: failures() == 2, 120, "two failures")
         (request,) = fleet.tick(61).run_requests or []
         away = fleet.store.read_record("segments/ckpt-000001.json", SegmentRequest).away["NORTH"]
         assert request.tags["curtail/members"] == "SOUTH"

@@ -226,7 +226,7 @@ def test_of_many_writers_one_commits(tmp_path: Path, checkpoints: Checkpoints, f
     writers = [context.Process(target=_race, args=(root, files, n, gate, results)) for n in range(4)]
     for writer in writers:
         writer.start()
-    outcomes = [results.get(timeout=60) for _ in writers]
+    outcomes = [results.get(timeout=300) for _ in writers]
     for writer in writers:
         writer.join()
     winners = [attempt for outcome, attempt in outcomes if outcome == "done"]

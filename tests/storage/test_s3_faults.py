@@ -258,5 +258,5 @@ def test_two_processes_fetch_one_object_once(machine: Machine, big: Path) -> Non
     command = [sys.executable, "-c", _FETCH, machine.front.url, machine.place.bucket, str(machine.folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    assert [process.communicate(timeout=60)[0] for process in both] == [f"{SIZE}\n"] * 2
+    assert [process.communicate(timeout=300)[0] for process in both] == [f"{SIZE}\n"] * 2
     assert len([path for method, path in machine.front.seen if method == "GET"]) == 1

@@ -49,7 +49,7 @@ class Trainer:
         return httpx.Client(
             base_url=f"http://127.0.0.1:{self.address['port']}",
             headers={"Authorization": f"Bearer {token or self.address['token']}"},
-            timeout=60,
+            timeout=300,
             trust_env=False,
         )
 
@@ -276,7 +276,7 @@ def test_endpoint_is_for_its_owner_only(trainer):
 
 
 def test_a_second_trainer_is_refused(trainer, filled, tmp_path):
-    second = subprocess.run(command(filled, tmp_path / "second.json"), capture_output=True, text=True, timeout=60)
+    second = subprocess.run(command(filled, tmp_path / "second.json"), capture_output=True, text=True, timeout=300)
     assert second.returncode == 1
     assert f"site {SITE} already has a live trainer" in second.stderr and "Traceback" not in second.stderr
     assert not (tmp_path / "second.json").exists()
@@ -285,7 +285,7 @@ def test_a_second_trainer_is_refused(trainer, filled, tmp_path):
 def test_an_unknown_site_is_refused(filled, tmp_path):
     argv = command(filled, tmp_path / "endpoint.json")
     argv[argv.index(SITE)] = "MARS"
-    refused = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 1 and "unknown site 'MARS'" in refused.stderr
 
 
