@@ -2,12 +2,12 @@
 
 It starts a SuperLink and, per site, a SuperNode and a resident trainer; restarts what dies; and leaves nothing behind.
 
-Flower starts a process for every message and every run, and each needs 2 s of CPU to import what it needs. So the
-supervisor imports it once and *forks* Flower's processes: SuperLink and SuperNodes itself, and on request those that
-Flower starts by name. Their names on PATH are a small script that asks the supervisor through a socket; where the
-socket does not answer, it starts the command the usual way. Every process is thus a child of the supervisor, which
-reaps it, and is killed by the kernel when the supervisor dies (Linux). The supervisor has one thread, as forking
-demands.
+Flower starts a process for every message and every run, and each needs 2 s of CPU to import what it needs, a trainer
+4 s. So the supervisor imports it once and *forks* trainers and Flower's processes: SuperLink and SuperNodes itself, and
+on request those that Flower starts by name. Their names on PATH are a small script that asks the supervisor through a
+socket; where the socket does not answer, it starts the command the usual way. Every process is thus a child of the
+supervisor, which reaps it, and is killed by the kernel when the supervisor dies (Linux). The supervisor has one thread,
+as forking demands.
 
 What it knows stands in `federation.json`; `local.py` reads it.
 """
@@ -50,10 +50,10 @@ from curtail_pipeline.flower.spawned import Spawned
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.stores import open_store
+from curtail_pipeline.training import serve
 
 LOCK_FILE = "supervisor.lock"
 SOCKET = "spawn.sock"
-TRAINER = (sys.executable, "-m", "curtail_pipeline.training.serve")
 TURN_S = 0.2
 START_TRIES = 3
 LONGEST_BACKOFF_S = 30.0
@@ -101,13 +101,14 @@ class Supervisor:
         store: str,
         sites: Sequence[str],
         owner: int | None,
-        trainer: Sequence[str],
+        trainer: Sequence[str] | None,
         limits: LivenessLimits,
     ) -> None:
         self.folder, self.store, self.sites = folder, open_store(store, patience_s=1.0), list(sites)
         self.owner = owner
         self.owner_created = processes.started_at(owner) if owner else None
-        self.trainer = list(trainer)
+        self.trainer = trainer
+        """A command to start in place of the product's own trainer."""
         self.created = processes.started_at(os.getpid())
         self.stopping = ""
         self.failed = ""
@@ -145,11 +146,13 @@ class Supervisor:
         self.spawned.close = self.inherited
         try:
             self._publish()
+            control.preload()
+            self._add("superlink", self._start_superlink)  # it starts up while this process goes on importing
+            if self.trainer is None:
+                serve.preload()
+            gc.freeze()  # a collection in a child would copy every page it shares with this process
             for site in self.sites:
                 self._add(f"trainer-{site}", partial(self._start_trainer, site))
-            control.preload()
-            gc.freeze()  # a collection in a child would copy every page it shares with this process
-            self._add("superlink", self._start_superlink)
             with selectors.DefaultSelector() as selector:
                 selector.register(line, selectors.EVENT_READ)
                 while not self.stopping and not self.failed:
@@ -200,11 +203,17 @@ class Supervisor:
     def _start_trainer(self, site: str, child: Child) -> int:
         endpoint = self._endpoint(site)
         endpoint.unlink(missing_ok=True)
-        command = [
-            *self.trainer, "--site", site, "--store", self.store.uri, "--endpoint", str(endpoint),
-            "--parent-pid", str(os.getpid()),
-        ]  # fmt: skip
-        return self._fork(child, lambda: os.execvpe(command[0], command, self.original_environment))
+        options = ["--site", site, "--store", self.store.uri, "--endpoint", str(endpoint)]
+        options += ["--parent-pid", str(os.getpid())]
+
+        def body() -> None:
+            os.environ.clear()
+            os.environ.update(self.original_environment)
+            if self.trainer is None:
+                serve.run(options)
+            os.execvp(self.trainer[0], [*self.trainer, *options])
+
+        return self._fork(child, body)
 
     def _start_superlink(self, child: Child) -> int:
         if not any(f"supernode-{site}" in self.children for site in self.sites):
@@ -388,7 +397,7 @@ def main() -> int:
     parser.add_argument("--trainer", help="JSON: command of the resident trainer")
     arguments = parser.parse_args()
     limits = LivenessLimits.model_validate_json(arguments.limits)
-    trainer = json.loads(arguments.trainer) if arguments.trainer else TRAINER
+    trainer = json.loads(arguments.trainer) if arguments.trainer else None
     folder = arguments.folder.resolve()
     return Supervisor(folder, arguments.store, arguments.sites.split(","), arguments.owner, trainer, limits).run()
 

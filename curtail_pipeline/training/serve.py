@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.storage.atomic import write_whole
@@ -186,9 +186,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    code = main()
+def preload() -> None:
+    """Import what takes a trainer most of its start: 3.6 s of CPU (torch 2.13, transformers 5). Starts no thread."""
+    from transformers import NanoChatForCausalLM  # noqa: F401
+
+    import curtail_pipeline.training.linked_trainer
+    import curtail_pipeline.training.order_server
+    import curtail_pipeline.training.trainer  # noqa: F401
+
+
+def run(argv: list[str] | None = None) -> NoReturn:
+    """Serve as `main` does, and end the process with its exit code."""
+    code = main(argv)
     logging.shutdown()
     sys.stderr.flush()
     # Request threads may still wait on sockets; nothing of theirs is worth waiting for.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()
