@@ -139,7 +139,7 @@ def _spec(chart: Chart) -> str:
             titleFontSize=11,
         )
         .configure_legend(labelColor=INK, titleColor=SOFT, titleFontWeight="normal", labelFontSize=11, titleFontSize=11)
-        .to_json(indent=None)
+        .to_json(indent=None, validate=False)
     )
     return spec
 

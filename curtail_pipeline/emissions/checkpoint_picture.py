@@ -13,9 +13,10 @@ from curtail_pipeline.emissions.chart_style import (
     SOFT,
     STATE_NAMES,
     Chart,
+    as_png,
     colour_scale,
     state_scale,
-    to_png,
+    to_svg,
 )
 from curtail_pipeline.emissions.formats import mass, short
 from curtail_pipeline.settings.sites import Site
@@ -47,9 +48,9 @@ class Shown:
 def picture(shown: Shown) -> bytes:
     """The PNG, below `MOST_BYTES`."""
     chart = alt.hconcat(_curve(shown), _bars(shown), spacing=28).properties(title=_title(shown))
-    found = b""
+    svg, found = to_svg(chart, "picture"), b""
     for scale in (1.5, 1.25, 1.0, 0.75, 0.6):
-        found = to_png(chart, scale=scale)
+        found = as_png(svg, scale)
         if len(found) <= MOST_BYTES:
             break
     return found

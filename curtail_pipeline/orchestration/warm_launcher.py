@@ -4,8 +4,8 @@ In `dagster.yaml`:
 
     run_launcher: {module: curtail_pipeline.orchestration.warm_launcher, class: WarmLauncher}
 
-Every run still has a process of its own (`run_worker`). It is a child of whoever takes runs from the queue, the daemon,
-and ends with it; a run survives the end of the code server.
+Every run still has a process of its own (`run_worker`), forked by a child of whoever takes runs from the queue, the
+daemon, and ends with it; a run survives the end of the code server.
 """
 
 import contextlib
@@ -30,31 +30,39 @@ USED = ("curtail_pipeline.definitions", "curtail_pipeline.stages.initialise", "c
 SOURCES = [Path(curtail_pipeline.__file__).parents[1] / name for name in ("curtail_pipeline", "assets", "sensors")]
 
 
-class _Worker:
-    """A process that waits for a run."""
+class _Workers:
+    """The process that forks run workers of one state of the code."""
 
     def __init__(self) -> None:
         self.sources = _sources()
-        self.process = subprocess.Popen([sys.executable, "-m", WORKER, *USED], stdin=subprocess.PIPE)
+        # a process that forks has one thread; what a run computes with it, it computes in few
+        variables = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, "-m", WORKER, *USED], stdin=subprocess.PIPE, env=variables)
         threading.Thread(target=self.process.wait, daemon=True).start()  # so that no zombie is left
 
     def take(self, order: str) -> bool:
         """Hand a run over; False when the process has ended, or has imported code that has changed since."""
-        if self.process.poll() is not None or self.sources != _sources():
-            self.close()
+        if self.process.poll() is not None:
             return False
+        if self.sources != _sources():
+            self._write("")  # it ends after the runs that it has
+            return False
+        return self._write(order)
+
+    def _write(self, line: str) -> bool:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(order.encode() + b"\n")
+            self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return False
         return True
 
     def close(self) -> None:
-        """Have it end, if it still waits."""
+        """Have it end, and every run that it has."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
 
 class WarmLauncher(DefaultRunLauncher):
@@ -62,19 +70,17 @@ class WarmLauncher(DefaultRunLauncher):
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(inst_data)
-        self._waiting: _Worker | None = None
-        self._started: list[_Worker] = []
-        """Those that have not ended, the one that waits among them."""
+        self._started: list[_Workers] = []
+        """Those that have not ended; the last one takes runs."""
 
     def launch_run(self, context: LaunchRunContext) -> None:
         run, instance = context.dagster_run, self._instance
         if context.job_code_origin is None:
             raise dg.DagsterInvariantViolationError(f"run {run.run_id} does not say which code it is of")
         order = serialize_value(ExecuteRunArgs(context.job_code_origin, run.run_id, instance.get_ref()))
-        worker = self._waiting or self._start()
-        while not worker.take(order):
-            worker = self._start()
-        self._waiting = self._start()
+        self._started = [each for each in self._started if each.process.poll() is None]
+        while not (self._started and self._started[-1].take(order)):
+            self._started.append(_Workers())
 
     def terminate(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)
@@ -87,14 +93,9 @@ class WarmLauncher(DefaultRunLauncher):
                 os.kill(found[0], signal.SIGTERM)
         return True  # one that has not begun sees that it was cancelled, and does not begin
 
-    def _start(self) -> _Worker:
-        worker = _Worker()
-        self._started = [*(each for each in self._started if each.process.poll() is None), worker]
-        return worker
-
     def dispose(self) -> None:
-        if self._waiting is not None:
-            self._waiting.close()
+        for workers in self._started:
+            workers.close()
         super().dispose()
 
 

@@ -1,11 +1,11 @@
 """Runs of a real instance in worker processes that wait for them."""
 
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.launcher.base import LaunchRunContext
@@ -19,8 +19,8 @@ from curtail_pipeline.orchestration.run_workers import end_dead, worker_of
 from curtail_pipeline.orchestration.warm_launcher import WarmLauncher
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-PATIENCE_S = 120.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+PATIENCE_S = 300.0
 
 
 @pytest.fixture
@@ -61,28 +61,45 @@ def test_a_run_is_taken_by_the_process_that_waits_for_it(
     def ended(run: dg.DagsterRun) -> bool:
         return status(run) not in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
 
-    def waiting() -> "subprocess.Popen[bytes]":
-        assert launcher._waiting is not None
-        return launcher._waiting.process
+    def parent() -> int:
+        return launcher._started[-1].process.pid
 
-    first = launched(instance)
-    ready = waiting()
-    second = launched(instance)
+    def pid_of(run: dg.DagsterRun) -> int:
+        found = worker_of(instance, run.run_id)
+        assert found is not None
+        return found[0]
+
+    used: set[int] = set()
+
+    def unused() -> psutil.Process | None:
+        return next((each for each in psutil.Process(forking).children() if each.pid not in used), None)
+
+    first, second = launched(instance), launched(instance)
+    forking = parent()
     for run in (first, second):
         wait_until(lambda run=run: ended(run), PATIENCE_S, "the end of a run")
         assert status(run) == dg.DagsterRunStatus.SUCCESS
-    found = worker_of(instance, second.run_id)
-    assert found is not None and found[0] == ready.pid
+    used |= {pid_of(run) for run in (first, second)}
+    waiting = wait_until(unused, PATIENCE_S, "the next worker")
+    third = launched(instance)
+    wait_until(lambda: ended(third), PATIENCE_S, "the end of a run")
+    assert parent() == forking
+    assert pid_of(third) == waiting.pid, "the one that had imported everything did not take the run"
 
-    stale = waiting()
+    used.add(waiting.pid)
+    waiting = wait_until(unused, PATIENCE_S, "the next worker")
+    waiting.kill()  # no run is lost with it
+    fourth = launched(instance)
+    wait_until(lambda: ended(fourth), PATIENCE_S, "the end of a run")
+    assert status(fourth) == dg.DagsterRunStatus.SUCCESS and parent() == forking
+
+    stale = launcher._started[-1].process
     monkeypatch.setattr(warm_launcher, "_sources", lambda: 1e12)  # somebody has edited the code since
     cut_short = launched(instance)
     assert launcher.terminate(cut_short.run_id), "of a run that has not begun"
     assert stale.wait(PATIENCE_S) == 0, "it was given a run"
-    last = waiting()
+    last = launcher._started[-1].process
     launcher.dispose()
-    for worker in launcher._started:
-        worker.process.wait(PATIENCE_S)
-    assert last.returncode == 0
+    assert last.wait(PATIENCE_S) == 0
     end_dead(instance, datetime.now(UTC))
     assert status(cut_short) == dg.DagsterRunStatus.CANCELED
