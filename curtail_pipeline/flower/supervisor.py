@@ -25,7 +25,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from curtail_pipeline.federation.orders import Heartbeat, agent_key
 from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
+from curtail_pipeline.flower.child import Child
 from curtail_pipeline.flower.federation_state import (
     STATE_FILE,
     FederationPhase,
@@ -62,34 +62,6 @@ STEADY_S = 60.0
 STOP_GRACE_S = 4.0
 LOG_LIMIT = 32 << 20
 """Bytes of a log after which it is set aside as `.1`."""
-
-
-@dataclass
-class Child:
-    """A process that is to run as long as the supervisor does."""
-
-    name: str
-    start: Callable[["Child"], int]
-    log: Path
-    pid: int | None = None
-    began: float = 0.0
-    offset: int = 0
-    ends: int = 0
-    due: float = 0.0
-    ready: bool = False
-    node_id: int | None = None
-    """Of a SuperNode, once it is ready."""
-
-    def forget(self) -> None:
-        """What was found out about a process that has ended."""
-        self.ready, self.node_id = False, None
-
-    def output(self) -> str:
-        """What the running process has logged."""
-        with contextlib.suppress(OSError), self.log.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(1 << 20).decode(errors="replace")
-        return ""
 
 
 class Supervisor:

@@ -36,6 +36,7 @@ def project_with_a_hole(folder: Path, max_signal_age_s: float | None) -> Project
         sites=[{"name": "SPP_TX", "region": "SPP_TX", "training_kw": 1.0, "idle_kw": 0.5, "steps_per_s": 0.5}],
         policy={"name": "threshold", "parameters": {"max_signal_age_s": max_signal_age_s}},
         training={**EXPERIMENT["training"], "sequence_length": 8},  # as `fields` counts tokens
+        corpus={**EXPERIMENT["corpus"], "source": "embedded"},  # whose language is known
     )
     trace = folder / "input" / "trace.csv"
     stamps = [at(minute).isoformat() for minute in range(0, 70, 5) if minute not in HOLE]
