@@ -125,14 +125,19 @@ def run(
 
 
 class Episode:
-    """One run of the experiment in a home of its own."""
+    """One run of the experiment in a home of its own.
 
-    def __init__(self, folder: Path, setup: str) -> None:
+    Args:
+        steps: the job's.
+        patience_s: how long a phase is waited for.
+    """
+
+    def __init__(self, folder: Path, setup: str, steps: int = STEPS, patience_s: float = PATIENCE_S) -> None:
         folder.mkdir(parents=True)
-        self.name, self.folder, self.log = setup, folder, folder / "log"
-        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder), NAME, [*CURTAILED])
+        self.name, self.folder, self.log, self.steps = setup, folder, folder / "log", steps
+        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder, steps), NAME, [*CURTAILED])
         self.store = self.setup.store
-        self.injector = Injector(self.setup, PATIENCE_S, self.running)
+        self.injector = Injector(self.setup, patience_s, self.running)
         self.kinds = kinds_of(setup)
         self.ports: set[int] = set()
         self.faults = 0
@@ -246,7 +251,7 @@ class Episode:
             tally.finished = False
             return
         manifests = [store.read_json(manifest_key(key)) for key in keys]
-        tally.finished &= checkpoints.manifest(keys[-1]).steps.end == STEPS
+        tally.finished &= checkpoints.manifest(keys[-1]).steps.end == self.steps
         if (wrong := miscounted([m for m in manifests if isinstance(m, dict)], SEQUENCE)) is not None:
             tally.ledger_exact = False
             tally.problems.append(f"{self.folder.name}: {wrong}")

@@ -40,8 +40,12 @@ EXPERIMENT: Mapping[str, object] = {
 }
 
 
-def write_experiment(folder: Path) -> Path:
-    """Settings and trace; the settings' file."""
+def write_experiment(folder: Path, steps: int = STEPS) -> Path:
+    """Settings and trace; the settings' file.
+
+    Args:
+        steps: the job's; the windows have room for 200.
+    """
     rows = ["time," + ",".join(CURTAILED)]
     for minute in range(0, MINUTES, 5):
         wobble = minute // 5 % 7  # a feed that stands still counts as stuck
@@ -50,5 +54,5 @@ def write_experiment(folder: Path) -> Path:
     (folder / "trace.csv").write_text("\n".join(rows) + "\n")
     path = folder / f"{NAME}.yaml"
     traces = {"provider": "file", "path": str(folder / "trace.csv")}
-    path.write_text(yaml.safe_dump({**EXPERIMENT, "traces": traces}))
+    path.write_text(yaml.safe_dump({**EXPERIMENT, "traces": traces, "job": {"steps": steps}}))
     return path

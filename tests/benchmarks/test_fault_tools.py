@@ -12,13 +12,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import load, save, save_file
 
 from curtail_pipeline.benchmarks.lying_site import LIES, TOO_FAR, LyingSite
 from curtail_pipeline.benchmarks.relay import Relay
 from curtail_pipeline.benchmarks.shifted_clock import ShiftedClock, compiler
 from curtail_pipeline.errors import MessageError
 from curtail_pipeline.federation.admission import misfit
+from curtail_pipeline.federation.inner_states import SiteInner, unusable
 from curtail_pipeline.federation.orders import Order, Result, StepSize, StoredWeights, WrittenWeights
 from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.storage.folder_store import FolderStore
@@ -73,6 +74,8 @@ def train(endpoint: Path) -> bytes:
 def test_a_site_lies_once_and_what_it_says_is_wrong(endpoint: Path, tmp_path: Path, lie: str) -> None:
     store, before = FolderStore(tmp_path / "store"), endpoint.read_bytes()
     store.write_bytes(ORDER.out, WEIGHTS)
+    momentum = {"muon/a/momentum_buffer": np.full(3, 0.1, np.float32)}
+    store.write_bytes("scratch/inner/CA.safetensors", save(momentum))
     liar = LyingSite(endpoint, lie, store)
     told = train(endpoint)
     assert liar.told.is_set()
@@ -87,6 +90,11 @@ def test_a_site_lies_once_and_what_it_says_is_wrong(endpoint: Path, tmp_path: Pa
     if lie == "weights":  # what its result says of them is right: only their norm gives them away
         data = store.read_bytes(ORDER.out)
         assert result.weights.sha256 == hashlib.sha256(data).hexdigest() and load(data)["a"][0] == TOO_FAR
+    elif lie == "inner state":
+        save_file({"a": np.ones(3, np.float32)}, tmp_path / "weights")
+        inner = store.path("scratch/inner/CA.safetensors")
+        state = SiteInner("CA", inner, result.inner_state.end.removeprefix("sha256:"))
+        assert "the muon part" in unusable([state], tmp_path / "weights", grad_clip=1.0)["CA"]
     elif lie == "round":
         assert result.round == 1
     else:
