@@ -36,6 +36,11 @@ PULL_BACKOFF = {"initial_backoff": 0.1, "backoff_cap": 1.0}
 """Seconds between two tries to pull a part of a message that its sender has not pushed yet. Flower's 1 s, doubled up to
 10 s, is for large tensors on slow lines; these messages are a few hundred bytes."""
 
+START_S, SILENT_S = 45.0, 60.0
+"""How long a ServerApp or ClientApp may take from when it is asked for until its first sign of life, and between two.
+Flower starts another one then. Its own 30 s to begin with are too few where many share a machine's cores: those that
+are late are started beside themselves, again and again, and make each other later still."""
+
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -281,10 +286,13 @@ def entry_point(name: str) -> Callable[[], object]:
     import flwr.supercore.cli
     import flwr.superlink.cli
     import flwr.supernode.cli
+    from flwr.supercore.corestate import in_memory_corestate, sql_corestate
     from flwr.supercore.inflatable import inflatable_utils
 
     for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
         pull.__kwdefaults__.update(PULL_BACKOFF)  # type: ignore[union-attr]
+    for tasks in (in_memory_corestate, sql_corestate):
+        tasks.HEARTBEAT_DEFAULT_INTERVAL, tasks.HEARTBEAT_PATIENCE = START_S, SILENT_S / START_S  # type: ignore[attr-defined]
     return {
         "flower-superlink": flwr.superlink.cli.flower_superlink,
         "flower-supernode": flwr.supernode.cli.flower_supernode,

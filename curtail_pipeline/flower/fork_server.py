@@ -1,7 +1,7 @@
-"""Forks Flower's processes for a site's agent, as the supervisor does for a local federation.
+"""Forks Flower's processes for a site's agent or a standing SuperLink, as the supervisor does for a local federation.
 
-Flower starts a process for every message, and each needs 2 s of CPU to import what it needs. Here it is imported once;
-Flower's commands on PATH are small scripts that ask for a fork.
+Flower starts a process for every message and every run, and each needs 2 s of CPU to import what it needs. Here it is
+imported once; Flower's commands on PATH are small scripts that ask for a fork.
 """
 
 import contextlib
@@ -13,12 +13,15 @@ import socket
 import time
 from pathlib import Path
 
+from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
-from curtail_pipeline.flower.spawned import SUPEREXEC, Spawned
+from curtail_pipeline.flower.spawned import Spawned
 
 SOCKET = "spawn.sock"
+STEADY_S, MOST_ENDS = 60.0, 3
+"""A SuperExec that ends more often in so long is not started again."""
 
 
 class ForkServer:
@@ -34,6 +37,8 @@ class ForkServer:
         self._folder, self._spawned = folder.absolute(), Spawned()
         self._line = socket.socket(socket.AF_UNIX)
         self._selector = selectors.DefaultSelector()
+        self._ends: list[float] = []
+        """When SuperExecs have ended of late."""
 
     def __enter__(self) -> "ForkServer":
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -55,20 +60,35 @@ class ForkServer:
         self._selector.register(self._line, selectors.EVENT_READ)
         return self
 
-    def serve(self, seconds: float) -> bool:
-        """Fork what is asked for in that time; whether a SuperExec has ended, without which no order is worked on."""
-        deadline, ended = time.monotonic() + seconds, False
+    def serve(self, seconds: float, owner: int | None = None) -> bool:
+        """Fork what is asked for in that time, and the SuperExec of `owner` again; whether it had ended.
+
+        Args:
+            owner: process id of a SuperNode or SuperLink.
+
+        Raises:
+            FederationError: it ends again and again.
+        """
+        deadline, again = time.monotonic() + seconds, False
         while (left := deadline - time.monotonic()) > 0:
             if self._selector.select(left):
                 self._spawned.answer(self._line)
-            ended |= self._reap()
-        return ended
+            again |= self._reap(owner)
+        return again
 
-    def _reap(self) -> bool:
-        over = [found for found in self._spawned.listed() if _has_ended(found.pid)]
-        for found in over:
-            self._spawned.ended(found.pid, {})
-        return any(found.command == SUPEREXEC for found in over)
+    def _reap(self, owner: int | None) -> bool:
+        owners = {owner: None} if owner else {}
+        over = [found.pid for found in self._spawned.listed() if _has_ended(found.pid)]
+        again = [self._spawned.ended(pid, owners) for pid in over]
+        if not any(again):
+            return False
+        now = time.monotonic()
+        self._ends = [*(at for at in self._ends if now - at < STEADY_S), now]
+        if len(self._ends) > MOST_ENDS:
+            raise FederationError(
+                f"a SuperExec ended {len(self._ends)} times within {STEADY_S:.0f} s; see its output above"
+            )
+        return True
 
     def __exit__(self, *_: object) -> None:
         for pid in self._spawned.pids:

@@ -16,7 +16,7 @@ from curtail_pipeline.federation.answers import POLL_S
 from curtail_pipeline.federation.orders import Answer, Order, Plan
 from curtail_pipeline.federation.plan import folder_of
 from curtail_pipeline.federation.rounds import run_plan
-from curtail_pipeline.federation.server_life import ServerFailure, failure_key
+from curtail_pipeline.federation.server_life import LifeWriter, ServerFailure, failure_key
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
@@ -162,14 +162,22 @@ def serve(grid: Grid, context: Context) -> None:
     config = RunConfig.from_flower(context.run_config)
     store = open_store(config.store)
     plan = store.read_record(config.plan, Plan)
+    life = LifeWriter(store, folder_of(config.plan), time.monotonic)
+
+    def wait(seconds: float) -> None:
+        life.beat("collecting")
+        time.sleep(seconds)
+
     try:
+        gate = _gate(store, plan)
+        life.beat("collecting")  # from here on whoever follows the run need not wait for Flower to miss it
         run_plan(
-            FlowerTransport(grid, resolve_nodes(grid, plan.members, config.nodes)),
+            FlowerTransport(grid, resolve_nodes(grid, plan.members, config.nodes, wait=wait)),
             config.plan,
             store,
             limits=config.limits,
             log=lambda line: print(line, flush=True),
-            heldout_loss=_gate(store, plan),
+            heldout_loss=gate,
         )
     except StoreUnavailable:
         raise  # without a word: another run goes on when the store is back

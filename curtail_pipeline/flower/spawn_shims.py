@@ -6,12 +6,15 @@ from pathlib import Path
 
 from curtail_pipeline.flower import control_api as control
 
+PATIENCE_S = control.START_S - 5.0
+"""How long a fork is waited for while who makes it lives."""
+
 _SPAWN = """\
 import json, os, socket, sys
 os.chdir(os.path.dirname(os.path.abspath(__file__)) + "/..")
 try:
     with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(10)
+        line.settimeout({patience_s})  # a start of its own would cost what there is too little of
         line.connect({socket!r})
         socket.send_fds(line, [json.dumps(sys.argv[1:]).encode()], [1, 2])
         if line.recv(2) == b"ok":
@@ -32,7 +35,10 @@ def write_shims(folder: Path, socket: str) -> None:
     """
     folder.mkdir(exist_ok=True)
     script = folder / "spawn.py"
-    script.write_text(_SPAWN.format(socket=socket, python=sys.executable, control=control.__name__), encoding="utf-8")
+    script.write_text(
+        _SPAWN.format(socket=socket, python=sys.executable, control=control.__name__, patience_s=PATIENCE_S),
+        encoding="utf-8",
+    )
     for name in control.SPAWNED:
         shim = folder / name
         command = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(script))} {name}"

@@ -44,9 +44,9 @@ class Spawned:
                 message, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
                 try:
                     argv = json.loads(message)
-                    if argv[0] in control.SPAWNED and len(outputs) == 2:
+                    if argv[0] in control.SPAWNED and len(outputs) == 2 and not _hung_up(connection):
                         self._fork(argv, outputs[0], outputs[1], [*outputs, connection.fileno()])
-                        connection.sendall(b"ok")
+                        connection.sendall(b"ok")  # two bytes: they never have to wait
                 finally:
                     for descriptor in outputs:
                         os.close(descriptor)
@@ -56,23 +56,35 @@ class Spawned:
         pid = processes.fork_into(body, stdout=stdout, stderr=stderr, close=[*self.close, *close], argv=argv)
         self._argv[pid] = argv
 
-    def ended(self, pid: int, owners: Mapping[int, Path]) -> str | None:
+    def ended(self, pid: int, owners: Mapping[int, Path | None]) -> str | None:
         """Take note of an end, and start a SuperExec again whose owner lives; what was started.
 
         Args:
-            owners: process id of each SuperLink and SuperNode, with its log.
+            owners: process id of each SuperLink and SuperNode, with its log; None where that is this process's.
         """
         argv = self._argv.pop(pid, None)
         owner = _owner(argv) if argv else None
         if argv is None or owner is None or argv[0] != SUPEREXEC or owner not in owners:
             return None
         log = owners[owner]
+        if log is None:
+            self._fork(argv, 1, 2, [])
+            return "the SuperExec"
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._fork(argv, output, output, [])
         finally:
             os.close(output)
         return f"the SuperExec of {log.stem}"
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """Whether who asked has waited for too long and starts its command itself: two would work on one task."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
 
 
 def _owner(argv: Sequence[str]) -> int | None:

@@ -26,7 +26,6 @@ from curtail_pipeline.flower.fork_server import ForkServer
 from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.keys import KeyFolder
 from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
-from curtail_pipeline.flower.superexecs import SuperExecWatch
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.home import EXPERIMENT_KEY, Home, homes_root
@@ -77,8 +76,8 @@ def connect(home: Home, experiment: Experiment) -> Iterator[Federation]:
 def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = None) -> NoReturn:
     """A SuperLink in the foreground that keeps its state in `folder`.
 
-    Ends when it or its SuperExec ends or is stopped for too long, or on SIGTERM and SIGINT. Whoever started it starts
-    it again.
+    Ends when it ends or is stopped for too long, or on SIGTERM and SIGINT. Whoever started it starts it again. Its
+    SuperExec is started again here.
 
     Args:
         keys: its certificate; only sites whose key is registered may join then, and everything goes over TLS. Without
@@ -86,7 +85,8 @@ def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = N
             may start runs, which are code: let sites reach `/v1/fleet/` alone (`deploy/nginx/superlink.conf`).
 
     Raises:
-        FederationError: a file of the keys is not there, or the SuperLink ended by itself.
+        FederationError: a file of the keys is not there, or the SuperLink ended by itself, or its SuperExec time and
+            again.
     """
     secured = ["--insecure"]
     if keys is not None:
@@ -97,21 +97,24 @@ def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = N
         ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        str(BINARIES / "flower-superlink"), *secured, "--host", host, "--port", str(port),
+        sys.executable, "-c", f"import {control.__name__} as control; control.entry_point('flower-superlink')()",
+        *secured, "--host", host, "--port", str(port),
         "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     _end_on_signals()
-    link = subprocess.Popen(command, env=_environment(folder / "flwr"), preexec_fn=processes.die_with_parent)
-    hangs, superexec = Hangs(open_store(folder), DEFAULT_LIMITS), SuperExecWatch(link.pid)
+    os.environ |= _environment(folder / "flwr")
+    link: subprocess.Popen[bytes] | None = None
     try:
-        while link.poll() is None:
-            _end_hung(hangs, {}, "the SuperLink", {link.pid: "SuperLink"})
-            if superexec.ended():
-                raise FederationError("the SuperLink's SuperExec has ended, without which no run begins")
-            time.sleep(HANGS_S)
-        raise FederationError(f"the SuperLink ended with {link.returncode}; see its output above")
+        with ForkServer(folder / "forks") as forks:
+            link = subprocess.Popen(command, preexec_fn=processes.die_with_parent)
+            hangs = Hangs(open_store(folder), DEFAULT_LIMITS)
+            while link.poll() is None:
+                _end_hung(hangs, {}, "the SuperLink", {link.pid: "SuperLink"})
+                if forks.serve(HANGS_S, link.pid):
+                    print("the SuperLink's SuperExec has ended and was started again", file=sys.stderr, flush=True)
+            raise FederationError(f"the SuperLink ended with {link.returncode}; see its output above")
     finally:
-        _end_all([link])
+        _end_all([link] if link else [])
 
 
 def _end_on_signals() -> None:
@@ -227,8 +230,8 @@ def run_site(
 ) -> int:
     """A site's agent in the foreground: its resident trainer and a SuperNode that dials out to the SuperLink.
 
-    Ends when either or the SuperExec ends, hangs or is stopped for too long, or on SIGTERM and SIGINT; the others are
-    stopped, and killed after `STOP_S`. Whoever started it starts it again.
+    Ends when either ends, hangs or is stopped for too long, or on SIGTERM and SIGINT; the other is stopped, and killed
+    after `STOP_S`. Whoever started it starts it again. The SuperExec is started again here.
 
     Args:
         folder: for what is the site's own.
@@ -265,8 +268,8 @@ def run_site(
             named = {child.pid: part for part, child in zip(("trainer", "SuperNode"), children, strict=True)}
             while all(child.poll() is None for child in children):
                 _end_hung(hangs, {name: children[0].pid}, f"site {name}", named)
-                if forks.serve(HANGS_S):
-                    raise FederationError(f"site {name}: its SuperExec has ended, without which no order is worked on")
+                if forks.serve(HANGS_S, children[1].pid):
+                    print(f"site {name}: its SuperExec has ended and was started again", file=sys.stderr, flush=True)
         ended = next(child for child in children if child.poll() is not None)
         raise FederationError(
             f"site {name}: its {named[ended.pid]} ended with {ended.returncode}; see its output above"

@@ -32,6 +32,7 @@ with control.quiet():
     from flwr.serverapp import Grid
     from flwr.supercore import constant
     from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.corestate import in_memory_corestate, sql_corestate
     from flwr.supercore.inflatable import inflatable_utils
     from flwr.supercore.superexec import run_superexec
     from flwr.supercore.task_identity import TaskIdentity
@@ -76,6 +77,17 @@ def test_the_pinned_release_still_has_what_is_used() -> None:
         assert {name: inspect.signature(pull).parameters[name].default for name in control.PULL_BACKOFF} == (
             control.PULL_BACKOFF
         )
+    for tasks in (
+        in_memory_corestate,
+        sql_corestate,
+    ):  # how long a process may take to begin, and between signs of life
+        source = inspect.getsource(tasks)
+        assert "active_until = claimed_at + timedelta(seconds=HEARTBEAT_DEFAULT_INTERVAL)" in source.replace(
+            "=cl", " = cl"
+        )
+        assert source.count("HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL") == 2
+        assert tasks.HEARTBEAT_DEFAULT_INTERVAL == control.START_S
+        assert tasks.HEARTBEAT_PATIENCE * tasks.HEARTBEAT_DEFAULT_INTERVAL == control.SILENT_S
     # the SuperNode's pause between two questions, which `_poll_faster` shortens, and the line the supervisor reads
     source = inspect.getsource(flwr.supernode.start_client_internal)
     assert "time.sleep(3)" in source and "time.sleep(0.5)" in source and '"SuperNode ID: %s"' in source

@@ -5,15 +5,26 @@ import sys
 from pathlib import Path
 
 AGENT = """
-import os, subprocess, sys
+import json, os, socket, subprocess, sys
 from pathlib import Path
+from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower.fork_server import ForkServer
+from curtail_pipeline.flower.processes import fork_into
 with ForkServer(Path(sys.argv[1])) as forks:
-    asked = subprocess.Popen(["flower-superexec", "--version"])
-    for turn in range(100):
-        if forks.serve(0.2):
-            break
-    print("ended", asked.wait(10), "turns", turn > 0 or turn, flush=True)
+    words = ["flower-superexec", "--version", "--parent-pid", str(os.getpid())]
+    asked = subprocess.Popen(words)
+    try:
+        for turn in range(100):
+            forks.serve(0.2, os.getpid())
+    except FederationError as error:
+        print("ended", asked.wait(10), error, flush=True)
+    os.chdir(sys.argv[1])
+    with socket.socket(socket.AF_UNIX) as impatient:
+        impatient.connect("spawn.sock")
+        socket.send_fds(impatient, [json.dumps(words).encode()], [1, 2])
+    assert not forks.serve(0.1), "who has hung up starts the command itself"
+    call = lambda: print("called", Path("/proc/self/comm").read_text(), end="")
+    os.waitpid(fork_into(call, stdout=1, stderr=2, argv=["flower-superexec"]), 0)
     lasting = "import sys, time; time.sleep(99)"
     pid = os.fork()
     if pid == 0:
@@ -25,11 +36,13 @@ print("gone")
 """
 
 
-def test_a_superexec_is_forked_and_its_end_is_told(tmp_path: Path) -> None:
+def test_a_superexec_is_forked_again_until_it_ends_all_the_time(tmp_path: Path) -> None:
     folder = tmp_path / ("a-long-name" * 12) / "forks"
     done = subprocess.run(
         [sys.executable, "-c", AGENT, str(folder)], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "ended 0" in done.stdout and done.stdout.endswith("gone\n")
+    assert "ended 0 a SuperExec ended 4 times within 60 s" in done.stdout
+    assert done.stdout.count("Flower version") == 5, "the first, and once for every end"
+    assert "called flower-superexe\n" in done.stdout and done.stdout.endswith("gone\n")
     assert "without the supervisor" not in done.stderr, "the script started the command the usual way"
