@@ -18,7 +18,7 @@ from curtail_pipeline.benchmarks.relay import Relay, wait_until_listens
 from curtail_pipeline.benchmarks.shifted_clock import ShiftedClock
 from curtail_pipeline.flower.hangs import healthy
 from curtail_pipeline.flower.local import Federation
-from curtail_pipeline.flower.processes import die_with_parent, free_port, is_alive
+from curtail_pipeline.flower.processes import NAME_LENGTH, die_with_parent, free_port, is_alive
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
@@ -172,6 +172,8 @@ _WORDS = {
     Part.SERVERAPP: "flwr-serverapp",
 }
 """By which a process is known."""
+ASKS = "spawn.py"
+"""In the command line of what only asks for a fork (`spawn_shims`)."""
 _OF_SUPERLINK = (Part.SUPERLINK, Part.SUPEREXEC, Part.SERVERAPP)
 
 
@@ -227,7 +229,9 @@ class Standing(Setup):
         root = self._kept["" if part in _OF_SUPERLINK else site].pid
         if part is Part.SUPERVISOR:
             return root if is_alive(root) else None
-        found = [pid for pid, words in _below(root) if _WORDS[part] in words]
+        found = [
+            pid for pid, name, words in _below(root) if name == _WORDS[part][:NAME_LENGTH] or _WORDS[part] in words
+        ]
         return found[0] if found else None
 
     def roots(self) -> list[int]:
@@ -250,13 +254,14 @@ class Standing(Setup):
             line.close()
 
 
-def _below(root: int) -> Iterator[tuple[int, str]]:
-    """Processes below one, with their command lines."""
+def _below(root: int) -> Iterator[tuple[int, str, str]]:
+    """Processes below one, with their names, which forked ones have of their own, and their command lines."""
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(root).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    yield process.pid, " ".join(process.cmdline())
+                words = " ".join(process.cmdline())
+                if process.status() != psutil.STATUS_ZOMBIE and ASKS not in words:
+                    yield process.pid, process.name(), words
 
 
 SETUPS: Mapping[str, type[Setup]] = {"local": Local, "standing": Standing, "s3": Bucket}

@@ -19,7 +19,10 @@ SUPERVISOR_VARIABLE = "CURTAIL_SUPERVISOR_PID"
 """Set for every process of a local federation: the one that it must not outlive."""
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
+NAME_LENGTH = 15
+"""Characters of a process's name that Linux keeps."""
 
 
 def started_at(pid: int) -> float | None:
@@ -46,7 +49,7 @@ def is_alive(pid: int, created: float | None = None) -> bool:
     return now is not None and (created is None or abs(now - created) < 0.05)
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int | bytes) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
@@ -59,6 +62,11 @@ def die_with_parent() -> None:
 def become_subreaper() -> None:
     """Have orphaned descendants become children of this process (Linux), so that it can reap and end them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def be_called(name: str) -> None:
+    """The name by which `top` and `ps` know this process (Linux): a forked one has its parent's command line."""
+    _prctl(PR_SET_NAME, name.encode()[:NAME_LENGTH])
 
 
 def exit_with(pid: int, interval_s: float = 0.25) -> None:
@@ -107,6 +115,7 @@ def _become(
         os.close(descriptor)
     if argv:
         sys.argv = argv
+        be_called(argv[0])
     _run_and_exit(body)
 
 
