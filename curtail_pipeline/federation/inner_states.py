@@ -5,6 +5,8 @@ is weighted as the weights' is, by tokens. It is streamed like the merge of weig
 the model or the number of sites, and does not depend on the order of the sites: they are summed by name.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +23,17 @@ from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """Type and shape of each tensor."""
-SQUARES = "/exp_avg_sq"
+MEANS, SQUARES, STEPS = "/exp_avg", "/exp_avg_sq", "/step"
+
+ROOTS = 3.2
+"""Roots of a mean of squares that a mean of the same gradients can be: (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) by
+Cauchy and Schwarz, which averaging states keeps; 1.57 with AdamW's betas here (`optimisers.BETAS`), doubled for what
+float32 rounds."""
+SMALLEST = 1e-15
+"""Of a mean that is looked at: squares of smaller gradients are 0 in float32, and AdamW adds 1e-10 to the root."""
+CLIPS = 1.5
+"""Norms of a clipped gradient that a state may have. All of it are means of gradients from zero on, and averages of
+such means, so that 1 is what a healthy one cannot pass, whatever steps and learning rates; the rest is for rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,15 @@ class SiteInner:
     sha256: str
 
 
-def unusable(states: Sequence[SiteInner], weights_path: Path) -> dict[str, str]:
+def unusable(states: Sequence[SiteInner], weights_path: Path, grad_clip: float | None = None) -> dict[str, str]:
     """Sites whose state cannot be merged, with the reason.
 
     A state holds for every floating tensor of the weights at least one tensor `OPTIMISER/WEIGHT/FIELD`, of the weight's
-    shape or a single number, all of them finite and means of squares not negative; and the same ones as most of the
-    sites have: one that lies does not speak for the others.
+    shape or a single number, all of them finite; the same ones as most of the sites have: one that lies does not speak
+    for the others; and what gradients can have left there.
+
+    Args:
+        grad_clip: the norm that a step's gradient, all tensors together, is clipped to; no bound from it if None.
 
     Raises:
         FederationError: the weights are unreadable.
@@ -48,7 +63,7 @@ def unusable(states: Sequence[SiteInner], weights_path: Path) -> dict[str, str]:
     with TensorFile(weights_path) as weights:
         for state in sorted(states, key=lambda state: state.site):
             try:
-                layouts[state.site] = _checked(state, weights.tensors)
+                layouts[state.site] = _checked(state, weights.tensors, grad_clip)
             except FederationError as error:
                 refused[state.site] = str(error)
     most = max(layouts.values(), key=list(layouts.values()).count, default={})
@@ -59,25 +74,56 @@ def unusable(states: Sequence[SiteInner], weights_path: Path) -> dict[str, str]:
     return refused
 
 
-def _checked(state: SiteInner, weights: Mapping[str, TensorInfo]) -> Layout:
+def _checked(state: SiteInner, weights: Mapping[str, TensorInfo], grad_clip: float | None) -> Layout:
     if file_sha256(state.path) != state.sha256:
         raise FederationError(f"its inner state does not have the sha256 {state.sha256[:12]} it claims")
     missing = {name for name, tensor in weights.items() if tensor.floating}
+    sizes: defaultdict[tuple[str, bool], float] = defaultdict(float)
     with TensorFile(state.path) as file:
         for name, tensor in file.tensors.items():
             weight = name.partition("/")[2].rpartition("/")[0]
             missing.discard(weight)
             if weight not in weights or tensor.shape not in ((), weights[weight].shape) or not tensor.floating:
                 raise FederationError(f"tensor {name} of its inner state fits no weight of the model")
-            for first, count in pieces(tensor):
-                values = file.floats(tensor, first, count)
-                if not np.isfinite(values).all():
-                    raise FederationError(f"tensor {name} of its inner state is not finite")
-                if name.endswith(SQUARES) and (values < 0).any():  # AdamW takes their root
-                    raise FederationError(f"tensor {name} of its inner state, a mean of squares, is negative")
+            if (found := _size_of(file, tensor)) is not None:
+                sizes[name.partition("/")[0], name.endswith(SQUARES)] += found
         if missing:
             raise FederationError(f"its inner state has nothing of {sorted(missing)[0]}")
+        for (optimiser, _), size in sizes.items():
+            if grad_clip is not None and (norm := math.sqrt(size)) > CLIPS * grad_clip:
+                raise FederationError(
+                    f"the {optimiser} part of its inner state has norm {norm:.4g}, which gradients clipped to "
+                    f"{grad_clip:g} cannot leave"
+                )
         return {name: (tensor.dtype, tensor.shape) for name, tensor in file.tensors.items()}
+
+
+def _size_of(file: TensorFile, tensor: TensorInfo) -> float | None:
+    """The squared norm of gradients that a tensor speaks of; None of a number of steps.
+
+    Raises:
+        FederationError: no steps and no gradients leave such values.
+    """
+    name, size = tensor.name, 0.0
+    squares = file.tensors.get(f"{name}_sq") if name.endswith(MEANS) else None
+    for first, count in pieces(tensor):
+        values = file.floats(tensor, first, count)
+        if not np.isfinite(values).all():
+            raise FederationError(f"tensor {name} of its inner state is not finite")
+        if name.endswith(STEPS):
+            if (values < 1).any():  # AdamW divides by 1 - beta ** step
+                raise FederationError(f"tensor {name} of its inner state is not a number of steps")
+        elif name.endswith(SQUARES):
+            if (values < 0).any():  # AdamW takes their root
+                raise FederationError(f"tensor {name} of its inner state, a mean of squares, is negative")
+            size += float(values.sum(dtype=np.float64))
+        else:
+            size += float(np.square(values, dtype=np.float64).sum())
+        if squares is not None and squares.shape == tensor.shape:
+            roots = np.sqrt(np.maximum(file.floats(squares, first, count), 0))
+            if (np.abs(values) > ROOTS * roots + SMALLEST).any():
+                raise FederationError(f"tensor {name} of its inner state is larger than its mean of squares allows")
+    return None if name.endswith(STEPS) else size
 
 
 def merge_states(states: Sequence[SiteInner], shares: Mapping[str, float], out: Path) -> WrittenFile:
@@ -108,11 +154,19 @@ def merge_states(states: Sequence[SiteInner], shares: Mapping[str, float], out: 
 
 
 def fetch_states(
-    store: Store, orders: Mapping[str, Order], results: Mapping[str, Result], weights_path: Path, held: ExitStack
+    store: Store,
+    orders: Mapping[str, Order],
+    results: Mapping[str, Result],
+    weights_path: Path,
+    held: ExitStack,
+    grad_clip: float | None,
 ) -> tuple[dict[str, SiteInner], dict[str, str]]:
     """The inner states that are to be merged, as files there as long as `held` is open; and why a site's cannot be.
 
     Sites that took no step, and those that keep their state to themselves, have none here.
+
+    Args:
+        grad_clip: as of `unusable`.
     """
     states: dict[str, SiteInner] = {}
     refused: dict[str, str] = {}
@@ -125,7 +179,7 @@ def fetch_states(
             refused[site] = f"its inner state cannot be had: {error}"
             continue
         states[site] = SiteInner(site, path, result.inner_state.end.removeprefix("sha256:"))
-    refused |= unusable(list(states.values()), weights_path)
+    refused |= unusable(list(states.values()), weights_path, grad_clip)
     return {site: state for site, state in states.items() if site not in refused}, refused
 
 

@@ -249,6 +249,8 @@ class StepSize(Record):
     sequences: int = Field(ge=1)
     tokens: int = Field(ge=1)
     """Predicted ones."""
+    grad_clip: float | None = None
+    """The norm that its gradient is clipped to. None in what an earlier version wrote."""
 
 
 class Plan(Message):

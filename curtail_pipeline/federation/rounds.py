@@ -286,7 +286,8 @@ class _Running:
         self.state.require_whole(store)
         with ExitStack() as held:
             parent = held.enter_context(store.local(self.state.weights.key))
-            states, unfit = fetch_states(store, orders, fitting, parent, held)
+            clip = plan.step_size.grad_clip if plan.step_size else None
+            states, unfit = fetch_states(store, orders, fitting, parent, held, clip)
             updates, gone = fetch(store, {s: r for s, r in fitting.items() if s not in unfit}, held)
             report = merge(
                 parent,

@@ -27,7 +27,7 @@ from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
-    "other round", "other torch", "lost state", "gone", "nan state", "no state",
+    "other round", "other torch", "lost state", "gone", "nan state", "huge state", "no state",
     "mute", "hang", "undelivered",
 ]  # fmt: skip
 
@@ -43,7 +43,8 @@ class Fault:
     gone: the weights are not in the store. greedy: consumes ranges it has no lease for. halved: names half of the
     ranges it trained on. boastful: claims a hundred times its tokens. dreamer: claims a loss that its steps cannot have
     had. other round: signs for the next. other torch: works with another release. lost state: starts fresh whatever it
-    is told. nan state, no state: the inner state that is to be merged is not finite, or not there.
+    is told. nan state, huge state, no state: the inner state that is to be merged is not finite, larger than gradients
+    can leave it, or not there.
     """
 
     site: str
@@ -124,7 +125,8 @@ class SimulatedSite:
                 with TensorWriter(out, [(name, "F32", t.shape) for name, t in names.items()]) as target:
                     for tensor in names.values():
                         values = random.standard_normal(tensor.count, np.float32)
-                        target.write(from_float32(values * np.float32(np.nan if kind == "nan state" else 1), "F32"))
+                        scale = {"nan state": np.nan, "huge state": 1e30}.get(kind or "", 1.0)
+                        target.write(from_float32(values * np.float32(scale), "F32"))
                 return target.sha256
 
     def _write(self, parent: Path, out: Path, seed: int, steps: int, kind: FaultKind | None) -> None:

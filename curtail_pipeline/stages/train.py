@@ -208,7 +208,11 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
         linked=tuple(site for site in request.members if site in experiment.federation.linked),
-        step_size=StepSize(sequences=experiment.sequences_per_step, tokens=experiment.training.total_batch_tokens),
+        step_size=StepSize(
+            sequences=experiment.sequences_per_step,
+            tokens=experiment.training.total_batch_tokens,
+            grad_clip=experiment.training.grad_clip,
+        ),
         terms=_terms(project, request.members),
         heldout_gate=experiment.federation.heldout_gate,
         ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},

@@ -15,14 +15,15 @@ from curtail_pipeline.federation.tensor_stream import PIECE
 from curtail_pipeline.storage.store import file_sha256
 
 SHAPES = {"head": (3, 5), "block": (7,)}
+ZERO = np.zeros(SHAPES["head"], np.float32)
 
 
 def state(seed: int) -> dict[str, Any]:
     random = np.random.default_rng(seed)
-    made: dict[str, Any] = {"adamw/head/step": np.float32(seed % 97)}
+    made: dict[str, Any] = {"adamw/head/step": np.float32(1 + seed % 97)}
     for name, shape in SHAPES.items():
-        made[f"adamw/{name}/exp_avg"] = random.standard_normal(shape).astype(np.float32)
-        made[f"adamw/{name}/exp_avg_sq"] = random.random(shape).astype(np.float32)
+        made[f"adamw/{name}/exp_avg"] = 0.1 * random.standard_normal(shape).astype(np.float32)
+        made[f"adamw/{name}/exp_avg_sq"] = made[f"adamw/{name}/exp_avg"] ** 2
     return made
 
 
@@ -77,7 +78,11 @@ def test_one_that_lies_does_not_speak_for_the_others(tmp_path: Path, weights: Pa
         ({"adamw/head/exp_avg": np.ones((5, 3), np.float32)}, "adamw/head/exp_avg of its inner state fits no weight"),
         ({"adamw/tail/exp_avg": np.ones(3, np.float32)}, "adamw/tail/exp_avg of its inner state fits no weight"),
         ({"adamw/block/exp_avg": None, "adamw/block/exp_avg_sq": None}, "its inner state has nothing of block"),
-        ({"adamw/head/exp_avg_sq": -np.ones((3, 5), np.float32)}, "a mean of squares, is negative"),
+        ({"adamw/head/exp_avg_sq": -np.ones((3, 5), np.float32), "adamw/head/exp_avg": ZERO}, "squares, is negative"),
+        ({"adamw/head/step": np.float32(0)}, "adamw/head/step of its inner state is not a number of steps"),
+        ({"adamw/head/exp_avg": np.full((3, 5), 9, np.float32)}, "larger than its mean of squares allows"),
+        ({"adamw/head/exp_avg_sq": np.full((3, 5), 9, np.float32)}, "the adamw part of its inner state has norm 11.6"),
+        ({"muon/block/momentum_buffer": np.full(7, 1e30, np.float32)}, "muon part of its inner state has norm 2.646"),
         ({"adamw/head/step": None}, "adamw/head/step of its inner state is not as the other sites have it"),
     ],
 )
@@ -86,7 +91,7 @@ def test_what_is_not_of_the_model_is_refused_by_name(
 ) -> None:
     odd = {name: value for name, value in (state(2) | change).items() if value is not None}
     states = [written(tmp_path, "A", state(1)), written(tmp_path, "B", odd), written(tmp_path, "C", state(3))]
-    refused = unusable(states, weights)
+    refused = unusable(states, weights, grad_clip=1.0)
     assert refused.keys() == {"B"} and said in refused["B"]
 
 

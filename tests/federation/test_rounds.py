@@ -182,6 +182,17 @@ def test_inner_states_are_merged_and_handed_to_whoever_trains_next(bench: Bench)
     assert bench.store.list(f"{folder}/round-0003") == ["inner.safetensors", "model.safetensors", "outer.safetensors"]
 
 
+def test_a_state_that_no_gradients_leave_is_refused_on_record(bench: Bench) -> None:
+    """What simulated sites leave has a norm of 7, so that a clip of 8 is what trainers would be held to."""
+    step = {"sequences": PER_STEP, "tokens": PER_STEP * 8, "grad_clip": 8.0}
+    plan = bench.plan([{"CA": 1, "TX": 1}] * 2, ("CA", "TX"), shared={"name": "fresh"}, step_size=step)
+    segment = bench.run(plan, (Fault("TX", 1, "huge state"),))
+    assert segment["refused"].keys() == {"TX"} and segment["rounds"][0]["steps"] == {"CA": 1, "TX": 1}
+    assert "the muon part of its inner state has norm" in segment["rounds"][1]["refused"]["TX"]
+    (state,) = [load_file(path) for path in bench.store.path("scratch").rglob("round-0001/inner.safetensors")]
+    assert max(np.abs(values).max() for values in state.values()) < 10
+
+
 def test_a_merged_state_outlives_a_round_without_an_update(bench: Bench) -> None:
     plan = bench.plan([{"CA": 1, "TX": 1}] * 3, ("CA", "TX"), shared={"name": "fresh"})
     segment = bench.run(plan, (Fault("CA", 1, "no state"), Fault("TX", 1, "nan")))

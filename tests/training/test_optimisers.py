@@ -4,16 +4,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional
 from training_case import SITE, make_experiment
 
 from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.federation.inner_states import ROOTS, SiteInner, merge_states, unusable
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training import loss
-from curtail_pipeline.training.optimisers import Muon, Optimisers
+from curtail_pipeline.training.optimisers import BETAS, Muon, Optimisers
 from curtail_pipeline.training.presets import build_model, initialise, model_config
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.snapshots import load_snapshot, save_snapshot
+from curtail_pipeline.training.weights import write_tensors
 
 
 def small_model(seed=0):
@@ -200,3 +203,39 @@ def test_head_loss_in_bfloat16_is_near():
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-2)
     for a, b in zip(found[0][1:], found[1][1:], strict=True):
         assert (a - b).norm() < 0.03 * a.norm()
+
+
+@given(
+    rounds=st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=2), min_size=1, max_size=3),
+    scales=st.lists(st.sampled_from([0.0, 1e-25, 1e-12, 1e-3, 1.0, 1e6]), min_size=1, max_size=4),
+    same=st.booleans(),
+)
+@settings(max_examples=6, deadline=None)
+def test_what_clipped_gradients_leave_is_never_refused(tmp_path_factory, rounds, scales, same):
+    """Unequal steps, gradients that vanish, explode or always point one way, states averaged between rounds."""
+    folder, model = tmp_path_factory.mktemp("states"), small_model()
+    write_tensors(folder / "weights", model.state_dict())
+    optimisers, shared, drawn = Optimisers(model, make_experiment().training), None, 0
+    for steps in rounds:
+        left = []
+        for site, count in zip("AB", steps, strict=True):
+            optimisers.reset() if shared is None else optimisers.load(shared, "the merged one")
+            for _ in range(count):
+                generator = torch.Generator().manual_seed(0 if same else drawn)
+                for parameter in model.parameters():
+                    parameter.grad = torch.randn(parameter.shape, generator=generator) * scales[drawn % len(scales)]
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimisers.set_momentum((0.85, 0.95)[drawn % 2])
+                optimisers.step()
+                drawn += 1
+            path = folder / site
+            left.append(SiteInner(site, path, write_tensors(path, optimisers.state())))
+        assert unusable(left, folder / "weights", grad_clip=1.0) == {}
+        merged = merge_states(left, {"A": 0.3, "B": 0.7}, folder / "merged")
+        assert unusable([SiteInner("A", folder / "merged", merged.sha256)], folder / "weights", grad_clip=1.0) == {}
+        shared = load_file(folder / "merged")
+
+
+def test_the_bound_on_a_mean_is_that_of_these_betas():
+    first, second = BETAS
+    assert pytest.approx(2 * (1 - first) / ((1 - second) * (1 - first**2 / second)) ** 0.5, rel=0.05) == ROOTS
