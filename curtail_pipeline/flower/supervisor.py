@@ -33,7 +33,6 @@ from curtail_pipeline.federation.orders import Heartbeat, agent_key
 from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import processes
-from curtail_pipeline.flower.child import Child
 from curtail_pipeline.flower.federation_state import (
     STATE_FILE,
     FederationPhase,
@@ -44,6 +43,7 @@ from curtail_pipeline.flower.federation_state import (
     TrainerProcess,
 )
 from curtail_pipeline.flower.hangs import HANGS_S, Hangs, healthy
+from curtail_pipeline.flower.kept_process import Child
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.spawned import Spawned
