@@ -87,10 +87,7 @@ def lay_out(root: Path, checkout: Path, stage: Stage, stages: dict[str, Stage]) 
         else:
             shutil.copy2(source, target)
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
-    wanted: list[str] = []
-    for name in stages[stage.venv_of].dependencies:
-        wanted += project["dependencies"] if name == "dependencies" else project["optional-dependencies"][name]
-    _venv(root / "opt/venv", stage.workdir, wanted, project)
+    _venv(root / "opt/venv", stage.workdir, required(stages[stage.venv_of].dependencies), project)
 
 
 def _venv(folder: Path, app: str, requirements: Iterable[str], project: dict[str, Any]) -> None:
@@ -107,7 +104,7 @@ def _venv(folder: Path, app: str, requirements: Iterable[str], project: dict[str
     own.mkdir()
     (own / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {OWN}\nVersion: {project['version']}\n")
     commands: dict[str, str] = dict(project["scripts"])
-    for found in _closure(requirements):
+    for found in closure(requirements):
         for top in sorted({file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}):
             if not (library / top).is_symlink():
                 (library / top).symlink_to(f"{PACKAGES}/{top}")
@@ -121,21 +118,32 @@ def _venv(folder: Path, app: str, requirements: Iterable[str], project: dict[str
         script.chmod(0o755)
 
 
+def required(lists: Iterable[str]) -> list[str]:
+    """The requirements in lists of pyproject.toml, named as in `Stage.dependencies`."""
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    found: list[str] = []
+    for name in lists:
+        found += project["dependencies"] if name == "dependencies" else project["optional-dependencies"][name]
+    return found
+
+
 def installed(extras: Iterable[str]) -> set[str]:
     """Names of the packages that the dependencies of the checkout bring, with those of these extras."""
-    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"]]
-    for extra in extras:
-        wanted += project["optional-dependencies"][extra]
-    return {re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower() for found in _closure(wanted)}
+    return {normal(found.metadata["Name"]) for found in closure(required(["dependencies", *extras]))}
 
 
-def _closure(requirements: Iterable[str]) -> list[metadata.Distribution]:
+def normal(name: str) -> str:
+    """A package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def closure(requirements: Iterable[str]) -> list[metadata.Distribution]:
+    """The installed packages that these bring, themselves included."""
     found: dict[tuple[str, frozenset[str]], metadata.Distribution] = {}
     todo = [Requirement(text) for text in requirements]
     while todo:
         wanted = todo.pop()
-        key = (re.sub(r"[-_.]+", "-", wanted.name).lower(), frozenset(wanted.extras))
+        key = (normal(wanted.name), frozenset(wanted.extras))
         if key in found:
             continue
         distribution = found[key] = metadata.distribution(wanted.name)
