@@ -4,8 +4,11 @@ An address is good for one object and one method until it expires. It is a secre
 object only. What is read is checked against the hash that its writer gave, where the server says it.
 """
 
+import atexit
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +25,8 @@ T = TypeVar("T")
 
 TRIES = 3
 """At an object that arrives damaged."""
+KEPT_S = 50.0
+"""How long an idle connection is kept; servers close theirs after a minute or so."""
 _PIECE = 1 << 20
 
 
@@ -88,8 +93,13 @@ class Links(Record):
         return addresses[key]
 
 
-def _client() -> httpx.Client:
-    return httpx.Client(timeout=httpx.Timeout(30.0, connect=5.0))
+@cache
+def _client(process: int) -> httpx.Client:
+    """A process' own, kept: on a long line a new connection is three round trips to one of an open one."""
+    limits = httpx.Limits(keepalive_expiry=KEPT_S)
+    client = httpx.Client(timeout=httpx.Timeout(30.0, connect=5.0), limits=limits)
+    atexit.register(client.close)
+    return client
 
 
 def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
@@ -121,15 +131,14 @@ def _passes(error: BaseException) -> bool:
 def _request(
     method: Method, url: str, content: bytes | Iterator[bytes] | None = None, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    with _client() as client:
-        return client.request(method, url, content=content, headers=headers).raise_for_status()
+    return _client(os.getpid()).request(method, url, content=content, headers=headers).raise_for_status()
 
 
 def _download(url: str, path: Path) -> str | None:
     """Fetch what the file does not hold yet; the sha256 that the object's writer gave."""
     have = path.stat().st_size if path.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with _client() as client, client.stream("GET", url, headers=headers) as answer:
+    with _client(os.getpid()).stream("GET", url, headers=headers) as answer:
         if answer.status_code == 416:
             return answer.headers.get(f"x-amz-meta-{SHA256}")
         answer.raise_for_status()
