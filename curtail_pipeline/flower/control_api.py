@@ -6,6 +6,7 @@ the release is pinned and a contract test names everything used here: an upgrade
 
 import hashlib
 import ssl
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ NODE_REPLY_POLL_S = 0.2
 NODE_BUSY_S = 30.0
 """How often a SuperNode asks for messages, within 30 s of the last one and later, and whether its reply is there.
 Flower's own 3 s would be most of a short round."""
+
+READY_POLL_S = 0.1
 
 TASK_POLL_S = 0.5
 """How often a SuperExec asks for tasks. Every question costs some 10 ms of CPU on the two sides together, also while a
@@ -302,10 +305,17 @@ def entry_point(name: str) -> Callable[[], object]:
     }[name]
 
 
-def supernode() -> None:
-    """`flower-supernode` that looks for messages more often."""
+def supernode(ready: str | None = None) -> None:
+    """`flower-supernode` that looks for messages more often.
+
+    Args:
+        ready: file that its site's trainer makes when it takes orders: the node is not online before.
+    """
     _poll_faster()
-    entry_point("flower-supernode")()
+    node = entry_point("flower-supernode")
+    while ready is not None and not Path(ready).exists():
+        time.sleep(READY_POLL_S)
+    node()
 
 
 SPAWNED = ("flower-superexec", "flwr-serverapp", "flwr-clientapp")

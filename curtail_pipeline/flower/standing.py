@@ -254,11 +254,12 @@ def run_site(
         "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()), *(["--linked"] if linked else []),
     ]  # fmt: skip
     node = [
-        sys.executable, "-c", f"import {control.__name__} as control; control.supernode()", *secured,
+        sys.executable, "-c", f"import {control.__name__} as control; control.supernode({str(endpoint)!r})", *secured,
         "--superlink", superlink, "--host", "127.0.0.1", "--port", str(processes.free_port()),
         "--node-config", f'name="{name}" endpoint="{endpoint}"',
     ]  # fmt: skip
 
+    endpoint.unlink(missing_ok=True)  # of one that was killed
     _end_on_signals()
     children = [subprocess.Popen(trainer, preexec_fn=processes.die_with_parent)]
     try:

@@ -110,6 +110,18 @@ def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.time.monotonic() == now, "everything else is the real module's"
 
 
+def test_a_node_is_not_online_before_its_trainer_takes_orders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ready, online = tmp_path / "trainer.json", threading.Event()
+    monkeypatch.setattr(control, "_poll_faster", lambda: None)  # this process' clock
+    monkeypatch.setattr(control, "entry_point", lambda name: online.set)
+    node = threading.Thread(target=control.supernode, args=(str(ready),))
+    node.start()
+    assert not online.wait(5 * control.READY_POLL_S)
+    ready.touch()
+    node.join(60)
+    assert online.is_set()
+
+
 def test_the_bundle_is_thin() -> None:
     digest, content = control.build_fab()
     assert control.build_fab() is control.build_fab() and len(digest) == 64
