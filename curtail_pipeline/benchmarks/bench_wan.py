@@ -1,11 +1,12 @@
 """Three sites that share nothing with each other or the coordinator but a line of 100 Mbit/s and 150 ms.
 
     sudo curtail bench wan                    # d4, 36.7 M parameters; --model tiny for a quick look
+    sudo curtail bench wan --arms fp32,int8   # one run per codec of what is sent
 
 Coordinator (SuperLink behind `deploy/nginx/superlink.conf`, S3 server, the run) and sites are spaces of their own
 (`network_spaces`); each site has its own key, and S3 behind TLS. Lines are shaped by `tc tbf` and delayed by a relay
-(`delay_relay`), half of the round trip each way. The job: two sites, a third joins, the first leaves, a pause, and the
-two that are left. What is written is wall time; the machine's load is part of it.
+(`delay_relay`), half of the round trip each way. What they do is `wan_job`'s. What is written is wall time; the
+machine's load is part of it.
 """
 
 import contextlib
@@ -18,10 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
 
 import psutil
 import yaml
@@ -36,23 +35,15 @@ from curtail_pipeline.benchmarks.network_spaces import (
     spaces,
     why_not,
 )
-from curtail_pipeline.benchmarks.wan_figures import Line, figures
+from curtail_pipeline.benchmarks.wan_figures import Line, arm_of, figures
+from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, LINKED, MODELS, codecs_of, experiment, trace
 from curtail_pipeline.errors import FederationError, MessageError, SettingsError
 from curtail_pipeline.storage.records import Json, read_record
 
-START = datetime(2026, 5, 1, tzinfo=UTC)
-CURTAILED: Final = {"north": [(10, 80)], "south": [(10, 110), (140, 180)], "east": [(50, 110), (140, 180)]}
-"""Minutes from START: north and south, all three, south and east, a pause, south and east."""
-JOINS = "east"
-LINKED = (JOINS,)
-"""Has no credentials of the bucket: orders bring pre-signed addresses."""
 FRONT_HOST, S3_HOST = "superlink.wan", "store.wan"
-MODELS: Final[Mapping[str, Mapping[str, Json]]] = {
-    "d4": {"preset": "d4", "model_overrides": {"vocab_size": 65536}},
-    "tiny": {"preset": "tiny"},
-}
 BUCKET = "wan"
 STORE = f"s3://{BUCKET}/run"
+TRACE = f"{WORK}/trace.csv"
 FRONT_PORT, S3_PORT = 8443, 9443
 READY_S = 400.0
 RUN_S = 1800.0
@@ -77,28 +68,36 @@ CURTAIL = (sys.executable, "-m", "curtail_pipeline.cli")
 INSIDE = (sys.executable, "-m", "curtail_pipeline.benchmarks.wan_inside")
 
 
-def run(model: str = "d4", mbit_s: float = 100.0, rtt_ms: float = 150.0, logs: str | None = None) -> Mapping[str, Json]:
-    """One run; figures as in the module's text.
+def run(
+    model: str = "d4", mbit_s: float = 100.0, rtt_ms: float = 150.0, logs: str | None = None, arms: str = "fp32"
+) -> Mapping[str, Json]:
+    """Figures of the first arm as in the module's text, and the main ones of all of them below `arms`.
 
     Args:
         model: `d4` or `tiny`.
         mbit_s: of a site's line, each way.
         rtt_ms: its round trip.
         logs: folder to keep logs in.
+        arms: codecs of what sites send, separated by commas; each is a run of its own, one after the other.
 
     Raises:
-        SettingsError: this machine cannot have namespaces, or there is no such model.
+        SettingsError: this machine cannot have namespaces, or there is no such model or codec.
         FederationError: a part did not start, or the run failed; the message ends with its log.
     """
     if model not in MODELS:
         raise SettingsError(f"no model {model!r} here; there are {', '.join(MODELS)}")
+    codecs = codecs_of(arms)
     if reason := _why_not():
         raise SettingsError(f"`curtail bench wan` cannot run here: {reason}")
-    with tempfile.TemporaryDirectory(prefix="bench-wan-") as folder, spaces("hub", *CURTAILED) as made:
-        place = Path(logs or folder)
-        place.mkdir(parents=True, exist_ok=True)
-        hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))
-        return _Network(place, hub, sites, model, mbit_s, rtt_ms).measure()
+    found: dict[str, Mapping[str, Json]] = {}
+    for codec in codecs:
+        with tempfile.TemporaryDirectory(prefix="bench-wan-") as folder, spaces("hub", *CURTAILED) as made:
+            place = Path(logs or folder) / codec
+            place.mkdir(parents=True, exist_ok=True)
+            hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))
+            content = experiment(model, codec, TRACE)
+            found[codec] = {"model": model, **_Network(place, hub, sites, content, mbit_s, rtt_ms).measure()}
+    return {**found[codecs[0]], "arms": {codec: arm_of(measured) for codec, measured in found.items()}}
 
 
 def _why_not() -> str | None:
@@ -138,9 +137,15 @@ class _Network:
     """The spaces, linked and furnished."""
 
     def __init__(
-        self, logs: Path, hub: Space, sites: Mapping[str, Space], model: str, mbit_s: float, rtt_ms: float
+        self,
+        logs: Path,
+        hub: Space,
+        sites: Mapping[str, Space],
+        experiment: Mapping[str, Json],
+        mbit_s: float,
+        rtt_ms: float,
     ) -> None:
-        self.logs, self.hub, self.sites, self.model = logs, hub, sites, model
+        self.logs, self.hub, self.sites, self.experiment = logs, hub, sites, experiment
         self.mbit_s, self.rtt_ms = mbit_s, rtt_ms
         self.address: dict[str, str] = {}
         """By which a site reaches the hub."""
@@ -162,7 +167,7 @@ class _Network:
         for name in self.sites:
             if name != JOINS:
                 self._start_site_once_there_is_a_store(name, job)
-        self._wait_for_event("RoundMerged", job)
+        self._wait_for_event("Submitted", job)  # a provisioner, too, starts a site before its window
         began = self._start_site(JOINS)
         self._wait(lambda: any(line.pid for line in self.watched[JOINS].lines), "its trainer", f"site-{JOINS}")
         started = time.time() - began
@@ -179,7 +184,6 @@ class _Network:
         moved, site_rounds = self._bytes(), found["site_rounds"]
         assert isinstance(site_rounds, int)
         return {
-            "model": self.model,
             "sites": len(trainers),
             "common_paths": len(common),
             "bytes_per_site_round": round(sum(moved.values()) / site_rounds),
@@ -202,8 +206,8 @@ class _Network:
     def _furnish_hub(self) -> None:
         hub = self.hub
         hub.run([*CURTAIL, "deploy", "keys", "keys", "--host", FRONT_HOST, "--host", S3_HOST])
-        hub.write(f"{WORK}/trace.csv", _trace())
-        hub.write(f"{WORK}/wan.yaml", yaml.safe_dump(_experiment(self.model)))
+        hub.write(TRACE, trace())
+        hub.write(f"{WORK}/wan.yaml", yaml.safe_dump(self.experiment))
         conf = FRONT_CONF.read_text(encoding="utf-8").replace("/keys/", f"{WORK}/keys/").replace("/run/", f"{WORK}/")
         conf = conf.replace("listen 8443", f"listen 127.0.0.1:{FRONT_PORT}")
         hub.write(f"{WORK}/nginx.conf", conf.rstrip().removesuffix("}") + S3_FRONT % {"keys": f"{WORK}/keys"})
@@ -319,48 +323,6 @@ def _true(space: Space, words: list[str]) -> bool:
     except SettingsError:
         return False
     return True
-
-
-def _trace() -> str:
-    rows = ["time," + ",".join(CURTAILED)]
-    for minute in range(0, 240, 5):
-        wobble = minute // 5 % 7  # a feed that stands still counts as stuck
-        low = {name: any(begin <= minute < end for begin, end in spans) for name, spans in CURTAILED.items()}
-        rows.append(f"{(START + timedelta(minutes=minute)).isoformat()},"
-                    + ",".join(f"{(20 if low[name] else 500) + wobble}" for name in CURTAILED))  # fmt: skip
-    return "\n".join(rows) + "\n"
-
-
-def _experiment(model: str) -> dict[str, Json]:
-    return {
-        "name": "wan",
-        "seed": 3,
-        "clock": {"end": (START + timedelta(minutes=200)).isoformat()},
-        "traces": {"provider": "file", "path": f"{WORK}/trace.csv"},
-        "sites": [
-            {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.005}
-            for name in CURTAILED
-        ],
-        "overheads": {
-            "provisioning_s": 240,
-            "connect_s": 10,
-            "round_load_s": 12,
-            "round_tail_s": 14,
-            "outer_step_s": 2,
-        },
-        "rounds": {"round_s": 2400, "max_rounds": 2},
-        "job": {"steps": 1000},
-        # a machine that runs all four is slower than its lines: processes get the time that is not measured here
-        "federation": {"linked": [*LINKED], "delivery_s": 180, "liveness_s": 60},
-        "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
-        "training": {
-            **MODELS[model],
-            "sequence_length": 64,
-            "device_batch_sequences": 4,
-            "total_batch_tokens": 512,
-            "evaluation_sequences": 32,
-        },
-    }
 
 
 def _tail(path: Path) -> str:

@@ -26,6 +26,7 @@ class Line(Record):
     moving_s: float | None = None
     merging_s: float = 0.0
     reason: str = ""
+    site: str = ""
     pid: int | None = None
     phase: str | None = None
     steps: int | Mapping[str, int] | None = None
@@ -100,6 +101,7 @@ def figures(events: Sequence[Line], sites: Mapping[str, Sequence[Line]], joins: 
     return {
         "rounds": sum(event.event == "RoundMerged" for event in events),
         "site_rounds": site_rounds,
+        "lost": [f"{event.site}: {event.reason}" for event in events if event.event == "SiteLost"],
         "round_s": medians.pop("round", None),
         "round_parts_s": dict(medians),
         "nontraining_share": round(1 - training / sum(parts["round"]), 3) if parts["round"] else None,
@@ -108,13 +110,30 @@ def figures(events: Sequence[Line], sites: Mapping[str, Sequence[Line]], joins: 
 
 
 def _joining(events: Sequence[Line], stays_: Mapping[tuple[str, int], Stay], site: str) -> dict[str, Any]:
-    """From the decision that the site trains (its segment is planned) to its first step, and the download in that."""
+    """From the decision that the site trains (its segment is planned) to its first step, without the download in that.
+
+    Parts: `submit`, until Flower has the run; `deliver`, from there until the site is at its order; `download`; and
+    `first_step`.
+    """
+    planned: Line | None = None
     for event in events:
         if event.event == "SegmentPlanned" and site in event.members:
-            first = min((stay for (key, _), stay in stays_.items() if key == event.key), key=lambda stay: stay.begins)
-            download = first.trains - first.begins
-            return {
-                "join_s": round(first.stepped - event.at - download, 2),
-                "join_download_s": round(download, 2),
-            }
-    return {"join_s": None, "join_download_s": None}
+            planned = event
+        if planned is not None and event.event == "Submitted":
+            mine = [stay for (key, _), stay in stays_.items() if key == planned.key]
+            if not mine:
+                break
+            first = min(mine, key=lambda stay: stay.begins)
+            parts = {
+                "submit": event.at - planned.at, "deliver": first.begins - event.at,
+                "download": first.trains - first.begins, "first_step": first.stepped - first.trains,
+            }  # fmt: skip
+            join_s = first.stepped - planned.at - parts["download"]
+            return {"join_s": round(join_s, 2), "join_parts_s": {name: round(s, 2) for name, s in parts.items()}}
+    return {"join_s": None, "join_parts_s": {}}
+
+
+def arm_of(found: Mapping[str, Json]) -> dict[str, Json]:
+    """The main figures of a run."""
+    names = ("round_s", "round_parts_s", "nontraining_share", "join_s", "load")
+    return {"bytes": found["bytes_per_site_round"], **{name: found[name] for name in names}}

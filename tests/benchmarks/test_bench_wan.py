@@ -8,16 +8,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+from planned_parts import planned
 from waiting import wait_until
 
-from curtail_pipeline.benchmarks import bench_wan
+from curtail_pipeline.benchmarks import bench_wan, wan_job
 from curtail_pipeline.benchmarks.network_spaces import Space, common_paths, link, spaces, why_not
 from curtail_pipeline.benchmarks.wan_figures import Line, figures, stays
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.flower.processes import free_port, is_alive
+from curtail_pipeline.scheduling.timing import SegmentPlan
+from curtail_pipeline.settings.experiment import parse_experiment
+from curtail_pipeline.settings.federation_settings import CodecName
 
 needs_root = pytest.mark.skipif(why_not() is not None, reason=f"no namespaces here: {why_not()}")
 
@@ -30,6 +35,8 @@ def test_without_root_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_wan.run()
     with pytest.raises(SettingsError, match="no model 'd20' here; there are d4, tiny"):
         bench_wan.run("d20")
+    with pytest.raises(SettingsError, match="no codec 'int3'; there are fp32, bf16, int8, int4, int2, int2_topk"):
+        bench_wan.run(arms="fp32,int3")
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +147,35 @@ def test_a_round_falls_into_its_parts() -> None:
     assert (stay.begins, stay.trains, stay.stepped, stay.stores, stay.ends) == (103, 115, 116, 118, 131)
     events = [
         Line(at=100, event="SegmentPlanned", key="ckpt-000001", members={"a": "", "b": ""}),
+        Line(at=101, event="Submitted"),
         Line(at=135, event="RoundMerged", round=0, steps={"a": 3, "b": 3}, training_s=3, moving_s=28, merging_s=2),
     ]
     found = figures(events, {"a": slow, "b": fast}, "a")
     assert found["round_s"] == 33 and found["nontraining_share"] == round(1 - 3 / 33, 3)
     assert found["round_parts_s"] == {"fetch": 12, "train": 3, "store": 13, "merge": 2, "messages": 3}
-    assert (found["join_s"], found["join_download_s"]) == (4, 12)
+    assert found["join_s"] == 4
+    assert found["join_parts_s"] == {"submit": 1, "deliver": 2, "download": 12, "first_step": 1}
     assert (found["rounds"], found["site_rounds"]) == (1, 2)
     assert figures(events, {"a": slow[:2], "b": fast}, "b")["round_s"] is None, "not every part was seen"
+
+
+def test_the_arms_send_and_fetch_by_their_codecs() -> None:
+    def exchange(codec: CodecName) -> tuple[str, str]:
+        found = parse_experiment(wan_job.experiment("tiny", codec, "trace.csv"), "wan").rounds
+        return found.upload_codec, found.download_codec
+
+    assert wan_job.codecs_of("fp32, int2_topk,fp32") == ["fp32", "int2_topk"]
+    assert [exchange(codec) for codec in ("fp32", "int8", "int2_topk")] == [
+        ("fp32", "fp32"), ("int8", "int8"), ("int2_topk", "int4"),
+    ]  # fmt: skip
+
+
+def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(wan_job.trace())
+    parts = planned(wan_job.experiment("tiny", "fp32", str(trace)), tmp_path / "home")
+    members = [part.members if isinstance(part, SegmentPlan) else () for part in parts]
+    assert members == [
+        (), ("north", "south"), ("north", "south", "east"), ("south", "east"), (), ("south", "east"), (),
+    ]  # fmt: skip
+    assert all(len(part.rounds) == 1 for part in parts if isinstance(part, SegmentPlan)), "as short as can be"

@@ -6,13 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from planned_parts import planned
 
-from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
-from curtail_pipeline.scheduling.view import Job, View
+from curtail_pipeline.scheduling.timing import Pause, SegmentPlan
 from curtail_pipeline.settings.experiment import load_experiment, with_traces
-from curtail_pipeline.stages.project import Project
-from curtail_pipeline.times import days_between, midnight
-from curtail_pipeline.windows.rules import derive_windows
 
 STEP = timedelta(minutes=5)
 EXIT = timedelta(seconds=600)
@@ -41,29 +38,7 @@ def rule_by_hand(path: Path, region: str) -> list[tuple[datetime, datetime]]:
 def walk(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SegmentPlan | Pause]:
     trace = test_data / "paper" / "mci.csv"
     experiment = with_traces(load_experiment("laptop"), trace)
-    project = Project.open(experiment, "headless", tmp_path_factory.mktemp("home"))
-    assert project.span is not None
-    import polars as pl
-
-    traces = pl.concat([project.provider.fetch(region, *project.span) for region in experiment.regions])
-    days = days_between(*project.span)
-    windows, _ = derive_windows(
-        traces,
-        experiment.sites,
-        experiment.policy,
-        start=midnight(days[0]),
-        end=midnight(days[-1]) + timedelta(days=1),
-    )
-    view = View.build(experiment, traces, windows)
-    steps: list[SegmentPlan | Pause] = []
-    now, done, previous = project.start, 0, {}
-    while True:
-        step = advance(view, experiment, now, Job(done, experiment.job.steps, project.start, None, previous))
-        if isinstance(step, Finished):
-            return steps
-        steps.append(step)
-        now, previous = step.end, dict(step.sites)
-        done += step.steps if isinstance(step, SegmentPlan) else 0
+    return planned(experiment, tmp_path_factory.mktemp("home"))
 
 
 def test_members_are_those_of_the_rule_on_the_trace(walk: list[SegmentPlan | Pause], test_data: Path) -> None:

@@ -1,0 +1,86 @@
+"""The job of `bench wan`: two sites, a third joins, the first leaves, a pause, and the two left; a round each."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final, get_args
+
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.federation_settings import CodecName, DownloadName
+from curtail_pipeline.storage.records import Json
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+CURTAILED: Final = {"north": [(10, 80)], "south": [(10, 100), (140, 160)], "east": [(50, 100), (140, 160)]}
+"""Minutes from START: north and south, all three, south and east, a pause, south and east."""
+JOINS = "east"
+LINKED = (JOINS,)
+"""Have no credentials of the bucket: orders bring pre-signed addresses."""
+MODELS: Final[Mapping[str, Mapping[str, Json]]] = {
+    "d4": {"preset": "d4", "model_overrides": {"vocab_size": 65536}},
+    "tiny": {"preset": "tiny"},
+}
+COARSEST_DOWNLOAD: Final[DownloadName] = "int4"
+"""Where the codec of what sites send is too coarse for what they fetch."""
+
+
+def codecs_of(arms: str) -> list[CodecName]:
+    """Names separated by commas.
+
+    Raises:
+        SettingsError: one is none of a codec.
+    """
+    known: dict[str, CodecName] = {name: name for name in get_args(CodecName)}
+    names = [name.strip() for name in arms.split(",")]
+    if strange := [name for name in names if name not in known]:
+        raise SettingsError(f"no codec {strange[0]!r}; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def trace() -> str:
+    """The file of the experiment's signal."""
+    rows = ["time," + ",".join(CURTAILED)]
+    for minute in range(0, 240, 5):
+        wobble = minute // 5 % 7  # a feed that stands still counts as stuck
+        low = {name: any(begin <= minute < end for begin, end in spans) for name, spans in CURTAILED.items()}
+        rows.append(f"{(START + timedelta(minutes=minute)).isoformat()},"
+                    + ",".join(f"{(20 if low[name] else 500) + wobble}" for name in CURTAILED))  # fmt: skip
+    return "\n".join(rows) + "\n"
+
+
+def experiment(model: str, codec: CodecName, trace_file: str) -> dict[str, Json]:
+    """The experiment's file.
+
+    Args:
+        codec: of what sites send; what they fetch goes by the same one where it can.
+        trace_file: with the content of `trace`.
+    """
+    downloads: dict[str, DownloadName] = {name: name for name in get_args(DownloadName)}
+    exchange = {"upload_codec": codec, "download_codec": downloads.get(codec, COARSEST_DOWNLOAD)}
+    return {
+        "name": "wan",
+        "seed": 3,
+        "clock": {"end": (START + timedelta(minutes=200)).isoformat()},
+        "traces": {"provider": "file", "path": trace_file},
+        "sites": [
+            {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.004}
+            for name in CURTAILED
+        ],
+        "overheads": {
+            "provisioning_s": 240,
+            "connect_s": 10,
+            "round_load_s": 12,
+            "round_tail_s": 14,
+            "outer_step_s": 2,
+        },
+        "rounds": {"round_s": 2400, "max_rounds": 2, **exchange},
+        "job": {"steps": 1000},
+        # a machine that runs all four is slower than its lines: processes get the time that is not measured here
+        "federation": {"linked": [*LINKED], "delivery_s": 180, "liveness_s": 60},
+        "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
+        "training": {
+            **MODELS[model],
+            "sequence_length": 64,
+            "device_batch_sequences": 4,
+            "total_batch_tokens": 512,
+            "evaluation_sequences": 32,
+        },
+    }
