@@ -96,7 +96,11 @@ def run(
             place.mkdir(parents=True, exist_ok=True)
             hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))
             content = experiment(model, codec, TRACE)
-            found[codec] = {"model": model, **_Network(place, hub, sites, content, mbit_s, rtt_ms).measure()}
+            found[codec] = {
+                "model": model,
+                "inner_state": "own",
+                **_Network(place, hub, sites, content, mbit_s, rtt_ms).measure(),
+            }
     return {**found[codecs[0]], "arms": {codec: arm_of(measured) for codec, measured in found.items()}}
 
 
