@@ -15,10 +15,13 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower.run_config import FlowerValue
+
+if TYPE_CHECKING:
+    import httpx
 
 PINNED = "1.41"
 APP = Path(__file__).parent / "app"
@@ -234,15 +237,22 @@ class Control:
         from flwr.proto.control_pb2 import StreamLogsRequest
 
         request = StreamLogsRequest(run_id=run_id, after_timestamp=0.0)
-        return "".join(part.log_output for part in self._call("StreamLogs", request))
+        with self._said_plainly("StreamLogs"):  # the answer comes in parts, and may break off
+            return "".join(part.log_output for part in self._client.StreamLogs(request))
 
     def _call(self, method: str, request: Any) -> Any:
+        with self._said_plainly(method):
+            return getattr(self._client, method)(request)
+
+    @contextmanager
+    def _said_plainly(self, method: str) -> Iterator[None]:
+        """Errors of a request as one of ours."""
         import httpx
 
         try:
-            return getattr(self._client, method)(request)
+            yield
         except httpx.HTTPStatusError as error:
-            status, text = error.response.status_code, error.response.text[:300]
+            status, text = error.response.status_code, _text(error.response)
             kind = Refused if 400 <= status < 500 and status not in PASSING else FederationError
             raise kind(f"the SuperLink at {self.address} refused {method}: {status} {text}") from error
         except httpx.HTTPError as error:
@@ -250,6 +260,16 @@ class Control:
                 f"no SuperLink answers at {self.address} ({type(error).__name__}: {error}); run "
                 "`curtail federation up`, or `curtail superlink` where CURTAIL_SUPERLINK names it"
             ) from error
+
+
+def _text(response: "httpx.Response") -> str:
+    """What an error's answer says; nothing of one that came in parts and was not read."""
+    import httpx
+
+    try:
+        return response.text[:300]
+    except httpx.ResponseNotRead:
+        return ""
 
 
 def _is_unknown(error: FederationError) -> bool:

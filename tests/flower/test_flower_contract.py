@@ -14,14 +14,29 @@ from typing import Any
 
 import pytest
 
-from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.orders import Answer, Order, Result, StoredWeights, WrittenWeights
+from curtail_pipeline.errors import FederationError, SitesDown
+from curtail_pipeline.federation.orders import (
+    Answer,
+    Order,
+    OuterSettings,
+    ParentCheckpoint,
+    Plan,
+    Result,
+    StoredWeights,
+    WrittenWeights,
+)
+from curtail_pipeline.federation.server_life import ServerFailure, ServerLife, failure_key, life_key
 from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
-from curtail_pipeline.flower import standing, trainer_client
+from curtail_pipeline.flower import standing, submit, trainer_client
+from curtail_pipeline.flower.local import Federation
+from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
+from curtail_pipeline.flower.run_config import RunConfig
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.trainer_client import Trainer
+from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS
+from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import InnerStates
 
 with control.quiet():
@@ -37,8 +52,9 @@ with control.quiet():
     from flwr.supercore.superexec import run_superexec
     from flwr.supercore.task_identity import TaskIdentity
 
+    from curtail_pipeline.flower import server
     from curtail_pipeline.flower.client import answer
-    from curtail_pipeline.flower.server import FlowerTransport, resolve_nodes
+    from curtail_pipeline.flower.server import FlowerTransport, resolve_nodes, serve
 
 
 def test_the_pinned_release_still_has_what_is_used() -> None:
@@ -211,6 +227,33 @@ def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
     assert resolve_nodes(grid, ["CA", "TX", "NOWHERE"], {}, **waiting) == {"CA": 10}  # the others go on
     with pytest.raises(FederationError, match=r"no SuperNode of TX, NOWHERE is online \(4 nodes are\)"):
         resolve_nodes(grid, ["TX", "NOWHERE"], {}, **waiting)
+
+
+def test_members_of_whom_no_node_is_there_are_named_to_whoever_follows_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "NODES_S", 0.0)
+    monkeypatch.delenv(SUPERVISOR_VARIABLE, raising=False)
+    store, folder = FolderStore(tmp_path), "scratch/ckpt-000001/1"
+    plan = Plan(
+        key="ckpt-000001", parent=ParentCheckpoint(key="ckpt-000000", weights="w", sha256="0" * 64, config="c"),
+        members=("CA", "TX"), mode="federated", first_step=0, total_steps=1, rounds=(),
+        outer=OuterSettings(lr=1.0, momentum=0.0), norm_bound=5.0,
+    )  # fmt: skip
+    store.write_record(f"{folder}/plan.json", plan)
+    config = RunConfig(store=str(tmp_path), plan=f"{folder}/plan.json", nodes={}, limits=DEFAULT_LIMITS)
+    down = {"CA": "its SuperNode is not online", "TX": "its SuperNode is not online"}
+    with pytest.raises(SitesDown, match=r"no SuperNode of CA, TX is online \(1 nodes are\)"):
+        serve(FakeGrid({10: "SA"}), Context(1, 1, {}, RecordDict(), config.to_flower(), 1))
+    assert store.read_record(failure_key(folder), ServerFailure).sites == down
+    assert store.read_record(life_key(folder), ServerLife).doing == "collecting", "it showed no life while it looked"
+    with control.Control("127.0.0.1:9") as nowhere:
+        following = submit._Follower(
+            Federation(tmp_path), nowhere, store, folder, 7, plan, lambda event: None, lambda: False
+        )
+        with pytest.raises(SitesDown, match="Flower run 7 failed: crashed") as told:
+            following.check(control.RunStatus(7, "finished", "failed", "crashed", {}))
+    assert told.value.sites == down
 
 
 def test_a_site_without_a_node_is_lost_at_once() -> None:
