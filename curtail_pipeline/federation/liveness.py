@@ -16,6 +16,9 @@ from curtail_pipeline.storage.store import Store, StoreUnavailable
 
 STEPS = 5
 """Median steps that a step may take."""
+SILENT = 0.8
+"""Share of `liveness_s` without a heartbeat after which a site is lost. Its last one is seen up to a look late, and
+that none follows at another look: with a second between looks the loss is known within all of it."""
 UNWAITED_S = 4.0
 """How long a trainer may work on an order whose ClientApp is gone. It would finish, and nobody would send the result;
 Flower alone takes 55 s to tell."""
@@ -65,7 +68,7 @@ class Pulse:
                 self._pid = beat.pid
             elif beat.pid != self._pid:
                 return f"its agent restarted (process {self._pid} became {beat.pid})"
-        elif now - self._beat_at > (self.limits.liveness_s if self._beats else self.limits.delivery_s):
+        elif now - self._beat_at > self._silent_s():
             return f"no heartbeat for {now - self._beat_at:.0f} s"
         activity = self._mine(self.beat)
         if activity != self._activity:
@@ -79,6 +82,12 @@ class Pulse:
         elif self.order is not None and still > self._delivery_s():
             return f"it has not worked on its order for {still:.0f} s and no result has come"
         return None
+
+    def _silent_s(self) -> float:
+        """How long without a heartbeat. Who watches over the process kills it for that, and takes all the time."""
+        if not self._beats:
+            return self.limits.delivery_s
+        return self.limits.liveness_s * (SILENT if self.order is not None else 1.0)
 
     def _is_deserted(self, activity: Activity, now: float) -> bool:
         """An order that was just sent may find a trainer at it already, left by a run that was lost."""

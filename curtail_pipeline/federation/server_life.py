@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from curtail_pipeline.errors import MessageError, StoreError
+from curtail_pipeline.federation.liveness import SILENT
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.records import Message, Utc
 from curtail_pipeline.storage.store import Store, StoreUnavailable
@@ -73,7 +74,7 @@ class LifeWriter:
 
 
 class ServerWatch:
-    """Whether a segment's server lives.
+    """Whether a segment's server lives; to be asked about once a second.
 
     Args:
         start_s: how long it may take until its first sign.
@@ -119,5 +120,5 @@ class ServerWatch:
         still = now - self._since
         if self._seen is None:
             return f"it did not begin within {still:.0f} s" if still > self._start_s else None
-        limit = self._limits.transfer_s if self._seen.doing == "merging" else self._limits.liveness_s
+        limit = self._limits.transfer_s if self._seen.doing == "merging" else SILENT * self._limits.liveness_s
         return f"it has shown no life for {still:.0f} s while {self._seen.doing}" if still > limit else None

@@ -28,6 +28,7 @@ from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.storage.store import Store, StoreUnavailable
 
 POLL_S = 0.25
+LIFE_S = 1.0
 STATUS_S = 2.0
 LONGEST_PAUSE_S = 5.0
 RESUBMITTED = 3
@@ -169,7 +170,7 @@ class _Follower:
         self.seen_steps: dict[str, StepDone] = {}
 
     def follow(self) -> Segment:
-        asked = 0.0
+        asked = looked = 0.0
         while True:
             if self.should_cancel():
                 self.control.stop_run(self.run_id)
@@ -184,9 +185,11 @@ class _Follower:
                 asked = time.monotonic()
                 run = _patiently(self.federation, lambda: self.control.status(self.run_id))
                 self.check(run)
-                self.require_life()
                 for event in self.step_events():
                     self.on_progress(event)
+            if time.monotonic() - looked > LIFE_S:
+                looked = time.monotonic()
+                self.require_life()
             time.sleep(POLL_S)
 
     def check(self, run: RunStatus | None) -> None:

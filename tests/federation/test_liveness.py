@@ -106,6 +106,15 @@ def test_a_site_that_has_its_addresses_from_orders_is_silent_before_the_first(or
     assert "no heartbeat for 11 s" in (Pulse(LIMITS, 0.0, None, order).lost(None, 11.0) or "")
 
 
+def test_a_trainer_that_has_died_is_known_within_the_limit(order: Order) -> None:
+    """Whenever it dies: its last heartbeat is seen up to a second late."""
+    pulse, last = Pulse(LIMITS, 0.0, None, order), beat(100, order)
+    looks = [at for at in range(101, 140) if pulse.lost(last, at - 0.01)]
+    assert looks[0] - 100 <= LIMITS.liveness_s
+    watched = Pulse(LIMITS, 0.0, None)  # who kills it for that gives it all the time
+    assert next(at for at in range(101, 140) if watched.lost(last, at)) == 101 + LIMITS.liveness_s + 1
+
+
 def test_a_hung_training_thread_is_named(tmp_path: Path, order: Order) -> None:
     pulse = Pulse(LIMITS, 0.0, beat(0, order), order)
     for at in range(0, 20, 2):
@@ -120,7 +129,7 @@ def test_an_outage_of_the_store_is_no_sites_death(
     liveness = Liveness(store, LIMITS, lambda: now[0])
     store.write_record(agent_key("CA"), beat(0, order))
     liveness.watch("CA", order)
-    now[0] = 9.0
+    now[0] = 7.0
     assert liveness.lost("CA") is None
 
     def away(key: str) -> bytes:
@@ -131,7 +140,7 @@ def test_an_outage_of_the_store_is_no_sites_death(
         for now[0] in (15.0, 40.0):
             assert liveness.lost("CA") is None
         liveness.watch("TX", order)
-    now[0] = 49.0
+    now[0] = 47.0
     assert liveness.lost("CA") is None, "the time without the store does not count"
     assert liveness.lost("TX") is None, "an order may be sent while it does not answer"
     now[0] = 51.0

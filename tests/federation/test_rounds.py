@@ -293,7 +293,7 @@ def test_starting_weights_damaged_while_a_round_runs_are_not_merged_with(bench: 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("kill", "no heartbeat for 10 s"),
+        ("kill", "no heartbeat for 8 s"),
         ("restart", "its agent restarted"),
         ("error", "trainer answered 500"),
         ("hang", "no progress for 1[56] s: train"),

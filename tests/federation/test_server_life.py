@@ -61,7 +61,19 @@ def test_an_outage_of_the_store_is_no_servers_death(
         for time.now in range(2, 60, 2):
             life.beat("collecting")
             assert watch.lost() is None
-    time.now = 68
+    time.now = 66
     assert watch.lost() is None, "the time without the store does not count"
     time.now = 70
     assert watch.lost() == "it has shown no life for 12 s while collecting"
+
+
+def test_a_server_that_has_died_is_known_within_the_limit(tmp_path: Path, time: Time) -> None:
+    """Whenever it dies: its last sign is seen up to a second late."""
+    store = FolderStore(tmp_path)
+    life, watch = LifeWriter(store, "scratch/x/1", time), ServerWatch(store, "scratch/x/1", LIMITS, 60, time)
+    life.beat("collecting")
+    died, time.now = 0.0, 0.99
+    assert watch.lost() is None
+    while watch.lost() is None:
+        time.now += 1.0
+    assert time.now - died <= LIMITS.liveness_s
