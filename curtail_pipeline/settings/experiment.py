@@ -165,7 +165,7 @@ class Experiment(Section):
         content = self.model_dump(mode="json", exclude=beside)
         content["clock"].pop("end")
         for site in content["sites"]:
-            for name in ("device", "threads", "provisioner", "meter", "footprint"):
+            for name in ("device", "threads", "parallel", "provisioner", "meter", "footprint"):
                 site.pop(name)
         return content
 

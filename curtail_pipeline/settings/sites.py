@@ -98,7 +98,11 @@ class Site(Section):
     pue: float = Field(default=1.0, ge=1.0)
     """Power usage effectiveness: facility power over IT power."""
     devices: int = Field(default=1, ge=1)
-    """Devices that the site's power is of. CUDA devices must be there; the trainer works on the first one."""
+    """Devices that the site's power is of and that its trainer works on, one process each, from `device` on. They must
+    be there, and share the sequences of a step evenly. On a CPU they are processes of `threads` threads each."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices hold a model: each the whole of it (DDP), or a share (FSDP2); with `auto` the whole where it
+    fits. Loss and weights differ by rounding."""
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
     """Torch threads of the resident trainer on CPU."""

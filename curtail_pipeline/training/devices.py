@@ -1,5 +1,6 @@
 """The device of a site, and how torch computes on it."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -33,6 +34,31 @@ def device_of(site: Site) -> torch.device:
                 "lower devices, use a device that exists, or cpu"
             )
     return device
+
+
+def devices_of(site: Site, sequences: int) -> list[torch.device]:
+    """The devices that a site trains on; the CPU as often as it has processes there.
+
+    Args:
+        sequences: of an optimiser step.
+
+    Raises:
+        TrainingError: one is not there, or they cannot share the sequences out evenly.
+    """
+    first, there = device_of(site), os.cpu_count() or 1
+    if sequences % site.devices:
+        raise TrainingError(
+            f"sites: devices {site.devices} of {site.name} do not divide the {sequences} sequences of a step "
+            "(training.total_batch_tokens / sequence_length); choose numbers that do"
+        )
+    if site.devices == 1 or first.type == "cpu":
+        if site.devices > there:
+            raise TrainingError(
+                f"sites: devices {site.devices} of {site.name} are more processes than this machine has processors "
+                f"({there}); lower devices"
+            )
+        return [first] * site.devices
+    return [torch.device("cuda", (first.index or 0) + number) for number in range(site.devices)]
 
 
 def evaluation_device(sites: Sequence[Site]) -> torch.device:

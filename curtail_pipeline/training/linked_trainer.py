@@ -59,5 +59,10 @@ class LinkedTrainer:
         if self._trainer is None or experiment != self._experiment:
             meter = make_meter(experiment.site(self.name), os.cpu_count() or 1)
             self._experiment = experiment
+            self.close()
             self._trainer = SiteTrainer(self._own, self.name, experiment, meter=meter)
         return self._trainer.train(order, progress, should_stop, on_phase)
+
+    def close(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close()

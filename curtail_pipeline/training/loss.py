@@ -4,6 +4,7 @@ Logits of a whole batch (tokens x vocabulary) are by far the largest tensor of a
 chunks keeps a chunk's logits in cache on a CPU and within 1 GiB on a GPU, and its gradient is made while it is there.
 """
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,37 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
     """
     loss: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, cap)
     return loss
+
+
+class TokenLoss(nn.Module):
+    """Summed cross-entropy in nats of a NanoChat model over (B, T + 1) token ids.
+
+    Args:
+        dtype: in which matrices are multiplied, and of what flows between layers.
+        compiled: by `torch.compile`, all but the head.
+        by_layer: compile each block by itself, as a model must be that gathers its blocks one by one.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool, by_layer: bool = False) -> None:
+        super().__init__()
+        self.model, self._dtype = model, dtype
+        self.hidden = torch.compile(self.states, fullgraph=True) if compiled and not by_layer else self.states
+        if compiled and by_layer:
+            for layer in cast(nn.ModuleList, model.get_submodule("model.layers")):
+                layer.compile(fullgraph=True)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        device = tokens.device.type
+        with torch.autocast(device, self._dtype) if self._dtype != torch.float32 else nullcontext():
+            hidden = self.hidden(tokens[:, :-1])
+            weight, cap = head_of(self.model)
+            return head_loss(hidden.flatten(0, 1).to(self._dtype), weight, tokens[:, 1:].flatten(), cap)
+
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the head multiplies, (B, T, width), for (B, T) token ids."""
+        embedded = self.model.get_submodule("model.embed_tokens")(ids).to(self._dtype)
+        decoder = self.model.get_submodule("model")
+        return cast(torch.Tensor, decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state)
 
 
 @torch.no_grad()

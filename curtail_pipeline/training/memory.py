@@ -14,6 +14,10 @@ numbers of these heads, `r` the bytes of the training type, and `w` those of its
   (`loss.head_loss`), and of three gradients as large as what the MLP's activation gives, beside a matrix's, while the
   backward pass goes through the last block.
 
+Over several devices each has Muon's state for its share of the matrices. Sharded (FSDP2) it has its share of
+parameters, gradients and states, and as *gathered* what is whole for a time: embedding and head with their gradients,
+the block at work, its gradient, and the block that is fetched meanwhile.
+
 Workspace of kernels, fragmentation and what CUDA itself takes are not in it.
 """
 
@@ -42,17 +46,25 @@ class Memory:
     optimiser: int
     activations: int
     workspace: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimiser + self.activations + self.workspace
+        return sum(vars(self).values())
 
     def __str__(self) -> str:
-        shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(self).items())
+        shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(self).items() if size)
         return f"{self.total / GIB:.2f} GiB ({shares})"
 
 
-def estimate(config: NanoChatConfig, settings: TrainingSettings, device_type: str, batch: int) -> Memory:
+def estimate(
+    config: NanoChatConfig,
+    settings: TrainingSettings,
+    device_type: str,
+    batch: int,
+    devices: int = 1,
+    sharded: bool = False,
+) -> Memory:
     """What a step takes at its peak, the gradients of a whole step counted beside the last batch's activations.
 
     Args:
@@ -60,15 +72,19 @@ def estimate(config: NanoChatConfig, settings: TrainingSettings, device_type: st
         settings: type, compilation and sequence length.
         device_type: `cpu` or `cuda`; how many logits are held at a time depends on it.
         batch: sequences of a forward pass.
+        devices: that train together; what each of them takes.
+        sharded: whether each has but a share of the model.
     """
     parameters = parameter_count(config)
     tables = 2 * config.vocab_size * config.hidden_size
+    matrices, shares = parameters - tables, devices if sharded else 1
     return Memory(
-        parameters=4 * parameters,
-        gradients=4 * parameters,
-        optimiser=2 * 4 * tables + 4 * (parameters - tables),
+        parameters=-(-4 * parameters // shares),
+        gradients=-(-4 * parameters // shares),
+        optimiser=-(-2 * 4 * tables // shares) - (-4 * matrices // devices),
         activations=activation_bytes(config, settings, batch),
         workspace=max(logit_bytes(config, settings, device_type, batch), _backward_bytes(config, settings, batch)),
+        gathered=4 * (2 * tables + 3 * matrices // config.num_hidden_layers) if sharded else 0,
     )
 
 
@@ -124,25 +140,46 @@ def capacity(device: torch.device) -> int:
     return machine if limit == "max" else min(machine, int(limit))
 
 
-def require_fit(config: NanoChatConfig, settings: TrainingSettings, device: torch.device) -> Memory:
-    """The estimate of a training that fits.
+@dataclass(frozen=True)
+class Fit:
+    """How a training fits its devices."""
+
+    memory: Memory
+    """Of each."""
+    sharded: bool
+
+
+def require_fit(
+    config: NanoChatConfig,
+    settings: TrainingSettings,
+    device: torch.device,
+    devices: int = 1,
+    parallel: str = "auto",
+) -> Fit:
+    """How a training fits: with the whole model on each device where `parallel` allows it and it does, else sharded.
 
     Raises:
         TrainingError: it does not; the message has the numbers and the largest batch that would fit.
     """
-    sequences, there = settings.total_batch_tokens // settings.sequence_length, capacity(device)
+    sequences = settings.total_batch_tokens // settings.sequence_length // devices
+    there = capacity(device) // (devices if device.type == "cpu" else 1)
     batch = min(settings.device_batch_sequences, sequences)
-    needed = estimate(config, settings, device.type, batch)
-    if needed.total <= there:
-        return needed
+    ways = [False] if devices == 1 else {"auto": [False, True], "ddp": [False], "fsdp": [True]}[parallel]
+    for sharded in ways:
+        needed = estimate(config, settings, device.type, batch, devices, sharded)
+        if needed.total <= there:
+            return Fit(needed, sharded)
     smaller = (size for size in range(batch - 1, 0, -1) if sequences % size == 0)
-    fitting = next((s for s in smaller if estimate(config, settings, device.type, s).total <= there), None)
+    fitting = next(
+        (s for s in smaller if estimate(config, settings, device.type, s, devices, sharded).total <= there), 0
+    )
     fix = (
         f"set training.device_batch_sequences to {fitting}, the largest that fits"
         if fitting
         else "not even one sequence at a time fits: choose a smaller training.preset or sequence_length"
     )
+    way = "" if devices == 1 else f" on each of {devices} devices ({'fsdp' if sharded else 'ddp'})"
     raise TrainingError(
-        f"training {settings.preset} with {batch} sequences of {settings.sequence_length} tokens takes {needed}, and "
-        f"{device} has {there / GIB:.2f} GiB; {fix}"
+        f"training {settings.preset} with {batch} sequences of {settings.sequence_length} tokens takes {needed}{way}, "
+        f"and {device} has {there / GIB:.2f} GiB; {fix}"
     )

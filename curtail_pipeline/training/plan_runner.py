@@ -46,6 +46,8 @@ class TrainersHere:
         return [(site, self._train(site, order)) for site, order in pending]
 
     def _train(self, site: str, order: Order) -> Reply:
+        for other in self._trainers.keys() - {site}:
+            self._trainers[other].close()  # a process trains over one group of devices at a time
         if site not in self._trainers:
             self._trainers[site] = self._trainer_of(site)
         try:

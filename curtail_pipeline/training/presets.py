@@ -67,24 +67,29 @@ def real_vocabulary(config: "PreTrainedConfig") -> int:
 
 def parameter_count(config: "NanoChatConfig") -> int:
     """Number of parameters, counted on the meta device (allocates nothing)."""
+    return sum(p.numel() for p in empty_model(config).parameters())
+
+
+def empty_model(config: "NanoChatConfig") -> "PreTrainedModel":
+    """The model in float32 on the meta device, which holds nothing."""
     import torch
     from transformers import NanoChatForCausalLM
 
     with torch.device("meta"):
-        model = NanoChatForCausalLM(config)
-    return sum(p.numel() for p in model.parameters())
+        return NanoChatForCausalLM(config)
+
+
+def place_rotary(model: "torch.nn.Module", device: "torch.device | str") -> None:
+    """Give an emptied model its rotary frequencies: no weights, they follow from the config and are never stored."""
+    decoder = model.get_submodule("model")
+    decoder.rotary_emb = type(decoder.get_submodule("rotary_emb"))(model.config).to(device)
 
 
 def build_model(config: "NanoChatConfig") -> "PreTrainedModel":
     """The model on the CPU in float32 with parameters not yet set."""
-    import torch
-    from transformers import NanoChatForCausalLM
-
-    with torch.device("meta"):
-        model = NanoChatForCausalLM(config)
+    model = empty_model(config)
     model.to_empty(device="cpu")
-    # Rotary frequencies are no weights: they follow from the config and are never stored.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    place_rotary(model, "cpu")
     return model
 
 

@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         arguments.endpoint.unlink(missing_ok=True)
         server.close()
+        trainer.close()
         heartbeat.close()
         lock.release()
     log.info("ended")

@@ -39,6 +39,6 @@ def peak_flops(device: torch.device) -> float | None:
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
-def mfu(tokens_per_s: float, flops: int, peak: float | None) -> float | None:
-    """Share in [0, 1] of one device's peak; None without one."""
-    return tokens_per_s * flops / peak if peak else None
+def mfu(tokens_per_s: float, flops: int, peak: float | None, devices: int = 1) -> float | None:
+    """Share in [0, 1] of the peak of so many devices; None where one's is not known."""
+    return tokens_per_s * flops / (devices * peak) if peak else None

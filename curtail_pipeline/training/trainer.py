@@ -21,7 +21,6 @@ os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from torch import nn
 
 from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import TrainingError
@@ -34,18 +33,17 @@ from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import Store, canonical_json
 from curtail_pipeline.tokens.ranges import Ranges, take_prefix
-from curtail_pipeline.training.devices import device_of, set_computing
+from curtail_pipeline.training.devices import devices_of, set_computing
 from curtail_pipeline.training.learner import Diverged, Learner
 from curtail_pipeline.training.linked import LinkedFolder
-from curtail_pipeline.training.memory import require_fit
-from curtail_pipeline.training.presets import build_model, read_config
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
 from curtail_pipeline.training.schedule import global_step, multiplier, muon_momentum
+from curtail_pipeline.training.site_learner import build_learner
 from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.step_progress import Progress, StepProgress
 from curtail_pipeline.training.updates import Residual, receive
-from curtail_pipeline.training.weights import copy_weights, read_tensors, store_tensors
+from curtail_pipeline.training.weights import read_tensors, store_tensors
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +83,7 @@ class SiteTrainer:
         self.store = store
         self.site = experiment.site(site) if isinstance(site, str) else site
         self.experiment, self.settings = experiment, experiment.training
-        self._device = device_of(self.site)
+        self._devices = devices_of(self.site, experiment.sequences_per_step)
         self._reader = self._given_reader = reader
         self._own, self._linked = store, LinkedFolder(store)
         self._clock = clock
@@ -119,10 +117,11 @@ class SiteTrainer:
         begin, config = time.monotonic(), f"checkpoints/{FIRST_KEY}/config.json"
         if self.store.exists(config):
             self._build(self.store.read_bytes(config), config)
-            self._built().warm_up()
-            self._warm = True
+            if not self._warm:
+                self._built().warm_up()
+                self._warm = True
         made = "built" if self._warm else "nothing to build yet"
-        log.info("%s in %.1f s on %s, torch %s", made, time.monotonic() - begin, self._device, torch.__version__)
+        log.info("%s in %.1f s on %s, torch %s", made, time.monotonic() - begin, self._devices[0], torch.__version__)
 
     def train(
         self,
@@ -184,13 +183,12 @@ class SiteTrainer:
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
         learner, snapshots, moved = self._built(), _snapshots(order), steps > 0
-        model, optimisers = learner.model, learner.optimisers
-        written, residual = self._residual.store_update(self.store, order, model.state_dict(), snapshots, moved)
+        written, residual = self._residual.store_update(self.store, order, learner.weights(), snapshots, moved)
         inner = begin
         if steps and order.inner_out:
-            inner = f"sha256:{store_tensors(self.store, order.inner_out, optimisers.state())[0]}"
+            inner = f"sha256:{store_tensors(self.store, order.inner_out, learner.state())[0]}"
         elif steps:
-            inner = save_snapshot(self.store, self.site.name, optimisers.state(), snapshots)
+            inner = save_snapshot(self.store, self.site.name, learner.state(), snapshots)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
         self._inner = inner
         if not order.replay and (residual or not order.inner_out):
@@ -244,28 +242,27 @@ class SiteTrainer:
         That is the order's, or `fresh` where the state is lost and the order's terms allow it.
         """
         config = self.store.read_bytes(order.config)
-        if self._config != hashlib.sha256(config).hexdigest():
+        if self._learner is None or self._learner.ranks.lost or self._config != hashlib.sha256(config).hexdigest():
             self._build(config, order.config)
         learner = self._built()
-        model, optimisers = learner.model, learner.optimisers
         if self._weights != order.parent.sha256:
             self._weights = None
             receive(self.store, order)
             weights = read_tensors(self.store, order.parent.key, order.parent.sha256)
-            copy_weights(model, weights, order.parent.key)
+            learner.load_weights(weights, order.parent.key)
             self._weights = order.parent.sha256
         begin = order.inner_state
         if begin != FRESH and self._inner != begin:
             self._inner = None
             try:
-                optimisers.load(self._state(order), begin)
+                learner.load_state(self._state(order), begin)
             except StateLost as error:
                 if order.replay or order.terms.lost_state == "refuse":
                     raise
                 log.warning("%s starts fresh: %s", self.site.name, error)
                 begin = FRESH
         if begin == FRESH:
-            optimisers.reset()
+            learner.reset()
         self._residual.load(self.store, order, _snapshots(order))
         self._inner = begin
         return begin
@@ -278,13 +275,16 @@ class SiteTrainer:
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None
-        self._warm = False
+        ranks = self._learner.ranks if self._learner else None
         self._learner = None  # its memory counts as free
-        shape = read_config(config, source)
-        log.info("a step takes %s", require_fit(shape, self.settings, self._device))
-        model: nn.Module = build_model(shape)
-        self._learner = Learner(model.to(self._device), self.settings)
-        self._config = hashlib.sha256(config).hexdigest()
+        self._learner = build_learner(config, source, self.settings, self.site, self._devices, ranks)
+        self._config, self._warm = hashlib.sha256(config).hexdigest(), self.site.devices > 1
+
+    def close(self) -> None:
+        """End the processes on the site's other devices, where there are any; the next order starts them again."""
+        if self._learner is not None and self._learner.ranks.size > 1:
+            self._learner.ranks.close()
+            self._config = self._weights = self._inner = self._learner = None
 
     def _built(self) -> Learner:
         if self._learner is None:

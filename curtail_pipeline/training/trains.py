@@ -26,3 +26,6 @@ class Trains(Protocol):
         should_stop: Callable[[], bool] | None = None,
         on_phase: Callable[[Phase], None] = ...,
     ) -> Result: ...
+
+    def close(self) -> None:
+        """End the processes on the site's other devices, where there are any; the next order starts them again."""

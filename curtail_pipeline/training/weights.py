@@ -8,7 +8,6 @@ from pathlib import Path
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.atomic import replacing
@@ -67,19 +66,15 @@ def store_tensors(store: Store, key: str, tensors: Mapping[str, torch.Tensor]) -
         return write_tensors(path, tensors), path.stat().st_size
 
 
-def copy_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Give a model these weights.
+def require_same_shapes(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Whether a model that has tensors like `own` can take these weights.
 
     Raises:
-        TrainingError: they are another model's.
+        TrainingError: they are another model's; `source` names them.
     """
-    own = model.state_dict()
     wrong = sorted(set(own) ^ set(weights)) or [n for n, t in own.items() if t.shape != weights[n].shape]
     if wrong:
         raise TrainingError(
             f"{source} does not fit the model's config: {wrong[0]!r} is missing, unknown or of another shape; "
             "use the config.json beside the weights"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])

@@ -14,7 +14,7 @@ from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.training import devices, loss, memory
 from curtail_pipeline.training.learner import Learner
-from curtail_pipeline.training.memory import GIB, activation_bytes, estimate, require_fit
+from curtail_pipeline.training.memory import GIB, Fit, activation_bytes, estimate, require_fit
 from curtail_pipeline.training.presets import model_config
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -43,7 +43,7 @@ def kept(learner, batch, length):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        learner._loss(torch.zeros(batch, length + 1, dtype=torch.int64))
+        learner.loss(torch.zeros(batch, length + 1, dtype=torch.int64))
     head = learner.model.get_parameter("lm_head.weight")
     wide = 2 if learner._settings.dtype == "bfloat16" else 4
     return sum(size for size, _ in stored.values()) - 4 * head.numel() - wide * batch * length * head.shape[1]
@@ -67,7 +67,7 @@ def test_activations_of_a_compiled_model_are_what_the_partitioned_graph_keeps():
     torch._dynamo.reset()
     learner = Learner(NanoChatForCausalLM(config), settings)
     # inductor's partitioner, without its C++ compiler
-    learner._hidden = torch.compile(learner._states, backend="aot_eager_decomp_partition", fullgraph=True)
+    learner.loss.hidden = torch.compile(learner.loss.states, backend="aot_eager_decomp_partition", fullgraph=True)
     assert kept(learner, 4, settings.sequence_length) == activation_bytes(config, settings, 4)
 
 
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_batch_that_does(monkeypat
     with pytest.raises(TrainingError, match=r"not even one sequence .* smaller training\.preset"):
         require_fit(config, settings, cpu)
     monkeypatch.setattr(memory, "capacity", lambda _: sizes[4])
-    assert require_fit(config, settings, cpu).total == sizes[4]
+    assert require_fit(config, settings, cpu) == Fit(estimate(config, settings, "cpu", 4), sharded=False)
 
 
 def test_a_trainer_refuses_an_order_whose_model_does_not_fit(tmp_path, monkeypatch):
@@ -166,3 +166,25 @@ def test_more_devices_than_there_are_are_refused(monkeypatch, device, count, fit
         return
     with pytest.raises(TrainingError, match=rf"device '{device}' of {SITE}.* is not there \(4 CUDA devices\); lower"):
         devices.device_of(site)
+
+
+def test_what_does_not_fit_whole_is_shared_out(monkeypatch):
+    settings = TrainingSettings(preset="d20", dtype="bfloat16", compile=True, device_batch_sequences=8)
+    config, gpu = model_config(settings, 65_536), torch.device("cuda", 0)
+    alone, whole, share = (estimate(config, settings, "cuda", 8, *way) for way in ((1,), (4,), (4, True)))
+    assert alone.parameters == whole.parameters == pytest.approx(4 * share.parameters)
+    matrices = alone.parameters // 4 - 2 * config.vocab_size * config.hidden_size
+    assert alone.optimiser - whole.optimiser == 3 * matrices  # three quarters of Muon's momenta
+    assert share.optimiser == pytest.approx(alone.optimiser / 4)
+    assert share.gathered > 0 == whole.gathered and share.total < whole.total
+
+    monkeypatch.setattr(memory, "capacity", lambda _: whole.total)
+    assert require_fit(config, settings, gpu, 4) == Fit(whole, sharded=False)
+    assert require_fit(config, settings, gpu, 4, "fsdp") == Fit(share, sharded=True)
+    monkeypatch.setattr(memory, "capacity", lambda _: share.total)
+    assert require_fit(config, settings, gpu, 4) == Fit(share, sharded=True)
+    with pytest.raises(TrainingError, match=r"on each of 4 devices \(ddp\), and cuda:0 has"):
+        require_fit(config, settings, gpu, 4, "ddp")
+    monkeypatch.setattr(memory, "capacity", lambda _: share.total - 1)
+    with pytest.raises(TrainingError, match=r"4 devices \(fsdp\).*device_batch_sequences to 4, the largest"):
+        require_fit(config, settings, gpu, 4)

@@ -66,7 +66,7 @@ def test_matrices_stepped_together_step_as_each_alone_would(dtype, tolerance):
                 p.grad = torch.randn(shape, generator=generator)
                 q.grad = p.grad.clone()
             a.step()
-            b.step_stack(together, b.param_groups[0], dtype)
+            b.step_shape(together, b.param_groups[0], dtype)
         for p, q, was in zip(alone, together, start, strict=True):
             assert (p - q).norm() < tolerance * (p - was).norm()
             torch.testing.assert_close(a.state[p]["momentum_buffer"], b.state[q]["momentum_buffer"])
@@ -75,7 +75,7 @@ def test_matrices_stepped_together_step_as_each_alone_would(dtype, tolerance):
 def test_matrices_that_are_not_on_a_cpu_are_stepped_shape_by_shape(monkeypatch):
     matrices = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((4, 8), (8, 4), (4, 8), (4, 4))]
     stepped = []
-    monkeypatch.setattr(Muon, "step_stack", lambda _, group, settings, dtype: stepped.append([p.shape for p in group]))
+    monkeypatch.setattr(Muon, "step_shape", lambda _, group, settings, dtype: stepped.append([p.shape for p in group]))
     Muon(matrices, lr=0.1).step()
     assert stepped == [[(4, 8), (4, 8)], [(8, 4)], [(4, 4)]]
 
@@ -104,7 +104,9 @@ def test_state_survives_the_disk_to_the_bit(tmp_path):
     for key, parameter in other.named_parameters():
         parameter.data.copy_(half[key])
     resumed = Optimisers(other, training)
-    resumed.load(load_snapshot(store, SITE, name), name)
+    state = load_snapshot(store, SITE, name)
+    resumed.check(state, name)
+    resumed.load(state)
     assert save_snapshot(store, SITE, resumed.state()) == name
     again = walk(other, resumed, 2, seed=1)
     assert all(torch.equal(straight[key], again[key]) for key in straight)
@@ -131,7 +133,7 @@ def test_a_state_of_another_model_is_refused():
     foreign = Optimisers(other, wide)
     walk(other, foreign, 1)
     with pytest.raises(TrainingError, match="sha256:abc is not an optimiser state of this model"):
-        Optimisers(small_model(), make_experiment().training).load(foreign.state(), "sha256:abc")
+        Optimisers(small_model(), make_experiment().training).check(foreign.state(), "sha256:abc")
 
 
 def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
