@@ -38,6 +38,8 @@ class Arm(Record):
     """Factors on settings of the section `training`."""
     fresh_first: bool | None = None
     """Of the section `corpus`."""
+    delayed: bool = False
+    """Merge a round while the next one trains (`delayed_rounds`)."""
 
 
 class Stretch(Record):
@@ -122,7 +124,9 @@ def plan_of(arm: Arm, steps: int, mci: Path) -> tuple[tuple[Stretch, ...], dict[
         full = min(arm.round_steps * count, left)
         rounds.append({site: n for place, site in enumerate(sites) if (n := (full + count - 1 - place) // count)})
         left -= full
-    return tuple(Stretch(rounds=(part,)) for part in rounds), dict.fromkeys(sites, 1.0)
+    together = int(arm.rounds.get("max_rounds", 1))
+    stretches = (Stretch(rounds=tuple(rounds[n : n + together])) for n in range(0, len(rounds), together))
+    return tuple(stretches), dict.fromkeys(sites, 1.0)
 
 
 def _steps_of(stretches: tuple[Stretch, ...]) -> dict[str, float]:
@@ -137,7 +141,7 @@ def _traced(arm: Arm, mci: Path) -> tuple[Experiment, pl.DataFrame]:
     own = load_experiment("laptop")
     # Steps of a site in a round are those that fit between its loading and the round's end.
     length = arm.round_steps / min(site.steps_per_s for site in own.sites) + 2 * own.overheads.connect_s
-    rounds = own.rounds.model_copy(update={"round_s": length})
+    rounds = own.rounds.model_copy(update={**arm.rounds, "round_s": length})
     own = own.model_copy(update={"rounds": rounds, "clock": own.clock.model_copy(update={"end": None})})
     if arm.membership == "mci":
         run = with_traces(own, mci)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """Held-out loss (nats per token) after so many steps, the first before any; and where it was trained."""
+    """Held-out loss (nats per token) after so many steps; and where it was trained."""
 
     store: Store
     steps: list[int]
@@ -66,45 +66,70 @@ def experiment_of(task: Task) -> Experiment:
     return parse_experiment(content | changes, "benchmark")
 
 
-def train(experiment: Experiment, shares: Mapping[str, float], stretches: Sequence[Stretch], folder: Path) -> Trained:
+def prepare(experiment: Experiment, shares: Mapping[str, float], store: Store) -> None:
+    """Tokenizer and shards, as far as they are not there."""
+    build_tokenizer(experiment.corpus, store)
+    freeze_dealing(experiment.corpus, store, shares)
+    for site in shares:
+        build_site_shards(experiment.corpus, store, site)
+    build_heldout(experiment.corpus, store)
+
+
+def train(
+    experiment: Experiment,
+    shares: Mapping[str, float],
+    stretches: Sequence[Stretch],
+    folder: Path,
+    *,
+    delayed: bool = False,
+    at_the_end: bool = False,
+) -> Trained:
     """Train segments in a row in a store of their own, which is in the folder.
 
     Args:
         shares: how the text is dealt.
+        delayed: as `Arm` has it.
+        at_the_end: evaluate then only; otherwise before the first step, and after each segment.
     """
+    from curtail_pipeline.benchmarks.delayed_rounds import run_delayed
     from curtail_pipeline.training.heldout_gate import HeldoutGate
     from curtail_pipeline.training.presets import init_checkpoint
     from curtail_pipeline.training.trainer import SiteTrainer
 
     store = FolderStore(folder)
     store.write_record("experiment.json", experiment)
-    build_tokenizer(experiment.corpus, store)
-    freeze_dealing(experiment.corpus, store, shares)
-    for site in shares:
-        build_site_shards(experiment.corpus, store, site)
-    build_heldout(experiment.corpus, store)
+    prepare(experiment, shares, store)
     init_checkpoint(experiment.training, store.mirror(TOKENIZER), store.path("init"), experiment.seed)
     lineage = Lineage(store, experiment, shares)
-    transport = TrainersHere(lambda site: SiteTrainer(store, site, experiment), threading.Event())
+    trainers = {site: SiteTrainer(store, site, experiment) for site in shares}
+    transport = TrainersHere(trainers.__getitem__, threading.Event())
     judge: HeldoutGate | None = None
-    steps, losses = [0], list[float]()
+    steps, losses = list[int](), list[float]()
     for stretch in stretches:
         plan = lineage.plan(stretch)
         judge = judge or HeldoutGate(store, plan)
-        losses += [] if losses else [_loss(judge, StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256))]
-        segment = run_segment(transport, plan, store, log=lambda _: None)
+        if not steps and not at_the_end:
+            steps.append(0)
+            losses.append(_loss(judge, StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)))
+        if delayed:
+            segment = run_delayed(trainers, plan, store)
+        else:
+            segment = run_segment(transport, plan, store, log=lambda _: None)
         lineage.commit(plan, segment)
+        if at_the_end and stretch is not stretches[-1]:
+            continue
         steps.append(lineage.step)
         losses.append(_loss(judge, segment.weights))
         print(f"{', '.join(stretch.members)}: {losses[-1]:.3f} at {lineage.step}", file=sys.stderr, flush=True)
     return Trained(store, steps, losses)
 
 
-def train_arm(task: Task, folder: Path) -> Curve:
-    """One arm with one seed."""
+def train_arm(task: Task, folder: Path, at_the_end: bool = False) -> Curve:
+    """One arm with one seed; see `train`."""
     from curtail_pipeline.training.presets import parameter_count, read_config
 
-    done = train(experiment_of(task), task.shares, task.stretches, folder)
+    experiment, delayed = experiment_of(task), task.arm.delayed
+    done = train(experiment, task.shares, task.stretches, folder, delayed=delayed, at_the_end=at_the_end)
     config = read_config(done.store.read_bytes("init/config.json"), "init/config.json")
     return Curve(
         arm=task.arm.name,
@@ -169,7 +194,7 @@ class Lineage:
             shared=self.shared,
             residual={site: left for site, left in self.left.items() if site in stretch.members},
             outer=OuterSettings(lr=rounds.outer_lr, momentum=rounds.outer_momentum),
-            exchange=Exchange(upload=rounds.upload_codec, download=rounds.download_codec),
+            exchange=Exchange(upload=rounds.upload_codec, download=rounds.download_codec, state=rounds.state_codec),
             norm_bound=rounds.norm_bound,
             norm_history=self.norms,
         )

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from curtail_pipeline.emissions.meter import Drawn
 from curtail_pipeline.federation.merge_report import MergeReport
-from curtail_pipeline.settings.federation_settings import CodecName, DownloadName
+from curtail_pipeline.settings.federation_settings import CodecName, DownloadName, StateCodecName
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
@@ -101,6 +101,8 @@ class Order(Message):
     """How they are written."""
     inner_out: str = ""
     """Store key for the inner state at the end, which is merged; a snapshot of the site's own when not given."""
+    inner_codec: StateCodecName = "fp32"
+    """How it is written there."""
     replay: str = ""
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
     stop: str = ""
@@ -237,10 +239,11 @@ class OuterSettings(Record):
 
 
 class Exchange(Record):
-    """How updates and new weights travel."""
+    """How updates, new weights and merged inner states travel."""
 
     upload: CodecName = "fp32"
     download: DownloadName = "fp32"
+    state: StateCodecName = "fp32"
 
 
 class StepSize(Record):

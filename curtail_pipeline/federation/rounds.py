@@ -218,6 +218,7 @@ class _Running:
             out=f"{folder}/{site}.safetensors",
             codec=plan.exchange.upload,
             inner_out=f"{folder}/inner/{site}.safetensors" if shared else "",
+            inner_codec=plan.exchange.state,
             replay=plan.replay,
             stop=stop_key(self.folder),
         )

@@ -15,7 +15,8 @@ import numpy as np
 
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Result, WrittenWeights, agent_key
-from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter, from_float32, pieces
+from curtail_pipeline.federation.state_file import write_state
+from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
 from curtail_pipeline.federation.update_file import write_update
 from curtail_pipeline.settings.federation_settings import LossyName
@@ -120,14 +121,14 @@ class SimulatedSite:
             return f"{seed:064x}"
         random = np.random.default_rng(seed)
         with self.store.local(order.parent.key) as parent, TensorFile(parent) as source:
-            names = {f"muon/{t.name}/momentum_buffer": t for t in source.tensors.values()}
-            with self.store.new_file(order.inner_out) as out:
-                with TensorWriter(out, [(name, "F32", t.shape) for name, t in names.items()]) as target:
-                    for tensor in names.values():
-                        values = random.standard_normal(tensor.count, np.float32)
-                        scale = {"nan state": np.nan, "huge state": 1e30}.get(kind or "", 1.0)
-                        target.write(from_float32(values * np.float32(scale), "F32"))
-                return target.sha256
+            scale = {"nan state": np.nan, "huge state": 1e30}.get(kind or "", 1.0)
+            state: dict[str, Floats] = {
+                f"muon/{t.name}/momentum_buffer": random.standard_normal(t.shape, np.float32) * np.float32(scale)
+                for t in source.tensors.values()
+            }
+        with self.store.new_file(order.inner_out) as out:
+            codec = "fp32" if kind == "nan state" else order.inner_codec
+            return write_state(out, codec, state).sha256
 
     def _write(self, parent: Path, out: Path, seed: int, steps: int, kind: FaultKind | None) -> None:
         scale = {"nan": np.nan, "huge": 1e6}.get(kind or "", 1.0) * 1e-2 * steps

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TypedDict, TypeVar
+from typing import Final, Self, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -220,7 +220,7 @@ class TensorWriter:
         finally:
             self._stream.close()
 
-    def __enter__(self) -> "TensorWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

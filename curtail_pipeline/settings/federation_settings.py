@@ -11,6 +11,8 @@ CodecName = Literal["fp32", LossyName]
 """How what was moved travels (`federation.codecs`); with `fp32` the weights travel as they are."""
 DownloadName = Literal["fp32", "bf16", "int8", "int4"]
 """Nobody keeps what these lose, so that the coarser ones are not among them."""
+StateCodecName = Literal["fp32", "bf16", "int8", "int4", "int2"]
+"""Of an inner state (`federation.state_file`), which has no small values that could be left out."""
 
 
 class RoundSettings(Section):
@@ -45,13 +47,15 @@ class RoundSettings(Section):
     inner_state: Literal["merged", "own"] = "merged"
     """What a site's inner optimiser begins a round with: the states that the members of the round before left, averaged
     by tokens, or the one that it left itself, which is stale where others have trained since and fresh at a site that
-    joins. A merged state travels like the weights, both ways, and has 1.3 times their bytes for a d20."""
+    joins. A merged state travels like the weights, both ways, and has 1.3 times as many values for a d20."""
     upload_codec: CodecName = "fp32"
     """How a site sends what it moved. What a codec loses stays in the site's inner state and comes with a later
     update; what is committed is what arrived."""
     download_codec: DownloadName = "fp32"
     """How sites that hold a round's starting weights get the next ones; the merge's step is rounded so. By `fp32` they
     get the weights."""
+    state_codec: StateCodecName = "fp32"
+    """How merged inner states travel, both ways. Nobody keeps what it loses: a state forgets it by itself."""
     norm_bound: float = Field(default=5.0, gt=1)
     """An update is refused when its norm exceeds this many medians of the other sites' in its round; or of the last 20
     accepted ones and 20 norms of the round's starting weights as well."""

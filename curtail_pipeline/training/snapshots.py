@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 import torch
 
-from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.orders import SharedState
+from curtail_pipeline.federation.state_file import read_state
 from curtail_pipeline.storage.manifest import FRESH
-from curtail_pipeline.storage.store import CorruptObject, Store
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
 from curtail_pipeline.training.weights import read_tensors, write_tensors
 
@@ -53,6 +54,9 @@ def load_merged(store: Store, shared: SharedState) -> dict[str, torch.Tensor]:
         StateLost: it was pruned, lost or damaged.
     """
     try:
-        return read_tensors(store, shared.key, shared.name.removeprefix("sha256:"))
-    except (TrainingError, CorruptObject) as error:
+        with store.local(shared.key) as path:
+            if (found := file_sha256(path)) != shared.name.removeprefix("sha256:"):
+                raise StateLost(f"the merged inner state {shared.name} is corrupt: {shared.key} has sha256 {found}")
+            return {name: torch.from_numpy(values) for name, values in read_state(path).items()}
+    except (FederationError, CorruptObject, NotStored) as error:
         raise StateLost(f"the merged inner state {shared.name} cannot be had: {error}") from error

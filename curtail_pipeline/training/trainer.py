@@ -42,8 +42,8 @@ from curtail_pipeline.training.site_learner import build_learner
 from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.step_progress import Progress, StepProgress
-from curtail_pipeline.training.updates import Residual, receive
-from curtail_pipeline.training.weights import read_tensors, store_tensors
+from curtail_pipeline.training.updates import Residual, receive, store_inner
+from curtail_pipeline.training.weights import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +186,11 @@ class SiteTrainer:
         written, residual = self._residual.store_update(self.store, order, learner.weights(), snapshots, moved)
         inner = begin
         if steps and order.inner_out:
-            inner = f"sha256:{store_tensors(self.store, order.inner_out, learner.state())[0]}"
+            inner = store_inner(self.store, order, learner.state())
         elif steps:
             inner = save_snapshot(self.store, self.site.name, learner.state(), snapshots)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
-        self._inner = inner
+        self._inner = inner if not order.inner_out or order.inner_codec == "fp32" else None
         if not order.replay and (residual or not order.inner_out):
             self._prune(order, {inner, *((residual.begin, residual.end) if residual else ())})
         return Result(

@@ -13,6 +13,7 @@ from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge_report import WrittenFile
 from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import write_update, write_weights
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
@@ -92,7 +93,27 @@ def _store_coded(
         ):
             return write_update(out, CODECS[order.codec], parent, weights, residual)
     except FederationError as error:
-        raise TrainingError(f"site {order.site}: {error}; lower the learning rates or the steps of a round") from error
+        raise _too_large(order, error) from error
+
+
+def _too_large(order: Order, error: FederationError) -> TrainingError:
+    return TrainingError(f"site {order.site}: {error}; lower the learning rates or the steps of a round")
+
+
+def store_inner(store: Store, order: Order, state: Mapping[str, torch.Tensor]) -> str:
+    """Write an inner state that is merged, by the order's codec; its name.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    if order.inner_codec == "fp32":
+        return f"sha256:{store_tensors(store, order.inner_out, state)[0]}"
+    values: dict[str, Floats] = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
+    try:
+        with store.new_file(order.inner_out) as out:
+            return f"sha256:{write_state(out, order.inner_codec, values).sha256}"
+    except FederationError as error:
+        raise _too_large(order, error) from error
 
 
 def receive(store: Store, order: Order) -> None:

@@ -118,15 +118,18 @@ def test_a_residual_stays_at_its_site_where_inner_states_are_merged(store: Folde
     assert (one.weights, one.residual, one.inner_state) == (two.weights, two.residual, two.inner_state)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [None, "fp32", "int4"])
 @pytest.mark.parametrize("mode", ["local", "federated"])
-def test_a_coded_segment_repeats_to_the_bit_also_after_a_kill(store: FolderStore, mode: str, shared: bool) -> None:
+def test_a_coded_segment_repeats_to_the_bit_also_after_a_kill(
+    store: FolderStore, mode: str, shared: str | None
+) -> None:
     content = {
         "schema": 1, "key": "ckpt-000001", "members": [SITE], "mode": mode, "first_step": 0, "total_steps": 9,
         "parent": {"key": "ckpt-000000", "weights": WEIGHTS, "sha256": file_sha256(store.path(WEIGHTS)),
                    "config": CONFIG},
         "rounds": [{"index": n, "steps": {SITE: 2}, "lease": {SITE: [[1, 8 * n, 8 * n + 8]]}} for n in range(3)],
-        "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0, "exchange": {"upload": "int2", "download": "int8"},
+        "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0,
+        "exchange": {"upload": "int2", "download": "int8", "state": shared or "fp32"},
         "shared": {"name": "fresh"} if shared else None,
     }  # fmt: skip
     plan = Plan.read(content, "the plan")
@@ -153,6 +156,20 @@ def test_a_coded_segment_repeats_to_the_bit_also_after_a_kill(store: FolderStore
         assert other.outer.sha256 == whole.outer.sha256 and other.delta.sha256 == whole.delta.sha256
     assert whole.delta.codec == ("int2" if mode == "local" else "int8")
     assert whole.sites[SITE].residual.begin == "fresh" != whole.sites[SITE].residual.end
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "int2"])
+def test_a_coded_inner_state_is_gone_on_with_as_it_travels(store: FolderStore, codec: str) -> None:
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    order = make_order(
+        store, shared=SharedState(name="fresh"), inner_out="scratch/r0/inner/NEM_SA.safetensors", inner_codec=codec
+    )
+    result = trainer.train(order)
+    shared = SharedState(name=result.inner_state.end, key=order.inner_out)
+    second = next_order(order, result, shared=shared, inner_out="scratch/r1/inner/NEM_SA.safetensors")
+    one, two = trainer.train(second), SiteTrainer(store, SITE, EXPERIMENT).train(second)
+    assert (one.weights, one.inner_state) == (two.weights, two.inner_state)
+    assert one.loss_first == two.loss_first and one.loss_last < result.loss_first
 
 
 def test_a_lost_residual_is_begun_without_or_refused(store: FolderStore) -> None:
