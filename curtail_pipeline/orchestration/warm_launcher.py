@@ -37,7 +37,8 @@ class _Workers:
         self.sources = _sources()
         # a process that forks has one thread; what a run computes with it, it computes in few
         variables = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-m", WORKER, *USED], stdin=subprocess.PIPE, env=variables)
+        command = [sys.executable, "-m", WORKER, *USED]
+        self.process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, env=variables)
         threading.Thread(target=self.process.wait, daemon=True).start()  # so that no zombie is left
 
     def take(self, order: str) -> bool:
@@ -53,7 +54,6 @@ class _Workers:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(line.encode() + b"\n")
-            self.process.stdin.flush()
         except BrokenPipeError:
             return False
         return True
@@ -61,8 +61,7 @@ class _Workers:
     def close(self) -> None:
         """Have it end, and every run that it has."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        self.process.stdin.close()
 
 
 class WarmLauncher(DefaultRunLauncher):
@@ -78,7 +77,9 @@ class WarmLauncher(DefaultRunLauncher):
         if context.job_code_origin is None:
             raise dg.DagsterInvariantViolationError(f"run {run.run_id} does not say which code it is of")
         order = serialize_value(ExecuteRunArgs(context.job_code_origin, run.run_id, instance.get_ref()))
-        self._started = [each for each in self._started if each.process.poll() is None]
+        for each in [each for each in self._started if each.process.poll() is not None]:
+            each.close()
+            self._started.remove(each)
         while not (self._started and self._started[-1].take(order)):
             self._started.append(_Workers())
 

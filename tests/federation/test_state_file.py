@@ -23,9 +23,9 @@ LOST = {"bf16": 1e-5, "int8": 2e-4, "int4": 0.02, "int2": 0.25}
 def state(seed: int, width: int = 40) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {
-        "adamw/head/step": np.asarray(seed % 97, np.float32),
-        "adamw/head/exp_avg": random.standard_normal((9, width), np.float32),
-        f"adamw/head{SQUARES}": np.square(random.standard_normal((9, width), np.float32)) * np.float32(1e-8),
+        "adamw/head/step": np.asarray(1 + seed % 97, np.float32),
+        "adamw/head/exp_avg": (mean := random.standard_normal((9, width), np.float32) * np.float32(1e-4)),
+        f"adamw/head{SQUARES}": np.square(mean) + np.square(random.standard_normal((9, width), np.float32)) * 1e-8,
         "muon/block/momentum_buffer": random.standard_normal((7, width), np.float32),
     }
 

@@ -5,12 +5,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from test_checkpoints import commit_three, fields, files  # noqa: F401 - a fixture
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.stages.initialise import initialise_here
+from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.claims import Fenced
 from curtail_pipeline.storage.commits import AlreadyCommitted
@@ -174,6 +178,25 @@ def test_a_decided_commit_is_carried_out_by_whoever_comes_next(
             two.commit("ckpt-000001", files, fields("ckpt-000000", attempt=2), 1)
     assert two.verify("ckpt-000001").attempt == 1 and two.verify_chain() == ["ckpt-000000", "ckpt-000001"]
     assert next_one == "commit" or two.store.list("scratch/.staged") == []
+
+
+def test_an_initialised_model_whose_commit_was_cut_off_is_not_made_again(
+    machine: Callable[[str], Checkpoints],
+    files: Files,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = machine("one"), machine("two")
+
+    def dies(self: S3Store, source: str, key: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(S3Store, "copy", dies)
+        with pytest.raises(Killed):
+            one.commit("ckpt-000000", files, fields(), 0)
+    assert not two.exists("ckpt-000000")
+    project = cast(Project, SimpleNamespace(store=two.store, checkpoints=two))  # nothing that could make another
+    assert initialise_here(project).sha256() == two.verify("ckpt-000000").sha256()
 
 
 def test_one_that_dies_before_the_decision_leaves_nothing_that_counts(

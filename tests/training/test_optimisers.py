@@ -10,6 +10,7 @@ from training_case import SITE, make_experiment
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.inner_states import ROOTS, SiteInner, merge_states, unusable
+from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training import loss
 from curtail_pipeline.training.optimisers import BETAS, Muon, Optimisers
@@ -221,7 +222,7 @@ def test_what_clipped_gradients_leave_is_never_refused(tmp_path_factory, rounds,
     for steps in rounds:
         left = []
         for site, count in zip("AB", steps, strict=True):
-            optimisers.reset() if shared is None else optimisers.load(shared, "the merged one")
+            optimisers.reset() if shared is None else optimisers.load(shared)
             for _ in range(count):
                 generator = torch.Generator().manual_seed(0 if same else drawn)
                 for parameter in model.parameters():
@@ -232,6 +233,10 @@ def test_what_clipped_gradients_leave_is_never_refused(tmp_path_factory, rounds,
                 drawn += 1
             path = folder / site
             left.append(SiteInner(site, path, write_tensors(path, optimisers.state())))
+            values = {name: tensor.numpy() for name, tensor in optimisers.state().items()}
+            for codec in ("bf16", "int8", "int4", "int2"):
+                coded = SiteInner(site, folder / codec, write_state(folder / codec, codec, values).sha256, codec)
+                assert unusable([coded], folder / "weights", grad_clip=1.0) == {}
         assert unusable(left, folder / "weights", grad_clip=1.0) == {}
         merged = merge_states(left, {"A": 0.3, "B": 0.7}, folder / "merged")
         assert unusable([SiteInner("A", folder / "merged", merged.sha256)], folder / "weights", grad_clip=1.0) == {}
