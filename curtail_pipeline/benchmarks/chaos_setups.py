@@ -26,6 +26,8 @@ from curtail_pipeline.storage.store import Store
 
 CLI = (sys.executable, "-m", "curtail_pipeline.cli")
 START_AGAIN_S = 1.0
+WALK_S = 0.3
+"""Between two looks at all processes, which cost what the run could use."""
 HEALTH_S, UNHEALTHY = 2.0, 5
 """A container platform's probe: so many seconds apart, and so many failures in a row until it ends what is probed."""
 
@@ -187,6 +189,7 @@ class Standing(Setup):
         """Between each site and the SuperLink."""
         self.environment["CURTAIL_SUPERLINK"] = self.superlink
         self._over, self._closing = threading.Event(), False
+        self._walked: dict[int, tuple[float, list[tuple[int, str, str]]]] = {}
         port = self.superlink.split(":")[1]
         link = ("superlink", "--port", port, "--folder", str(folder / "superlink"))
         self._kept: dict[str, subprocess.Popen[bytes]] = {"": self.launch(link, folder / "superlink.log")}
