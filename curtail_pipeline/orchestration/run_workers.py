@@ -65,7 +65,7 @@ def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime)
             return None
         return f"the run worker (pid {pid}) is gone: it was killed, or its machine was"
     waiting = now - record.update_timestamp.replace(tzinfo=UTC)
-    if record.dagster_run.status == dg.DagsterRunStatus.STARTING and waiting > LAUNCH_TIMEOUT:
+    if record.dagster_run.status != dg.DagsterRunStatus.STARTED and waiting > LAUNCH_TIMEOUT:
         return (
             f"no run worker has started in {waiting.total_seconds():.0f} s: "
             "what starts it, the daemon or the code server, was killed"

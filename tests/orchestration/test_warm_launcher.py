@@ -1,5 +1,6 @@
 """Runs of a real instance in worker processes that wait for them."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from waiting import wait_until
 from curtail_pipeline.definitions import defs
 from curtail_pipeline.orchestration import warm_launcher
 from curtail_pipeline.orchestration.headless import prepare_instance
-from curtail_pipeline.orchestration.run_workers import end_dead, worker_of
+from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, end_dead, is_alive, worker_of
 from curtail_pipeline.orchestration.warm_launcher import WarmLauncher
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 
@@ -89,6 +90,7 @@ def test_a_run_is_taken_by_the_process_that_waits_for_it(
     used.add(waiting.pid)
     waiting = wait_until(unused, PATIENCE_S, "the next worker")
     waiting.kill()  # no run is lost with it
+    wait_until(lambda: not is_alive(waiting.pid, time.time()), PATIENCE_S, "its end")
     fourth = launched(instance)
     wait_until(lambda: ended(fourth), PATIENCE_S, "the end of a run")
     assert status(fourth) == dg.DagsterRunStatus.SUCCESS and parent() == forking
@@ -101,5 +103,5 @@ def test_a_run_is_taken_by_the_process_that_waits_for_it(
     last = launcher._started[-1].process
     launcher.dispose()
     assert last.wait(PATIENCE_S) == 0
-    end_dead(instance, datetime.now(UTC))
+    end_dead(instance, datetime.now(UTC) + 2 * LAUNCH_TIMEOUT)
     assert status(cut_short) == dg.DagsterRunStatus.CANCELED
