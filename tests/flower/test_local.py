@@ -261,13 +261,22 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
-@pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
-def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
-    federation: LocalFederation, handle: Federation, store: FolderStore, part: str, tmp_path: Path
+def test_a_killed_supernode_comes_back_as_another_node(
+    federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
-    """Of stopped ones, which take longer to be missed; killed ones are among the faults of `test_chaos_run.py`."""
+    before = federation.status().sites["CA"].supernode
+    os.kill(before.pid, signal.SIGKILL)
+    wait_until(lambda: federation.status().sites["CA"].supernode.node_id not in (None, before.node_id))
+    assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store).steps == 2
+
+
+@pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
+    federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str, tmp_path: Path
+) -> None:
     rounds = [{"CA": 1, "TX": 1}, {"CA": 25, "TX": 25}]  # 5 s, of which the caller looks at the steps every 2 s
-    key = plan(store, f"ckpt-0000{20 + len(part)}", rounds, seed=7)
+    key = plan(store, f"ckpt-00{len(part)}{how:02}", rounds, seed=7)
     hit: list[float] = []
     events: list[SegmentEvent] = []
 
@@ -276,7 +285,7 @@ def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
         if isinstance(event, StepDone) and event.round == 1 and not hit:
             state = federation.status()
             pids = {p.command: p.pid for p in state.spawned} | {"superlink": state.superlink.pid}
-            os.kill(pids[part], signal.SIGSTOP)
+            os.kill(pids[part], how)
             hit.append(time.monotonic())
 
     segment = submit_and_follow(handle, key, store, strike)
@@ -285,6 +294,21 @@ def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
     assert [type(event) for event in events].count(Resubmitted) == 1
     expected = undisturbed(store.read_record(key, Plan), tmp_path)
     assert segment.weights.sha256 == expected.weights.sha256 and segment.sites == expected.sites
+
+
+def test_a_dead_superexec_is_started_again(federation: LocalFederation, handle: Federation, store: FolderStore) -> None:
+    handle.wait_ready(SITES)
+    executors = wait_until(lambda: superexecs(federation) if len(superexecs(federation)) == 3 else None)
+    for pid in executors.values():
+        os.kill(pid, signal.SIGKILL)
+    old = {*executors.values()}
+    wait_until(lambda: (new := superexecs(federation)).keys() == executors.keys() and not old & {*new.values()}, 15)
+    assert submit_and_follow(handle, plan(store, "ckpt-000011", [{"CA": 1, "TX": 1}]), store).steps == 2
+
+
+def superexecs(federation: LocalFederation) -> dict[int | None, int]:
+    """Process id of the SuperExec of each SuperLink and SuperNode."""
+    return {p.owner: p.pid for p in federation.status().spawned if p.command == "flower-superexec"}
 
 
 @pytest.mark.parametrize("part", ["trainer", "supernode"])
