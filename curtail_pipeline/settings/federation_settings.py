@@ -95,6 +95,10 @@ class FederationSettings(LivenessLimits):
     heldout_gate: float | None = Field(default=None, gt=0)
     """Refuse an update whose loss on held-out text lies so many nats per token above that of the round's starting
     weights. The ServerApp then evaluates every update, on a CPU; it needs the held-out shard in the store."""
+    snapshot_minutes: float | None = Field(default=10.0, gt=0)
+    """How often a trainer writes down what it has done of a round, on its machine: one that is killed does at most so
+    much again when the same work is asked for. It holds a copy of weights and optimiser state in the host's memory from
+    the first on. Never with null."""
     replay: Literal["spare", "own"] = "spare"
     """Who repeats a committed checkpoint: the sites' trainers in the time that live segments leave them, or a process
     of its own on the machine that asks, which needs the sites' devices there."""

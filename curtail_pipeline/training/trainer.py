@@ -31,17 +31,20 @@ from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.checkpoints import FIRST_KEY
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
-from curtail_pipeline.storage.store import Store, canonical_json
-from curtail_pipeline.tokens.ranges import Ranges, take_prefix
+from curtail_pipeline.storage.store import Store
+from curtail_pipeline.tokens.ranges import Ranges, after_prefix, take_prefix
 from curtail_pipeline.training.devices import devices_of, set_computing
+from curtail_pipeline.training.leading_ranks import RankLost
 from curtail_pipeline.training.learner import Diverged, Learner
 from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
+from curtail_pipeline.training.same_experiment import require_same
 from curtail_pipeline.training.schedule import global_step, multiplier, muon_momentum
 from curtail_pipeline.training.site_learner import build_learner
 from curtail_pipeline.training.snapshots import StateLost, load_merged, load_snapshot, save_snapshot
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.step_progress import Progress, StepProgress
+from curtail_pipeline.training.unfinished import Unfinished, UnfinishedRounds, work_name
 from curtail_pipeline.training.updates import Residual, receive, store_inner
 from curtail_pipeline.training.weights import read_tensors
 
@@ -95,6 +98,10 @@ class SiteTrainer:
         self._weights: str | None = None
         self._inner: str | None = None
         self._residual = Residual()
+        minutes = experiment.federation.snapshot_minutes
+        self._unfinished = UnfinishedRounds(
+            store.here(f"unfinished/{self.site.name}"), None if minutes is None else 60 * minutes
+        )
         self._segment: tuple[str, int] | None = None
         self._recent: set[str] = set()
         self._experiment_bytes: str | None = None
@@ -152,8 +159,16 @@ class SiteTrainer:
                 f"the order is for site {order.site!r}, this trainer is {self.site.name!r}'s; send it there"
             )
         on_phase("fetch")
-        with self._place(order):
-            return self._train(order, progress, should_stop or (lambda: False), on_phase)
+        try:
+            with self._place(order):
+                result = self._train(order, progress, should_stop or (lambda: False), on_phase)
+        except RankLost:  # the next order goes on from a snapshot
+            raise
+        except BaseException:
+            self._unfinished.end()
+            raise
+        self._unfinished.end()
+        return result
 
     @contextmanager
     def _place(self, order: Order) -> Iterator[None]:
@@ -176,19 +191,22 @@ class SiteTrainer:
         software = self._checked_software(order)
         begin = self._load(order)
         self._weights = self._inner = None  # unknown until this round is stored
-        losses, seconds, stop = self._steps(order, progress, should_stop, on_phase)
+        work = work_name(order, begin, self.site, self.experiment.sha256(), str(self._config), software)
+        done = self._unfinished.begin(work, order, self._built())
+        losses, seconds, stop = self._steps(order, done, progress, should_stop, on_phase)
         drawn = self._meter.end()
         on_phase("store")
 
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
-        learner, snapshots, moved = self._built(), _snapshots(order), steps > 0
-        written, residual = self._residual.store_update(self.store, order, learner.weights(), snapshots, moved)
+        snapshots, moved = _snapshots(order), steps > 0
+        weights, state = self._built().weights(), self._built().state() if moved else {}
+        written, residual = self._residual.store_update(self.store, order, weights, snapshots, moved)
         inner = begin
         if steps and order.inner_out:
-            inner = store_inner(self.store, order, learner.state())
+            inner = store_inner(self.store, order, state)
         elif steps:
-            inner = save_snapshot(self.store, self.site.name, learner.state(), snapshots)
+            inner = save_snapshot(self.store, self.site.name, state, snapshots)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
         self._inner = inner if not order.inner_out or order.inner_codec == "fp32" else None
         if not order.replay and (residual or not order.inner_out):
@@ -211,7 +229,7 @@ class SiteTrainer:
             residual=residual,
             made_with=software,
             stop=stop,
-            drawn=drawn if losses else None,
+            drawn=drawn if losses and done is None else None,  # what drew power before went unmeasured
         )
 
     def _check_experiment(self, key: str) -> None:
@@ -219,13 +237,7 @@ class SiteTrainer:
         digest = hashlib.sha256(content).hexdigest()
         if digest == self._experiment_bytes:
             return
-        stored = parse_experiment(self.store.read_json(key), key)
-        wanted, mine = _identity(stored), _identity(self.experiment)
-        if wanted != mine:
-            raise TrainingError(
-                f"{key} is experiment {stored.name!r} with identity {wanted[:12]}, the trainer of site "
-                f"{self.site.name} was started with {mine[:12]}; restart the trainer"
-            )
+        require_same(parse_experiment(self.store.read_json(key), key), key, self.experiment, self.site.name)
         self._experiment_bytes = digest
 
     def _checked_software(self, order: Order) -> dict[str, str]:
@@ -294,17 +306,19 @@ class SiteTrainer:
     def _steps(
         self,
         order: Order,
+        done: Unfinished | None,
         progress: Progress | None,
         should_stop: Callable[[], bool],
         on_phase: Callable[[Phase], None],
     ) -> tuple[list[float], float, StopReason]:
-        """Train until a reason to stop; the loss of every step, wall seconds, and the reason."""
+        """Train until a reason to stop, what was `done` before included; the loss of every step, wall seconds, and the
+        reason."""
         per_step = self.experiment.sequences_per_step
-        batches = self._batches(order)
-        losses: list[float] = []
+        losses = list(done.losses) if done else []
+        batches = self._batches(order, after_prefix(order.lease, done.consumed if done else ()))
         self._meter.begin()
-        begin = self._clock()
-        elapsed = last = 0.0
+        elapsed, last = done.seconds if done else 0.0, 0.0
+        begin = self._clock() - elapsed
         on_phase("train" if self._warm else "compile")
         while True:
             if len(losses) >= order.max_steps:
@@ -329,6 +343,7 @@ class SiteTrainer:
             self._meter.sample()
             if progress is not None:
                 progress(self._progress(step, losses, elapsed, last))
+            self._unfinished.note(self._built(), elapsed, losses, len(losses) * per_step)
         return losses, elapsed, stop
 
     def _progress(self, step: int, losses: list[float], elapsed: float, last: float) -> StepProgress:
@@ -339,12 +354,12 @@ class SiteTrainer:
             step, len(losses), losses[-1], so_far, rate, learner.optimisers.matrix_lr, learner.mfu(rate)
         )
 
-    def _batches(self, order: Order) -> Iterator[npt.NDArray[np.int64]]:
+    def _batches(self, order: Order, lease: Ranges) -> Iterator[npt.NDArray[np.int64]]:
         if self._reader is None:
             from curtail_pipeline.corpus.batches import ShardReader
 
             self._reader = ShardReader(self.store, self.site.name, self.settings.sequence_length)
-        return iter(self._reader.batches(order.lease, self.experiment.sequences_per_step, order.seed))
+        return iter(self._reader.batches(lease, self.experiment.sequences_per_step, order.seed))
 
     def _step(self, batch: npt.NDArray[np.int64], step: int, order: Order) -> float:
         """One optimiser step over (sequences, T + 1) token ids; its mean loss in nats per token."""
@@ -376,12 +391,6 @@ class SiteTrainer:
         self._recent |= {order.inner_state, *ended}
         if self.settings.keep_inner_states is not None and order.links is None:  # which sees no manifest, so keeps all
             prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
-
-
-def _identity(experiment: Experiment) -> str:
-    """Hash of all that training may depend on: traces lie elsewhere on each machine, and sites may be added."""
-    identity = {key: value for key, value in experiment.identity().items() if key not in ("traces", "sites")}
-    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 def _snapshots(order: Order) -> str:

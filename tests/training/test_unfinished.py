@@ -1,0 +1,196 @@
+"""A round that was killed goes on from its last snapshot, to the bits of one that nobody disturbed."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from training_case import SITE, changed, fill_store, make_experiment, make_order
+
+from curtail_pipeline.settings.experiment import parse_experiment
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.training import unfinished
+from curtail_pipeline.training.trainer import SiteTrainer
+
+MINUTE = 60.0
+SNAPPING = make_experiment()
+FOLDER = f"unfinished/{SITE}"
+
+
+class Killed(BaseException):
+    """What ends a process without any clean-up."""
+
+
+@pytest.fixture
+def store(tmp_path):
+    return fill_store(tmp_path, SNAPPING)
+
+
+def trainer_of(store, seconds_a_step=4 * MINUTE):
+    """By its own clock a step takes four minutes: a snapshot is due after the third, the sixth, ..."""
+    now = [0.0]
+
+    def clock():
+        return now[0]
+
+    trainer = SiteTrainer(store, SITE, SNAPPING, clock=clock)
+    step = trainer._step
+
+    def slow(*arguments):
+        now[0] += seconds_a_step
+        return step(*arguments)
+
+    trainer._step = slow
+    return trainer
+
+
+def written(trainer):
+    writer = trainer._unfinished._writer
+    if writer is not None:
+        writer.join()
+
+
+def kill_after(trainer, steps):
+    def progress(told):
+        written(trainer)
+        if told.steps == steps:
+            raise Killed
+
+    return progress
+
+
+def snapshot_files(store):
+    return sorted(path.name for path in store.path(FOLDER).iterdir()) if store.path(FOLDER).exists() else []
+
+
+def comparable(result):
+    return result.model_dump(exclude={"seconds", "tokens_per_s"})
+
+
+def killed(store, order, monkeypatch, steps=8):
+    """Leave what a kill after so many steps leaves; an exception would clean up."""
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished.UnfinishedRounds, "end", lambda _: None)
+        trainer = trainer_of(store)
+        with pytest.raises(Killed):
+            trainer.train(order, kill_after(trainer, steps))
+
+
+def test_a_killed_round_goes_on_from_its_snapshot_to_the_same_bits(store, monkeypatch):
+    order = make_order(store, max_steps=10)
+    wanted = SiteTrainer(store, SITE, SNAPPING).train(order)
+    killed(store, order, monkeypatch)
+    names = snapshot_files(store)
+    assert len(names) == 2 and names[1] == unfinished.RECORD and names[0].endswith(".safetensors")
+
+    told = []
+    later = trainer_of(store)
+    again = later.train(changed(order, attempt=1), told.append)  # another attempt at the same work
+    assert [each.steps for each in told] == [7, 8, 9, 10]
+    assert comparable(again) == comparable(wanted)
+    assert again.seconds == 10 * 4 * MINUTE
+    written(later)
+    assert not store.path(FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 6}, {"members": 2}, {"lease": [(1, 1, 200)]}, {"max_steps": 5}, {"inner_state": "sha256:" + "0" * 64}],
+)
+def test_other_work_does_not_go_on_from_it(store, monkeypatch, change):
+    order = make_order(store, max_steps=10)
+    killed(store, order, monkeypatch)
+    assert snapshot_files(store)
+    told, other = [], changed(order, **change)
+    if "inner_state" in change:  # lost, and so begun fresh: that is the same work
+        assert SiteTrainer(store, SITE, SNAPPING).train(other, told.append).steps == 10
+        assert told[0].steps == 7
+        return
+    SiteTrainer(store, SITE, SNAPPING).train(other, told.append)
+    assert told[0].steps == 1
+    assert not store.path(FOLDER).exists()
+
+
+def test_a_replay_leaves_it_alone(store, monkeypatch):
+    order = make_order(store, max_steps=10)
+    killed(store, order, monkeypatch)
+    names, told = snapshot_files(store), []
+    SiteTrainer(store, SITE, SNAPPING).train(changed(order, replay="r1", max_steps=2, out="scratch/r"), told.append)
+    assert told[0].steps == 1 and snapshot_files(store) == names
+
+
+@pytest.mark.parametrize("spoil", ["tensors", "record", "gone"])
+def test_a_damaged_snapshot_is_not_gone_on_from(store, monkeypatch, spoil):
+    order = make_order(store, max_steps=8)
+    wanted = SiteTrainer(store, SITE, SNAPPING).train(order)
+    killed(store, order, monkeypatch)
+    (tensors,) = store.path(FOLDER).glob("*.safetensors")
+    record = store.path(FOLDER) / unfinished.RECORD
+    if spoil == "gone":
+        tensors.unlink()
+    else:
+        path = tensors if spoil == "tensors" else record
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    told = []
+    again = SiteTrainer(store, SITE, SNAPPING).train(changed(order, attempt=1), told.append)
+    assert told[0].steps == 1 and comparable(again) == comparable(wanted)
+
+
+def test_training_goes_on_while_a_snapshot_is_written(store, monkeypatch):
+    """Counts alone: the writer is held back for four more steps, and no other one is begun meanwhile."""
+    go, begun = threading.Event(), []
+    write = unfinished.write_tensors
+
+    def held(path, tensors):
+        if "weights/lm_head.weight" in tensors:
+            begun.append(path)
+            assert go.wait(60)
+        return write(path, tensors)
+
+    monkeypatch.setattr(unfinished, "write_tensors", held)
+    trainer, steps = trainer_of(store), []
+
+    def progress(told):
+        steps.append(told.steps)
+        if told.steps == 8:
+            go.set()
+            written(trainer)
+
+    wanted = SiteTrainer(store, SITE, SNAPPING).train(make_order(store, max_steps=10))
+    result = trainer.train(make_order(store, max_steps=10, attempt=1), progress)
+    assert steps == list(range(1, 11)) and comparable(result) == comparable(wanted)
+    written(trainer)
+    assert len(begun) == 2  # due after 3 steps and 6, but the first was being written until after the 8th
+    assert not store.path(FOLDER).exists() or not snapshot_files(store)
+
+
+@pytest.mark.slow
+def test_a_trainer_that_is_killed_for_good_leaves_its_snapshot(tmp_path):
+    content = make_experiment().model_dump(mode="json")
+    content["federation"]["snapshot_minutes"] = 1e-6
+    experiment = parse_experiment(content, "small")
+    store = fill_store(tmp_path, experiment)
+    order = make_order(store, max_steps=30)
+    wanted = SiteTrainer(store, SITE, make_experiment()).train(order)
+    code = (
+        "import os, signal, sys; sys.path[:0] = sys.argv[2:]\n"
+        "from training_case import *\n"
+        "from curtail_pipeline.training.trainer import SiteTrainer\n"
+        "store = FolderStore(sys.argv[1])\n"
+        "experiment = parse_experiment(store.read_json('experiment.json'), 'stored')\n"
+        "order = make_order(store, max_steps=30)\n"
+        "def progress(told):\n"
+        "    there = store.path('unfinished/NEM_SA/unfinished.json').exists()\n"
+        "    if told.steps > 5 and there: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "SiteTrainer(store, SITE, experiment).train(order, progress)\n"
+    )
+    tests = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run([sys.executable, "-c", code, str(store.root), tests], env=dict(os.environ), timeout=300)
+    assert done.returncode == -9
+    told = []
+    again = SiteTrainer(FolderStore(store.root), SITE, experiment).train(order, told.append)
+    assert told[0].steps > 1 and comparable(again) == comparable(wanted)
