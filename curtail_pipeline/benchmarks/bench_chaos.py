@@ -82,6 +82,7 @@ def run(
     keep: str = "",
     faultfree: float | None = None,
     minutes: float = math.inf,
+    only: str = "",
 ) -> Mapping[str, object]:
     """Disturb runs until so many faults took place; figures as in the module's text, times in wall seconds.
 
@@ -91,13 +92,14 @@ def run(
         keep: a folder to work in, left as it is.
         faultfree: held-out loss of the undisturbed run where it is known, which then is not run again.
         minutes: no further fault after so many; the run that is on its way is finished.
+        only: kinds with one of these words in their names, separated by commas.
     """
     until = time.monotonic() + 60 * minutes
     names = setups.split(",")
     if unknown := [name for name in names if name not in SETUPS]:
         raise SettingsError(f"no set-up {unknown[0]!r}; there are {', '.join(SETUPS)}")
     chance, tally = random.Random(seed), Tally()
-    kinds = {name: Even([*kinds_of(name), RUN_KILLED, STOP_RUN], chance) for name in names}
+    kinds = {name: Even(_wanted([*kinds_of(name), RUN_KILLED, STOP_RUN], only), chance) for name in names}
     phases = Even([*Phase], chance)
     per_run = min(per_run, -(-faults // len(names)))
     with contextlib.ExitStack() as held:
@@ -122,6 +124,17 @@ def run(
                         phases.counts[strike.phase] += 1
                 episode.finish(tally)
     return _figures(tally, seed, faultfree)
+
+
+def _wanted(kinds: Sequence[str], only: str) -> Sequence[str]:
+    """
+    Raises:
+        SettingsError: none is.
+    """
+    wanted = [kind for kind in kinds if any(word in kind for word in only.split(","))]
+    if not wanted:
+        raise SettingsError(f"no kind of fault has {only!r} in its name; there are {', '.join(kinds)}")
+    return wanted
 
 
 class Episode:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from curtail_pipeline.benchmarks.bench_chaos import Even, Tally, _figures
+from curtail_pipeline.benchmarks.bench_chaos import Even, Tally, _figures, _wanted
 from curtail_pipeline.benchmarks.chaos_checks import miscounted
 from curtail_pipeline.benchmarks.chaos_experiment import CURTAILED, NAME, SEQUENCE, write_experiment
 from curtail_pipeline.benchmarks.chaos_faults import kinds_of
 from curtail_pipeline.benchmarks.chaos_setups import SETUPS, Local, Part
 from curtail_pipeline.benchmarks.fault_injector import Injector, Phase, Strike, Target
+from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.plan import plan_key, segment_key
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.flower.federation_state import STATE_FILE, FederationState, SuperLinkState
@@ -53,6 +54,16 @@ def test_every_process_is_hit_in_every_way_in_every_setup() -> None:
         assert {f"kill {part}" for part in Part} | {f"damage {target}" for target in Target} < {*kinds}
         hit = [part for part in Part if setup != "standing" or part is not Part.SUPERVISOR]
         assert {f"stop {part} for {how}" for part in hit for how in ("5 s", "60 s", "ever")} < {*kinds}
+
+
+def test_kinds_are_picked_by_words_of_their_names() -> None:
+    kinds = [*kinds_of("standing")]
+    assert _wanted(kinds, "") == kinds
+    assert {*_wanted(kinds, "kill superexec,partition of a site for 5 s")} == {
+        "kill superexec of the superlink", "kill superexec of a supernode", "partition of a site for 5 s",
+    }  # fmt: skip
+    with pytest.raises(SettingsError, match="no kind of fault has 'flood' in its name; there are kill trainer, "):
+        _wanted(kinds, "flood")
 
 
 def test_the_last_line_has_what_was_counted() -> None:
