@@ -21,7 +21,9 @@ from curtail_pipeline.times import utc_now
 
 BEAT_S = 2.0
 
-Doing = Literal["collecting", "merging"]
+Doing = Literal["collecting", "resuming", "merging"]
+"""Asking sites, for their nodes too; reading what an earlier server has merged; merging. The latter two read and write
+whole weights."""
 
 
 class ServerLife(Message):
@@ -120,5 +122,5 @@ class ServerWatch:
         still = now - self._since
         if self._seen is None:
             return f"it did not begin within {still:.0f} s" if still > self._start_s else None
-        limit = self._limits.transfer_s if self._seen.doing == "merging" else SILENT * self._limits.liveness_s
+        limit = SILENT * self._limits.liveness_s if self._seen.doing == "collecting" else self._limits.transfer_s
         return f"it has shown no life for {still:.0f} s while {self._seen.doing}" if still > limit else None

@@ -171,8 +171,10 @@ def serve(grid: Grid, context: Context) -> None:
     try:
         gate = _gate(store, plan)
         life.beat("collecting")  # from here on whoever follows the run need not wait for Flower to miss it
+        nodes = resolve_nodes(grid, plan.members, config.nodes, wait=wait)
+        life.beat("resuming")
         run_plan(
-            FlowerTransport(grid, resolve_nodes(grid, plan.members, config.nodes, wait=wait)),
+            FlowerTransport(grid, nodes),
             config.plan,
             store,
             limits=config.limits,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from curtail_pipeline.federation.server_life import LifeWriter, ServerWatch, life_key
+from curtail_pipeline.federation.server_life import Doing, LifeWriter, ServerWatch, life_key
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import StoreUnavailable
@@ -24,7 +24,8 @@ def time() -> Time:
     return Time()
 
 
-def test_a_server_that_falls_silent_is_lost(tmp_path: Path, time: Time) -> None:
+@pytest.mark.parametrize("doing", ["merging", "resuming"])
+def test_a_server_that_falls_silent_is_lost(tmp_path: Path, time: Time, doing: Doing) -> None:
     store = FolderStore(tmp_path)
     LifeWriter(store, "scratch/x/1", time).beat("merging")  # of an earlier server, which was killed
     watch = ServerWatch(store, "scratch/x/1", LIMITS, 60, time)
@@ -38,7 +39,7 @@ def test_a_server_that_falls_silent_is_lost(tmp_path: Path, time: Time) -> None:
         assert watch.lost() is None
     time.now = 99
     assert watch.lost() == "it has shown no life for 11 s while collecting"
-    life.beat("merging")  # a merge of many GB takes its time
+    life.beat(doing)  # many GB take their time
     for time.now, said in ((99, False), (190, False), (200, True)):
         assert (watch.lost() is not None) == said
     life.close()
