@@ -170,10 +170,11 @@ def test_the_arms_send_and_fetch_by_their_codecs() -> None:
     ]  # fmt: skip
 
 
-def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", wan_job.MODELS)
+def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path, model: str) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text(wan_job.trace())
-    parts = planned(wan_job.experiment("tiny", "fp32", str(trace)), tmp_path / "home")
+    parts = planned(wan_job.experiment(model, "fp32", str(trace)), tmp_path / "home")
     members = [part.members if isinstance(part, SegmentPlan) else () for part in parts]
     assert members == [
         (), ("north", "south"), ("north", "south", "east"), ("south", "east"), (), ("south", "east"), (),
