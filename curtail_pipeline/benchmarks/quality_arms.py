@@ -32,7 +32,7 @@ class Arm(Record):
     """Times as many tokens in a step, and as many fewer steps: what N synchronous sites would do."""
     round_steps: int = Field(default=16, ge=1)
     """Of a site in a whole round."""
-    rounds: Mapping[str, float | str] = Field(default_factory=dict)
+    rounds: Mapping[str, int | float | str] = Field(default_factory=dict)
     """Settings of the section `rounds`."""
     training: Mapping[str, float] = Field(default_factory=dict)
     """Factors on settings of the section `training`."""

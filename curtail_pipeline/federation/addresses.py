@@ -17,7 +17,11 @@ def links_of(store: Store, order: Order) -> Links:
         StoreError: the store is a folder.
     """
     read = [order.parent.key, order.config, order.experiment_uri, MEMBERSHIP_KEY]
-    read += [key for key in (order.stop, order.shared and order.shared.key, order.delta and order.delta.key) if key]
+    read += [
+        key
+        for key in (order.stop, order.late, order.shared and order.shared.key, order.delta and order.delta.key)
+        if key
+    ]
     for owner in sorted({span.owner for span in parse_ranges(order.lease, order.site)}):
         read += [f"shards/{owner}/{name}" for name in store.list(f"shards/{owner}")]
     written = [order.out, agent_key(order.site), *([order.inner_out] if order.inner_out else [])]

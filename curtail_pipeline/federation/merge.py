@@ -78,6 +78,7 @@ def merge(
     *,
     parent_sha256: str,
     round_index: int,
+    least: int = 1,
     download: CodecName = "fp32",
     out_delta: Path | None = None,
 ) -> MergeReport:
@@ -87,7 +88,7 @@ def merge(
     sha256 it claims, its tensors have the parent's names, shapes and types, every difference from the parent is finite,
     and its norm is within the bound, the larger one of `norm_limit` and `PARENT_NORMS`, and does not stand out as
     `beside_the_others` has it. An update without tokens is neither accepted nor refused. With no accepted update
-    the parent's weights and the momentum go on unchanged.
+    the parent's weights and the momentum go on unchanged, and so they do with fewer than `least`, which are refused.
 
     Args:
         parent_path: the weights the round started from.
@@ -119,6 +120,10 @@ def merge(
             outputs = Outputs(out_weights if any(update.codec != "fp32" for update in offered) else None)
         judge = _Judge(parent, parent_sha256, round_index, norm_bound, norm_history)
         accepted, passed = judge.merge(offered, outputs)
+        if len(accepted) < least:
+            why = f"a merge takes {least} updates, and {len(accepted)} could be used"
+            judge.refused |= dict.fromkeys((update.site for update in accepted), why)
+            accepted, passed = [], Passed(0.0, {})
     norms, total = judge.norms, sum(update.tokens for update in accepted)
     written, step_norm = passed.written, passed.step_norm
     if mode == "local" or not accepted:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from curtail_pipeline.emissions.meter import Drawn
+from curtail_pipeline.federation.grace import Quorum
 from curtail_pipeline.federation.merge_report import MergeReport
 from curtail_pipeline.settings.federation_settings import CodecName, DownloadName, StateCodecName
 from curtail_pipeline.storage.links import Links
@@ -107,6 +108,8 @@ class Order(Message):
     """The repetition that it belongs to; empty in a live segment. Live orders come first at a trainer."""
     stop: str = ""
     """Store key of a record that ends the round when it is there: how a cancelled segment reaches any site."""
+    late: str = ""
+    """Likewise, when the round was merged without those who still work on it."""
     links: Links | None = None
     """Addresses of all that the round reads and writes, for a site without credentials of the store."""
 
@@ -278,6 +281,7 @@ class Plan(Message):
     """What every site begins with, where inner states are merged (`rounds.inner_state`)."""
     outer: OuterSettings
     exchange: Exchange = Exchange()
+    quorum: Quorum = Quorum()
     norm_bound: float = Field(gt=1)
     norm_history: tuple[float, ...] = ()
     step_size: StepSize | None = None
@@ -324,7 +328,10 @@ class RoundDone(Record):
     """Of the first and the last step."""
     stops: dict[str, str]
     refused: dict[str, str]
+    """Late ones are among them."""
     lost: dict[str, str]
+    overdue: dict[str, str] = Field(default_factory=dict)
+    """Sites whose answer to an earlier round, which was merged without it, came in this one."""
     odd: dict[str, str] = Field(default_factory=dict)
     """What is out of the ordinary at a site whose update counts."""
     fresh: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from curtail_pipeline.federation.grace import Quorum
 from curtail_pipeline.federation.orders import JournalLine, Plan, PlannedRound, Segment, SharedState, SiteTerms
 from curtail_pipeline.storage.store import Store
 
@@ -46,6 +47,11 @@ def segment_key(folder: str) -> str:
 def stop_key(folder: str) -> str:
     """Of the record that ends the segment's orders at whichever site works on one."""
     return f"{folder}/stop.json"
+
+
+def late_key(folder: str, index: int) -> str:
+    """Of the record that ends a round at whoever still works on it."""
+    return f"{folder}/late-{index:04d}.json"
 
 
 def parse_journal(text: bytes, source: str) -> list[JournalLine]:
@@ -100,6 +106,7 @@ def replay_of(
         "rounds": tuple(rounds),
         "open": None,
         "written": None,
+        "quorum": Quorum(),  # who was late is left out
         "replay": replay,
         "inner_state": dict(states),
         "shared": shared,

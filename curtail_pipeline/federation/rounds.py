@@ -7,8 +7,10 @@ What can fail, and what follows:
   stop reason names the site. A reply that arrives later is ignored.
 - *An update is refused* (see `outer.merge`; also a result that does not fit its order): the round goes on with the
   others and the site takes part in the next one.
-- In both cases nothing the site did counts: its next order starts from the inner state of its last accepted result, and
-  its lease starts again at the ranges it was given.
+- *A site is late* (`grace`): the round goes on with the others, its order is ended, and its answer is not used when it
+  comes. *Fewer than a quorum* can be merged: none is.
+- In all of these cases nothing the site did counts: its next order starts from the inner state of its last accepted
+  result, and its lease starts again at the ranges it was given.
 - *No site delivers* in a round: the round's starting weights go on.
 - *No site delivers in the whole segment*, and not because all left: `FederationError`, nothing to commit.
 - *This process dies*: `rounds.jsonl` is whole (every write is atomic); whoever runs the plan again goes on behind it.
@@ -24,7 +26,7 @@ from datetime import datetime
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.admission import HeldoutLoss, admit, fetch, gate
-from curtail_pipeline.federation.answers import collect
+from curtail_pipeline.federation.answers import Answers, Collector
 from curtail_pipeline.federation.budgets import step_budgets
 from curtail_pipeline.federation.inner_states import fetch_states, store_merged
 from curtail_pipeline.federation.liveness import Liveness
@@ -43,6 +45,7 @@ from curtail_pipeline.federation.orders import (
 from curtail_pipeline.federation.plan import (
     folder_of,
     journal_key,
+    late_key,
     planned_attempts,
     read_journal,
     scratch_of,
@@ -52,6 +55,7 @@ from curtail_pipeline.federation.plan import (
 from curtail_pipeline.federation.segment_state import DELTA, INNER, OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.federation.terms import oddities
+from curtail_pipeline.federation.trainer_api import StopOrder
 from curtail_pipeline.federation.transport import Transport
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
@@ -92,7 +96,8 @@ class _Running:
         self.transport, self.plan, self.folder, self.store = transport, plan, folder, store
         self.liveness = Liveness(store, limits, clock)
         self.life = LifeWriter(store, folder, clock)
-        self.wait, self.log, self.heldout_loss = wait, log, heldout_loss
+        self.collector = Collector(transport, self.liveness, plan.quorum, clock=clock, beat=self.life.beat, wait=wait)
+        self.patience_s, self.log, self.heldout_loss = limits.delivery_s, log, heldout_loss
         self.state = SegmentState(plan)
         self._journal = b""
 
@@ -112,6 +117,7 @@ class _Running:
         else:
             # the end of the plan, or something that the last round brought about
             stop_reason = self._boundary() or ("length cap" if self.plan.open else self.plan.stop_reason)
+        self.collector.await_late(self.patience_s)
         if not any(site.steps for site in self.state.sites.values()) and (self.state.lost or self.state.refusals):
             why = "; ".join(f"{site}: {reason}" for site, reason in (self.state.refusals | self.state.lost).items())
             raise FederationError(
@@ -221,6 +227,7 @@ class _Running:
             inner_codec=plan.exchange.state,
             replay=plan.replay,
             stop=stop_key(self.folder),
+            late=late_key(self.folder, upcoming.index) if plan.quorum.grace else "",
         )
         return order.with_links(links_of(self.store, order)) if site in plan.linked else order
 
@@ -233,13 +240,12 @@ class _Running:
         for site, order in orders.items():
             self.liveness.watch(site, order)
             self.transport.send(site, order)
-        results, lost, malformed = collect(
-            self.transport, self.liveness, upcoming.index, set(orders), beat=self.life.beat, wait=self.wait
-        )
+        answers = self._collect(upcoming.index, orders)
+        results, lost = answers.results, answers.lost
         self.life.beat("merging")
         fitting, refused = self._admit(orders, results)
         report = self._merge(upcoming.index, orders, fitting)
-        refused |= malformed | report.refused
+        refused |= answers.malformed | answers.late | report.refused
         counted = {site: results[site] for site in sorted(report.accepted)}
         done = RoundDone(
             index=upcoming.index,
@@ -253,6 +259,7 @@ class _Running:
             stops={**upcoming.stops, **{s: r.stop for s, r in counted.items() if r.stop != "steps"}},
             refused=refused,
             lost=lost,
+            overdue=answers.overdue,
             odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
             fresh=tuple(s for s, r in counted.items() if r.inner_state.begin != orders[s].inner_state),
             weights=StoredWeights(key=f"{self._round_folder(upcoming.index)}/{WEIGHTS}", sha256=report.weights.sha256),
@@ -267,8 +274,17 @@ class _Running:
             f"round {upcoming.index}: {self.state.step - before} steps by {', '.join(counted) or 'no site'}"
             + "".join(f"; {site} refused: {why}" for site, why in refused.items())
             + "".join(f"; {site} lost: {why}" for site, why in lost.items())
-            + "".join(f"; {site}: {what}" for site, what in done.odd.items())
+            + "".join(f"; {site}: {what}" for site, what in (*done.odd.items(), *done.overdue.items()))
         )
+
+    def _collect(self, index: int, orders: Mapping[str, Order]) -> Answers:
+        """What became of the orders; whoever is late is told to end."""
+        found = self.collector.collect(index, set(orders))
+        if found.late:
+            plan = self.plan
+            ends = StopOrder(key=plan.key, attempt=plan.attempt, replay=plan.replay, round=index)
+            self.store.write_record(late_key(self.folder, index), ends)
+        return found
 
     def _admit(
         self, orders: Mapping[str, Order], results: Mapping[str, Result]
@@ -303,6 +319,7 @@ class _Running:
                 self.state.norm_history,
                 parent_sha256=self.state.weights.sha256,
                 round_index=index,
+                least=plan.quorum.least(len(orders)),
                 download=plan.exchange.download,
                 out_delta=(moved := store.here(f"{folder}/.{DELTA}")),
             )

@@ -29,7 +29,7 @@ from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
     "other round", "other torch", "lost state", "gone", "nan state", "huge state", "no state",
-    "mute", "hang", "undelivered",
+    "mute", "hang", "undelivered", "late",
 ]  # fmt: skip
 
 
@@ -37,15 +37,16 @@ FaultKind = Literal[
 class Fault:
     """What goes wrong at a site in a round.
 
-    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: the site
-    trains on and never replies. hang: its training thread stands still, its heartbeat goes on. undelivered: it lives
-    and the order never reaches it. error: the transport reports a failure. nan, huge, shape, corrupt:
-    the weights are not finite, moved too far, misshapen, or not those announced. stale: trained from another parent.
-    gone: the weights are not in the store. greedy: consumes ranges it has no lease for. halved: names half of the
-    ranges it trained on. boastful: claims a hundred times its tokens. dreamer: claims a loss that its steps cannot have
-    had. other round: signs for the next. other torch: works with another release. lost state: starts fresh whatever it
-    is told. nan state, huge state, no state: the inner state that is to be merged is not finite, larger than gradients
-    can leave it, or not there.
+    kill: heartbeat and reply stop. restart: the agent comes back as another process, the reply is gone. mute: the
+    site trains on and never replies. hang: its training thread stands still, its heartbeat goes on. undelivered: it
+    lives and the order never reaches it. late: it answers after 40 polls, or when its round was merged without it.
+    error: the transport reports a failure. nan, huge, shape, corrupt: the weights are not finite, moved too far,
+    misshapen, or not those announced. stale: trained from another parent. gone: the weights are not in the store.
+    greedy: consumes ranges it has no lease for. halved: names half of the ranges it trained on. boastful: claims a
+    hundred times its tokens. dreamer: claims a loss that its steps cannot have had. other round: signs for the
+    next. other torch: works with another release. lost state: starts fresh whatever it is told. nan state, huge
+    state, no state: the inner state that is to be merged is not finite, larger than gradients can leave it, or not
+    there.
     """
 
     site: str
@@ -156,6 +157,10 @@ def _code(parent: Path, weights: Path, codec: LossyName) -> None:
         )
 
 
+SLOW_POLLS = 40
+"""After which a site that is late answers all the same."""
+
+
 class MemoryTransport:
     """Runs each site's function in the poll after its order was sent.
 
@@ -175,6 +180,7 @@ class MemoryTransport:
         self._pending: list[tuple[str, Order]] = []
         self._dead: set[str] = set()
         self._at_work: dict[str, tuple[Order, FaultKind]] = {}
+        self._slow: dict[str, tuple[int, Result]] = {}
         self._pid = dict.fromkeys(sites, 1)
         self._beat = 0
         self._beat_all()
@@ -187,6 +193,11 @@ class MemoryTransport:
         if self.on_poll:
             self.on_poll()
         answers: list[tuple[str, Reply]] = []
+        for site, (order, fault) in list(self._at_work.items()):
+            told = bool(order.late) and self.store.exists(order.late)
+            if fault == "late" and (told or self._beat > self._slow[site][0]):
+                del self._at_work[site]
+                answers.append((site, self._slow[site][1]))
         pending, self._pending = self._pending, []
         for site, order in pending:
             kind = self.faults.get((site, order.round))
@@ -196,8 +207,10 @@ class MemoryTransport:
                 self._pid[site] += 1
             elif kind == "error":
                 answers.append((site, Failure("trainer answered 500: injected")))
-            elif kind in ("mute", "hang"):
+            elif kind in ("mute", "hang", "late"):
                 self._at_work[site] = (order, kind)
+                if kind == "late":
+                    self._slow[site] = self._beat + SLOW_POLLS, self.sites[site](order, kind)
             elif kind != "undelivered":
                 self._at_work.pop(site, None)
                 answers.append((site, self.sites[site](order, kind)))

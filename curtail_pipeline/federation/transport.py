@@ -11,6 +11,8 @@ class Failure:
     """An order that will have no result, and why: the site is lost to the round."""
 
     reason: str
+    round: int | None = None
+    """Of the order; None for the last one sent."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Malformed:
     """An answer that is no result of this version: it is refused, the site is not lost."""
 
     reason: str
+    round: int | None = None
+    """As in `Failure`."""
 
 
 Reply = Result | Failure | Malformed

@@ -6,6 +6,7 @@ Weights never travel in messages: an order and a result are small JSON texts tha
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -75,6 +76,8 @@ class FlowerTransport:
             found = _read(reply)
             if found is None:
                 self._later.append((now + ASK_AGAIN_S, site, order))
+            elif isinstance(found, Failure | Malformed):
+                answers.append((site, replace(found, round=order.round)))
             else:
                 answers.append((site, found))
         return answers

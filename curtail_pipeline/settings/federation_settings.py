@@ -56,6 +56,12 @@ class RoundSettings(Section):
     get the weights."""
     state_codec: StateCodecName = "fp32"
     """How merged inner states travel, both ways. Nobody keeps what it loses: a state forgets it by itself."""
+    quorum: int = Field(default=1, ge=1)
+    """Updates without which a round's are not merged; all of them where fewer sites train."""
+    grace: float | None = Field(default=None, gt=0)
+    """Once `quorum` sites have answered a round, the others are waited for so many median times that these took; then
+    it is merged without them, what they did does not count, and their text goes back. All are waited for when not
+    given."""
     norm_bound: float = Field(default=5.0, gt=1)
     """An update is refused when its norm exceeds this many medians of the other sites' in its round; or of the last 20
     accepted ones and 20 norms of the round's starting weights as well."""

@@ -12,6 +12,7 @@ from datetime import datetime
 from curtail_pipeline.corpus.build import any_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import FederationError, SitesDown, StoreError
+from curtail_pipeline.federation.grace import Quorum
 from curtail_pipeline.federation.orders import (
     Exchange,
     OpenRounds,
@@ -206,6 +207,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         residual=residuals(project, parent, request.members),
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
         exchange=_exchange(experiment.rounds),
+        quorum=Quorum(members=experiment.rounds.quorum, grace=experiment.rounds.grace),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
         linked=tuple(site for site in request.members if site in experiment.federation.linked),

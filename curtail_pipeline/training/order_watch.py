@@ -1,4 +1,5 @@
-"""What ends a site's round from afar: the membership has no more use for the site, or its segment was cancelled."""
+"""What ends a site's round from afar: the membership has no more use for the site, its segment was cancelled,
+or the round was merged without it."""
 
 import logging
 import threading
@@ -24,11 +25,11 @@ class OrderWatch:
         self.left = threading.Event()
         self._closed = threading.Event()
         self._store, self._site, self._watch, self._links = store, site, order.watch, order.links
-        self._stop = order.stop
+        self._stops = [key for key in (order.stop, order.late) if key]
         self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
 
     def __enter__(self) -> "OrderWatch":
-        if self._watch is not None or self._stop:
+        if self._watch is not None or self._stops:
             self._thread.start()
         return self
 
@@ -41,11 +42,12 @@ class OrderWatch:
         looked = -LOOK_S
         while not self._closed.is_set():
             now = time.monotonic()
-            if self._stop and now - looked >= LOOK_S:
+            if self._stops and now - looked >= LOOK_S:
                 looked = now
-                if self._read(self._stop) is not None:
-                    log.info("the order was stopped by %s", self._stop)
-                    self.left.set()
+                for key in self._stops:
+                    if self._read(key) is not None:
+                        log.info("the order was stopped by %s", key)
+                        self.left.set()
             if self.left.is_set() or self._leaves():
                 self.left.set()
                 return
