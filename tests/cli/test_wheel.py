@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from micro import ROOT, environment, write_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SOURCES = ("pyproject.toml", "README.md", "curtail_pipeline", "assets", "sensors")
 
@@ -43,7 +43,7 @@ def _pip(*words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def curtail(installed: Path, folder: Path, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def curtail(installed: Path, folder: Path, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run the wheel's command in `folder`, which is no checkout and has none on its path."""
     done = subprocess.run(
         [sys.executable, "-m", "curtail_pipeline.cli", *words],

@@ -229,7 +229,7 @@ def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
         for role in roles:
             role.terminate()
         for role in roles:
-            role.wait(90)
+            role.wait(300)
     assert [role.returncode for role in roles[1:]] == [0] * len(row["members"])
     wait_for(lambda: not processes_of(home) and not listens(port), 90, "the end of all that the roles had started")
 
@@ -257,7 +257,7 @@ def test_told_to_stop_then_killed_it_goes_on_and_ends_with_the_same_weights(
 
         wait_for(seen, 300, what)
         process.send_signal(told)
-        code = process.wait(60)
+        code = process.wait(300)
         wait_for(lambda: not processes_of(tmp_path), 90, "the end of what the run had started")
         return code
 
