@@ -62,4 +62,4 @@ def serving() -> Iterator[Postgres]:
             yield found
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(120)

@@ -29,7 +29,7 @@ def missing() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_from_empty_volumes_to_a_federated_checkpoint(tmp_path: Path) -> None:
     if reason := missing():
         pytest.skip(reason)

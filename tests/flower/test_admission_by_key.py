@@ -71,7 +71,7 @@ class Secured:
             yield process, log
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def answers(address: str) -> bool:
@@ -101,7 +101,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         for child in children:
             child.terminate()
         for child in children:
-            child.wait(30)
+            child.wait(120)
 
 
 def test_a_registered_site_joins_and_a_revoked_one_is_out(secured: Secured) -> None:

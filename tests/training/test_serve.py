@@ -88,7 +88,7 @@ def trainer(filled, tmp_path_factory):
     yield trainer
     assert trainer.status()["busy"] is False
     trainer.process.send_signal(signal.SIGTERM)
-    assert trainer.process.wait(20) == 0, trainer.log.read_text()
+    assert trainer.process.wait(120) == 0, trainer.log.read_text()
     assert not trainer.endpoint.exists()
     assert f"{SITE}.json" not in filled.list("agents")
 
@@ -320,7 +320,7 @@ def test_killing_the_parent_leaves_nothing(filled, tmp_path):
     wait_until(lambda: (httpx.get(f"{url}/status", headers=headers, trust_env=False).json()["steps"] or 0) > 1)
     parent.kill()
     parent.wait()
-    trainer.wait(20)
+    trainer.wait(120)
     assert not endpoint.exists(), log.read_text()
     assert f"{SITE}.json" not in store.list("agents")
     with socket.socket() as probe:
@@ -336,4 +336,4 @@ def test_killing_the_parent_leaves_nothing(filled, tmp_path):
         trust_env=False,
     )
     assert stopped.json() == {"stopped": False}
-    assert again.wait(20) == 0
+    assert again.wait(120) == 0
