@@ -16,13 +16,14 @@ from typing import NamedTuple, TypedDict, get_args
 
 import numpy as np
 
+from curtail_pipeline.benchmarks.projection import DOWN, PARAMETERS, ExchangeCosts, not_training
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.merge_pass import Update
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.update_file import write_update, write_weights
-from curtail_pipeline.settings.federation_settings import CodecName, LossyName
+from curtail_pipeline.settings.federation_settings import CodecName, LossyName, StateCodecName
 from curtail_pipeline.storage.store import file_sha256
 
 WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 8_192)}
@@ -30,6 +31,7 @@ WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 
 DISTINCT = 3
 POOL = 1 << 22
 NAMES: tuple[CodecName, ...] = ("fp32", *get_args(LossyName))
+STATES: tuple[StateCodecName, ...] = get_args(StateCodecName)
 
 
 class Costs(NamedTuple):
@@ -51,6 +53,16 @@ class MergeCosts(TypedDict):
     peak_mib: float
 
 
+class Shares(TypedDict):
+    """Of a round of 600 s over 100 Mbit/s that a site of a 561M does not train, with the processor time of one core."""
+
+    waiting: float
+    overlapped: float
+    waiting_with_states: float
+    """Where inner states are merged too."""
+    overlapped_with_states: float
+
+
 class ModelCosts(TypedDict):
     bytes: dict[str, int]
     fraction_of_fp32: dict[str, float]
@@ -66,6 +78,9 @@ class ModelCosts(TypedDict):
     """The largest of all merges."""
     merges: dict[str, dict[str, MergeCosts]]
     """By codec and number of sites."""
+    state_bytes: dict[str, int]
+    """Of a merged inner state."""
+    projected_561M_600s: dict[str, Shares]
 
 
 def run(
@@ -156,6 +171,42 @@ class _Measured:
             "merge_ratio": worst["merge_ratio"],
             "peak_mib": max(m["peak_mib"] for by_count in merges.values() for m in by_count.values()),
             "merges": merges,
+            "state_bytes": {codec: self._state_bytes(codec) for codec in STATES},
+            "projected_561M_600s": {
+                codec: self._projected(codec, size, encode, decode, merges[codec][str(counts[0])])
+                for codec in codecs
+                if DOWN.get(codec, codec) in size
+            },
+        }
+
+    def _state_bytes(self, codec: StateCodecName) -> int:
+        """AdamW keeps two values for each of embedding and head, Muon one for each of the others."""
+        counts = {name: int(np.prod(shape)) for name, _, shape in self.layout}
+        fields = {name: 1 if ".layers." in name else 2 for name in counts}
+        if codec == "fp32":
+            return sum(4 * fields[name] * count for name, count in counts.items())
+        coder = CODECS[codec]
+        return sum(fields[name] * coder.blocks(count) * coder.record for name, count in counts.items())
+
+    def _projected(
+        self,
+        codec: CodecName,
+        size: Mapping[str, int],
+        encode: Mapping[str, Costs],
+        decode: Mapping[str, Costs],
+        merged: MergeCosts,
+    ) -> Shares:
+        down = DOWN.get(codec, codec)
+        costs = ExchangeCosts(
+            size[codec], size[down], encode[codec].cpu_s, merged["merge_cpu_s"], decode[down].cpu_s
+        ).scaled(4 * PARAMETERS / size["fp32"])
+        state = self._state_bytes("int2" if codec == "int2_topk" else codec) * 4 * PARAMETERS / size["fp32"]
+        more = costs._replace(up_bytes=costs.up_bytes + state, down_bytes=costs.down_bytes + state)
+        return {
+            "waiting": round(not_training(costs), 4),
+            "overlapped": round(not_training(costs, overlap=True), 4),
+            "waiting_with_states": round(not_training(more), 4),
+            "overlapped_with_states": round(not_training(more, overlap=True), 4),
         }
 
     def _update(self, site: int, codec: CodecName) -> Path:
