@@ -56,7 +56,7 @@ def experiment(model: str, codec: CodecName, trace_file: str) -> dict[str, Json]
         trace_file: with the content of `trace`.
     """
     downloads: dict[str, DownloadName] = {name: name for name in get_args(DownloadName)}
-    # merged inner states travel in float32, 1.3 times the weights, which is not for such lines
+    # inner states stay at their sites, so that what travels is an update and new weights
     exchange = {"inner_state": "own", "upload_codec": codec, "download_codec": downloads.get(codec, COARSEST_DOWNLOAD)}
     return {
         "name": "wan",
