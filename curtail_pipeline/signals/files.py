@@ -14,7 +14,7 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
 from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
-from curtail_pipeline.signals.kinds import require_believable_values
+from curtail_pipeline.signals.kinds import OFTEN, is_intensity, require_believable_values
 from curtail_pipeline.signals.provider import Provider
 from curtail_pipeline.signals.screen import screen_series
 from curtail_pipeline.signals.snapping import require_small_grid, snapped
@@ -102,11 +102,17 @@ class FileProvider(Provider):
         require_small_grid(series.points["time"], series.cadence_s, f"{self.source.name}, {region}")
         if settings.combine is None and disagrees_much(series):
             require_one_row_per_stamp(self.source.name, region, series, self.source.telling(region))
-        if "kind" not in settings.model_fields_set and kind == settings.kind:
+        if "kind" not in settings.model_fields_set and kind == settings.kind and not self._has_intensities(kind):
             require_believable_values(self.source.name, region, series.points["value"], series.cadence_s)
         if "missing" not in settings.model_fields_set:
             require_no_listing(self.source.name, region, kind, series)
         return replace(series, absent_is_zero=settings.missing == "zero" and kind == "curtailed_power")
+
+    def _has_intensities(self, kind: Kind) -> bool:
+        """Whether a region of the file has values like an intensity's: then a low one is a clean grid's."""
+        known = self._values.filter((pl.col("kind") == kind) & (pl.col("value") > 0))
+        high = known.group_by("region", "unit").agg(pl.col("value").quantile(OFTEN, "lower")).rows(named=True)
+        return any(is_intensity(row["value"] * conversion_factor(kind, row["unit"])) for row in high)
 
     @cached_property
     def _screened(self) -> dict[tuple[str, Kind], Series]:

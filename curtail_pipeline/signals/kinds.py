@@ -42,6 +42,7 @@ _SMALL_P95: Final = 150.0
 _SMALL_MAX: Final = 300.0
 """g/kWh. The 95th percentile of real marginal intensities is 450 to 890, their largest above 490, because the next kWh
 of a grid comes from a fossil unit most of the time."""
+OFTEN: Final = 0.8
 _ENOUGH_S: Final = 12 * 3600.0
 """A grid can be without a fossil unit for half a day."""
 
@@ -103,6 +104,11 @@ def require_believable_names(file: str, columns: Sequence[str]) -> None:
                 "window; name the columns to read in traces.columns, with kind: average_intensity for accounting, or "
                 "declare --kind marginal_intensity if it is one"
             )
+
+
+def is_intensity(high: float) -> bool:
+    """Whether values [g/kWh] are a marginal intensity's, by their quantile `OFTEN`: prices are rarely so high."""
+    return high >= _SMALL_MAX
 
 
 def require_believable_values(file: str, region: str, values: pl.Series, cadence_s: float) -> None:

@@ -131,6 +131,14 @@ def test_small_values_without_kind_are_refused_by_their_size(tmp_path: Path) -> 
     assert values(opened(tmp_path, lines, kind="marginal_intensity"))[0] == 60
 
 
+def test_small_values_beside_a_region_that_has_intensities_are_a_clean_grids(tmp_path: Path) -> None:
+    lines = ["time,R,DIRTY", *(f"{stamp},{60 + i},{900 + i}" for i, stamp in enumerate(STAMPS))]
+    assert values(opened(tmp_path, lines))[0] == 60
+    lines = ["time,R,SPIKES", *(f"{stamp},{60 + i},{900 if i == 5 else 70}" for i, stamp in enumerate(STAMPS))]
+    with pytest.raises(TraceError, match="never exceeds 83"):
+        values(opened(tmp_path, lines))
+
+
 def test_hours_and_periods_are_no_regions(tmp_path: Path) -> None:
     names = ["Hour", "HE", "Period", "Interval", "HourEnding", "Hour Ending", "settlement_period", "OPR_HR"]
     assert [name for name in names if not is_period_column(name)] == []
