@@ -26,6 +26,8 @@ from curtail_pipeline.settings.federation_settings import LossyName
 FP32 = "fp32"
 ROUND_STEPS = 8
 """Of a site in a whole round."""
+STEP_TOKENS = 1024
+"""What is compared is exchange; with more text every arm learns more, and takes as much longer."""
 
 
 class ArmLosses(TypedDict):
@@ -54,6 +56,7 @@ def arms(membership: str) -> list[Arm]:
         Arm(
             name=name,
             membership=membership,
+            step_tokens=STEP_TOKENS,
             round_steps=ROUND_STEPS,
             rounds={"max_rounds": 12, **settings},
             delayed=name.startswith("delayed"),

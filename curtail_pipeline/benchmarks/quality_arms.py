@@ -30,6 +30,8 @@ class Arm(Record):
     """`central`; `laptop`, by that experiment's traces; `mci`, by the published run's; `sitesN`, N sites always on."""
     batch: int = Field(default=1, ge=1)
     """Times as many tokens in a step, and as many fewer steps: what N synchronous sites would do."""
+    step_tokens: int | None = None
+    """Of a step with `batch` 1; as many as the laptop experiment's when not given."""
     round_steps: int = Field(default=16, ge=1)
     """Of a site in a whole round."""
     rounds: Mapping[str, int | float | str] = Field(default_factory=dict)

@@ -53,7 +53,7 @@ def experiment_of(task: Task) -> Experiment:
     site = content["sites"][0]
     training = content["training"] | {"preset": task.preset}
     rates = {name: getattr(own.training, name) * factor for name, factor in arm.training.items()}
-    batch = {"total_batch_tokens": own.training.total_batch_tokens * arm.batch}
+    batch = {"total_batch_tokens": (arm.step_tokens or own.training.total_batch_tokens) * arm.batch}
     batch |= {"warmup_steps": max(1, own.training.warmup_steps // arm.batch)}
     changes = {
         "seed": task.seed,
