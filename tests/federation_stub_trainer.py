@@ -1,6 +1,7 @@
 """A resident trainer's HTTP interface over a simulated site, for tests of the federation: starts in half a second.
 
 The order's seed chooses what happens: 666 makes `/train` fail, 7 makes every step last 0.2 s.
+An order ends after its step when the round was merged without it.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main() -> None:
             for step in range(order.max_steps):
                 at = {"step": order.first_step + step, "tokens_per_s": 160.0}
                 state[0] = idle.model_copy(update=busy | at)
-                if stop.wait(0.2):
+                if stop.wait(0.2) or (order.late and store.exists(order.late)):
                     order = order.model_copy(update={"max_steps": step + 1})
                     break
         result = site(order)

@@ -22,6 +22,7 @@ from waiting import wait_until
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.progress import Resubmitted, RoundMerged, SegmentEvent, StepDone, Submitted
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
@@ -72,7 +73,9 @@ def new_store(home: Path) -> FolderStore:
     return store
 
 
-def plan(store: FolderStore, key: str, rounds: list[dict[str, int]], seed: int = 0, attempt: int = 1) -> str:
+def plan(
+    store: FolderStore, key: str, rounds: list[dict[str, int]], seed: int = 0, attempt: int = 1, **changes: Any
+) -> str:
     """Write a plan; its key."""
     members = [site for site in SITES if any(site in steps for steps in rounds)]
     weights = "checkpoints/ckpt-000000/model.safetensors"
@@ -103,7 +106,8 @@ def plan(store: FolderStore, key: str, rounds: list[dict[str, int]], seed: int =
             "rounds": planned,
             "outer": {"lr": 0.7, "momentum": 0.9},
             "norm_bound": 5.0,
-        },
+        }
+        | changes,
     )
     return plan_key
 
@@ -190,6 +194,20 @@ def test_a_segment_over_flower_equals_the_segment_in_memory(
     again: list[Any] = []
     assert submit_and_follow(handle, "scratch/ckpt-000001/1/plan.json", store, again.append) == over_flower
     assert again == []
+
+
+def test_a_slow_site_is_waited_for_no_longer_than_the_grace(
+    handle: Federation, store: FolderStore, tmp_path: Path
+) -> None:
+    quorum = {"members": 1, "grace": 0.5}
+    key = plan(store, "ckpt-000010", [{"CA": 1, "TX": 400}, {"CA": 1, "TX": 2}], seed=7, quorum=quorum)
+    segment = submit_and_follow(handle, key, store)
+    first, second = segment.rounds
+    assert first.steps == {"CA": 1} and first.refused["TX"].startswith("no answer after")
+    assert second.steps == {"CA": 1, "TX": 2} and second.overdue.keys() == {"TX"}
+    assert segment.sites["TX"].consumed == [(1, 0, 2 * PER_STEP)], "its text went back"
+    again = replay_of(store.read_record(key, Plan), segment, {}, "again")
+    assert undisturbed(again, tmp_path).weights.sha256 == segment.weights.sha256
 
 
 def test_a_caller_that_was_killed_follows_the_same_run(handle: Federation, store: FolderStore) -> None:
