@@ -106,19 +106,34 @@ def run(
     return {"cores": os.cpu_count(), "sites": counts, "models": measured}
 
 
+def _shapes(model: str) -> dict[str, tuple[int, int]]:
+    width, layers, vocabulary = WIDTHS[model]
+    shapes = {"lm_head.weight": (vocabulary, width), "model.embed_tokens.weight": (vocabulary, width)}
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
+        shapes |= {f"{name}.mlp.fc1.weight": (4 * width, width), f"{name}.mlp.fc2.weight": (width, 4 * width)}
+    return shapes
+
+
+def _state_bytes(shapes: Mapping[str, tuple[int, int]], codec: StateCodecName) -> int:
+    """AdamW keeps two values for each of embedding and head, Muon one for each of the others."""
+    found = 0
+    for name, (rows, columns) in shapes.items():
+        coder = None if codec == "fp32" else CODECS[codec]
+        size = coder.blocks(rows * columns) * coder.record if coder else 4 * rows * columns
+        found += size if ".layers." in name else 2 * size
+    return found
+
+
 class _Measured:
     """One model's files, in a folder."""
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder = folder
-        width, layers, vocabulary = WIDTHS[model]
-        shapes = {"lm_head.weight": (vocabulary, width), "model.embed_tokens.weight": (vocabulary, width)}
-        for layer in range(layers):
-            name = f"model.layers.{layer}"
-            shapes |= {f"{name}.self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
-            shapes |= {f"{name}.mlp.fc1.weight": (4 * width, width), f"{name}.mlp.fc2.weight": (width, 4 * width)}
+        self.shapes = _shapes(model)
         self.pool = np.random.default_rng(0).standard_normal(2 * POOL, np.float32)
-        self.layout = [(name, "F32", shape) for name, shape in sorted(shapes.items())]
+        self.layout = [(name, "F32", shape) for name, shape in sorted(self.shapes.items())]
         self.parent = self._filled("parent", lambda values, seed: values(seed) * np.float32(0.02))
         self.outer = self._filled("outer", lambda values, seed: values(seed + 50) * np.float32(1e-3))
         self.sites = [self._site(number) for number in range(DISTINCT)]
@@ -171,22 +186,13 @@ class _Measured:
             "merge_ratio": worst["merge_ratio"],
             "peak_mib": max(m["peak_mib"] for by_count in merges.values() for m in by_count.values()),
             "merges": merges,
-            "state_bytes": {codec: self._state_bytes(codec) for codec in STATES},
+            "state_bytes": {codec: _state_bytes(self.shapes, codec) for codec in STATES},
             "projected_561M_600s": {
                 codec: self._projected(codec, size, encode, decode, merges[codec][str(counts[0])])
                 for codec in codecs
                 if DOWN.get(codec, codec) in size
             },
         }
-
-    def _state_bytes(self, codec: StateCodecName) -> int:
-        """AdamW keeps two values for each of embedding and head, Muon one for each of the others."""
-        counts = {name: int(np.prod(shape)) for name, _, shape in self.layout}
-        fields = {name: 1 if ".layers." in name else 2 for name in counts}
-        if codec == "fp32":
-            return sum(4 * fields[name] * count for name, count in counts.items())
-        coder = CODECS[codec]
-        return sum(fields[name] * coder.blocks(count) * coder.record for name, count in counts.items())
 
     def _projected(
         self,
@@ -200,7 +206,7 @@ class _Measured:
         costs = ExchangeCosts(
             size[codec], size[down], encode[codec].cpu_s, merged["merge_cpu_s"], decode[down].cpu_s
         ).scaled(4 * PARAMETERS / size["fp32"])
-        state = self._state_bytes("int2" if codec == "int2_topk" else codec) * 4 * PARAMETERS / size["fp32"]
+        state = _state_bytes(_shapes("561M"), "int2" if codec == "int2_topk" else codec)
         more = costs._replace(up_bytes=costs.up_bytes + state, down_bytes=costs.down_bytes + state)
         return {
             "waiting": round(not_training(costs), 4),
