@@ -29,6 +29,8 @@ from curtail_pipeline.storage.store import file_sha256
 WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 8_192)}
 """Width, layers and vocabulary of NanoChat."""
 DISTINCT = 3
+CORES = 8
+"""Of a site, and of the server, in the projection; more threads than that are not used."""
 POOL = 1 << 22
 NAMES: tuple[CodecName, ...] = ("fp32", *get_args(LossyName))
 STATES: tuple[StateCodecName, ...] = get_args(StateCodecName)
@@ -54,7 +56,7 @@ class MergeCosts(TypedDict):
 
 
 class Shares(TypedDict):
-    """Of a round of 600 s over 100 Mbit/s that a site of a 561M does not train, with the processor time of one core."""
+    """Of a round of 600 s over 100 Mbit/s that a site of a 561M does not train, on `CORES` cores."""
 
     waiting: float
     overlapped: float
@@ -203,9 +205,8 @@ class _Measured:
         merged: MergeCosts,
     ) -> Shares:
         down = DOWN.get(codec, codec)
-        costs = ExchangeCosts(
-            size[codec], size[down], encode[codec].cpu_s, merged["merge_cpu_s"], decode[down].cpu_s
-        ).scaled(4 * PARAMETERS / size["fp32"])
+        costs = ExchangeCosts(size[codec], size[down], encode[codec].cpu_s, merged["merge_cpu_s"], decode[down].cpu_s)
+        costs = costs.scaled(4 * PARAMETERS / size["fp32"]).on(CORES)
         state = _state_bytes(_shapes("561M"), "int2" if codec == "int2_topk" else codec)
         more = costs._replace(up_bytes=costs.up_bytes + state, down_bytes=costs.down_bytes + state)
         return {

@@ -29,6 +29,12 @@ class ExchangeCosts(NamedTuple):
         """Of a model with so many times the parameters: every part of it is linear in them."""
         return ExchangeCosts(*(part * factor for part in self))
 
+    def on(self, cores: int) -> "ExchangeCosts":
+        """Of processor seconds, what so many cores take: all of it is done piece by piece, by as many threads."""
+        return self._replace(
+            encode_s=self.encode_s / cores, merge_s=self.merge_s / cores, decode_s=self.decode_s / cores
+        )
+
     def transfer_s(self, mbit_s: float) -> float:
         """Both ways, one after the other."""
         return 8e-6 * (self.up_bytes + self.down_bytes) / mbit_s

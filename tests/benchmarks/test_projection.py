@@ -23,6 +23,7 @@ def test_float32_over_an_ordinary_link() -> None:
 def test_computing_at_the_site_is_not_hidden_and_merging_is() -> None:
     costs = ExchangeCosts(0, 0, 3, 60, 9)
     assert not_training(costs) == pytest.approx(0.12) and not_training(costs, overlap=True) == pytest.approx(0.02)
+    assert not_training(costs.on(4)) == pytest.approx(0.03)
 
 
 @given(costs=COSTS, round_s=st.floats(1, 1e4), mbit_s=st.floats(1, 1e4), factor=st.floats(1, 100))
