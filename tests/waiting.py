@@ -1,8 +1,10 @@
-"""Waiting for a condition with a deadline."""
+"""Waiting for a condition with a deadline, and this process' children, which may be other tests' as well."""
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -16,3 +18,15 @@ def wait_until(condition: Callable[[], T], deadline_s: float = 120.0, what: str 
             return found
         assert time.monotonic() < deadline, f"waited {deadline_s:g} s in vain for {what}"
         time.sleep(0.05)
+
+
+def children(word: str) -> list[psutil.Process]:
+    """Living children of this process that have it in their command line."""
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if any(word in part for part in child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            pass  # it has ended
+    return found

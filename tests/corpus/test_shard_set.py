@@ -16,6 +16,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from waiting import children
 
 from curtail_pipeline.corpus import sources
 from curtail_pipeline.corpus.batches import TokenSet
@@ -238,8 +239,8 @@ def test_a_worker_that_dies_is_reported_and_the_build_goes_on_later(
     freeze_dealing(config, store, SHARES)
 
     def kill(done: int, _: int) -> None:
-        for child in psutil.Process().children():
-            if not any("resource_tracker" in word for word in child.cmdline()):  # which other tests need
+        for child in children("python"):
+            if "resource_tracker" not in child.cmdline()[-1]:  # which other tests need
                 child.kill()
 
     with pytest.raises(CorpusError, match=r"a tokenising worker ended with status -9.* goes on where it stopped"):

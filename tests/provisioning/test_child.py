@@ -21,6 +21,8 @@ def test_a_child_is_started_once_and_stopped() -> None:
     pid = site.pid
     site.start("fresno")
     assert pid and site.pid == pid and site.state("fresno").phase == "on"
+    words = Path(f"/proc/{pid}/cmdline")
+    wait_until(lambda: words.read_bytes().split(b"\0")[2:3] == [SLEEPS[2].encode()], what="its program")
     site.stop("fresno")
     assert not is_alive(pid) and site.state("fresno").phase == "off"
     site.stop("fresno")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from training_case import SITE, changed, fill_store, make_experiment, make_order
-from waiting import wait_until
+from waiting import children, wait_until
 
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training.leading_ranks import RankLost
@@ -50,18 +50,18 @@ def test_a_rank_that_dies_ends_the_round_and_the_next_order_starts_it_again(tmp_
 
     def kill_one(told):
         if told.steps == 2:
-            (child,) = psutil.Process().children()
+            (child,) = children("rank_process")
             child.kill()
 
     with pytest.raises(RankLost, match=r"of device 2 \(cpu\) ended \(code -9\) while 2 devices") as told:
         trainer.train(order, kill_one)
     assert "\n" not in str(told.value)
-    assert everything(store) == before and psutil.Process().children() == [] and left_in(scratch) == []
+    assert everything(store) == before and children("rank_process") == [] and left_in(scratch) == []
 
     result = trainer.train(changed(order, attempt=1))
     assert result.steps == 3 and result.consumed == ((1, 0, 12),) and result.tokens == 3 * 64
     trainer.close()
-    assert psutil.Process().children() == [] and left_in(scratch) == []
+    assert children("rank_process") == [] and left_in(scratch) == []
     alone = SiteTrainer(store, SITE, make_experiment()).train(changed(order, attempt=2, out="scratch/alone"))
     assert result.loss_last == pytest.approx(alone.loss_last, rel=1e-5)
     assert trainer.train(changed(order, attempt=3)).weights.sha256 == result.weights.sha256  # in new processes
@@ -85,10 +85,10 @@ def test_nothing_is_left_of_a_trainer_that_is_killed_in_the_middle_of_a_step(tmp
         [sys.executable, "-c", code, str(store.root), SITE, tests], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout.readline().strip() == "1"
-    children = psutil.Process(parent.pid).children()
-    assert len(children) == 1 and len(left_in(scratch)) == 1
+    ranks = psutil.Process(parent.pid).children()
+    assert len(ranks) == 1 and len(left_in(scratch)) == 1
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    wait_until(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not ranks[0].is_running() or ranks[0].status() == psutil.STATUS_ZOMBIE)
     assert left_in(scratch) == []
