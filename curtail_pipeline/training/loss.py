@@ -2,6 +2,9 @@
 
 Logits of a whole batch (tokens x vocabulary) are by far the largest tensor of a step. Working through the tokens in
 chunks keeps a chunk's logits in cache on a CPU and within 1 GiB on a GPU, and its gradient is made while it is there.
+
+With `compile: true` what is between a chunk's matrix products is compiled on a GPU, which is bound by memory there: its
+operations are fused instead of each reading and writing all logits in float32. On a CPU it is not.
 """
 
 from contextlib import nullcontext
@@ -21,6 +24,56 @@ CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
 def chunk_rows(device_type: str, vocabulary: int) -> int:
     """Tokens whose logits are held at a time."""
     return max(16, CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
+
+
+def chunk_slopes(product: torch.Tensor, targets: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of a chunk, float32, and its slopes by `product`, in that one's type.
+
+    Args:
+        product: (tokens, vocabulary) logits, divided by `cap` if there is one.
+        targets: (tokens, 1), int64.
+        cap: as for `head_loss`.
+    """
+    bent = None if cap is None else torch.tanh(product.float())
+    logits = product.float() if bent is None or cap is None else cap * bent
+    if bent is None:  # a capped logit's exponential cannot overflow
+        logits = logits - logits.amax(1, keepdim=True)
+    weights = logits.exp()
+    normaliser = weights.sum(1, keepdim=True)
+    loss = (normaliser.log() - logits.gather(1, targets)).sum()
+    slope = weights / normaliser - (torch.arange(product.shape[1], device=product.device) == targets).float()
+    if bent is not None:  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
+        slope = slope * (1 - bent.square())
+    return loss, slope.to(product.dtype)
+
+
+fused_slopes = torch.compile(chunk_slopes, fullgraph=True)
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    """`_HeadLoss`, its arithmetic between matrix products compiled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None
+    ) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(hidden.dtype)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            for start in range(0, len(hidden), size := chunk_rows(hidden.device.type, weight.shape[0])):
+                h, t = hidden[start : start + size], targets[start : start + size, None]
+                loss, slope = fused_slopes((h if cap is None else h / cap) @ matrix.T, t, cap)
+                total += loss
+                torch.mm(slope, matrix, out=grad_hidden[start : start + size])
+                grad_weight += slope.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        return _HeadLoss.backward(ctx, *grads)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -80,7 +133,9 @@ def head_of(model: nn.Module) -> tuple[torch.Tensor, float | None]:
     return model.get_parameter("lm_head.weight")[: real_vocabulary(config)], cap
 
 
-def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
+def head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None, fused: bool = False
+) -> torch.Tensor:
     """Summed cross-entropy in nats; differentiable in `hidden` and `weight`.
 
     Args:
@@ -88,8 +143,9 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
         weight: (vocabulary, width), the head.
         targets: (tokens,), int64.
         cap: logits are `cap * tanh(logits / cap)`; none for no cap.
+        fused: by compiled kernels; differs by rounding.
     """
-    loss: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, cap)
+    loss: torch.Tensor = (_FusedHeadLoss if fused else _HeadLoss).apply(hidden, weight, targets, cap)
     return loss
 
 
@@ -98,13 +154,13 @@ class TokenLoss(nn.Module):
 
     Args:
         dtype: in which matrices are multiplied, and of what flows between layers.
-        compiled: by `torch.compile`, all but the head.
+        compiled: by `torch.compile`; the head on a GPU alone, where it is bound by memory.
         by_layer: compile each block by itself, as a model must be that gathers its blocks one by one.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool, by_layer: bool = False) -> None:
         super().__init__()
-        self.model, self._dtype = model, dtype
+        self.model, self._dtype, self._compiled = model, dtype, compiled
         self.hidden = torch.compile(self.states, fullgraph=True) if compiled and not by_layer else self.states
         if compiled and by_layer:
             for layer in cast(nn.ModuleList, model.get_submodule("model.layers")):
@@ -115,7 +171,8 @@ class TokenLoss(nn.Module):
         with torch.autocast(device, self._dtype) if self._dtype != torch.float32 else nullcontext():
             hidden = self.hidden(tokens[:, :-1])
             weight, cap = head_of(self.model)
-            return head_loss(hidden.flatten(0, 1).to(self._dtype), weight, tokens[:, 1:].flatten(), cap)
+            fused = self._compiled and device != "cpu"
+            return head_loss(hidden.flatten(0, 1).to(self._dtype), weight, tokens[:, 1:].flatten(), cap, fused)
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         """What the head multiplies, (B, T, width), for (B, T) token ids."""

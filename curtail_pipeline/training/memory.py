@@ -111,7 +111,8 @@ def logit_bytes(config: NanoChatConfig, settings: TrainingSettings, device_type:
     wide = 2 if settings.dtype == "bfloat16" else 4
     tokens, vocabulary = batch * settings.sequence_length, config.vocab_size
     chunk = min(tokens, chunk_rows(device_type, vocabulary)) * vocabulary
-    held = (8 if wide == 4 else 2 + 4 + 4 + 2) * chunk
+    fused = settings.compile and device_type == "cuda"
+    held = (2 * wide if fused else 8 if wide == 4 else 2 + 4 + 4 + 2) * chunk
     rows = vocabulary * config.hidden_size
     # the gradient as it is summed, as it is handed on, and in bfloat16 the matrix and a chunk's share of it
     return held + 2 * 4 * rows + (2 * 2 * rows if wide == 2 else 0) + wide * tokens * config.hidden_size

@@ -246,3 +246,34 @@ def test_what_clipped_gradients_leave_is_never_refused(tmp_path_factory, rounds,
 def test_the_bound_on_a_mean_is_that_of_these_betas():
     first, second = BETAS
     assert pytest.approx(2 * (1 - first) / ((1 - second) * (1 - first**2 / second)) ** 0.5, rel=0.05) == ROOTS
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("dtype", "cap", "near"), [(torch.float32, None, 1e-5), (torch.bfloat16, 15.0, 0.02)])
+def test_the_fused_head_loss_is_the_plain_one(monkeypatch, dtype, cap, near):
+    vocabulary, tokens = 192, 32
+    monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", 16 * vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(tokens, 16, generator=generator), torch.randn(vocabulary, 16, generator=generator)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    found = []
+    torch._dynamo.reset()
+    for fused in (False, True):
+        h, w = hidden.to(dtype, copy=True).requires_grad_(), weight.clone().requires_grad_()
+        total = loss.head_loss(h, w, targets, cap, fused)
+        (total * 0.5).backward()
+        found.append((total.detach(), h.grad.float(), w.grad))
+    for plain, other in zip(*found, strict=True):
+        assert (plain - other).norm() <= near * plain.norm()
+
+
+def test_the_head_is_fused_on_a_gpu_alone_and_only_where_the_model_is_compiled(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loss, "head_loss", lambda hidden, weight, targets, cap, fused: asked.append(fused))
+    for compiled in (False, True):
+        module = loss.TokenLoss(small_model(), torch.float32, compiled)
+        module.hidden = lambda ids: torch.zeros(*ids.shape, 32, device=ids.device)
+        module(torch.zeros(1, 5, dtype=torch.int64))
+        module.to("meta")(torch.zeros(1, 5, dtype=torch.int64, device="meta"))
+    assert asked == [False, False, False, True]
