@@ -12,7 +12,6 @@ import polars as pl
 from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import StoreError, TrainingError
 from curtail_pipeline.federation.orders import Order
-from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import ACCOUNTING_KINDS, read_signals
 from curtail_pipeline.storage.records import Message
@@ -85,6 +84,18 @@ class Sink(Protocol):
 
     def __call__(self, metrics: StepMetrics) -> None: ...
 
+    def close(self) -> None:
+        """There are no more."""
+
+
+SHOWN = ("loss", "lr", "tokens_per_s", "mfu", "watts", "gco2_per_h")
+
+
+def shown(metrics: StepMetrics) -> dict[str, float]:
+    """What curves are drawn of, as far as it is known."""
+    values = {name: getattr(metrics, name) for name in SHOWN}
+    return {name: value for name, value in values.items() if value is not None}
+
 
 class JsonLines:
     """Appends a line for each step, which is there for readers at once; a full disk costs lines, not training."""
@@ -102,6 +113,9 @@ class JsonLines:
                 log.error("no metrics: %s", error)
             self._failing = True
 
+    def close(self) -> None:
+        """Each line is there already."""
+
 
 class Prometheus:
     """Gauges `curtail_<name>{site=...}` on a loopback port.
@@ -110,7 +124,7 @@ class Prometheus:
         TrainingError: the package is not installed, or the port is taken.
     """
 
-    NAMES = ("step", "loss", "lr", "tokens_per_s", "mfu", "watts", "gco2_per_h")
+    NAMES = ("step", *SHOWN)
 
     def __init__(self, port: int) -> None:
         try:
@@ -172,14 +186,6 @@ class StepReporter:
         for sink in self._sinks:
             sink(metrics)
 
-
-def reporter_of(store: Store, site: Site, experiment: Experiment, meter: Meter, endpoint: Path) -> StepReporter:
-    """Writes lines beside the trainer's endpoint file, and shows gauges where the experiment says so.
-
-    Raises:
-        TrainingError: gauges cannot be shown.
-    """
-    sinks: list[Sink] = [JsonLines(endpoint.with_suffix(".steps.jsonl"))]
-    if (port := experiment.metrics.prometheus_port) is not None:
-        sinks.append(Prometheus(port + [each.name for each in experiment.sites].index(site.name)))
-    return StepReporter(site, meter, PresentSignal(store, site.region), sinks)
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()

@@ -148,9 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_interop_threads(1)
 
         from curtail_pipeline.emissions.meter import make_meter
+        from curtail_pipeline.training.dashboards import reporter_of
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.linked_trainer import LinkedTrainer
-        from curtail_pipeline.training.metrics import StepReporter, reporter_of
+        from curtail_pipeline.training.metrics import StepReporter
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
@@ -181,6 +182,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.endpoint.unlink(missing_ok=True)
         server.close()
         trainer.close()
+        if reporter is not None:
+            reporter.close()
         heartbeat.close()
         lock.release()
     log.info("ended")

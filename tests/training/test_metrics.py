@@ -13,12 +13,14 @@ from training_case import SITE, make_experiment, make_order
 
 from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.settings.metrics_settings import MetricsSettings
 from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.tables import trace_key, write_table
 from curtail_pipeline.times import day_of, utc_now
 from curtail_pipeline.training import throughput
-from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, StepReporter
+from curtail_pipeline.training.dashboards import TensorBoard, WeightsAndBiases, reporter_of
+from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, StepReporter, shown
 from curtail_pipeline.training.presets import model_config, parameter_count
 from curtail_pipeline.training.step_progress import StepProgress
 
@@ -129,3 +131,62 @@ def test_the_peak_of_a_device_that_is_not_known_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200" if device.index == 1 else "other")
     assert throughput.peak_flops(torch.device("cuda", 1)) == 989.4e12
     assert throughput.peak_flops(torch.device("cuda", 0)) is None
+
+
+def steps_of(store, order):
+    """Two live steps, and one of a replay."""
+    found = reported(store, order)
+    later = found.model_copy(update={"step": found.step + 1, "loss": 2.25})
+    return [found, later, later.model_copy(update={"replay": "r"})]
+
+
+def test_tensorboard_reads_what_was_written(store, order, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = TensorBoard(tmp_path / "S.tensorboard")
+    first, *others = steps_of(store, order)
+    for each in (first, *others):
+        board(each)
+    board.close()
+    read = accumulator.EventAccumulator(str(tmp_path / "S.tensorboard")).Reload()
+    assert [(e.step, e.value) for e in read.Scalars(f"{SITE}/loss")] == [(first.step, 2.5), (first.step + 1, 2.25)]
+    assert set(read.Tags()["scalars"]) == {f"{SITE}/{name}" for name in shown(first)}
+    assert "mfu" not in shown(first) and "watts" not in shown(first)
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline_leaves_a_run_to_be_sent(store, order, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = WeightsAndBiases("curtailed", SITE, tmp_path / "S.wandb", "offline")
+    for each in steps_of(store, order):
+        run(each)
+    run.close()
+    (written,) = (tmp_path / "S.wandb").rglob("run-*.wandb")
+    content = written.read_bytes()
+    assert b"tokens_per_s" in content and b"curtailed" in content and b"2.25" in content
+
+
+@pytest.mark.parametrize(
+    ("package", "make"),
+    [
+        ("torch.utils.tensorboard", lambda folder: TensorBoard(folder)),
+        ("wandb", lambda folder: WeightsAndBiases("p", SITE, folder, "offline")),
+    ],
+)
+def test_without_a_dashboards_extra_its_setting_says_what_to_install(monkeypatch, tmp_path, package, make):
+    monkeypatch.setitem(sys.modules, package, None)
+    name = package.rpartition(".")[2]
+    with pytest.raises(TrainingError, match=rf"metrics\.{name} is set .*pip install 'curtail_pipeline\[{name}\]'"):
+        make(tmp_path)
+
+
+def test_the_reporter_shows_what_the_experiment_asks_for(store, tmp_path):
+    experiment, meter = make_experiment(), Meter("none")
+    endpoint = tmp_path / "S.json"
+    plain = reporter_of(store, experiment.sites[0], experiment, meter, endpoint)
+    assert [type(sink) for sink in plain._sinks] == [JsonLines]
+    pytest.importorskip("tensorboard")
+    wanted = experiment.model_copy(update={"metrics": MetricsSettings(tensorboard=True)})
+    more = reporter_of(store, experiment.sites[0], wanted, meter, endpoint)
+    more.close()
+    assert [type(sink) for sink in more._sinks] == [JsonLines, TensorBoard] and (tmp_path / "S.tensorboard").is_dir()
