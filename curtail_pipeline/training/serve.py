@@ -117,16 +117,22 @@ def _lock(store: "Store", site: str) -> "FileLock":
     return lock
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Serve until shut down; exit code 0, or 1 with one line on stderr."""
-    arguments = _arguments(argv)
-    start_log(arguments.site)
+def _end_of_all(parent: int | None) -> threading.Event:
+    """What is set when this process is to end, as it then does within `LONGEST_ENDING_S`."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     _bound_ending(ended)
-    if arguments.parent_pid is not None:
-        follow_parent(arguments.parent_pid, ended)
+    if parent is not None:
+        follow_parent(parent, ended)
+    return ended
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until shut down; exit code 0, or 1 with one line on stderr."""
+    arguments = _arguments(argv)
+    start_log(arguments.site)
+    ended = _end_of_all(arguments.parent_pid)
 
     from curtail_pipeline.errors import CurtailError
     from curtail_pipeline.settings.experiment import parse_experiment
