@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from training_case import SITE, make_experiment, make_order
+from waiting import wait_until
 
 from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import TrainingError
@@ -162,8 +163,10 @@ def test_weights_and_biases_offline_leaves_a_run_to_be_sent(store, order, tmp_pa
         run(each)
     run.close()
     (written,) = (tmp_path / "S.wandb").rglob("run-*.wandb")
-    content = written.read_bytes()
-    assert b"tokens_per_s" in content and b"curtailed" in content and b"2.25" in content
+    wait_until(
+        lambda: b"2.25" in (content := written.read_bytes()) and b"tokens_per_s" in content, what="what was sent"
+    )
+    assert b"curtailed" in written.read_bytes()
 
 
 @pytest.mark.parametrize(
