@@ -8,7 +8,7 @@ from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.times import FOREVER, duration_us, to_us
 
-PERFECT_WALKS, FORECAST_WALKS = 2_000, 20
+PERFECT_WALKS, FORECAST_WALKS = 4_500, 20
 """Plans that are tried beyond the price grid: once per job where the forecast is perfect, else at each new value."""
 
 

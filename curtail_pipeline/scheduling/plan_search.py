@@ -31,13 +31,13 @@ from curtail_pipeline.scheduling.planner import (
 )
 from curtail_pipeline.scheduling.rollout import Course, Rollout
 from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without_cuts
-from curtail_pipeline.times import FOREVER, Floats, Micros
+from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
 
 GRID, FINE = 20, 8
 """Prices of the first look, and between the two at which the job just does not and just does finish."""
 SHARES = (0.85, 0.9, 0.95, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
 """Of the steps left, amounts that plans are made for."""
-LADDER, RUNGS, EARLIER_WALKS = 1.5, 3, 300
+LADDER, RUNGS, EARLIER_WALKS = 1.5, 3, 100
 """Ratio and number of the deadlines that are planned for before the real one, and walks spent on each."""
 KICKS = 30
 """Descents from a changed best plan."""
@@ -49,6 +49,11 @@ PRICES = 4
 """Prices at which small changes are tried; the bracket is halved each time."""
 BESTS = 3
 """Plans that small changes start from."""
+WORTH = 0.15
+"""Of the walks, what is spent on changes at a price: once with joins and once without."""
+UNLIKE, APART_US, UNLIKE_SHARE = 8, 1_200 * SECOND, 0.6
+"""Good plans that differ, how far apart their stays begin or end, and what of the walks left they are given together:
+the best few are often one plan with an edge moved, and what grows out of another may end below them."""
 
 
 @dataclass(frozen=True)
@@ -127,21 +132,38 @@ class Search:
         for plan, _ in self._leaders(BESTS):
             self._try(with_joins(plan))
         if thorough:
-            self._replan_leaders()
-            later = self.most
-            for joins, most in ((True, later - (later - len(self.seen)) // 2), (False, later)):
-                self.joins, self.most = joins, most
+            for plan in self._unlike(BESTS):
+                self._replanned(plan)
+            whole, share = self.most, int(WORTH * (self.most - len(self.seen)))
+            for self.joins in (True, False):
+                self.most = self._walked + share
                 self._by_worth()
-            self._replan_leaders()
+            self.most = whole
+            for plan, _ in self._leaders(BESTS):
+                self._replanned(plan)
+            each = int(UNLIKE_SHARE * (self.most - self._walked)) // UNLIKE
+            for plan in self._unlike(UNLIKE):
+                self._descend(plan, lambda other: self._try(other).rank, self._walked + each, self._moves()[1:])
         for plan, _ in self._leaders(BESTS):
             self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves())
         if thorough:
             self._kicked()
         return self._leaders(1)[0]
 
-    def _replan_leaders(self) -> None:
-        for plan, _ in self._leaders(BESTS):
-            self._replanned(plan)
+    @property
+    def _walked(self) -> int:
+        """Plans walked, in either way."""
+        return len(self.seen) + len(self.worth)
+
+    def _unlike(self, count: int) -> list[Plan]:
+        """The best plans of those whose stays are alike."""
+        found: dict[tuple[tuple[tuple[int, int], ...], ...], Plan] = {}
+        for plan, _ in self._leaders(len(self.seen)):
+            alike = tuple(tuple((stay.up // APART_US, stay.down // APART_US) for stay in stays) for stays in plan)
+            found.setdefault(alike, plan)
+            if len(found) == count:
+                break
+        return list(found.values())
 
     @cached_property
     def hopeless(self) -> bool:
@@ -153,7 +175,7 @@ class Search:
     def _kicked(self) -> None:
         """Descents from the best plan after a few changes at random, to leave its neighbourhood."""
         rng, tries = Random(0), 0
-        while len(self.seen) + len(self.worth) < self.most and tries < KICKS:
+        while self._walked < self.most and tries < KICKS:
             tries += 1
             plan = self._leaders(1)[0][0]
             for _ in range(rng.randint(1, 3)):
@@ -294,13 +316,12 @@ class Search:
         low, high = self.bracket
         rollout = self.rollout
         start = without_cuts(self._leaders(1)[0][0])
-        most = self.most - (self.most - len(self.seen)) // 4
         for _ in range(PRICES):
-            if len(self.seen) + len(self.worth) >= most:
+            if self._walked >= self.most:
                 return
             price = (low + high) / 2
             begin = min((*map(tuple, self._plans(np.array([price]))), start), key=lambda plan: self._loss(plan, price))
-            found = self._at_price(begin, price, most)
+            found = self._at_price(begin, price)
             if self._steps(found) >= rollout.total:
                 high, start = price, found
             else:
@@ -319,8 +340,8 @@ class Search:
     def _steps(self, plan: Plan) -> int:
         return self.worth[with_joins(plan) if self.joins else plan][0]
 
-    def _at_price(self, plan: Plan, price: float, most: int) -> Plan:
-        return self._descend(plan, lambda other: (self._loss(other, price),), most, self._moves()[1:3])
+    def _at_price(self, plan: Plan, price: float) -> Plan:
+        return self._descend(plan, lambda other: (self._loss(other, price),), self.most, self._moves()[1:3])
 
     def _descend(self, plan: Plan, rank: Callable[[Plan], tuple[float, ...]], most: int, moves: Sequence[int]) -> Plan:
         """Small changes as long as one helps; after each, the look goes on where it was."""
@@ -329,7 +350,7 @@ class Search:
             k = tried = 0
             changes = list(self.changes.of(plan, by))
             while tried < len(changes):
-                if len(self.seen) + len(self.worth) >= most:
+                if self._walked >= most:
                     return plan
                 changed = changes[k % len(changes)]
                 k, tried = k + 1, tried + 1
@@ -340,6 +361,5 @@ class Search:
         return plan
 
     def _moves(self) -> list[int]:
-        edges = self.edges
-        cadence = int(np.diff(edges[1:]).min()) if len(edges) > 2 else int(edges[-1] - edges[0])
+        cadence = int(np.diff(self.edges).max())  # the first and the last slot may be shorter
         return [by for by in (2 * cadence, cadence, cadence // 4, cadence // 12) if by > 0]

@@ -26,14 +26,12 @@ from curtail_pipeline.simulation.walk import step_walk
 from curtail_pipeline.times import to_us
 
 OTHERS = ("paper", "threshold", "hysteresis", "boundary")
-A_GRAM = 0.001
-"""Where a plan costs a few grams, which of two such plans is found is luck."""
 LEVELS = (0.0, 20.0, 80.0, 150.0, 450.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _few_walks() -> Iterator[None]:
-    """What is promised does not depend on how many plans are tried."""
+@pytest.fixture(scope="module")
+def few_walks() -> Iterator[None]:
+    """What others' plans and the walk promise does not depend on how many plans are tried."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy_forecast, "PERFECT_WALKS", 150)
         yield
@@ -98,6 +96,7 @@ def planned(run: Experiment, rows: pl.DataFrame, deadline_h: float, policy: str 
     return simulate_run(run, rows, policy=policy, forecast="perfect", deadline_h=deadline_h)
 
 
+@pytest.mark.usefixtures("few_walks")
 @settings(max_examples=6, deadline=None)
 @given(cases(), st.floats(0.4, 1.0))
 def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.DataFrame], share: float) -> None:
@@ -111,10 +110,6 @@ def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.Da
         assert ours.account.co2_kg <= 1.01 * min(finished) + 1e-9
     else:
         assert ours.walk.steps >= max(other.walk.steps for other in others)
-    slack = planned(run, rows, 1.5 * hours)
-    if ours.walk.finished:
-        assert slack.walk.finished
-        assert slack.account.co2_kg <= 1.01 * ours.account.co2_kg + A_GRAM
     policy = policy_of(ours.view)
     assert isinstance(policy, ForecastPolicy)
     assert policy.committed is not None
@@ -123,6 +118,21 @@ def test_planning_is_never_worse_than_not_planning(case: tuple[Experiment, pl.Da
         assert policy.committed.course.cost == pytest.approx(1_000 * ours.account.co2_kg, abs=1e-6)
 
 
+@settings(max_examples=3, deadline=None)
+@given(cases(most_sites=3), st.floats(0.4, 1.0), st.sampled_from([1.05, 1.5, 3.0]))
+def test_more_slack_costs_no_more_than_a_hundredth(
+    case: tuple[Experiment, pl.DataFrame], share: float, more: float
+) -> None:
+    """What a search reaches, not a proof: the plan for one deadline is no start of the search for another's."""
+    run, rows = case
+    ours = planned(run, rows, share)
+    if ours.walk.finished:
+        slack = planned(run, rows, more * share)
+        assert slack.walk.finished
+        assert slack.account.co2_kg <= 1.01 * ours.account.co2_kg + 1e-9
+
+
+@pytest.mark.usefixtures("few_walks")
 @settings(max_examples=5, deadline=None)
 @given(cases(most_sites=3), st.floats(0.3, 1.0))
 def test_a_budget_starts_what_it_can_finish_and_nothing_else(

@@ -114,11 +114,13 @@ def test_boundary_with_the_products_overheads(paper: Experiment, trace: pl.DataF
     assert found["runtime_h"] <= 13.7
 
 
-def test_forecast_with_perfect_foresight(paper: Experiment, trace: pl.DataFrame) -> None:
-    found = simulate(paper, trace, policy="forecast", overheads="product", forecast="perfect", deadline_h=14.6)
+@pytest.mark.parametrize(("hours", "most_kg"), [(14.6, 0.657), (16, 0.4135)])
+def test_forecast_with_perfect_foresight(paper: Experiment, trace: pl.DataFrame, hours: float, most_kg: float) -> None:
+    """14.6 h leaves a last slot of a minute, which is no measure for the size of changes."""
+    found = simulate(paper, trace, policy="forecast", overheads="product", forecast="perfect", deadline_h=hours)
     assert found["finished"]
-    assert found["runtime_h"] <= 14.6
-    assert found["co2_kg"] <= 0.66
+    assert found["runtime_h"] <= hours
+    assert found["co2_kg"] <= most_kg
     assert found["regret"]["forecast_error_kg"] == 0
 
 
