@@ -45,7 +45,14 @@ def s3(s3_servers: list[S3Server]) -> S3Server:
     return s3_servers[-1]
 
 
-LONG = ("test_end_to_end.py", "test_ui.py", "test_bucket_run.py", "test_rehearsal.py", "test_run_workers.py")
+LONG = (
+    "test_end_to_end.py",
+    "test_ui.py",
+    "test_bucket_run.py",
+    "test_rehearsal.py",
+    "test_fleet.py",
+    "test_run_workers.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

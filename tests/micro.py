@@ -68,10 +68,10 @@ def texts() -> str:
     return "\n".join(json.dumps({"text": text}) for text in documents)
 
 
-def write_experiment(folder: Path, **changes: Any) -> Path:
+def write_experiment(folder: Path, curtailed: dict[str, list[tuple[int, int]]] = CURTAILED, **changes: Any) -> Path:
     """The experiment file, with its trace and its texts beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    trace, source = write_trace(folder / "trace.csv"), folder / "texts.jsonl"
+    trace, source = write_trace(folder / "trace.csv", curtailed), folder / "texts.jsonl"
     source.write_text(texts())
     content = {**EXPERIMENT, "traces": {"provider": "file", "path": str(trace)}, **changes}
     content["corpus"] = {"source": str(source), **content["corpus"]}
