@@ -51,6 +51,7 @@ LONG = (
     "test_bucket_run.py",
     "test_rehearsal.py",
     "test_fleet.py",
+    "test_chaos_run.py",
     "test_run_workers.py",
 )
 

@@ -274,7 +274,7 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     assert segment.sites["TX"] == SiteResult(
         steps=0, tokens=0, consumed=[], inner_state=InnerStates(begin="fresh", end="fresh")
     )
-    assert time.monotonic() - killed[0] < 20
+    assert time.monotonic() - killed[0] < 45
     handle.wait_ready(SITES)
     assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
 
@@ -289,12 +289,12 @@ def test_a_killed_supernode_comes_back_as_another_node(
 
 
 @pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
-    federation: LocalFederation, handle: Federation, store: FolderStore, how: signal.Signals, part: str, tmp_path: Path
+    federation: LocalFederation, handle: Federation, store: FolderStore, part: str, tmp_path: Path
 ) -> None:
+    """Of stopped ones, which take longer to be missed; killed ones are among the faults of `test_chaos_run.py`."""
     rounds = [{"CA": 1, "TX": 1}, {"CA": 25, "TX": 25}]  # 5 s, of which the caller looks at the steps every 2 s
-    key = plan(store, f"ckpt-00{len(part)}{how:02}", rounds, seed=7)
+    key = plan(store, f"ckpt-0000{20 + len(part)}", rounds, seed=7)
     hit: list[float] = []
     events: list[SegmentEvent] = []
 
@@ -303,7 +303,7 @@ def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
         if isinstance(event, StepDone) and event.round == 1 and not hit:
             state = federation.status()
             pids = {p.command: p.pid for p in state.spawned} | {"superlink": state.superlink.pid}
-            os.kill(pids[part], how)
+            os.kill(pids[part], signal.SIGSTOP)
             hit.append(time.monotonic())
 
     segment = submit_and_follow(handle, key, store, strike)
