@@ -25,6 +25,18 @@ NAME_LENGTH = 15
 """Characters of a process's name that Linux keeps."""
 
 
+GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
+"""Of NVIDIA's, AMD's and WSL's drivers."""
+
+
+def can_fork_torch() -> bool:
+    """Whether a process that has imported torch may be forked on this machine: not where there is a GPU.
+
+    Torch refuses CUDA to whoever was forked after its devices were counted, which importing transformers may do.
+    """
+    return not any(file.exists() for file in GPU_FILES)
+
+
 def started_at(pid: int) -> float | None:
     """When the process was created, or None when there is none or it is a zombie.
 

@@ -120,7 +120,7 @@ class Supervisor:
             self._publish()
             control.preload()
             self._add("superlink", self._start_superlink)  # it starts up while this process goes on importing
-            if self.trainer is None:
+            if self.trainer is None and processes.can_fork_torch():
                 serve.preload()
             gc.freeze()  # a collection in a child would copy every page it shares with this process
             for site in self.sites:
@@ -181,9 +181,10 @@ class Supervisor:
         def body() -> None:
             os.environ.clear()
             os.environ.update(self.original_environment)
-            if self.trainer is None:
+            if self.trainer is None and processes.can_fork_torch():
                 serve.run(options)
-            os.execvp(self.trainer[0], [*self.trainer, *options])
+            command = self.trainer or [sys.executable, "-m", serve.__name__]
+            os.execvp(command[0], [*command, *options])
 
         return self._fork(child, body)
 

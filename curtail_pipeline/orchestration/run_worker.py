@@ -22,12 +22,15 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from curtail_pipeline.flower.processes import can_fork_torch
+
 SETTLE_S = 5.0
 """The next worker begins to import so long after the last one took a run, when that has started up."""
 TURN_S = 1.0
 """How often it is looked for workers that have ended."""
-BEFORE = ("dagster._cli.api", "transformers.models.nanochat.modeling_nanochat")
-"""Imported before the fork, as far as they are installed: a control plane has no torch."""
+BEFORE = "dagster._cli.api"
+TORCH = "transformers.models.nanochat.modeling_nanochat"
+"""Imported before the fork where it is installed, as it is not in a control plane, and may be."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,9 @@ def main(modules: Sequence[str]) -> None:
         modules: to import in every worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the end of the input counts
-    for name in BEFORE:
-        if importlib.util.find_spec(name.partition(".")[0]) and importlib.util.find_spec("torch"):
-            importlib.import_module(name)
+    importlib.import_module(BEFORE)
+    if importlib.util.find_spec("torch") and can_fork_torch():
+        importlib.import_module(TORCH)
     gc.freeze()  # a collection in a worker would copy every page that it shares
     _Nursery(modules).serve(sys.stdin.fileno())
 
