@@ -99,13 +99,16 @@ class Services:
         while True:
             for name, process in [*self._running.items()]:
                 if process.poll() is not None:
-                    now = time.monotonic()
-                    self._ends[name] = [*(at for at in self._ends.get(name, ()) if now - at < STEADY_S), now]
-                    if len(self._ends[name]) > MOST_ENDS:
-                        self._check()
-                    _log.warning("the %s of the UI ended with %s and is started again", name, process.returncode)
-                    self._start(name, self._modules[name])
+                    self._start_again(name, process.returncode)
             time.sleep(POLL_S * 5)
+
+    def _start_again(self, name: str, code: int) -> None:
+        now = time.monotonic()
+        self._ends[name] = [*(at for at in self._ends.get(name, ()) if now - at < STEADY_S), now]
+        if len(self._ends[name]) > MOST_ENDS:
+            raise UiError(f"the {name} of the UI ended with exit code {code}; {self._ending(name)}")
+        _log.warning("the %s of the UI ended with %s and is started again", name, code)
+        self._start(name, self._modules[name])
 
     def stop(self) -> None:
         """The daemon first, so that nothing new is started."""
@@ -145,15 +148,18 @@ class Services:
     def _await(self, name: str, host: str, port: int) -> None:
         deadline = time.monotonic() + START_S
         while not _answers(host, port):
-            self._check()
+            self._look()
             if time.monotonic() > deadline:
                 raise UiError(f"the {name} does not answer on port {port} after {START_S:.0f} s; {self._ending(name)}")
             time.sleep(POLL_S)
 
-    def _check(self) -> None:
-        for name, process in self._running.items():
+    def _look(self) -> None:
+        """While they start: what was killed is started again; what ended by itself would do so again."""
+        for name, process in [*self._running.items()]:
             code = process.poll()
-            if code is not None:
+            if code is not None and code < 0:
+                self._start_again(name, code)
+            elif code is not None:
                 raise UiError(f"the {name} of the UI ended with exit code {code}; {self._ending(name)}")
 
     def _log(self, name: str) -> Path:

@@ -24,3 +24,25 @@ def test_a_part_that_never_lasts_is_an_error(services: Services, caplog: pytest.
     with pytest.raises(UiError, match=r"(?s)the webserver of the UI ended with exit code 0; .*Zen of Python"):
         services.wait()
     assert sum("is started again" in record.message for record in caplog.records) == MOST_ENDS
+
+
+def test_a_part_that_is_killed_while_it_starts_is_started_again(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends by itself then is an error at once."""
+    seen = tmp_path / "seen"
+    once = f"import os, pathlib as p, time; s = p.Path({str(seen)!r}); n = s.exists(); s.touch()\n"
+    (tmp_path / "part.py").write_text(once + "time.sleep(60) if n else os.kill(os.getpid(), 9)\n")
+    monkeypatch.setitem(services._environment, "PYTHONPATH", str(tmp_path))
+    services._start("webserver", ["part"])
+    first = services._running["webserver"].pid
+    try:
+        monkeypatch.setattr(ui, "_answers", lambda host, port: services._running["webserver"].pid != first)
+        services._await("webserver", "127.0.0.1", 1)
+    finally:
+        services.stop()
+    monkeypatch.setattr(ui, "_answers", lambda host, port: False)
+    services._start("daemon", ["this"])
+    services._running.pop("webserver").wait()
+    with pytest.raises(UiError, match="the daemon of the UI ended with exit code 0"):
+        services._await("daemon", "127.0.0.1", 1)
