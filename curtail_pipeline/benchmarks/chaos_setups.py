@@ -26,8 +26,6 @@ from curtail_pipeline.storage.store import Store
 
 CLI = (sys.executable, "-m", "curtail_pipeline.cli")
 START_AGAIN_S = 1.0
-WALK_S = 0.3
-"""Between two looks at all processes, which cost what the run could use."""
 HEALTH_S, UNHEALTHY = 2.0, 5
 """A container platform's probe: so many seconds apart, and so many failures in a row until it ends what is probed."""
 

@@ -29,7 +29,7 @@ from curtail_pipeline.federation.plan import scratch_of
 from curtail_pipeline.federation.segment_state import INNER, OUTER, WEIGHTS, SiteState
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteResult
+from curtail_pipeline.storage.manifest import FRESH, InnerStates
 
 if TYPE_CHECKING:
     from curtail_pipeline.training.trainer import SiteTrainer
@@ -122,7 +122,10 @@ class _Delayed:
         key, total = f"{self.folder}/{INNER}", sum(result.tokens for result in results.values())
         states = [
             SiteInner(
-                site, self.store.path(self.shared[site].key), self.shared[site].name[7:], self.plan.exchange.state
+                site,
+                self.store.path(self.shared[site].key),
+                self.shared[site].name.removeprefix("sha256:"),
+                self.plan.exchange.state,
             )
             for site in results
         ]
@@ -140,17 +143,7 @@ def run_delayed(trainers: "Mapping[str, SiteTrainer]", plan: Plan, store: Folder
         raise SettingsError("delayed rounds need rounds.upload_codec other than fp32 and rounds.inner_state merged")
     done = _Delayed(trainers, plan, store)
     done.run(plan.rounds)
-    sites = {
-        site: SiteResult(
-            steps=mine.steps,
-            tokens=mine.tokens,
-            consumed=mine.consumed,
-            inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
-            residual=mine.residual,
-            made_with=mine.made_with,
-        )
-        for site, mine in done.sites.items()
-    }
+    sites = {site: mine.result() for site, mine in done.sites.items()}
     return Segment(
         key=plan.key,
         attempt=plan.attempt,

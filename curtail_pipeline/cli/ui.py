@@ -106,7 +106,7 @@ class Services:
         now = time.monotonic()
         self._ends[name] = [*(at for at in self._ends.get(name, ()) if now - at < STEADY_S), now]
         if len(self._ends[name]) > MOST_ENDS:
-            raise UiError(f"the {name} of the UI ended with exit code {code}; {self._ending(name)}")
+            raise self._failed(name, code)
         _log.warning("the %s of the UI ended with %s and is started again", name, code)
         self._start(name, self._modules[name])
 
@@ -160,7 +160,10 @@ class Services:
             if code is not None and code < 0:
                 self._start_again(name, code)
             elif code is not None:
-                raise UiError(f"the {name} of the UI ended with exit code {code}; {self._ending(name)}")
+                raise self._failed(name, code)
+
+    def _failed(self, name: str, code: int) -> UiError:
+        return UiError(f"the {name} of the UI ended with exit code {code}; {self._ending(name)}")
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"

@@ -56,6 +56,17 @@ class SiteState:
         self.tokens += result.tokens
         self.consumed = compact([*self.consumed, *result.consumed])
 
+    def result(self) -> SiteResult:
+        """What it did in the segment so far."""
+        return SiteResult(
+            steps=self.steps,
+            tokens=self.tokens,
+            consumed=self.consumed,
+            inner_state=InnerStates(begin=self.begin, end=self.inner_state),
+            residual=self.residual,
+            made_with=self.made_with,
+        )
+
 
 class SegmentState:
     """A segment before its next round; `take` brings it behind it."""
@@ -150,17 +161,7 @@ class SegmentState:
             key=self.plan.key,
             attempt=self.plan.attempt,
             rounds=tuple(self.rounds),
-            sites={
-                site: SiteResult(
-                    steps=mine.steps,
-                    tokens=mine.tokens,
-                    consumed=mine.consumed,
-                    inner_state=InnerStates(begin=mine.begin, end=mine.inner_state),
-                    residual=mine.residual,
-                    made_with=mine.made_with,
-                )
-                for site, mine in self.sites.items()
-            },
+            sites={site: mine.result() for site, mine in self.sites.items()},
             weights=self.weights,
             delta=self.delta if self.rounds else None,
             outer=self.outer,

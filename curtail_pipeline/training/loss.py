@@ -50,32 +50,6 @@ def chunk_slopes(product: torch.Tensor, targets: torch.Tensor, cap: float | None
 fused_slopes = torch.compile(chunk_slopes, fullgraph=True)
 
 
-class _FusedHeadLoss(torch.autograd.Function):
-    """`_HeadLoss`, its arithmetic between matrix products compiled."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None
-    ) -> torch.Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            matrix = weight.to(hidden.dtype)
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            for start in range(0, len(hidden), size := chunk_rows(hidden.device.type, weight.shape[0])):
-                h, t = hidden[start : start + size], targets[start : start + size, None]
-                loss, slope = fused_slopes((h if cap is None else h / cap) @ matrix.T, t, cap)
-                total += loss
-                torch.mm(slope, matrix, out=grad_hidden[start : start + size])
-                grad_weight += slope.T @ h
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        return _HeadLoss.backward(ctx, *grads)
-
-
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -124,6 +98,28 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+class _FusedHeadLoss(_HeadLoss):
+    """`_HeadLoss`, its arithmetic between matrix products compiled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None
+    ) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(hidden.dtype)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            for start in range(0, len(hidden), size := chunk_rows(hidden.device.type, weight.shape[0])):
+                h, t = hidden[start : start + size], targets[start : start + size, None]
+                loss, slope = fused_slopes((h if cap is None else h / cap) @ matrix.T, t, cap)
+                total += loss
+                torch.mm(slope, matrix, out=grad_hidden[start : start + size])
+                grad_weight += slope.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
 
 
 def head_of(model: nn.Module) -> tuple[torch.Tensor, float | None]:
