@@ -50,7 +50,7 @@ LONG = (
     "test_ui.py",
     "test_bucket_run.py",
     "test_rehearsal.py",
-    "test_fleet.py",
+    "test_twelve_sites.py",
     "test_chaos_run.py",
     "test_run_workers.py",
 )

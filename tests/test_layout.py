@@ -64,6 +64,12 @@ def test_no_two_modules_share_a_name() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by their names alone: of two one is not collected, and the whole run fails."""
+    names = Counter(path.name for path in files("tests") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def _code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
     first = function.body[0]
     said = ast.get_docstring(function) is not None
