@@ -53,6 +53,8 @@ class Tally:
     """Set-up, kind, fault, and seconds until it was overcome; None where it was not."""
     problems: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    repaired: int = 0
+    """Runs after which a damaged file was made again with `curtail checkpoints repair`."""
     finished: bool = True
     ledger_exact: bool = True
     commits_valid: bool = True
@@ -254,6 +256,8 @@ class Episode:
     def _check(self, tally: Tally) -> None:
         store = self.store
         checkpoints = Checkpoints(store, SEQUENCE)
+        if any(checkpoints.damaged(key) for key in checkpoints.keys()):
+            self._repair(tally)
         try:
             keys = checkpoints.verify_chain()
         except CurtailError as error:
@@ -271,6 +275,12 @@ class Episode:
         if store.exists(evaluation_key(keys[-1])):
             tally.losses.append(store.read_record(evaluation_key(keys[-1]), Evaluation).loss)
 
+    def _repair(self, tally: Tally) -> None:
+        """What an operator does when `verify` names a file: a parent may be damaged after it was last read."""
+        process = self.setup.launch(("checkpoints", "repair", *self.setup.words()[1:]), self.folder / "repair.log")
+        if process.wait(EPISODE_S) == 0:
+            tally.repaired += 1
+
 
 def _figures(tally: Tally, seed: int, fault_free: float) -> Mapping[str, object]:
     recovered = [s for *_, s in tally.strikes if s is not None]
@@ -285,6 +295,7 @@ def _figures(tally: Tally, seed: int, fault_free: float) -> Mapping[str, object]
         "finished": tally.finished,
         "ledger_exact": tally.ledger_exact,
         "commits_valid": tally.commits_valid,
+        "repaired": tally.repaired,
         "orphans": tally.orphans,
         "ports": tally.ports,
         "heldout_loss": max(tally.losses, key=lambda loss: abs(loss - fault_free), default=None),

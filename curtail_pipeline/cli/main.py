@@ -327,6 +327,25 @@ def checkpoints_verify(
             typer.echo(f"{len(project.checkpoints.verify_chain())} checkpoints are intact")
 
 
+@checkpoints_app.command("repair")
+def checkpoints_repair(
+    key: Annotated[str | None, typer.Argument(help="One checkpoint; every damaged one by default.")] = None,
+    experiment: ExperimentOption = "laptop",
+    out: OutOption = None,
+) -> None:
+    """Make damaged files again, by copying or by training the segment again; what is whole is not touched."""
+    with _opened(experiment, out) as project:
+        from curtail_pipeline.cli.console import RunConsole
+        from curtail_pipeline.stages.repair import repair_all, repair_checkpoint
+
+        with RunConsole(project) as console:
+            done = [repair_checkpoint(project, key, console)] if key else repair_all(project, console)
+            for repaired in done:
+                typer.echo(str(repaired))
+        if key is None:
+            typer.echo(f"{len(project.checkpoints.verify_chain())} checkpoints are intact")
+
+
 @checkpoints_app.command("export")
 def checkpoints_export(key: str, dest: str, experiment: ExperimentOption = "laptop", out: OutOption = None) -> None:
     """Copy a checkpoint's Hugging Face folder, with a model card, to a new folder or to hf://owner/name."""

@@ -30,6 +30,7 @@ class Mode(Enum):
     export = "export"
     extend = "extend"
     branch = "branch"
+    repair = "repair"
 
 
 class OnDemand(dg.Config):
@@ -39,7 +40,7 @@ class OnDemand(dg.Config):
         default=Mode.replay,
         description="replay: repeat the segment and compare. evaluate: held-out loss only. export: to `destination`. "
         "extend: `rounds` more, as a branch. branch: the same segment with another `seed`. Branches never touch the "
-        "main lineage.",
+        "main lineage. repair: make damaged files again.",
     )
     destination: str = Field(default="", description="export: a new folder (in the home), or hf://owner/name.")
     rounds: int = Field(default=1, description="extend: how many more rounds.")
@@ -75,6 +76,10 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
 
         where = export_checkpoint(project, key, wanted.destination)
         found = {"exported to": dg.MetadataValue.url(where) if "://" in where else dg.MetadataValue.path(where)}
+    elif wanted.mode is Mode.repair:
+        from curtail_pipeline.stages.repair import repair_checkpoint
+
+        found = {"repaired": str(repair_checkpoint(project, key, on_progress))}
     else:
         found = _branch(project, key, wanted, on_progress)
     seconds = {"on demand": wanted.mode.value, "seconds": significant(time.monotonic() - began)}

@@ -6,7 +6,7 @@ A reader sees a whole checkpoint or none: its manifest is there last. Who may co
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -156,24 +156,43 @@ class Checkpoints:
         """
         return self._compared(key, self.store.stat)
 
+    def damaged(self, key: str, names: Collection[str] | None = None) -> list[str]:
+        """Files of a checkpoint, all or these, that are missing or not what was committed; their content is read.
+
+        Raises:
+            StoreError: there is no such checkpoint, or it cannot be read now, which says nothing of its files.
+        """
+        manifest, found = self.manifest(key), []
+        for name in manifest.files if names is None else names:
+            try:
+                self._compare(manifest, name, self.store.digest)
+            except CorruptObject:
+                found.append(name)
+        return found
+
     def _compared(self, key: str, look: Callable[[str], StoredObject]) -> Manifest:
         manifest = self.manifest(key)
-        for name, stored in manifest.files.items():
-            fix = f"restore it from a copy; {manifest.parent or 'every earlier checkpoint'} is not affected"
-            try:
-                found = look(f"checkpoints/{key}/{name}")
-            except NotStored:
-                raise CorruptObject(
-                    f"checkpoints/{key}/{name} is missing, expected sha256 {stored.sha256}; {fix}"
-                ) from None
-            except OSError as error:
-                raise StoreError(f"checkpoints/{key}/{name} cannot be read: {reason(error)}") from error
-            if found.sha256 != stored.sha256:
-                raise CorruptObject(
-                    f"checkpoints/{key}/{name} is corrupt: expected sha256 {stored.sha256} ({stored.bytes} bytes), "
-                    f"found {found.sha256} ({found.bytes} bytes); {fix}"
-                )
+        for name in manifest.files:
+            self._compare(manifest, name, look)
         return manifest
+
+    def _compare(self, manifest: Manifest, name: str, look: Callable[[str], StoredObject]) -> None:
+        address, stored = f"checkpoints/{manifest.key}/{name}", manifest.files[name]
+        fix = (
+            f"`curtail checkpoints repair {manifest.key}` makes it again, or restore it from a copy; "
+            f"{manifest.parent or 'every earlier checkpoint'} is not affected"
+        )
+        try:
+            found = look(address)
+        except NotStored:
+            raise CorruptObject(f"{address} is missing, expected sha256 {stored.sha256}; {fix}") from None
+        except OSError as error:
+            raise StoreError(f"{address} cannot be read: {reason(error)}") from error
+        if found.sha256 != stored.sha256:
+            raise CorruptObject(
+                f"{address} is corrupt: expected sha256 {stored.sha256} ({stored.bytes} bytes), "
+                f"found {found.sha256} ({found.bytes} bytes); {fix}"
+            )
 
     def verify_link(self, key: str) -> None:
         """Check that a checkpoint follows from its parent; errors as of `verify_chain`."""
@@ -271,7 +290,10 @@ class Checkpoints:
             StoreError: it is the initialised model, or a later one was made from it.
         """
         if number(key) == 0 or any(number(other) > number(key) for other in self.keys()):
-            raise StoreError(f"{key} is what other checkpoints were made from; restore it from a copy")
+            raise StoreError(
+                f"{key} is what other checkpoints were made from; `curtail checkpoints repair {key}` makes it again, "
+                "or restore it from a copy"
+            )
         self.index.forget(_MANIFEST, key)
         return self._commits.withdraw(key)
 

@@ -17,7 +17,6 @@ import pytest
 from micro import CURTAILED, START, curtail, environment, start_curtail, write_experiment
 
 from curtail_pipeline.flower.processes import free_port
-from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.signals.checks import CHECKS
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
@@ -294,18 +293,34 @@ def test_a_changed_experiment_on_an_existing_home_is_refused_with_the_difference
     assert {key: found.sha256() for key, found in manifests(home).items()} == before
 
 
-def test_a_flipped_byte_is_found_and_nothing_else_is_touched(finished: tuple[Path, Path, dict], tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(finished[0] / "micro", home / "micro")
-    experiment = load_experiment(home / "micro" / "experiment.yaml")
-    last = list(manifests(home))[-1]
-    weights = home / "micro" / "store" / "checkpoints" / last / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[len(data) // 2] ^= 1
-    weights.write_bytes(bytes(data))
-    done = curtail(
-        "checkpoints", "verify", "--experiment", str(home / "micro" / "experiment.yaml"), home=home, timeout=300
-    )
-    assert done.returncode == 1
-    assert last in done.stderr and "model.safetensors" in done.stderr and "expected" in done.stderr
-    assert experiment.name == "micro" and list(manifests(home)) == list(manifests(finished[0]))
+def test_damaged_files_are_found_and_made_again(finished: tuple[Path, Path, dict], tmp_path: Path) -> None:
+    """Weights and outer state by training the segment again, the rest by copying; all of it to the byte."""
+    home, _, summary = finished
+    shutil.copytree(home / "micro", tmp_path / "micro")
+    settings, key = tmp_path / "micro" / "experiment.yaml", key_of(summary, "federated")
+    settings.write_text(settings.read_text().replace("replay: spare", "replay: own"))
+    folder, committed = (root / "micro" / "store" / "checkpoints" / key for root in (tmp_path, home))
+    wrong = ("model.safetensors", "outer.safetensors", "config.json")
+    for name in wrong:
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(bytes(data))
+    (folder / "tokenizer.json").unlink()
+
+    def command(*words: str) -> "subprocess.CompletedProcess[str]":
+        return curtail("checkpoints", *words, "--experiment", str(settings), home=tmp_path, timeout=300)
+
+    found = command("verify")
+    assert found.returncode == 1
+    assert all(word in found.stderr for word in (key, "config.json", "expected", f"checkpoints repair {key}"))
+    repaired = command("repair")
+    assert repaired.returncode == 0, repaired.stderr
+    assert f"{key}: config.json copied from ckpt-" in repaired.stdout and "are intact" in repaired.stdout
+    for name in (*wrong, "tokenizer.json"):
+        assert (folder / name).read_bytes() == (committed / name).read_bytes()
+        assert (folder / name).stat().st_nlink == 1, "damage to one file would be damage to two"
+    assert manifests(tmp_path) == manifests(home)
+
+    (folder / "plan.json").write_bytes(b"{}")
+    refused = command("repair", key)
+    assert refused.returncode == 1 and "plan.json" in refused.stderr and "restore it from a copy" in refused.stderr
