@@ -28,6 +28,14 @@ class Postgres:
     def url(self, database: str) -> str:
         return f"postgresql+psycopg2://dagster@127.0.0.1:{self.port}/{database}"
 
+    def restore(self, dump: str) -> None:
+        """Put what `pg_dump` wrote of the database `dagster` in its place."""
+        assert PROGRAMS is not None
+        self.ask("dropdb", "--force", "dagster")
+        self.ask("createdb", "dagster")
+        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "dagster", "-q", "-v", "ON_ERROR_STOP=1"]
+        subprocess.run([PROGRAMS / "psql", *where, "dagster"], input=dump, text=True, check=True, capture_output=True)
+
     def ask(self, *words: str) -> str:
         """The output of one of Postgres' own programs."""
         assert PROGRAMS is not None

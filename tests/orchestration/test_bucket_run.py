@@ -1,16 +1,23 @@
-"""The pipeline with its store in a bucket, over a line that fails: the weights of a folder, or one clear line."""
+"""The pipeline with its store in a bucket, over a line that fails: the weights of a folder, or one clear line.
+
+Dagster's records are in Postgres where that is installed; it and the bucket are restored from copies of other moments.
+"""
 
 import json
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from micro import curtail, write_experiment
+from postgres_server import PROGRAMS, Postgres, serving
 
 from curtail_pipeline.benchmarks.s3_server import KEYS, Front, S3Server
+from curtail_pipeline.orchestration.headless import INSTANCE_YAML
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
@@ -21,24 +28,52 @@ SHORT = {"job": {"steps": 60}, "clock": {"end": "2026-05-01T01:40:00Z"}}
 
 
 class Unsteady:
-    """Every 40th request is answered with 500, and the server is gone for 10 s once checkpoints are there."""
+    """Every 40th request is answered with 500, and the server is gone for 10 s once checkpoints are there.
 
-    def __init__(self) -> None:
-        self.requests, self.gone_at = 0, 0.0
+    Copies are taken while the run goes on: of Postgres before the first segment, of the bucket before the second.
+    """
+
+    def __init__(self, run: "Run") -> None:
+        self.run, self.requests, self.gone_at = run, 0, 0.0
+        self.one_at_a_time = threading.Lock()
 
     def __call__(self, method: str, path: str) -> str | None:
-        self.requests += 1
-        if not self.gone_at and method == "PUT" and "/scratch/ckpt-000002/" in path:
-            self.gone_at = time.monotonic()
+        with self.one_at_a_time:
+            self.requests += 1
+            if method == "PUT" and "/scratch/ckpt-000001/" in path and not self.run.dump and self.run.postgres:
+                self.run.dump = self.run.postgres.ask("pg_dump", "dagster")
+            if not self.gone_at and method == "PUT" and "/scratch/ckpt-000002/" in path:
+                self.run.copy("runs/micro/", "copy/")
+                self.gone_at = time.monotonic()
         if self.gone_at and time.monotonic() < self.gone_at + GONE_S:
             return "drop"
         return "500" if self.requests % 40 == 0 else None
 
 
 class Run:
-    def __init__(self, s3: S3Server, front: Front, folder: Path) -> None:
-        self.s3, self.front, self.folder, self.bucket = s3, front, folder, s3.bucket()
+    def __init__(self, s3: S3Server, front: Front, folder: Path, postgres: Postgres | None) -> None:
+        self.s3, self.front, self.folder, self.bucket, self.postgres = s3, front, folder, s3.bucket(), postgres
         self.file = write_experiment(folder / "experiment", **SHORT)
+        self.home = folder / "homes" / "micro"
+        self.dump = ""
+        """Of Postgres, before the first segment."""
+        if postgres is not None:
+            (self.home / "dagster").mkdir(parents=True)
+            storage = f"storage:\n  postgres:\n    postgres_url: {postgres.url('dagster')}\n"
+            (self.home / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.format(sites="") + storage)
+
+    def copy(self, source: str, target: str) -> None:
+        """Make what is below one prefix of the bucket what is below another."""
+        client = self.s3.connect()
+        for name in self._names(target):
+            client.delete_object(Bucket=self.bucket, Key=name)
+        for name in self._names(source):
+            place = {"Bucket": self.bucket, "Key": name}
+            client.copy_object(Bucket=self.bucket, CopySource=place, Key=target + name.removeprefix(source))
+
+    def _names(self, prefix: str) -> list[str]:
+        pages = self.s3.connect().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", ())]
 
     def __call__(
         self, *words: str, out: str | None = None, more: dict[str, str] | None = None
@@ -55,14 +90,16 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    front = Front(s3)
-    yield Run(s3, front, tmp_path_factory.mktemp("bucket"))
-    front.close()
+    with ExitStack() as stack:
+        postgres = stack.enter_context(serving()) if PROGRAMS is not None else None
+        front = Front(s3)
+        stack.callback(front.close)
+        yield Run(s3, front, tmp_path_factory.mktemp("bucket"), postgres)
 
 
 @pytest.fixture(scope="module")
 def summary(run: Run) -> dict[str, object]:
-    run.front.fault = faults = Unsteady()
+    run.front.fault = faults = Unsteady(run)
     done = run("run", "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert faults.gone_at, "the server was never gone"
@@ -73,7 +110,7 @@ def summary(run: Run) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_a_run_over_a_line_that_fails_gives_the_weights_of_a_folder(run: Run, summary: dict[str, object]) -> None:
-    home = run.folder / "homes" / "micro"
+    home = run.home
     assert summary["home"] == str(home) and str(summary["checkpoint"]).startswith(f"s3://{run.bucket}/runs/micro/")
     assert (home / "dagster" / "dagster.yaml").exists() and not (home / "store").exists()
     assert not list(Path.cwd().glob("s3:*")) and not list(run.folder.rglob("s3:"))
@@ -85,6 +122,38 @@ def test_a_run_over_a_line_that_fails_gives_the_weights_of_a_folder(run: Run, su
     assert folder.returncode == 0, folder.stderr[-3000:]
     plain = json.loads(folder.stdout.splitlines()[-1])["checkpoints"]
     assert [c["weights_sha256"] for c in plain] == [s.weights_sha256 for s in found.summaries()]
+
+
+def recorded(postgres: Postgres) -> list[str]:
+    """Checkpoints that Dagster knows."""
+    asked = (
+        "select distinct partition from event_logs where dagster_event_type = 'ASSET_MATERIALIZATION' "
+        "and asset_key like '%aggregated_checkpoint%' order by partition"
+    )
+    return postgres.ask("psql", "-tAc", asked, "dagster").split()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_copies_of_different_moments(run: Run, summary: dict[str, object]) -> None:
+    """From the last commit that the bucket's copy has, whatever Dagster knew, to the same weights."""
+    before = run.checkpoints().summaries()
+    keys = [each.key for each in before]
+    if run.postgres is not None:
+        assert not list((run.home / "dagster").rglob("*.db")) and recorded(run.postgres) == keys
+    run.copy("copy/", "runs/micro/")
+    assert run.checkpoints().keys() == keys[:2], "the copy of the bucket knows less than Postgres"
+    done = run("run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = run.checkpoints().summaries()
+    assert run.checkpoints().verify_chain() == keys
+    assert [each.weights_sha256 for each in again] == [each.weights_sha256 for each in before]
+    if run.postgres is None:
+        return
+    run.postgres.restore(run.dump)
+    assert recorded(run.postgres) == keys[:1], "the copy of Postgres knows less than the bucket"
+    done = run("run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run.checkpoints().summaries() == again, "what is committed is not done again"
 
 
 @pytest.mark.slow

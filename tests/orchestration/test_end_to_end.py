@@ -4,10 +4,12 @@ import json
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -200,30 +202,54 @@ def test_a_replay_in_a_process_of_its_own_gives_the_same_weights(
     assert not (tmp_path / "micro" / "federation" / "federation.json").exists()
 
 
-def test_a_standing_superlink_with_sites_of_its_own_gives_the_same_weights(
+def test_a_standing_superlink_gives_the_same_weights_also_from_an_older_copy_of_its_database(
     finished: tuple[Path, Path, dict], tmp_path: Path
 ) -> None:
-    """A federated key again, over `curtail superlink` and one `curtail site run` per member, by TLS and keys."""
+    """A federated key again, over `curtail superlink` and one `curtail site run` per member, by TLS and keys.
+
+    The copy is of the moment when sites were registered: it knows of no run, and the sites that are at work stay.
+    """
     home, experiment, summary = finished
     row = next(row for row in summary["checkpoints"] if row["mode"] == "federated")
     port = free_port()
     log, keys, address = tmp_path / "superlink.log", tmp_path / "keys", f"127.0.0.1:{port}"
     made = curtail("deploy", "keys", str(keys), "--host", "superlink.example", home=home)
     assert made.returncode == 0, made.stderr
-    words = ["superlink", "--port", str(port), "--folder", str(tmp_path / "link"), "--keys", str(keys)]
+    database, copy = tmp_path / "link" / "superlink.db", tmp_path / "copy.db"
+    words = ["superlink", "--port", str(port), "--folder", str(database.parent), "--keys", str(keys)]
     roles = [start_curtail(*words, home=home, log=log)]
-    try:
-        wait_for(lambda: listens(port), 300, "a SuperLink that listens")
-        for site in row["members"]:
-            key = ["--superlink", address, "--ca", str(keys / "ca.crt"), "--key", str(tmp_path / site)]
-            admitted = curtail("site", "register", site, *key, home=home)
-            assert admitted.returncode == 0, admitted.stderr
-            words = ["site", "run", site, *key, "--experiment", str(experiment)]
-            roles.append(start_curtail(*words, home=home, log=tmp_path / f"{site}.log"))
-        wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(row["members"]), 300, "all sites online")
+
+    def replay() -> None:
         (found,) = materialise(home, row["key"], CURTAIL_SUPERLINK=address, CURTAIL_CA=str(keys / "ca.crt"))
         assert found["identical"] is True, found["errors"]
         assert "PushMessages" in log.read_text(), "the segment did not run over this SuperLink"
+
+    try:
+        wait_for(lambda: listens(port), 300, "a SuperLink that listens")
+        key = {
+            site: ["--superlink", address, "--ca", str(keys / "ca.crt"), "--key", str(tmp_path / site)]
+            for site in row["members"]
+        }
+        for site in row["members"]:
+            admitted = curtail("site", "register", site, *key[site], home=home)
+            assert admitted.returncode == 0, admitted.stderr
+        with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(copy)) as kept:
+            live.backup(kept)
+        for site in row["members"]:
+            words_of_site = ["site", "run", site, *key[site], "--experiment", str(experiment)]
+            roles.append(start_curtail(*words_of_site, home=home, log=tmp_path / f"{site}.log"))
+        wait_for(lambda: log.read_text().count("Fleet.ActivateNode") >= len(key), 300, "all sites online")
+        replay()
+        roles[0].terminate()
+        roles[0].wait(300)
+        for left in database.parent.glob(f"{database.name}*"):
+            left.unlink()
+        shutil.copy(copy, database)
+        log.unlink()
+        roles[0] = start_curtail(*words, home=home, log=log)
+        logs = [tmp_path / f"{site}.log" for site in key]
+        wait_for(lambda: all("Connection successful" in each.read_text() for each in logs), 300, "all sites again")
+        replay()
     finally:
         for role in roles:
             role.terminate()
