@@ -72,7 +72,8 @@ def run(seed: int = 0, speed: float = 1200.0, days: int = DAYS, keep: str = "") 
     """Replay the week twice.
 
     Args:
-        speed: replayed seconds per second: at 1200 the week lasts 504 s, a window 24 s, which is what a busy machine needs to begin a segment.
+        speed: replayed seconds per second: at 1200 the week lasts 504 s and a window 24 s, which is what a busy machine
+            needs to begin a segment.
         days: of the week.
         keep: a folder to work in, left as it is.
     """
