@@ -85,6 +85,7 @@ def run(
     faultfree: float | None = None,
     minutes: float = math.inf,
     only: str = "",
+    steps: int = STEPS,
 ) -> Mapping[str, object]:
     """Disturb runs until so many faults took place; figures as in the module's text, times in wall seconds.
 
@@ -95,6 +96,7 @@ def run(
         faultfree: held-out loss of the undisturbed run where it is known, which then is not run again.
         minutes: no further fault after so many; the run that is on its way is finished.
         only: kinds with one of these words in their names, separated by commas.
+        steps: of the job; with more of them, up to 200, a run has time for more faults.
     """
     until = time.monotonic() + 60 * minutes
     names = setups.split(",")
@@ -107,7 +109,7 @@ def run(
     with contextlib.ExitStack() as held:
         folder = Path(keep or held.enter_context(tempfile.TemporaryDirectory(prefix="bench-chaos-")))
         if faultfree is None:
-            with Episode(folder / "undisturbed", "local") as undisturbed:
+            with Episode(folder / "undisturbed", "local", steps) as undisturbed:
                 undisturbed.finish(tally)
             (faultfree,) = tally.losses or [float("nan")]
             tally.losses.clear()
@@ -115,7 +117,7 @@ def run(
         while len(tally.strikes) < faults and number < faults and time.monotonic() < until:
             setup = names[number % len(names)]
             number += 1
-            with Episode(folder / f"run-{number}", setup) as episode:
+            with Episode(folder / f"run-{number}", setup, steps) as episode:
                 wanted = min(len(tally.strikes) + per_run, faults)
                 while episode.running() and len(tally.strikes) < wanted and time.monotonic() < until:
                     begun = bool(episode.faults)
