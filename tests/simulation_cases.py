@@ -5,12 +5,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from curtail_pipeline.scheduling.policies import policy_of
+from curtail_pipeline.scheduling.tariffs import Tariff
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
+from curtail_pipeline.settings.sites import power_kw
 from curtail_pipeline.simulation.walk import Walk
 from curtail_pipeline.times import from_us, to_us
 
@@ -90,6 +93,18 @@ def view_of(values: Mapping[str, Sequence[float]], run: Experiment | None = None
     run = run or experiment(tuple(values))
     rows = traces(values)
     return View.build(run, rows, windows(rows, run, delay_s))
+
+
+def tariffs(view: View, end: int) -> list[Tariff]:
+    """What each site's power costs until then: its signal, held."""
+    found = []
+    for site in view.sites:
+        signal = view.signals[site.region]
+        knots = [*signal.edges[signal.edges < end].tolist(), end]
+        held = signal.values[: len(knots) - 1]
+        kw = power_kw(site, "training"), power_kw(site, "idle"), power_kw(site, "start_up")
+        found.append(Tariff.of(np.array(knots, dtype=np.int64), held, kw, 0.0 * held))
+    return found
 
 
 def next_event(view: View, now: datetime) -> datetime | None:

@@ -9,7 +9,8 @@ share them, and each site's first start). A member trains at most `a = round - l
 merge, start-up)` without training, so that any stretch of time of length `a + o` holds at most `a` of its training.
 Cutting time into such blocks and taking at most `a` of the cheapest time of each gives another knapsack. Its costs
 include the overhead's energy at the lowest intensity nearby. With `open_local` rounds, at most one site per block is
-free of that limit; the bound is then the best value of the Lagrangian dual, which never exceeds the optimum.
+free of that limit; the bound is then the best value of the Lagrangian dual, which never exceeds the optimum. Where no
+site has a battery the bound of whole rounds (`round_bound`) is taken where it is higher.
 
 On-site generation takes its part off what a step draws from the grid. A battery relaxes to this: at any time it may
 give up to its discharge power, each kWh at the lowest intensity so far over its round-trip efficiency. What it holds at
@@ -28,7 +29,9 @@ from curtail_pipeline.scheduling.policies import start_up_us
 from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.sites import Site, power_kw
-from curtail_pipeline.times import HOUR, SECOND, Floats, Micros, duration_us
+from curtail_pipeline.simulation.pieces import pieces_of
+from curtail_pipeline.simulation.round_bound import round_bound
+from curtail_pipeline.times import HOUR, SECOND, Floats, duration_us
 
 _DUAL_ITERATIONS = 80
 _PRICES = 24
@@ -77,7 +80,24 @@ def least_co2_with_overheads(view: View, steps: int, start: int, end: int) -> Or
     """A lower bound for every schedule that pays the experiment's overheads; None when even that can't do the steps."""
     if not steps or end <= start:
         return _nothing(view) if not steps else None
-    return _best(view, start, end, lambda price: _relaxed(view, steps, start, end, price))
+    found = _best(view, start, end, lambda price: _relaxed(view, steps, start, end, price))
+    if found is None:
+        return None
+    if not any(site.battery for site in view.sites):
+        by_rounds = round_bound(view, steps, start, end)
+        if by_rounds is not None and by_rounds.co2_kg > found.co2_kg:
+            found = Oracle(by_rounds.co2_kg, {}, by_rounds.g_per_step)
+    return replace(found, co2_kg=found.co2_kg - _idling_kg(view, start))
+
+
+def _idling_kg(view: View, start: int) -> float:
+    """At most what idling takes off, where intensities are below 0."""
+    kg = 0.0
+    for site in view.sites:
+        cut = pieces_of(view, site, start, view.end_us, None, _NO_LIMIT)
+        most_kw = max(power_kw(site, "idle"), power_kw(site, "start_up"))
+        kg += most_kw * float((np.maximum(-np.nan_to_num(cut.value), 0.0) * cut.length).sum()) / HOUR / 1_000
+    return kg
 
 
 def _relaxed(view: View, steps: int, start: int, end: int, price: float) -> Oracle | None:
@@ -99,7 +119,7 @@ def _best(view: View, start: int, end: int, bound: Callable[[float], Oracle | No
 
     def less(price: float) -> Oracle | None:
         found = bound(price)
-        return None if found is None else replace(found, co2_kg=max(0.0, found.co2_kg - price * free_kwh / 1_000))
+        return None if found is None else replace(found, co2_kg=found.co2_kg - price * free_kwh / 1_000)
 
     known = [float(np.nanmax(view.signals[site.region].values, initial=0.0)) for site in view.sites]
     low, high, golden = 0.0, max(known), (5**0.5 - 1) / 2
@@ -145,52 +165,10 @@ def _merge_us(overheads: Overheads) -> int:
     return duration_us(min(overheads.round_tail_s, overheads.round_tail_single_s)) + duration_us(overheads.outer_step_s)
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """A stretch of time of one site, cut where its signal or generation changes and at block edges."""
-
-    begin: Micros
-    length: Micros
-    value: Floats
-    """gCO2/kWh of the grid; NaN in a hole."""
-    made_kw: Floats
-    """On-site generation."""
-    stored: Floats
-    """gCO2/kWh of what its battery gives, at the least; infinite without one."""
-    battery_kw: float
-
-    def g_per_kwh(self, kw: float) -> Floats:
-        """Of a load of that power, at the least; NaN where nobody can tell."""
-        if not self.battery_kw and not self.made_kw.any():
-            return self.value
-        needed = np.maximum(kw - self.made_kw, 0.0)
-        given = np.minimum(needed, self.battery_kw)
-        cheapest = np.fmin(self.value, self.stored)
-        cost = np.where(needed > given, self.value, 0.0) * (needed - given) + np.where(given > 0, cheapest, 0.0) * given
-        return np.where(np.isinf(cost), np.nan, cost / kw)
-
-
-def _pieces(view: View, site: Site, start: int, end: int, block: int | None, price: float) -> _Pieces:
-    signal, generation = view.signals[site.region], view.on_site.get(site.name)
-    end = min(end, signal.end)
-    inside = signal.edges[(signal.edges > start) & (signal.edges < end)]
-    edges = [np.array([start, end]), inside, steps_of(generation, start, end)]
-    if block is not None:
-        edges.append(np.arange(start, end, block))
-    cuts = np.unique(np.concatenate(edges)) if start < end else np.array([start])
-    begin, value, battery = cuts[:-1], signal.held_at(cuts[:-1]), site.battery
-    stored = np.full(len(begin), np.inf)
-    if battery is not None:
-        lowest = np.fmin.accumulate(np.append(np.inf, value))[1:]
-        stored = np.minimum(lowest / (battery.charge_efficiency * battery.discharge_efficiency), price)
-    power = 0.0 if battery is None else battery.discharge_kw
-    return _Pieces(begin, np.diff(cuts), value, power_at(generation, begin), stored, power)
-
-
 def _site_cells(
     view: View, site: Site, start: int, end: int, block: int | None = None, *, price: float = _NO_LIMIT
 ) -> _Cells:
-    cut, kw = _pieces(view, site, start, end, block, price), power_kw(site, "training")
+    cut, kw = pieces_of(view, site, start, end, block, price), power_kw(site, "training")
     value = cut.g_per_kwh(kw)
     known = ~np.isnan(value)
     begin, length, value = cut.begin[known], cut.length[known], value[known]
@@ -208,7 +186,7 @@ def _limited_cells(
     size = trains + pause if block is None else block
     # A longer block than the site's own holds at most proportionally more, rounded up to whole rounds.
     allowed = trains if size == trains + pause else -(-size // (trains + pause)) * trains
-    cut, kw = _pieces(view, site, start, end, size, price), power_kw(site, "training")
+    cut, kw = pieces_of(view, site, start, end, size, price), power_kw(site, "training")
     length, value = cut.length, cut.g_per_kwh(kw)
     number = (cut.begin - start) // size
     idle_kw, load = power_kw(site, "idle"), duration_us(overheads.round_load_s)
@@ -278,7 +256,7 @@ def _dual(limited: list[_Cells], free: list[_Cells], steps: int) -> Oracle | Non
         else:
             high = b
     price = (low + high) / 2
-    return Oracle(max(0.0, value(price)) / 1_000, {}, price)
+    return Oracle(value(price) / 1_000, {}, price)
 
 
 def _earnings(part: _Cells, price: float, blocks: int) -> Floats:

@@ -196,16 +196,21 @@ def test_pieces_add_up_to_the_intervals_they_were_cut_from(case: Case, interpola
 @given(cases(), st.integers(1, 2_000), st.booleans())
 def test_the_oracle_buys_no_time_that_nobody_can_price(case: Case, steps: int, overheads: bool) -> None:
     view, site = view_on(case.run, case.rows), case.run.sites[0]
-    signal = view.signals["A"]
     end = BEGIN + 3_000 * SECOND
     bound = least_co2_with_overheads if overheads else least_co2
-    seconds = [second for second in range(3_000) if case.known(second) is not None]
-    usable = sum(BEGIN + (second + 1) * SECOND <= signal.end for second in seconds)
+    # The step in progress when a signal ends is finished, and nobody can tell what it costs.
+    after = round(1 / site.steps_per_s)
+    known = [case.known(second) for second in range(-after, 3_000)]
+    usable = [
+        value or 0.0
+        for k, value in enumerate(known[after:], after)
+        if value is not None or any(before is not None for before in known[k - after : k])
+    ]
     found = bound(view, steps, BEGIN, end)
-    if steps > usable * site.steps_per_s + 1e-6:
+    if steps > len(usable) * site.steps_per_s + 1e-6:
         assert found is None
     elif not overheads:
-        cheapest = sorted(case.known(s) or 0.0 for s in seconds if BEGIN + (s + 1) * SECOND <= signal.end)
+        cheapest = sorted(usable)
         need = steps / site.steps_per_s
         whole = int(need + 1e-9)
         expected = sum(cheapest[:whole]) + (need - whole) * (cheapest[whole] if whole < len(cheapest) else 0.0)
@@ -267,8 +272,8 @@ def test_a_hole_is_the_same_hole_everywhere() -> None:
     assert (base.kwh, base.co2_g, base.unaccounted_kwh) == pytest.approx((1.0, 10 * known, lost))
     assert baselines(view, 1_800, BEGIN) == {"A": base}
     assert (base.co2_g_low, base.co2_g_high) == pytest.approx((10.0, 10.0)), "the day knows of nothing but 10 g/kWh"
-    # 35 of the 60 minutes can be bought, and five more in which the trace has its last value.
-    most = 40 * 60 // 2
+    # 35 of the 60 minutes can be bought, five more in which the trace has its last value, and a step into the hole.
+    most = 40 * 60 // 2 + 1
     found = least_co2(view, most, BEGIN, view.end_us)
     assert found is not None and found.co2_kg == pytest.approx(10 * 40 / 60 / 1_000)
     assert least_co2(view, most + 1, BEGIN, view.end_us) is None

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation_cases import START, experiment, minutes, traces, windows
+from simulation_cases import START, experiment, minutes, tariffs, traces, windows
 
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling import policy_forecast
@@ -15,11 +14,9 @@ from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
 from curtail_pipeline.scheduling.rollout import Rollout, Standing
 from curtail_pipeline.scheduling.stays import Plan, stays_of
-from curtail_pipeline.scheduling.tariffs import Tariff
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.overheads import PAPER
-from curtail_pipeline.settings.sites import power_kw
 from curtail_pipeline.simulation.accounts import account
 from curtail_pipeline.simulation.compare import Simulated, simulate_run
 from curtail_pipeline.simulation.walk import step_walk
@@ -77,14 +74,7 @@ def test_a_known_schedule_is_walked_as_the_simulator_walks_it(
     followed = policy_of(view)
     assert isinstance(followed, TimelinePolicy)
     plan: Plan = tuple(map(stays_of, followed.timelines))
-    tariffs = []
-    for site in view.sites:
-        signal = view.signals[site.region]
-        knots = [*signal.edges[signal.edges < end].tolist(), end]
-        held = signal.values[: len(knots) - 1]
-        kw = power_kw(site, "training"), power_kw(site, "idle"), power_kw(site, "start_up")
-        tariffs.append(Tariff.of(np.array(knots, dtype=np.int64), held, kw, 0.0 * held))
-    course = Rollout(view, tariffs, Standing(start, 0), run.job.steps, end, end).course(plan)
+    course = Rollout(view, tariffs(view, end), Standing(start, 0), run.job.steps, end, end).course(plan)
     walked = step_walk(view, run, Job(0, run.job.steps, START), start)
     assert course.steps == walked.steps
     for site, rounds in zip(view.sites, course.training, strict=True):

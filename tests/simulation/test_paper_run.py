@@ -131,6 +131,9 @@ def test_plans_with_the_measured_overheads_finish(
     found = simulate(paper, trace, policy="forecast", overheads="paper", forecast="perfect", deadline_h=hours)
     assert found["finished"]
     assert found["co2_kg"] <= most_kg
+    bound = found["bound_co2_kg"]
+    assert bound is not None
+    assert bound <= found["co2_kg"] <= 1.1 * bound
 
 
 def test_auto_beats_rounds_of_ten_minutes(paper: Experiment, trace: pl.DataFrame) -> None:
