@@ -136,11 +136,12 @@ class ForecastPolicy:
         # What was planned on another forecast is no start: a live decision, which remembers no plan, is the same.
         if self.perfect and not job.previous:
             others += [tuple(map(stays_of, rival)) for rival in view.rivals]
-        edges = self._edges(us, deadline)
         clock_end = view.experiment.clock.end
         end = deadline if clock_end is None else min(deadline, to_us(clock_end))
         if self.perfect:
-            end = min(end, view.end_us)
+            # Deadlines beyond the record are one deadline.
+            deadline = end = min(end, view.end_us)
+        edges = self._edges(us, deadline)
         standing, up = standing_of(view, us, job)
         tariffs = [self._tariff(view, i, us, edges, end) for i in range(len(view.sites))]
         slots = self._all_slots(view, us, edges)

@@ -141,3 +141,13 @@ def test_a_budget_starts_what_it_can_finish_and_nothing_else(
             assert planned(fewer, rows, hours, "budget").walk.finished
         return
     assert done.walk.finished
+
+
+@pytest.mark.usefixtures("few_walks")
+def test_deadlines_beyond_the_record_are_one() -> None:
+    """Three hours are known: what is planned by six or by nine is the same plan."""
+    run = experiment("AB", overheads=times_paper(1.0), rounds={"round_s": 600}, job={"steps": 2500})
+    rows = traces({"A": [150.0] * 9 + [20.0] * 12 + [450.0] * 15, "B": [80.0] * 20 + [0.0] * 9 + [80.0] * 7})
+    three, six, nine = (planned(run, rows, hours) for hours in (3.0, 6.0, 9.0))
+    assert three.walk.finished
+    assert three.account.co2_kg == six.account.co2_kg == nine.account.co2_kg
