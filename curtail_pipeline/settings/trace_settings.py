@@ -125,7 +125,7 @@ class FileTraces(ProviderSettings):
     """Of a wide file: column in the file -> region, or region, kind and unit. When given, other columns are not read.
     Of a long file: name in the region column -> region."""
     unit: Unit | None = None
-    """The kind's canonical unit when not given."""
+    """The kind's canonical unit when not given; refused where a column's name says another one."""
     kind: Kind = "marginal_intensity"
     timezone: str = "UTC"
     """Of stamps without an offset; an IANA name, or an offset from UTC such as `+10:00`."""
@@ -134,7 +134,8 @@ class FileTraces(ProviderSettings):
     first; this says what happens to a stamp where it does not: `infer` refuses it, `earliest` and `latest` choose,
     `drop` counts it as missing. `refuse` refuses all that have no offset and no fold_column."""
     interval: Literal["begin", "end"] = "begin"
-    """Whether a stamp is the begin or the end of the interval its value is for. Ranges and numbered hours say so."""
+    """Whether a stamp is the begin or the end of the interval its value is for. Ranges and numbered hours say so; a
+    column named for ends (interval_end) is refused where this is not given."""
     cadence_s: int | None = Field(default=None, ge=1, validation_alias=AliasChoices("cadence_s", "cadence"))
     """Seconds between values where the source measures without a pause; found from the stamps when not given."""
     snap_s: float | None = Field(default=None, ge=0)

@@ -6,6 +6,7 @@ What a file is shows in its first bytes, not in its name.
 import csv
 import gzip
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.header_names import require_header
 
 ROW = "\x00row"
 """Column of a read table: number of the data row in the file, from 1; no file's own column has such a name."""
@@ -25,6 +27,7 @@ _HEAD = 100_000
 _UNNAMED = "__UNNAMED__"
 """How fastexcel calls columns without a name."""
 _SEPARATORS = (";", "\t", "|", ",")
+_EXCELS_SEPARATOR = re.compile(rb'\A"?sep=.?"?\r?\n', re.IGNORECASE)
 # Archives: RuntimeError where they are encrypted, NotImplementedError where their compression is not known.
 _DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
 _REFUSED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
@@ -72,6 +75,7 @@ class FileContent:
             self._text = self._plain_text(raw)
             self._own_names = self._header(skip_lines)
         self.names = self._stripped(self._own_names)
+        require_header(str(path), self.names)
 
     def read(self, columns: Iterable[str]) -> pl.DataFrame:
         """Columns of the file, and ROW; rows in which all are empty are left out. A CSV's values are texts.
@@ -155,6 +159,7 @@ class FileContent:
         """The names of a CSV's columns; what stands before its header is cut off the text."""
         lines = self._text.split(b"\n", skip_lines)
         self._text = lines[-1] if len(lines) > skip_lines else b""
+        self._text = _EXCELS_SEPARATOR.sub(b"", self._text, 1)
         while (end := self._text.find(b"\n")) >= 0 and not self._text[:end].strip(b" \t\r,;|\x00\xef\xbb\xbf"):
             self._text = self._text[end + 1 :]
         start = self._text[:200].lstrip().lower()

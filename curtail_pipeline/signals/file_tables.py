@@ -13,6 +13,7 @@ from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import NO, YES, parse_flags
+from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
 from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.time_zones import sign_warning
@@ -26,6 +27,9 @@ MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "no
 ESTIMATED = ("estimated", "isestimated", "imputed", "imputeddataused")
 """Names of a long file's column that says whether a value is an estimate, without case and marks."""
 
+UNIT_COLUMNS = ("unit", "units", "uom", "unitofmeasure")
+"""Names of a long file's column of units, without case and marks."""
+
 VALUES_SCHEMA: dict[str, pl.DataType] = {
     "region": pl.String(),
     "kind": pl.String(),
@@ -34,7 +38,7 @@ VALUES_SCHEMA: dict[str, pl.DataType] = {
 }
 """A file's values: POINT_SCHEMA and whose they are. Values are as in the file, in `unit`."""
 
-_THOUSANDS = r"^[+-]?\d{1,3}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"
+_THOUSANDS = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"
 """Numbers with a decimal comma, with or without points between thousands."""
 
 
@@ -200,10 +204,14 @@ class TraceFiles:
         settings = self.settings
         entry = settings.columns.get(name, name)
         if isinstance(entry, str):
-            return entry, settings.kind, settings.unit or UNITS[settings.kind][0]
+            entry = Column(region=entry)
         kind = entry.kind or settings.kind
         inherited = settings.unit if kind == settings.kind else None
-        return entry.region, kind, entry.unit or inherited or UNITS[kind][0]
+        unit = entry.unit or inherited or UNITS[kind][0]
+        chosen = name in settings.columns and (bool(entry.kind) or "kind" in settings.model_fields_set)
+        declared = bool(entry.unit or inherited)
+        require_said_unit(self.name, name, kind, unit, kind_chosen=chosen, declared=declared)
+        return entry.region, kind, unit
 
     def _wide(self, content: FileContent) -> pl.DataFrame:
         path, names = content.path, content.names
@@ -220,6 +228,8 @@ class TraceFiles:
         numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
         self._begins.add(times.begins)
+        if not self.settings.columns:
+            require_no_hours_across(str(path), columns, stamps)
         parts = [
             pl.DataFrame({"time": stamps, "value": numbers[name]})
             .drop_nulls("time")
@@ -243,15 +253,14 @@ class TraceFiles:
         settings, path, names = self.settings, content.path, content.names
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
-        extra = [name for name in ("kind", "unit", "model", "warnings", "updated") if name in others]
+        extra = [name for name in ("kind", "model", "warnings", "updated") if name in others]
         flag = next((name for name in others if plain_name(name) in ESTIMATED), None)
         times = FileTimes(settings, content, time)
         if self._undeclared(names):
             require_believable_names(str(path), [settings.value_column])
-        raw = self._read(
-            content,
-            [time, settings.region_column, settings.value_column, *times.columns, *extra, *([flag] if flag else [])],
-        )
+        units_of = [name for name in others if plain_name(name) in UNIT_COLUMNS]
+        used = [time, settings.region_column, settings.value_column, *times.columns, *extra, *units_of]
+        raw = self._read(content, [*used, *([flag] if flag else [])])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
         nameless = (regions.is_null() | (regions == "")).arg_true()
@@ -269,13 +278,7 @@ class TraceFiles:
                 f"{path}: unknown kind {min(map(str, unknown))!r} in column 'kind'; kinds are "
                 f"{', '.join(get_args(Kind))}"
             )
-        if "unit" in extra:
-            units = raw["unit"].cast(pl.String)
-        else:
-            own = {kind: units_of[0] for kind, units_of in UNITS.items()} | {
-                settings.kind: settings.unit or UNITS[settings.kind][0]
-            }
-            units = kinds.replace_strict(own, return_dtype=pl.String)
+        units = self._units(raw.select(units_of), kinds, "kind" in extra)
         values = _numbers(raw[settings.value_column], path, raw[ROW], settings.decimal)
         groups = pl.select(pl.concat_str(regions, kinds, separator="/")).to_series()
         stamps = times.utc(raw, groups, needed=values.is_not_null())
@@ -289,12 +292,33 @@ class TraceFiles:
                 "value": values,
             }
         )
-        for name in set(extra) - {"kind", "unit"}:
+        for name in set(extra) - {"kind"}:
             column = times.revised(raw[name], raw[ROW]) if name == "updated" else raw[name]
             table = table.with_columns(column.alias(name))
         if flag is not None:
             table = table.with_columns(parse_flags(raw[flag], str(path), raw[ROW]).alias("estimated"))
         return _with_schema(table.drop_nulls("time"))
+
+    def _units(self, columns: pl.DataFrame, kinds: pl.Series, kinds_given: bool) -> pl.Series:
+        """The unit of each row of a long file: of a column of units, of the settings, or of its kind.
+
+        Raises:
+            TraceError: the value column's name says another one than what nobody declared.
+        """
+        settings = self.settings
+        for column in columns:
+            known = {text: said_unit(text) for text in column.cast(pl.String).unique().drop_nulls()}
+            # Only `unit` is the product's own name for it: another column may be one of generating units.
+            if column.name == "unit" or (settings.unit is None and any(known.values())):
+                read = {text: said.unit for text, said in known.items() if said is not None and said.unit is not None}
+                return column.cast(pl.String).replace(read)
+        unit = settings.unit or UNITS[settings.kind][0]
+        if not kinds_given:
+            chosen, declared = "kind" in settings.model_fields_set, settings.unit is not None
+            name = settings.value_column
+            require_said_unit(self.name, name, settings.kind, unit, kind_chosen=chosen, declared=declared)
+        own = {kind: units[0] for kind, units in UNITS.items()} | {settings.kind: unit}
+        return kinds.replace_strict(own, return_dtype=pl.String)
 
     def _undeclared(self, names: list[str]) -> bool:
         """Whether nobody said what the file's values measure."""

@@ -8,6 +8,7 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.flags import parse_flags
+from curtail_pipeline.signals.header_names import require_declared_end
 from curtail_pipeline.signals.local_time import Ambiguous, Clock, localise
 from curtail_pipeline.signals.period_columns import HOURS, PARTS_OF_HOURS, PERIODS, TIMES, PeriodColumn, plain_name
 from curtail_pipeline.signals.stamps import Stamps, parse_stamps, to_utc
@@ -92,9 +93,19 @@ class FileTimes:
             raise TraceError(
                 f"{source}: has stamps at 24:00, the end of a day's last interval; set traces.interval to end"
             )
-        ends = settings.interval == "end" and not stamps.begins
+        ends = self._are_ends(stamps.begins)
         length = timedelta(seconds=settings.cadence_s) if settings.cadence_s else None
         return self._local(stamps, Clock(self.zone, source, settings.ambiguous, ends, length), groups, needed, second)
+
+    def _are_ends(self, begins: bool) -> bool:
+        """Whether stamps that do not say so themselves (`begins`) are interval ends.
+
+        Raises:
+            TraceError: their column's name says so, and no setting does.
+        """
+        if not begins and "interval" not in self.settings.model_fields_set:
+            require_declared_end(str(self.path), self.hour_column or self.time)
+        return self.settings.interval == "end" and not begins
 
     def revised(self, column: pl.Series, rows: pl.Series) -> pl.Series:
         """Times of revisions, of which only the order matters; null where there is none."""
@@ -158,6 +169,6 @@ class FileTimes:
         if second is None and numbered.second.is_not_null().any():
             second = numbered.second
         ambiguous: Ambiguous = settings.ambiguous
-        ends = settings.interval == "end" and not numbered.begins
+        ends = self._are_ends(numbered.begins)
         local = localise(numbered.naive, Clock(self.zone, source, ambiguous, ends), groups, needed, second)
         return pl.select(local + numbered.elapsed.fill_null(timedelta(0))).to_series().cast(TIME).alias("time")

@@ -34,6 +34,9 @@ def snapped(times: pl.Series, source: str, cadence_s: int | None, snap_s: float 
         TraceError: a stamp is farther from every multiple of the cadence, or there is no cadence.
     """
     us = micros_of(times)
+    if (us % SECOND_US).any():  # what is beside a second is how long the source took to write the stamp
+        us = (us + SECOND_US // 2) // SECOND_US * SECOND_US
+        times = times_column(us)
     if not (us % (60 * SECOND_US)).any():
         return times, None
     stamps = np.unique(us)

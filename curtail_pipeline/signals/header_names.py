@@ -1,0 +1,180 @@
+"""What the names of a file's columns say beside the region: units, interval ends, hours of a day, or no header at all.
+
+Nothing that a name says is believed over a setting; a name that says otherwise than what nobody declared is refused.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.trace_settings import Kind, Unit
+
+log = logging.getLogger(__name__)
+
+_ENERGY: Final = r"(?P<per>kwh|mwh|gwh)(?:rs?)?(?![a-z])"
+_CO2: Final = r"[ _]*(?:of[ _]*)?(?:co[ _]?2)?[ _-]*(?:eq|e)?[ _.]*"
+_MASS: Final = re.compile(
+    rf"(?<![a-z])(?:(?P<mass>g|grams?|kg|t|tonnes?|tons?|mt|lbs?|pounds?){_CO2}(?:/|per)"
+    rf"|(?P<word>kg|lbs?|pounds?|tonnes?){_CO2}(?<=[ _.2e]))[ _.]*{_ENERGY}"
+)
+_MONEY: Final = re.compile(rf"(?:[€$£¥円]|(?<![a-z])[a-z]{{1,3}}|cents?|euros?)[ _.]*(?:/|per)[ _.]*{_ENERGY}")
+_POWER: Final = re.compile(r"(?<![a-z/])(?P<unit>kw|mw|gw|kwh|mwh|gwh)(?![a-z])")
+_INTENSITIES: Final[dict[tuple[str, str], Unit]] = {
+    ("g", "kwh"): "g/kWh",
+    ("kg", "mwh"): "g/kWh",
+    ("t", "gwh"): "g/kWh",
+    ("kg", "kwh"): "kg/kWh",
+    ("t", "mwh"): "kg/kWh",
+    ("lb", "mwh"): "lb/MWh",
+}
+_SHORT: Final = {
+    "gram": "g",
+    "grams": "g",
+    "tonne": "t",
+    "tonnes": "t",
+    "mt": "t",
+    "lbs": "lb",
+    "pound": "lb",
+    "pounds": "lb",
+}
+_INTENSITY_KINDS: Final[frozenset[Kind]] = frozenset({"marginal_intensity", "average_intensity"})
+
+_END: Final = re.compile(
+    r"(?:^|[^a-z])(?:end|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt))(?:[^a-z]|$)"
+    r"|(?:hour|interval|period|time)end(?:ing|ed|s|time)?(?:[^a-z]|$)|^(?:he|to)$"
+)
+_BEGIN: Final = re.compile(r"(?:^|[^a-z])(?:start|starts|begin|begins|beginning|from|von)(?:[^a-z]|$)")
+
+_COUNT: Final = re.compile(r"(?P<prefix>.*?)(?P<count>\d{1,3})(?:h|:00)?")
+_CLOCK: Final = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_PER_DAY: Final = (range(23, 26), range(46, 51), range(92, 101))
+"""How many hours, half-hours and quarters a day has, also where clocks change."""
+
+_STAMP: Final = re.compile(r"\d{4}[-/.]?\d{2}[-/.]?\d{2}(?:[T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4} .*")
+_EPOCH: Final = 1e9
+
+
+@dataclass(frozen=True)
+class SaidUnit:
+    """A unit in a name."""
+
+    text: str
+    """As the name writes it."""
+    unit: Unit | None
+    """None where it is none that values are read in."""
+    kinds: frozenset[Kind]
+    """What it measures."""
+
+
+def said_unit(name: str) -> SaidUnit | None:
+    """The unit in a column's name or in a column of units, e.g. lb/MWh of `MOER [lbs CO2/MWh]`; None without one."""
+    plain = name.replace("₂", "2").lower()
+    if (found := _MASS.search(plain)) is not None:
+        mass = found["mass"] or found["word"]
+        unit = _INTENSITIES.get((_SHORT.get(mass, mass), found["per"]))
+        return SaidUnit(name[slice(*found.span())], unit, _INTENSITY_KINDS)
+    if (found := _MONEY.search(plain)) is not None:
+        money: Unit | None = "currency/MWh" if found["per"] == "mwh" else None
+        return SaidUnit(name[slice(*found.span())], money, frozenset({"price"}))
+    if (found := _POWER.search(plain)) is not None:
+        power: Unit | None = "MW" if found["unit"] == "mw" else None
+        return SaidUnit(name[slice(*found.span())], power, frozenset({"curtailed_power"}))
+    return None
+
+
+def require_said_unit(file: str, name: str, kind: Kind, unit: Unit, *, kind_chosen: bool, declared: bool) -> None:
+    """For a column that is read as `kind` in `unit`.
+
+    Args:
+        kind_chosen: the settings name the column, and say the kind.
+        declared: the settings say the unit.
+
+    Raises:
+        TraceError: its name says another unit than what nobody declared.
+    """
+    said = said_unit(name)
+    if said is None:
+        return
+    if kind not in said.kinds:
+        if not kind_chosen:
+            raise TraceError(
+                f"{file}: column {name!r} is in {said.text} by its name, which does not measure {kind}; name the "
+                "columns to read in traces.columns, and what they hold in traces.kind"
+            )
+    elif said.unit != unit and declared:
+        log.warning("%s: column %r is in %s by its name, and is read as %s, as declared", file, name, said.text, unit)
+    elif said.unit != unit:
+        fix = f"declare --unit {said.unit} (traces.unit: {said.unit})" if said.unit else f"convert its values to {unit}"
+        raise TraceError(
+            f"{file}: column {name!r} is in {said.text} by its name, and would be read as {unit}; {fix}, or declare "
+            f"--unit {unit} if they are in that"
+        )
+
+
+def require_declared_end(file: str, name: str) -> None:
+    """For a column of times that are read as begins because nobody declared what they are.
+
+    Raises:
+        TraceError: its name says that they are the ends of intervals.
+    """
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    if _END.search(plain) and not _BEGIN.search(plain):
+        raise TraceError(
+            f"{file}: column {name!r} holds interval ends by its name, and would be read as begins; declare "
+            "--interval end (traces.interval: end), or --interval begin if they are begins"
+        )
+
+
+def require_no_hours_across(file: str, columns: Sequence[str], days: pl.Series) -> None:
+    """For value columns that are read as regions because nobody named them.
+
+    Args:
+        days: the times of the rows.
+
+    Raises:
+        TraceError: they are the hours of a day, each row being one.
+    """
+    steps = days.unique().sort().diff().drop_nulls()
+    if len(steps) and steps.min() < timedelta(hours=23):  # type: ignore[operator]
+        return
+    counted: dict[str, list[int]] = {}
+    for name in columns:
+        if (found := _COUNT.fullmatch(name)) is not None:
+            counted.setdefault(found["prefix"].rstrip("0"), []).append(int(found["count"]))
+    clocks = [name for name in columns if _CLOCK.fullmatch(name)]
+    for numbers in [sorted(numbers) for numbers in counted.values()] + [list(range(len(clocks)))]:
+        if any(len(numbers) in size for size in _PER_DAY) and numbers == list(
+            range(numbers[0], numbers[0] + len(numbers))
+        ):
+            raise TraceError(
+                f"{file}: the columns {columns[0]!r} to {columns[-1]!r} are the hours of a day by their names, and "
+                "would be read as regions; write one row per hour, with the columns time and value"
+            )
+
+
+def require_header(file: str, names: Sequence[str]) -> None:
+    """For the names in a file's first line.
+
+    Raises:
+        TraceError: it is a row of values.
+    """
+    numbers = [float(name) for name in names if _is_number(name)]
+    stamps = [name for name in names if _STAMP.fullmatch(name) or (_is_number(name) and float(name) >= _EPOCH)]
+    if stamps and (set(names) - set(stamps)) and len(numbers) > sum(_is_number(name) for name in stamps):
+        raise TraceError(
+            f"{file}: has no header: its first line is {','.join(names)[:80]!r}; add one, such as time,REGION"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,189 @@
+"""Names of columns that say what nobody declared: units, interval ends, hours of a day, or no header at all."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.trace_settings import FileTraces, Kind, Unit
+from curtail_pipeline.signals.files import FileProvider
+from curtail_pipeline.signals.header_names import require_declared_end, said_unit
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def opened(path: Path, text: str, **settings: Any) -> FileProvider:
+    path.write_text(text)
+    return FileProvider(FileTraces(path=str(path), **settings))
+
+
+def rows(header: str, value: float = 400.0, count: int = 24) -> str:
+    """Hourly rows."""
+    stamps = [START + timedelta(hours=k) for k in range(count)]
+    return "\n".join([header, *(f"{stamp.isoformat()},{value + k / 8}" for k, stamp in enumerate(stamps))])
+
+
+def first_value(provider: FileProvider) -> float:
+    span = provider.span()
+    assert span is not None
+    return float(provider.fetch(provider.regions()[0], *span)["value"][0])
+
+
+MASSES = {"g": 1.0, "kg": 1000.0, "t": 1e6, "tonnes": 1e6, "MT": 1e6, "lb": 453.59237, "lbs": 453.59237}
+ENERGIES = {"kWh": 1.0, "MWh": 1000.0, "GWh": 1e6}
+FACTORS: dict[Unit, float] = {"g/kWh": 1.0, "kg/kWh": 1000.0, "lb/MWh": 0.45359237}
+
+
+@given(
+    mass=st.sampled_from(sorted(MASSES)),
+    energy=st.sampled_from(sorted(ENERGIES)),
+    gas=st.sampled_from(["", "CO2", "CO2e", "CO₂eq", " CO2", "_co2", " CO2-eq"]),
+    slash=st.sampled_from(["/", " per ", "_per_", " / "]),
+    around=st.sampled_from(["{}", "R ({})", "MOER [{}]", "R_{}", "R, {}"]),
+    upper=st.booleans(),
+)
+def test_an_intensitys_unit_is_the_one_of_its_name(
+    mass: str, energy: str, gas: str, slash: str, around: str, upper: bool
+) -> None:
+    name = around.format(f"{mass}{gas}{slash}{energy}")
+    said = said_unit(name.upper() if upper else name)
+    assert said is not None and "marginal_intensity" in said.kinds
+    factor = MASSES[mass] / ENERGIES[energy]
+    expected = next((unit for unit, own in FACTORS.items() if abs(own - factor) < 1e-9), None)
+    assert said.unit == expected
+
+
+@given(st.sampled_from(["CAISO_NORTH", "DE", "R", "BZN|DE-LU", "G", "TH_NP15_GEN-APND", "MOER", "NEM_SA", "kg", "lb"]))
+def test_a_regions_name_says_no_unit(name: str) -> None:
+    assert said_unit(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "unit"),
+    [
+        ("LBMP ($/MWHr)", "price", "currency/MWh"),
+        ("DE-LU [€/MWh]", "price", "currency/MWh"),
+        ("AUD/MWh", "price", "currency/MWh"),
+        ("DE (ct/kWh)", "price", None),
+        ("円/kWh", "price", None),
+        ("Total_Curtailment_NP15_MW", "curtailed_power", "MW"),
+        ("Wind GW", "curtailed_power", None),
+        ("curtailed MWh", "curtailed_power", None),
+    ],
+)
+def test_units_of_prices_and_powers(name: str, kind: Kind, unit: Unit | None) -> None:
+    said = said_unit(name)
+    assert said is not None and said.kinds == {kind} and said.unit == unit
+
+
+def test_a_unit_in_a_header_is_declared_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text, path = rows("time,R (lb/MWh)"), tmp_path / "t.csv"
+    with pytest.raises(
+        TraceError, match=r"is in lb/MWh by its name, and would be read as g/kWh; declare --unit lb/MWh"
+    ):
+        opened(path, text).span()
+    assert first_value(opened(path, text, unit="lb/MWh")) == pytest.approx(400 * 0.45359237)
+    assert not caplog.text
+    assert first_value(opened(path, text, unit="g/kWh")) == 400
+    assert "is in lb/MWh by its name, and is read as g/kWh, as declared" in caplog.text
+    with pytest.raises(TraceError, match="convert its values to MW"):
+        opened(path, rows("time,R (GW)"), kind="curtailed_power").span()
+    column = {"R (lb/MWh)": {"region": "R", "unit": "lb/MWh"}}
+    assert first_value(opened(path, text, columns=column)) == pytest.approx(400 * 0.45359237)
+
+
+def test_a_column_in_the_unit_of_another_kind_is_named_or_refused(tmp_path: Path) -> None:
+    text, path = rows("time,Wind - MW,DE"), tmp_path / "t.csv"
+    text = "\n".join(line if n == 0 else f"{line},50" for n, line in enumerate(text.split("\n")))
+    with pytest.raises(TraceError, match=r"'Wind - MW' is in MW by its name, which does not measure price"):
+        opened(path, text, kind="price").span()
+    assert opened(path, text, kind="price", columns={"DE": "DE"}).regions() == ["DE"]
+    # OASIS publishes prices in a column MW; who names it knows.
+    assert opened(path, rows("time,MW"), kind="price", columns={"MW": "NP15"}).regions() == ["NP15"]
+
+
+@pytest.mark.parametrize("written", ["lb/MWh", "lbs/MWh", "LB/MWH", "lbCO2/MWh", "pounds/MWh"])
+@pytest.mark.parametrize("column", ["unit", "Units", "UoM"])
+def test_a_column_of_units_is_read_in_every_spelling(tmp_path: Path, column: str, written: str) -> None:
+    lines = [f"{START + timedelta(hours=k):%Y-%m-%dT%H:%MZ},R,{400 + k},{written}" for k in range(4)]
+    text = "\n".join([f"time,region,value,{column}", *lines])
+    assert first_value(opened(tmp_path / "t.csv", text)) == pytest.approx(400 * 0.45359237)
+
+
+def test_a_column_of_generating_units_is_no_column_of_units(tmp_path: Path) -> None:
+    lines = [f"{START + timedelta(hours=k):%Y-%m-%dT%H:%MZ},R,{400 + k},PLANT-{k}" for k in range(4)]
+    assert first_value(opened(tmp_path / "t.csv", "\n".join(["time,region,value,Unit", *lines]))) == 400
+
+
+ENDS = ("interval_end", "Interval End", "HourEnding", "INTERVALENDTIME_GMT", "GMTIntervalEnd", "Datum bis", "to", "end")
+OTHERS = (
+    "time",
+    "SETTLEMENTDATE",
+    "weekend",
+    "Interval Start",
+    "interval (start to end)",
+    "Date",
+    "trend",
+    "point_time",
+)
+
+
+@pytest.mark.parametrize("name", [*ENDS, "UTC Time at End of Hour", "datetime_ending_utc", "period_ended", "endTime"])
+def test_a_column_of_interval_ends_is_declared_or_refused(tmp_path: Path, name: str) -> None:
+    text, path = rows(f"{name},R"), tmp_path / "t.csv"
+    with pytest.raises(TraceError, match="interval ends by its name, and would be read as begins; declare --interval"):
+        opened(path, text).span()
+    span = opened(path, text, interval="end").span()
+    assert span is not None and span[0] == START - timedelta(hours=1)
+    assert opened(path, text, interval="begin").span() == (START, START + timedelta(days=1))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_columns_of_times_are_begins(name: str) -> None:
+    require_declared_end("t.csv", name)
+
+
+@pytest.mark.parametrize("form", ["HE{:02}", "H{}", "{}", "{:02}:00", "Values_Hour{:02}", "hour {}"])
+def test_hours_of_a_day_are_no_regions(tmp_path: Path, form: str) -> None:
+    first, path = 0 if ":" in form else 1, tmp_path / "t.csv"
+    names = [form.format(hour) for hour in range(first, first + 24)]
+    days = [f"2026-03-0{day}," + ",".join(str(400 + hour) for hour in range(24)) for day in range(1, 4)]
+    with pytest.raises(TraceError, match="hours of a day by their names, and would be read as regions"):
+        opened(path, "\n".join([",".join(["Date", *names]), *days])).span()
+    mapped = opened(path, "\n".join([",".join(["Date", *names]), *days]), columns={names[3]: "R"})
+    assert mapped.regions() == ["R"]
+
+
+def test_counted_nodes_of_a_finer_signal_are_regions(tmp_path: Path) -> None:
+    names = [f"node{n}" for n in range(1, 25)]
+    table = pl.DataFrame({"time": [START + timedelta(hours=k) for k in range(24)], **dict.fromkeys(names, 400.0)})
+    table.write_parquet(tmp_path / "t.parquet")
+    assert FileProvider(FileTraces(path=str(tmp_path / "t.parquet"))).regions() == names
+
+
+@pytest.mark.parametrize(
+    "first", ["2026-03-01T00:00:00Z,410.5", "2026-03-01,R,410.5", "1772323200,410.5", "1/3/26 0:00,4"]
+)
+def test_a_file_without_a_header_is_refused(tmp_path: Path, first: str) -> None:
+    with pytest.raises(TraceError, match="has no header: its first line is"):
+        opened(tmp_path / "t.csv", f"{first}\n2026-03-01T01:00:00Z,410.5\n").regions()
+
+
+def test_excels_line_on_the_separator_is_no_header(tmp_path: Path) -> None:
+    assert opened(tmp_path / "t.csv", "sep=,\n" + rows("time,R")).regions() == ["R"]
+
+
+def test_parts_of_a_second_shift_nothing(tmp_path: Path) -> None:
+    stamps = [f"{START + timedelta(hours=k):%Y-%m-%dT%H:%M:%S}.{part}Z" for k, part in enumerate(["123", "4", "007"])]
+    provider = opened(tmp_path / "t.csv", "\n".join(["time,R", *(f"{s},{400 + k}" for k, s in enumerate(stamps))]))
+    assert provider.span() == (START, START + timedelta(hours=3))
+
+
+def test_points_that_cannot_part_thousands_are_no_decimal_commas(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"'0.575' in column 'R'.*is not a number; write 1.234,5"):
+        opened(tmp_path / "t.csv", rows("time,R").replace("400.0", "0.575"), kind="price", decimal=",").span()
