@@ -12,7 +12,7 @@ from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, 
 from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
-from curtail_pipeline.signals.flags import NO, YES, parse_flags
+from curtail_pipeline.signals.flags import NO, YES, estimate_columns, parse_estimates
 from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
 from curtail_pipeline.signals.period_columns import plain_name
@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 
 MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none")
 """Texts that stand for a missing value, in any case."""
-
-ESTIMATED = ("estimated", "isestimated", "imputed", "imputeddataused")
-"""Names of a long file's column that says whether a value is an estimate, without case and marks."""
 
 UNIT_COLUMNS = ("unit", "units", "uom", "unitofmeasure")
 """Names of a long file's column of units, without case and marks."""
@@ -254,13 +251,13 @@ class TraceFiles:
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
         extra = [name for name in ("kind", "model", "warnings", "updated") if name in others]
-        flag = next((name for name in others if plain_name(name) in ESTIMATED), None)
+        flags = estimate_columns([name for name in others if name != settings.fold_column])
         times = FileTimes(settings, content, time)
         if self._undeclared(names):
             require_believable_names(str(path), [settings.value_column])
         units_of = [name for name in others if plain_name(name) in UNIT_COLUMNS]
         used = [time, settings.region_column, settings.value_column, *times.columns, *extra, *units_of]
-        raw = self._read(content, [*used, *([flag] if flag else [])])
+        raw = self._read(content, [*used, *flags])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
         nameless = (regions.is_null() | (regions == "")).arg_true()
@@ -295,9 +292,8 @@ class TraceFiles:
         for name in set(extra) - {"kind"}:
             column = times.revised(raw[name], raw[ROW]) if name == "updated" else raw[name]
             table = table.with_columns(column.alias(name))
-        if flag is not None:
-            table = table.with_columns(parse_flags(raw[flag], str(path), raw[ROW]).alias("estimated"))
-        return _with_schema(table.drop_nulls("time"))
+        estimated = parse_estimates(raw.select(flags), str(path), raw[ROW])
+        return _with_schema(table.with_columns(estimated.alias("estimated")).drop_nulls("time"))
 
     def _units(self, columns: pl.DataFrame, kinds: pl.Series, kinds_given: bool) -> pl.Series:
         """The unit of each row of a long file: of a column of units, of the settings, or of its kind.

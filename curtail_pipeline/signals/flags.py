@@ -1,11 +1,56 @@
-"""Yes and no, as files write it."""
+"""Yes and no, and what is an estimate, as files write it."""
+
+from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.period_columns import plain_name
 
 YES = ("true", "t", "yes", "y", "1", "1.0")
 NO = ("false", "f", "no", "n", "0", "0.0", "")
+
+_ESTIMATED: Final = (
+    *("estimated", "isestimated", "dataestimated", "estimate", "isestimate", "estimatedflag", "estimateflag"),
+    *("imputed", "isimputed", "imputeddataused"),
+)
+"""Names of a column that says whether a value is an estimate, without case and marks."""
+_METHOD: Final = ("estimation", "estimationmethod", "dataestimationmethod", "imputationmethod")
+"""... that says how it was estimated, and is empty where it was not."""
+_QUALITY: Final = (
+    *("quality", "dataquality", "qualityflag", "flag", "status", "datastatus", "valuetype", "datatype", "validation"),
+)
+"""... that may say so in words."""
+_WORDS: Final = ("estimated", "estimate", "est", "imputed", "interpolated", "substituted", "modelled", "modeled")
+_MEASURED: Final = (*NO, "measured", "actual", "observed", "none", "null", "nan", "na", "n/a", "-")
+
+
+def estimate_columns(names: Sequence[str]) -> list[str]:
+    """The columns that may say which values are estimates."""
+    return [name for name in names if plain_name(name) in (*_ESTIMATED, *_METHOD, *_QUALITY)]
+
+
+def parse_estimates(columns: pl.DataFrame, source: str, rows: pl.Series) -> pl.Series:
+    """Whether each row's value is an estimate, as one of `estimate_columns` says.
+
+    Args:
+        rows: number of each row in the file, for errors.
+
+    Raises:
+        TraceError: a flag that is neither yes nor no.
+    """
+    found = pl.Series([False] * len(rows), dtype=pl.Boolean)
+    for column in columns:
+        text = column.cast(pl.String, strict=False).fill_null("").str.strip_chars().str.to_lowercase()
+        plain = plain_name(column.name)
+        if plain in _ESTIMATED:
+            found |= parse_flags(column, source, rows)
+        elif plain in _METHOD:
+            found |= ~text.is_in(_MEASURED)
+        else:
+            found |= text.is_in(_WORDS)
+    return found
 
 
 def parse_flags(column: pl.Series, source: str, rows: pl.Series) -> pl.Series:

@@ -17,6 +17,8 @@ class Values:
     times: Micros
     values: Floats
     cadence_s: float
+    factor: float = 1.0
+    """What the source's own values were multiplied by."""
 
 
 @dataclass(frozen=True)

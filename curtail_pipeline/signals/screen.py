@@ -26,7 +26,7 @@ def screen_series(
     """
     names = list(signals)
     known = [signals[name].points.drop_nulls("value") for name in names]
-    found = _judge(names, known, [signals[name].cadence_s for name in names])
+    found = _judge(names, known, [signals[name].cadence_s for name in names], [signals[name].factor for name in names])
     screened = {}
     for name, judged in zip(names, found, strict=True):
         series, parts = signals[name], [part for part in judged if part.reason not in measured]
@@ -48,7 +48,7 @@ def screen_ingested(found: Ingested, history: pl.DataFrame) -> Ingested:
     new = found.trace.select("time", "value").drop_nulls()
     past = history.select("time", "value").drop_nulls().filter(pl.col("time") < begin).sort("time")
     name = (str(found.trace["region"][0]), _kind(found.trace))
-    (parts,) = _judge([name], [pl.concat([past, new])], [found.report.cadence_s])
+    (parts,) = _judge([name], [pl.concat([past, new])], [found.report.cadence_s], [1.0])
     parts = [part for part in parts if part.until > begin]
     trace = _nulled(found.trace, parts) if parts else found.trace
     said = tuple(dict.fromkeys((*found.report.warnings, *(SAID[part.reason] for part in parts))))
@@ -67,13 +67,15 @@ def _kind(trace: pl.DataFrame) -> Kind:
     return kind
 
 
-def _judge(names: list[tuple[str, Kind]], known: list[pl.DataFrame], cadences: list[int]) -> list[list[Withheld]]:
+def _judge(
+    names: list[tuple[str, Kind]], known: list[pl.DataFrame], cadences: list[int], factors: list[float]
+) -> list[list[Withheld]]:
     signals = [
-        Values(region, kind, rows["time"].dt.epoch("us").to_numpy(), rows["value"].to_numpy(), cadence)
-        for (region, kind), rows, cadence in zip(names, known, cadences, strict=True)
+        Values(region, kind, rows["time"].dt.epoch("us").to_numpy(), rows["value"].to_numpy(), cadence, factor)
+        for (region, kind), rows, cadence, factor in zip(names, known, cadences, factors, strict=True)
     ]
     found = []
-    for rows, cadence, stretches in zip(known, cadences, withheld(signals), strict=True):
+    for rows, cadence, factor, stretches in zip(known, cadences, factors, withheld(signals), strict=True):
         step = pl.duration(seconds=cadence)
         ends = rows.select(pl.min_horizontal(pl.col("time") + step, pl.col("time").shift(-1))).to_series()
         found.append(
@@ -82,7 +84,7 @@ def _judge(names: list[tuple[str, Kind]], known: list[pl.DataFrame], cadences: l
                     part.reason,
                     rows["time"][part.first],
                     ends[part.after - 1],
-                    rows["value"][part.first],
+                    round(rows["value"][part.first] / factor, 6),
                     part.after - part.first,
                 )
                 for part in stretches

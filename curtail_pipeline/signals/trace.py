@@ -86,6 +86,7 @@ class Withheld:
     time: datetime
     until: datetime
     value: float
+    """As the source gave it."""
     count: int
 
 
@@ -149,6 +150,8 @@ class Series:
     cadence_s: int
     anchor_s: int
     withheld: tuple[Withheld, ...] = ()
+    factor: float = 1.0
+    """What the source's values were multiplied by."""
     absent_is_zero: bool = False
     """The source lists what is not zero: between the first and the last stamp, where nothing is valid, it is 0."""
 
@@ -234,7 +237,7 @@ def build_series(
         time=times_column((seconds * 1e6).round().astype(np.int64)),
         valid_until=times_column(((seconds + valid) * 1e6).round().astype(np.int64)),
     )
-    return Series(rows, dropped, finest, anchor)
+    return Series(rows, dropped, finest, anchor, factor=factor)
 
 
 def _require_one_period(times: pl.Series) -> None:

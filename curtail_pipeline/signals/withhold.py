@@ -45,6 +45,8 @@ _NEVER: Final[Mapping[Kind, tuple[float, float]]] = {
 """Outside of this a sentinel cannot be a value of its kind. Inside (a price of -999) it is one only far from all
 other values."""
 _FAR, _LEAST_FAR = 3.0, 100.0
+_DIGITS: Final = 6
+"""Behind the point; what differs by less is one value, in a file that was computed or converted."""
 
 
 def withheld(signals: Sequence[Values]) -> list[list[Stretch]]:
@@ -69,7 +71,7 @@ def _without_sentinels(signal: Values) -> tuple[Micros, list[Stretch]]:
     """Micros of the values that are no sentinel, and the stretches of those that are."""
     values = signal.values
     is_sentinel = np.zeros(len(values), dtype=bool)
-    marks = np.isin(values, SENTINELS)
+    marks = np.isin(np.round(values / signal.factor, _DIGITS), SENTINELS)
     if marks.any():
         rest = np.abs(values[~marks])
         largest = float(rest.max()) if len(rest) else 0.0
@@ -86,7 +88,7 @@ def _without_sentinels(signal: Values) -> tuple[Micros, list[Stretch]]:
 def _stuck(signal: Values) -> tuple[Micros, Micros]:
     """Runs of one value other than zero that are too long for the signal; the first of a run was measured."""
     values, times = signal.values, signal.times
-    first, after = runs(values)
+    first, after = runs(np.round(values, _DIGITS))
     none = first[:0]
     if not len(values):
         return none, none

@@ -345,3 +345,20 @@ def test_every_month_and_every_day_of_california_alone_keeps_all_its_values(test
         assert count(values) == {}, file.name
         for first in range(0, len(values), DAY):
             assert count(values[first : first + DAY]) == {}, table["time"][first]
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("g/kWh", 1.0), ("kg/kWh", 1000.0), ("lb/MWh", 0.45359237)])
+@pytest.mark.parametrize("mark", [-1.0, -999.0, 9999.0, 1e6])
+def test_a_mark_for_a_missing_value_is_one_in_every_unit(tmp_path: Path, unit: str, factor: float, mark: float) -> None:
+    values = noisy(DAY) / factor
+    values[100:112] = mark
+    found = windows_of_file(written(tmp_path, R=values), policy="threshold", unit=unit)
+    assert found.hours == {"R": 0.0} and found.nulls == 12
+    assert f"12 values such as {mark:g} (1.0 h from" in failing(found)["sentinels"]
+
+
+def test_a_stuck_feed_with_the_noise_of_its_last_digit_is_stuck(tmp_path: Path) -> None:
+    values = noisy(2 * DAY)
+    values[100:300] = 40 + 1e-9 * (np.arange(200) % 2)
+    found = windows_of_file(written(tmp_path, R=values), policy="threshold")
+    assert found.hours["R"] < 0.5 and "stands at 40 for 16.6 h" in failing(found)["frozen_feed"]
