@@ -14,7 +14,7 @@ from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import NO, YES, estimate_columns, parse_estimates
 from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
-from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names
+from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names, require_intensity_names
 from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
@@ -222,6 +222,7 @@ class TraceFiles:
                 raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
+            require_intensity_names(str(path), [name for name in columns if name not in self.settings.columns])
         numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
         self._begins.add(times.begins)

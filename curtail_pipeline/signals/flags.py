@@ -19,10 +19,14 @@ _ESTIMATED: Final = (
 _METHOD: Final = ("estimation", "estimationmethod", "dataestimationmethod", "imputationmethod")
 """... that says how it was estimated, and is empty where it was not."""
 _QUALITY: Final = (
-    *("quality", "dataquality", "qualityflag", "flag", "status", "datastatus", "valuetype", "datatype", "validation"),
+    *("quality", "dataquality", "qualityflag", "flag", "status", "datastatus", "type", "valuetype", "datatype"),
+    "validation",
 )
 """... that may say so in words."""
-_WORDS: Final = ("estimated", "estimate", "est", "imputed", "interpolated", "substituted", "modelled", "modeled")
+_WORDS: Final = (
+    *("estimated", "estimate", "est", "imputed", "interpolated", "substituted", "modelled", "modeled"),
+    *("forecast", "forecasted", "predicted"),
+)
 _MEASURED: Final = (*NO, "measured", "actual", "observed", "none", "null", "nan", "na", "n/a", "-")
 
 

@@ -19,10 +19,17 @@ _PRICE: Final = {
 }
 _PRICE_ENDS: Final = ("price", "preis", "prices", "preise")
 _AVERAGE: Final = {
-    *("avg", "average", "averaged", "mean", "aoer", "aer", "lifecycle", "lca", "durchschnitt", "mittelwert"),
+    *("avg", "average", "averaged", "mean", "aoer", "aer", "aef", "lifecycle", "lca", "durchschnitt", "mittelwert"),
     *("moyenne", "promedio", "media"),
 }
 _MARGINAL: Final = {"marginal", "moer", "mer", "mef", "smer", "lmer"}
+_FORECAST: Final = {"forecast", "forecasted", "fcst", "predicted", "prediction", "prognose", "prevision"}
+_OTHER: Final = {
+    *("percent", "percentage", "perc", "pct", "share", "ratio", "renewable", "renewables", "cfe", "lcp", "version"),
+    *("frequency", "temperature", "temp", "humidity", "irradiance", "load", "demand", "generation", "consumption"),
+    *("capacity", "production", "rank", "count", "latitude", "longitude", "population"),
+}
+"""What is published beside intensities and is none."""
 _ELECTRICITY_MAPS: Final = re.compile(r"carbon[ _]?intensity.*\((direct|life ?cycle)\)", re.IGNORECASE)
 _PERIOD: Final = re.compile(
     r"(hour|hr|he|hour_?ending|hourending|ending_?hour|opr_?hr|opr_?hour|delivery_?hour|delivery_?interval|interval|"
@@ -103,6 +110,22 @@ def require_believable_names(file: str, columns: Sequence[str]) -> None:
                 f"{file}: column {name!r} holds an average intensity by its name, which cannot define a curtailment "
                 "window; name the columns to read in traces.columns, with kind: average_intensity for accounting, or "
                 "declare --kind marginal_intensity if it is one"
+            )
+
+
+def require_intensity_names(file: str, columns: Sequence[str]) -> None:
+    """For columns that are read as the intensities of regions because nobody named or declared them.
+
+    Raises:
+        TraceError: one of them is a forecast or something else by its name.
+    """
+    for name in columns:
+        tokens = {token.lower() for token in _TOKENS.findall(_split(name))}
+        what = "holds a forecast" if tokens & _FORECAST else "holds no intensity" if tokens & _OTHER else ""
+        if what or "%" in name:
+            raise TraceError(
+                f"{file}: column {name!r} {what or 'holds no intensity'} by its name, and would be read as a region's "
+                "intensity; name the columns to read in traces.columns (forecasts in traces.forecast)"
             )
 
 

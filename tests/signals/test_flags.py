@@ -35,6 +35,7 @@ def estimated(path: Path, column: str, marks: list[str]) -> list[bool]:
         ("estimation", "modelled", "Measured"),
         ("data_quality", "Estimated", "Actual"),
         ("status", "INTERPOLATED", "FINAL"),
+        ("type", "forecast", "actual"),
     ],
 )
 def test_estimates_in_every_spelling(tmp_path: Path, column: str, yes: str, no: str) -> None:
