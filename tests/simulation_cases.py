@@ -34,7 +34,7 @@ def experiment(regions: Sequence[str] = ("A", "B"), **changes: Any) -> Experimen
             {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.5} for name in regions
         ],
         "rounds": {"round_s": 600, "max_rounds": 1000},
-        "job": {"steps": 10**9},
+        "job": {"steps": 10**8},
     }
     content.update(changes)
     return parse_experiment(content, "case")

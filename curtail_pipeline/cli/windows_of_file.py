@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from curtail_pipeline.errors import PolicyError, SettingsError
+from curtail_pipeline.scheduling.policies import check_parameters
 from curtail_pipeline.settings.experiment import Experiment, explain
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, policy_named, rule_of
@@ -184,6 +185,7 @@ def _sites(provider: Provider, experiment: Experiment | None) -> list[Site]:
 def _policy(experiment: Experiment | None, name: str | None, kind: Kind | None) -> PolicySettings:
     own = experiment.policy if experiment is not None else PolicySettings()
     policy = own if name is None else policy_named(name, own)
+    check_parameters(policy)
     if kind is None or {"kind", "any_of", "all_of"} & policy.parameters.keys():
         return policy
     return policy.model_copy(update={"parameters": {**policy.parameters, "kind": kind}})

@@ -5,7 +5,7 @@ looks it up and the simulator walks it. Those that depend on the job decide anew
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
@@ -233,12 +233,32 @@ def make_policy(view: View) -> Policy:
     Raises:
         PolicyError: no policy has that name, or it does not understand its parameters.
     """
-    name = view.experiment.policy.name
+    return _class_of(view.experiment.policy.name)(view)
+
+
+def check_parameters(settings: PolicySettings) -> None:
+    """Refuse parameters of a policy that are neither its own nor its window rule's.
+
+    Raises:
+        PolicyError: as `make_policy`.
+    """
+    _class_of(settings.name).parameters.of(settings)
+
+
+class _PolicyClass(Protocol):
+    """A policy's class."""
+
+    parameters: type[Parameters]
+
+    def __call__(self, view: View) -> Policy: ...
+
+
+def _class_of(name: str) -> _PolicyClass:
     if name not in POLICIES:
         raise PolicyError(f"unknown policy {name!r}: choose one of {', '.join(sorted(POLICIES))}")
     module, attribute = POLICIES[name].split(":")
-    factory: Callable[[View], Policy] = getattr(import_module(module), attribute)
-    return factory(view)
+    found: _PolicyClass = getattr(import_module(module), attribute)
+    return found
 
 
 def policy_of(view: View) -> Policy:

@@ -7,9 +7,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -25,20 +24,34 @@ from curtail_pipeline.settings.metrics_settings import MetricsSettings
 from curtail_pipeline.settings.model_size import parameters_of
 from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName, product
 from curtail_pipeline.settings.rule_settings import RuleSettings
-from curtail_pipeline.settings.section import Section
+from curtail_pipeline.settings.section import Section, UtcTime
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.settings.trace_settings import TracesSettings, on_file
 from curtail_pipeline.settings.training_settings import TrainingSettings
+from curtail_pipeline.settings.yaml_text import parse_yaml
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+YEAR_S: Final = 365.25 * 86_400
+MOST_YEARS: Final = 5000.0
+"""That a job may take one site: a calendar ends in the year 9999, and more is a wrong speed or number of steps."""
 
 
 class ClockSettings(Section):
     """Where virtual time starts and ends; the trace's own ends when not given."""
 
-    start: datetime | None = None
-    end: datetime | None = None
+    start: UtcTime | None = None
+    end: UtcTime | None = None
     """The headless run pauses here and can be resumed with a later end."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ClockSettings":
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(
+                f"the clock's end {self.end.isoformat()} is not after its start {self.start.isoformat()}; swap them?"
+            )
+        return self
 
 
 class ReplayClock(Section):
@@ -94,6 +107,17 @@ class Experiment(Section):
                 raise ValueError(
                     f"site {site.name!r} has idle_kw {site.idle_kw} above training_kw {site.training_kw}; swap them?"
                 )
+            years = self.job.steps / site.steps_per_s / YEAR_S
+            if years > MOST_YEARS:
+                raise ValueError(
+                    f"job.steps {self.job.steps} would take site {site.name!r} {years:.2g} years at steps_per_s "
+                    f"{site.steps_per_s:g}; give fewer, or its true speed"
+                )
+        strange = sorted(set(self.rules) - set(self.regions))
+        if strange:
+            raise ValueError(
+                f"rules names the region {strange[0]!r}, where there is no site; there are {', '.join(self.regions)}"
+            )
         if self.training.warmup_steps >= self.job.steps:
             raise ValueError(
                 f"training.warmup_steps {self.training.warmup_steps} is not below the job's {self.job.steps} steps: "
@@ -194,6 +218,8 @@ def parse_experiment(content: Any, source: str) -> Experiment:
     Raises:
         SettingsError: every unknown key, missing key and wrong type, by its path.
     """
+    if content is None:
+        raise SettingsError(f"{source}: is empty; an experiment has at least the keys name, traces, sites and job")
     if not isinstance(content, dict):
         raise SettingsError(f"{source}: an experiment is a mapping of keys, not {type(content).__name__}")
     try:
@@ -216,7 +242,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     """
     path = experiment_file(name_or_path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
         raise SettingsError(

@@ -1,11 +1,10 @@
 """What there is to train, and which policy decides when."""
 
-from datetime import datetime
 from typing import Any
 
 from pydantic import Field
 
-from curtail_pipeline.settings.section import Section
+from curtail_pipeline.settings.section import Section, UtcTime
 
 
 class PolicySettings(Section):
@@ -22,4 +21,4 @@ class JobSettings(Section):
     """Optimiser steps over all sites together."""
     baseline_steps: int | None = Field(default=None, ge=1)
     """Steps of the always-on baselines, where they are not the same."""
-    deadline: datetime | None = None
+    deadline: UtcTime | None = None

@@ -1,9 +1,29 @@
-"""The base of every settings section."""
+"""The base of every settings section, and types that several share."""
 
-from pydantic import BaseModel, ConfigDict
+from datetime import UTC, datetime
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+UtcTime = Annotated[
+    datetime, AfterValidator(lambda stamp: stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp)
+]
+"""A time; one without an offset is in UTC."""
 
 
 class Section(BaseModel):
-    """A settings section: immutable; an unknown key is an error rather than ignored, and so is an infinite number."""
+    """A settings section: immutable; an unknown key is an error rather than ignored, and so are an infinite number and
+    true or false where a number is meant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any) -> Any:
+        for name, value in given.items() if isinstance(given, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None:
+                types = {field.annotation, *get_args(field.annotation)}
+                if types & {int, float} and bool not in types:
+                    raise ValueError(f"{name} is {str(value).lower()}; give a number")
+        return given

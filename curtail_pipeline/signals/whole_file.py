@@ -8,6 +8,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import Experiment, with_traces
+from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.provider import make_provider
 from curtail_pipeline.signals.recorded_checks import check_recording
@@ -40,5 +41,14 @@ def read_all(path: Path, experiment: Experiment, reading: Mapping[str, object] |
         raise TraceError(
             f"{path} has no region {missing[0]!r}; it has {', '.join(known)}" if missing else f"{path} is empty"
         )
+    for site in experiment.sites:
+        for signal in rule_of(experiment.policy, site.region, experiment.rules).signals:
+            if signal.kind not in provider.kinds(site.region):
+                raise TraceError(
+                    f"{path} has no {signal.kind} of region {site.region!r}, by which the windows of site "
+                    f"{site.name!r} are decided; it has {', '.join(provider.kinds(site.region))}. Declare what a "
+                    "column holds with traces.kind or traces.columns, or decide by another kind (policy.parameters, "
+                    "rules)"
+                )
     parts = [provider.ingest(region, *span, kind) for region in experiment.regions for kind in provider.kinds(region)]
     return WholeFile(pl.concat(part.trace for part in parts), check_recording(parts, experiment.checks))

@@ -1,5 +1,6 @@
 """Experiment files: every mistake is named with its fix."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,45 @@ def test_a_large_site_of_many_devices_is_one() -> None:
     content = laptop()
     content["sites"][0] |= {"training_kw": 2000, "idle_kw": 400, "devices": 1024, "pue": 1.3}
     assert parse_experiment(content, "laptop").sites[0].training_kw == 2000
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sites.0.training_kw": True}, ["sites.0", "training_kw is true; give a number"]),
+        ({"job.steps": False}, ["job", "steps is false; give a number"]),
+        ({"seed": True}, ["seed is true; give a number"]),
+        ({"rules": {"spp_tx": {"enter": 50}}}, ["'spp_tx'", "there is no site", "SPP_TX"]),
+        ({"job.steps": 10**15}, ["job.steps 1000000000000000 would take site", "years"]),
+        (
+            {"clock": {"start": "2026-01-02T00:00:00Z", "end": "2026-01-01T00:00:00Z"}},
+            ["the clock's end 2026-01-01T00:00:00+00:00 is not after its start"],
+        ),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused(change: dict, words: list[str]) -> None:
+    content = laptop()
+    for path, value in change.items():
+        *parents, last = path.split(".")
+        place = content
+        for name in parents:
+            place = place[int(name)] if isinstance(place, list) else place[name]
+        place[last] = value
+    with pytest.raises(SettingsError) as caught:
+        parse_experiment(content, "x.yaml")
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_times_without_an_offset_are_in_utc() -> None:
+    clock = {"start": "2026-01-01", "end": "2026-01-02 10:00:00"}
+    found = parse_experiment(laptop() | {"clock": clock, "job": {"steps": 400, "deadline": "2026-01-03"}}, "x.yaml")
+    assert found.clock.start == datetime(2026, 1, 1, tzinfo=UTC)
+    assert found.clock.end == datetime(2026, 1, 2, 10, tzinfo=UTC)
+    assert found.job.deadline == datetime(2026, 1, 3, tzinfo=UTC)
+
+
+def test_an_empty_file_says_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("# nothing yet\n")
+    with pytest.raises(SettingsError, match="is empty; an experiment has at least the keys"):
+        load_experiment(path)
