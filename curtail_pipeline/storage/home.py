@@ -302,8 +302,11 @@ def _resolved(experiment: Experiment) -> dict[str, JsonValue]:
 
 
 def resolved_traces(traces: TracesSettings) -> dict[str, JsonValue]:
-    """The settings of the traces, with every path and glob pattern absolute."""
-    settings = traces.model_dump(mode="json")
+    """The settings of the traces, with every path and glob pattern absolute.
+
+    Keys that nobody gave stay away: a file whose columns say otherwise than a default is refused by whoever reads it.
+    """
+    settings = traces.model_dump(mode="json", exclude_unset=True) | {"provider": traces.provider}
     for source in (settings, *settings.get("sources", ())):
         path = source.get("path")
         if path is not None:

@@ -252,3 +252,12 @@ def test_replay_clock_is_the_same_for_all_processes(tmp_path: Path) -> None:
 
 def test_live_clock_is_utc() -> None:
     assert LiveClock().now().utcoffset() == timedelta(0)
+
+
+def test_what_nobody_declared_stays_undeclared_for_other_processes(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    sources = [{"provider": "file", "path": "a.csv", "unit": "lb/MWh"}, {"provider": "synthetic", "start": START}]
+    home.open(experiment(traces={"provider": "combined", "sources": sources}), "f" * 64)
+    for found in (home.experiment(), load_experiment(home.experiment_file)):
+        assert isinstance(found.traces, CombinedTraces)
+        assert found.traces.sources[0].model_fields_set == {"provider", "path", "unit"}
