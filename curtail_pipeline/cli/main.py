@@ -22,6 +22,7 @@ from curtail_pipeline.cli.options import ExperimentOption, JsonOption, OutOption
 from curtail_pipeline.cli.remote_sites import site_app, superlink, worker
 from curtail_pipeline.cli.reproduce import reproduce
 from curtail_pipeline.errors import FULL_DISK, CurtailError, is_out_of_space
+from curtail_pipeline.garbage import seldom_collected
 
 if TYPE_CHECKING:
     from curtail_pipeline.settings.experiment import ClockMode
@@ -378,7 +379,8 @@ def health() -> None:
 def main() -> None:
     """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1."""
     try:
-        app()
+        with seldom_collected():
+            app()
     except CurtailError as error:
         print(f"curtail: {error}", file=sys.stderr)
         raise SystemExit(1) from None

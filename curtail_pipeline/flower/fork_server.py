@@ -18,6 +18,7 @@ from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.spawned import Spawned
+from curtail_pipeline.garbage import seldom_collected
 
 SOCKET = "spawn.sock"
 STEADY_S, MOST_ENDS = 60.0, 3
@@ -46,7 +47,8 @@ class ForkServer:
         # for all that this process starts and forks: a SuperExec, too, looks for its commands on PATH
         os.environ["PATH"] = os.pathsep.join([str(self._folder / "bin"), os.environ.get("PATH", os.defpath)])
         os.environ[SUPERVISOR_VARIABLE] = str(os.getpid())
-        control.preload()
+        with seldom_collected():
+            control.preload()
         gc.freeze()  # a collection in a child would copy every page it shares with this process
         before = Path.cwd()
         os.chdir(self._folder)  # the name of a socket is a hundred characters at most

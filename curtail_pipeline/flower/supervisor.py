@@ -47,6 +47,7 @@ from curtail_pipeline.flower.kept_process import Child
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.spawned import Spawned
+from curtail_pipeline.garbage import seldom_collected
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.atomic import write_whole
 from curtail_pipeline.storage.stores import open_store
@@ -118,10 +119,11 @@ class Supervisor:
         self.spawned.close = self.inherited
         try:
             self._publish()
-            control.preload()
-            self._add("superlink", self._start_superlink)  # it starts up while this process goes on importing
-            if self.trainer is None and processes.can_fork_torch():
-                serve.preload()
+            with seldom_collected():
+                control.preload()
+                self._add("superlink", self._start_superlink)  # it starts up while this process goes on importing
+                if self.trainer is None and processes.can_fork_torch():
+                    serve.preload()
             gc.freeze()  # a collection in a child would copy every page it shares with this process
             for site in self.sites:
                 self._add(f"trainer-{site}", partial(self._start_trainer, site))

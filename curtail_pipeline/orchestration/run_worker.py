@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from curtail_pipeline.flower.processes import can_fork_torch
+from curtail_pipeline.garbage import seldom_collected
 
 SETTLE_S = 5.0
 """The next worker begins to import so long after the last one took a run, when that has started up."""
@@ -121,8 +122,9 @@ class _Nursery:
 def _execute(modules: Sequence[str]) -> None:
     """In the worker: wait for a run and execute it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    for module in modules:
-        importlib.import_module(module)
+    with seldom_collected():
+        for module in modules:
+            importlib.import_module(module)
     with dg.DagsterInstance.get():
         pass
     stdin = sys.stdin.fileno()
@@ -157,9 +159,10 @@ def main(modules: Sequence[str]) -> None:
         modules: to import in every worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the end of the input counts
-    importlib.import_module(BEFORE)
-    if importlib.util.find_spec("torch") and can_fork_torch():
-        importlib.import_module(TORCH)
+    with seldom_collected():
+        importlib.import_module(BEFORE)
+        if importlib.util.find_spec("torch") and can_fork_torch():
+            importlib.import_module(TORCH)
     gc.freeze()  # a collection in a worker would copy every page that it shares
     _Nursery(modules).serve(sys.stdin.fileno())
 

@@ -20,6 +20,7 @@ from curtail_pipeline.errors import CurtailError, TrainingError
 from curtail_pipeline.federation.orders import Order, Plan
 from curtail_pipeline.federation.rounds import run_plan
 from curtail_pipeline.federation.transport import Failure, Reply
+from curtail_pipeline.garbage import seldom_collected
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.stores import open_store
 from curtail_pipeline.training.serve import follow_parent
@@ -82,11 +83,12 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = threads
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-        import torch
+        with seldom_collected():
+            import torch
 
-        torch.set_num_interop_threads(1)
+            torch.set_num_interop_threads(1)
 
-        from curtail_pipeline.training.trainer import SiteTrainer
+            from curtail_pipeline.training.trainer import SiteTrainer
 
         transport = TrainersHere(lambda site: SiteTrainer(store, site, experiment), ended)
         run_plan(transport, arguments.plan, store, limits=experiment.federation.limits)

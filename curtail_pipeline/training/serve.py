@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from curtail_pipeline.federation.trainer_api import Endpoint
+from curtail_pipeline.garbage import seldom_collected
 from curtail_pipeline.storage.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
             os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = threads
         lock = _lock(store, arguments.site)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        with seldom_collected():
+            preload()
 
         import torch
         from transformers import NanoChatForCausalLM
