@@ -14,8 +14,8 @@ from curtail_pipeline.orchestration.runs import (
     CHECKPOINT_TAG,
     MEMBERS_TAG,
     active_segment,
-    last_failure,
     preparation,
+    setback,
     terminated,
 )
 from curtail_pipeline.scheduling.reconcile import backoff_due
@@ -57,7 +57,7 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
     result: Tick = tick(
         project,
         active=active_segment(context.instance, key),
-        last_failure=last_failure(context.instance, key),
+        setback=setback(context.instance, key),
         wall=wall,
         paused=_paused(terminated(context.instance, key), key),
         parent=project.checkpoints.manifest(last),

@@ -110,7 +110,7 @@ def _tick(project: Project) -> None:
     last = project.checkpoints.last()
     assert last is not None
     parent = project.checkpoints.manifest(last)
-    tick(project, active=None, last_failure=None, wall=datetime.now(UTC), parent=parent)
+    tick(project, active=None, setback=None, wall=datetime.now(UTC), parent=parent)
 
 
 def _newest_first(store: Store) -> Iterator[str]:

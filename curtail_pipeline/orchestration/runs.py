@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
+
+from curtail_pipeline.scheduling.reconcile import BACKOFF_S, Setback
 
 SEGMENT_JOBS = ("local_training", "federated_rounds")
 SEGMENT_ASSET = "aggregated_checkpoint"
@@ -45,14 +48,15 @@ def end_abandoned(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
-def last_failure(instance: dg.DagsterInstance, key: str) -> datetime | None:
-    """When the newest run for this checkpoint that came to nothing ended (wall time)."""
-    newest = _newest(instance, dg.RunsFilter(tags={CHECKPOINT_TAG: key}))
-    if newest is None:
-        return None
-    if newest.dagster_run.status not in CUT_SHORT and SKIPPED_TAG not in newest.dagster_run.tags:
-        return None
-    return _ended(newest)
+def setback(instance: dg.DagsterInstance, key: str) -> Setback | None:
+    """What the newest runs for this checkpoint came to, where it was nothing."""
+    records = instance.get_run_records(filters=dg.RunsFilter(tags={CHECKPOINT_TAG: key}), limit=len(BACKOFF_S))
+    failed = [*takewhile(lambda record: record.dagster_run.status in CUT_SHORT, records)]
+    if failed:
+        return Setback(_ended(failed[0]), len(failed))
+    if records and SKIPPED_TAG in (tags := records[0].dagster_run.tags):
+        return Setback(_ended(records[0]), without_round=tuple(tags.get(MEMBERS_TAG, "").split(",")))
+    return None
 
 
 def terminated(instance: dg.DagsterInstance, key: str) -> str | None:

@@ -79,12 +79,27 @@ def request_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
+class Setback:
+    """What the newest runs at the next key came to, where it was nothing."""
+
+    at: datetime
+    """When the last one ended, wall time."""
+    failures: int = 1
+    """In a row; 1 where the last one was none."""
+    without_round: tuple[str, ...] | None = None
+    """Members of the last one where it ended before its first round, which is no failure."""
+
+    def due(self) -> datetime:
+        """When the next attempt may start."""
+        return backoff_due(self.failures, self.at)
+
+
+@dataclass(frozen=True)
 class Attempts:
     """What is known of earlier attempts at the next key."""
 
     number: int = 0
-    last_failure: datetime | None = None
-    """Wall time."""
+    setback: Setback | None = None
     paused: str = ""
     """That somebody stopped the key's segment, and how to go on; empty when nobody did."""
 
@@ -152,12 +167,8 @@ def reconcile(
         return Action(desired, changed, None, f"pause: {decision.reason}{then}")
     if attempts.paused:
         return Action(desired, changed, None, attempts.paused)
-    if attempts.number and attempts.last_failure is not None:
-        due = backoff_due(attempts.number, attempts.last_failure)
-        if attempts.last_failure <= wall < due:  # no wait for a clock that was set back
-            return Action(
-                desired, changed, None, f"attempt {attempts.number} at {key} failed; the next is due at {iso(due)}"
-            )
+    if attempts.number and (waits := _waits(attempts, decision.members, key, wall)):
+        return Action(desired, changed, None, waits)
     request = SegmentRequest(
         key=key,
         attempt=attempts.number + 1,
@@ -172,3 +183,14 @@ def reconcile(
         away=dict(away),
     )
     return Action(desired, changed, request, f"start {key} with {', '.join(request.members)}: {decision.reason}")
+
+
+def _waits(attempts: Attempts, members: tuple[str, ...], key: str, wall: datetime) -> str | None:
+    """Why the next attempt is not due yet. Other members than those that came to no round need not wait."""
+    back = attempts.setback
+    if back is None or back.without_round not in (None, members):
+        return None
+    if not back.at <= wall < back.due():  # no wait for a clock that was set back
+        return None
+    what = f"attempt {attempts.number} at {key} " + ("failed" if back.without_round is None else "came to no round")
+    return f"{what}; the next is due at {iso(back.due())}"

@@ -25,6 +25,7 @@ from curtail_pipeline.scheduling.reconcile import (
     Desired,
     InForce,
     SegmentRequest,
+    Setback,
     reconcile,
     request_key,
 )
@@ -142,7 +143,7 @@ def tick(
     project: Project,
     *,
     active: tuple[str, ...] | None,
-    last_failure: datetime | None,
+    setback: Setback | None,
     wall: datetime,
     paused: str = "",
     parent: Manifest | None = None,
@@ -153,7 +154,7 @@ def tick(
 
     Args:
         active: members of the segment that trains.
-        last_failure: when the last attempt at the next key failed.
+        setback: what the newest runs at the next key came to, where it was nothing.
         wall: wall-clock now.
         paused: that somebody stopped the next key's segment, and how to go on.
         parent: the last committed checkpoint, where the caller has looked it up.
@@ -182,7 +183,7 @@ def tick(
         active=active,
         parent=parent.key,
         key=key,
-        attempts=Attempts(earlier) if project.clock_mode == "headless" else Attempts(earlier, last_failure, paused),
+        attempts=Attempts(earlier) if project.clock_mode == "headless" else Attempts(earlier, setback, paused),
         wall=wall,
         previous=previous,
         before_pause=_before_pause(project, parent.key),

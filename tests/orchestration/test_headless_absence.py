@@ -44,7 +44,7 @@ class WithoutTraining(Headless):
         pass
 
     def tick(self) -> Any:
-        self.request = tick(self.project, active=None, last_failure=None, wall=utc_now()).request
+        self.request = tick(self.project, active=None, setback=None, wall=utc_now()).request
         key = self.request.key if self.request else None
         return SimpleNamespace(partition_key=key, job_name="federated_rounds", tags={})
 

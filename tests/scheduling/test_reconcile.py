@@ -15,6 +15,7 @@ from curtail_pipeline.scheduling.reconcile import (
     Attempts,
     Desired,
     SegmentRequest,
+    Setback,
     reconcile,
 )
 from curtail_pipeline.scheduling.view import SiteDecision
@@ -81,11 +82,21 @@ def test_a_pause_and_a_finished_job_start_nothing(finished: bool) -> None:
 @pytest.mark.parametrize("failures", [1, 2, 5, 6, 40])
 def test_failures_wait_longer_and_longer(failures: int) -> None:
     wait = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
-    attempts = Attempts(failures, NOW)
+    attempts = Attempts(failures, Setback(NOW, failures))
     early = act(decision({"A": "train"}), attempts=attempts, wall=NOW + timedelta(seconds=wait - 1))
     due = act(decision({"A": "train"}), attempts=attempts, wall=NOW + timedelta(seconds=wait))
     assert early.request is None and f"attempt {failures}" in early.reason
     assert due.request is not None and due.request.attempt == failures + 1
+
+
+def test_a_segment_without_a_round_is_no_failure() -> None:
+    """The same members wait a little, so that nothing turns round and round; others are asked for at once."""
+    attempts = Attempts(7, Setback(NOW, without_round=("A",)))
+    same = act(decision({"A": "train"}), attempts=attempts, wall=NOW)
+    later = act(decision({"A": "train"}), attempts=attempts, wall=NOW + timedelta(seconds=BACKOFF_S[0]))
+    other = act(decision({"A": "train", "B": "train"}), attempts=attempts, wall=NOW)
+    assert same.request is None and "came to no round" in same.reason
+    assert later.request is not None and other.request is not None and other.request.attempt == 8
 
 
 states = st.fixed_dictionaries({name: st.sampled_from(["train", "warm", "off"]) for name in SITES})

@@ -95,7 +95,7 @@ def test_a_site_held_idle_through_a_pause_is_in_the_next_checkpoint(project: Pro
             pauses += step.intervals
             remember(project, step.sites, parent.key)
         else:
-            request = tick(project, active=None, last_failure=None, wall=datetime.now(UTC)).request
+            request = tick(project, active=None, setback=None, wall=datetime.now(UTC)).request
             assert request is not None
             assert list(_pause_power(project, _prospect(project, request), request.start)) == pauses
             counted += sum(part.state == "idle" and part.end - part.start >= timedelta(minutes=10) for part in pauses)

@@ -84,7 +84,7 @@ def go_to(project: Project, minute: float) -> None:
 def test_what_was_drawn_since_the_last_checkpoint_is_in_the_totals(project: Project) -> None:
     for minute in range(60):
         go_to(project, minute)
-        tick(project, active=None, last_failure=None, wall=DAY)
+        tick(project, active=None, setback=None, wall=DAY)
     assert len(project.store.list(ORDERS)) == 4, "off, starting, ready, off: nothing else changed"
     write_report(project, SignalVersions(project))
     table = read_table(project.store, BETWEEN_KEY)
