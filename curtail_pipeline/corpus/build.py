@@ -297,13 +297,17 @@ def _without_blocks(manifest: ShardManifest) -> ShardManifest:
     return manifest.model_copy(update={"files": files})
 
 
+def _differing(before: ShardManifest, after: ShardManifest) -> str:
+    """Names of the fields that are not the same."""
+    return ", ".join(name for name, value in after if value != getattr(before, name))
+
+
 def _commit(store: Store, target: str, manifest: ShardManifest, folder: Path) -> None:
     key, before = folder_of(target), stored_manifest(store, target)
-    if before is not None and _without_blocks(before) != _without_blocks(manifest):
-        what = next(name for name, value in manifest if value != getattr(before, name))
+    if before is not None and (differ := _differing(_without_blocks(before), _without_blocks(manifest))):
         raise CorpusError(
-            f"building {key} again gives other {what} than its manifest has: the text has changed since it was dealt. "
-            "The stored shards are kept; restore the text, or use another experiment name"
+            f"building {key} again gives other {differ} than its manifest has: the text has changed since it "
+            "was dealt. The stored shards are kept; restore the text, or use another experiment name"
         )
     for file in manifest.files:
         store.put_file(folder / file.name, f"{key}/{file.name}")

@@ -110,11 +110,6 @@ class Checkpoints:
                 self.index.forget(_MANIFEST, key)
         return None
 
-    def next_key(self) -> str:
-        """The key after the newest committed one; `ckpt-000000` in an empty store."""
-        last = self.last()
-        return FIRST_KEY if last is None else following(last)
-
     def _indexed(self, names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         return self.index.look(_MANIFEST, ((key, manifest_key(key)) for key in names), summarise_bytes)
 

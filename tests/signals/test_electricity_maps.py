@@ -110,6 +110,12 @@ def test_refusals_say_what_to_do(api: FakeApi) -> None:
         make(api).fetch("DE", start, start + DAY, "marginal_intensity")
 
 
+def test_an_answer_that_misses_hours_is_not_one_of_another_granularity(api: FakeApi) -> None:
+    start = NOW.replace(hour=0, minute=0) - 5 * DAY
+    api.respond = lambda request: Answer({"data": [item(start + hours * HOUR) for hours in (0, 2, 5, 7)]})
+    assert make(api).fetch("DE", start, start + DAY)["value"].drop_nulls().len() == 4
+
+
 def test_no_answer_for_the_callers_place_another_zone_or_another_granularity(api: FakeApi) -> None:
     start = NOW.replace(hour=0, minute=0) - 5 * DAY
     make(api).fetch("DE", start, start + DAY)

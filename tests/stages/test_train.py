@@ -115,7 +115,7 @@ def test_a_damaged_parent_goes_aside_and_its_segment_is_trained_again(project: P
     said = r"corrupt: expected .* set aside in .*; training goes on from ckpt-000001 and makes ckpt-000002 again"
     with pytest.raises(StoreError, match=said):
         _whole_parent(project, "ckpt-000002")
-    assert project.checkpoints.last() == "ckpt-000001" and project.checkpoints.next_key() == "ckpt-000002"
+    assert project.checkpoints.last() == "ckpt-000001"
     assert [name[:11] for name in project.store.list("set_aside")] == ["ckpt-000002"]
     commit(project, tmp_path, "ckpt-000002", 4, start=project.start, end=project.start)
     assert project.checkpoints.verify_chain() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"]

@@ -78,7 +78,7 @@ def test_a_damaged_manifest_does_not_exist_whatever_the_index_says(store: Folder
     damage(path)
     for found in (checkpoints, opened(store)):
         assert found.keys() == KEYS[:2]
-        assert found.last() == KEYS[1] and found.next_key() == KEYS[2]
+        assert found.last() == KEYS[1]
         assert [row.key for row in found.summaries()] == KEYS[:2]
     path.write_bytes(whole)
     for found in (checkpoints, opened(store)):
