@@ -6,15 +6,12 @@ the release is pinned and a contract test names everything used here: an upgrade
 
 import hashlib
 import ssl
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from curtail_pipeline.errors import FederationError
@@ -25,15 +22,6 @@ if TYPE_CHECKING:
 
 PINNED = "1.41"
 APP = Path(__file__).parent / "app"
-NODE_BUSY_POLL_S = 0.3
-NODE_IDLE_POLL_S = 1.0
-NODE_REPLY_POLL_S = 0.2
-NODE_BUSY_S = 30.0
-"""How often a SuperNode asks for messages, within 30 s of the last one and later, and whether its reply is there.
-Flower's own 3 s would be most of a short round."""
-
-READY_POLL_S = 0.1
-
 TASK_POLL_S = 0.5
 """How often a SuperExec asks for tasks. Every question costs some 10 ms of CPU on the two sides together, also while a
 site trains."""
@@ -325,19 +313,6 @@ def entry_point(name: str) -> Callable[[], object]:
     }[name]
 
 
-def supernode(ready: str | None = None) -> None:
-    """`flower-supernode` that looks for messages more often.
-
-    Args:
-        ready: file that its site's trainer makes when it takes orders: the node is not online before.
-    """
-    _poll_faster()
-    node = entry_point("flower-supernode")
-    while ready is not None and not Path(ready).exists():
-        time.sleep(READY_POLL_S)
-    node()
-
-
 SPAWNED = ("flower-superexec", "flwr-serverapp", "flwr-clientapp")
 """Commands that Flower's own processes start by name, through PATH."""
 
@@ -351,30 +326,3 @@ def preload() -> None:
 
     for name in ("flower-superlink", "flower-superexec"):
         entry_point(name)
-
-
-def _poll_faster() -> None:
-    """Give the SuperNode of this process a clock whose `sleep` is shorter.
-
-    It sleeps for 3 s after it found no message, and for 0.5 s while it waits for the reply to one.
-    """
-    start_client_internal = import_module("flwr.supernode.start_client_internal")
-    original = start_client_internal.time
-    last_reply = -NODE_BUSY_S
-
-    class Clock(ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            return getattr(original, name)
-
-        @staticmethod
-        def sleep(seconds: float) -> None:
-            nonlocal last_reply
-            now = original.monotonic()
-            if seconds < 1:
-                last_reply = now
-                original.sleep(min(seconds, NODE_REPLY_POLL_S))
-            else:
-                busy = now - last_reply < NODE_BUSY_S
-                original.sleep(min(seconds, NODE_BUSY_POLL_S if busy else NODE_IDLE_POLL_S))
-
-    start_client_internal.time = Clock("time")  # type: ignore[attr-defined]

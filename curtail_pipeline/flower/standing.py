@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
-from curtail_pipeline.flower import processes
+from curtail_pipeline.flower import processes, supernode
 from curtail_pipeline.flower.fork_server import ForkServer
 from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.keys import KeyFolder
@@ -254,7 +254,7 @@ def run_site(
         "--endpoint", str(endpoint), "--parent-pid", str(os.getpid()), *(["--linked"] if linked else []),
     ]  # fmt: skip
     node = [
-        sys.executable, "-c", f"import {control.__name__} as control; control.supernode({str(endpoint)!r})", *secured,
+        sys.executable, "-c", f"import {supernode.__name__} as node; node.supernode({str(endpoint)!r})", *secured,
         "--superlink", superlink, "--host", "127.0.0.1", "--port", str(processes.free_port()),
         "--node-config", f'name="{name}" endpoint="{endpoint}"',
     ]  # fmt: skip

@@ -47,6 +47,7 @@ from curtail_pipeline.flower.kept_process import Child
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.spawn_shims import write_shims
 from curtail_pipeline.flower.spawned import Spawned
+from curtail_pipeline.flower.supernode import supernode
 from curtail_pipeline.garbage import seldom_collected
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.atomic import write_whole
@@ -206,7 +207,7 @@ class Supervisor:
             "flower-supernode", "--insecure", "--superlink", self.address, "--host", "127.0.0.1",
             "--port", str(processes.free_port()), "--node-config", config,
         ]  # fmt: skip
-        return self._fork(child, control.supernode, argv)
+        return self._fork(child, supernode, argv)
 
     def _endpoint(self, site: str) -> Path:
         return self.folder / "trainers" / f"{site}.json"

@@ -109,35 +109,6 @@ def test_the_pinned_release_still_has_what_is_used() -> None:
     assert "time.sleep(3)" in source and "time.sleep(0.5)" in source and '"SuperNode ID: %s"' in source
 
 
-def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = flwr.supernode.start_client_internal
-    slept: list[float] = []
-    monkeypatch.setattr(module, "time", module.time)  # put back afterwards
-    monkeypatch.setattr(module.time, "sleep", slept.append)
-    now = 1000.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    control._poll_faster()
-    for seconds in (3, 0.5, 0.1, 3):
-        module.time.sleep(seconds)
-    assert slept == [control.NODE_IDLE_POLL_S, control.NODE_REPLY_POLL_S, 0.1, control.NODE_BUSY_POLL_S]
-    now += control.NODE_BUSY_S + 1
-    module.time.sleep(3)
-    assert slept[-1] == control.NODE_IDLE_POLL_S, "long after the last message it asks seldom again"
-    assert module.time.monotonic() == now, "everything else is the real module's"
-
-
-def test_a_node_is_not_online_before_its_trainer_takes_orders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ready, online = tmp_path / "trainer.json", threading.Event()
-    monkeypatch.setattr(control, "_poll_faster", lambda: None)  # this process' clock
-    monkeypatch.setattr(control, "entry_point", lambda name: online.set)
-    node = threading.Thread(target=control.supernode, args=(str(ready),))
-    node.start()
-    assert not online.wait(5 * control.READY_POLL_S)
-    ready.touch()
-    node.join(60)
-    assert online.is_set()
-
-
 def test_the_bundle_is_thin() -> None:
     digest, content = control.build_fab()
     assert control.build_fab() is control.build_fab() and len(digest) == 64

@@ -1,0 +1,93 @@
+"""A SuperNode's process: Flower's own, but that it looks for messages more often and never waits for a reply in vain.
+
+Like `control_api` it touches Flower's internals; the same contract test names them.
+"""
+
+import time
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from curtail_pipeline.flower.control_api import entry_point
+
+NODE_BUSY_POLL_S = 0.3
+NODE_IDLE_POLL_S = 1.0
+NODE_REPLY_POLL_S = 0.2
+NODE_BUSY_S = 30.0
+"""How often a SuperNode asks for messages, within 30 s of the last one and later, and whether its reply is there.
+Flower's own 3 s would be most of a short round."""
+
+READY_POLL_S = 0.1
+
+
+def supernode(ready: str | None = None) -> None:
+    """`flower-supernode` that looks for messages more often.
+
+    Args:
+        ready: file that its site's trainer makes when it takes orders: the node is not online before.
+    """
+    _poll_faster()
+    _answer_for_ended_tasks()
+    node = entry_point("flower-supernode")
+    while ready is not None and not Path(ready).exists():
+        time.sleep(READY_POLL_S)
+    node()
+
+
+def _answer_for_ended_tasks() -> None:
+    """Have the SuperNode of this process answer for a ClientApp that ended without a reply.
+
+    It waits for the reply to a message before it asks for another one. Flower answers for a ClientApp that is silent,
+    not for one that says that it was stopped (its SuperExec died), nor where the message had not been fetched yet: that
+    node would never take another order.
+    """
+    from flwr.supercore.constant import TaskType
+    from flwr.supernode.nodestate import in_memory_nodestate
+
+    state: Any = in_memory_nodestate.InMemoryNodeState
+    finish, answer = state.finish_task, state._store_error_replies
+
+    def answer_all(self: Any, run_ids: set[int], error: Any) -> None:
+        with self.lock_msg_store:
+            for entry in self.msg_store.values():
+                if entry.message.metadata.run_id in run_ids and not entry.message.metadata.reply_to_message_id:
+                    entry.is_retrieved = True  # there is no task any more that would fetch it
+        answer(self, run_ids, error)
+
+    def finish_and_answer(self: Any, task_id: int, sub_status: str, details: str) -> bool:
+        finished = bool(finish(self, task_id, sub_status, details))
+        if finished:
+            tasks = self.get_tasks(task_ids=[task_id])
+            ended = {task.run_id for task in tasks if task.type == TaskType.CLIENT_APP}
+            answer_all(self, ended, in_memory_nodestate.CLIENT_APP_CRASHED_ERROR)
+        return finished
+
+    state.finish_task, state._store_error_replies = finish_and_answer, answer_all
+
+
+def _poll_faster() -> None:
+    """Give the SuperNode of this process a clock whose `sleep` is shorter.
+
+    It sleeps for 3 s after it found no message, and for 0.5 s while it waits for the reply to one.
+    """
+    start_client_internal = import_module("flwr.supernode.start_client_internal")
+    original = start_client_internal.time
+    last_reply = -NODE_BUSY_S
+
+    class Clock(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(original, name)
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            nonlocal last_reply
+            now = original.monotonic()
+            if seconds < 1:
+                last_reply = now
+                original.sleep(min(seconds, NODE_REPLY_POLL_S))
+            else:
+                busy = now - last_reply < NODE_BUSY_S
+                original.sleep(min(seconds, NODE_BUSY_POLL_S if busy else NODE_IDLE_POLL_S))
+
+    start_client_internal.time = Clock("time")  # type: ignore[attr-defined]

@@ -1,0 +1,100 @@
+"""What is changed in a SuperNode's process."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curtail_pipeline.flower import supernode
+from curtail_pipeline.flower.control_api import quiet
+
+with quiet():
+    import flwr.supernode.start_client_internal
+    from flwr.app import Message, RecordDict
+    from flwr.common.constant import SubStatus
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supernode.nodestate import in_memory_nodestate
+
+RUN, NODE = 7, 11
+
+
+def test_the_supernode_polls_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = flwr.supernode.start_client_internal
+    slept: list[float] = []
+    monkeypatch.setattr(module, "time", module.time)  # put back afterwards
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    supernode._poll_faster()
+    for seconds in (3, 0.5, 0.1, 3):
+        module.time.sleep(seconds)
+    assert slept == [supernode.NODE_IDLE_POLL_S, supernode.NODE_REPLY_POLL_S, 0.1, supernode.NODE_BUSY_POLL_S]
+    now += supernode.NODE_BUSY_S + 1
+    module.time.sleep(3)
+    assert slept[-1] == supernode.NODE_IDLE_POLL_S, "long after the last message it asks seldom again"
+    assert module.time.monotonic() == now, "everything else is the real module's"
+
+
+def test_a_node_is_not_online_before_its_trainer_takes_orders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ready, online = tmp_path / "trainer.json", threading.Event()
+    monkeypatch.setattr(supernode, "_poll_faster", lambda: None)  # this process' clock
+    monkeypatch.setattr(supernode, "_answer_for_ended_tasks", lambda: None)  # its classes
+    monkeypatch.setattr(supernode, "entry_point", lambda name: online.set)
+    node = threading.Thread(target=supernode.supernode, args=(str(ready),))
+    node.start()
+    assert not online.wait(5 * supernode.READY_POLL_S)
+    ready.touch()
+    node.join(60)
+    assert online.is_set()
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A node's, with a message for its ClientApp."""
+    kind: Any = in_memory_nodestate.InMemoryNodeState
+    for name in ("finish_task", "_store_error_replies"):
+        monkeypatch.setattr(kind, name, getattr(kind, name))  # put back afterwards
+    supernode._answer_for_ended_tasks()
+    made = kind(InMemoryObjectStore())
+    made.set_node_id(NODE)
+    monkeypatch.setattr(TaskIdentity, "_run_id", RUN)
+    monkeypatch.setattr(TaskIdentity, "_node_id", NODE)
+    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
+    order = Message(RecordDict(), dst_node_id=NODE, message_type="train")
+    order.metadata.__dict__["_message_id"] = order.object_id
+    made.store_message(order)
+    return made
+
+
+def begun(state: Any) -> int:
+    """A ClientApp that runs."""
+    task = int(state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash="0" * 64))
+    assert state.claim_task(task) and state.activate_task(task)
+    return task
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+@pytest.mark.parametrize("how", [SubStatus.FAILED, SubStatus.STOPPED, SubStatus.COMPLETED])
+def test_a_clientapp_that_ended_without_a_reply_is_answered_for(state: Any, fetched: bool, how: str) -> None:
+    """Else the node waits for ever, and takes no other order."""
+    task = begun(state)
+    if fetched:
+        assert len(state.get_messages_legacy(is_reply=False)) == 1
+    assert state.get_messages_legacy(is_reply=True) == []
+    assert state.finish_task(task, how, "it was told to stop")
+    (reply,) = state.get_messages_legacy(is_reply=True)
+    assert reply.has_error() and reply.error.reason == in_memory_nodestate.CLIENT_APP_CRASHED_ERROR.reason
+    assert state.get_messages_legacy() == [], "nothing is left that another ClientApp would take"
+
+
+def test_a_reply_is_not_answered_for_again(state: Any) -> None:
+    task = begun(state)
+    (order,) = state.get_messages_legacy(is_reply=False)
+    reply = Message(RecordDict(), reply_to=order)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    state.store_message(reply)
+    assert state.finish_task(task, SubStatus.COMPLETED, "")
+    assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [False]
