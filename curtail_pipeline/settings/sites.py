@@ -103,7 +103,8 @@ class Site(Section):
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices hold a model: each the whole of it (DDP), or a share (FSDP2); with `auto` the whole where it
     fits. Loss and weights differ by rounding."""
-    device: str = "cpu"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """`cpu`, or a CUDA device such as `cuda:0`."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of the resident trainer on CPU."""
     steps_per_s: float = Field(gt=0)

@@ -10,7 +10,7 @@ from typing import get_args
 import polars as pl
 
 from curtail_pipeline.errors import SettingsError, StoreError, TraceError
-from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
+from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, check_parameters
 from curtail_pipeline.scheduling.predictors import (
     HISTORY_DAYS,
     Forecast,
@@ -133,6 +133,7 @@ class Project:
         index = index_traces(provider, settings, known)
         _require_regions(experiment, index)
         _require_start(experiment, index)
+        check_parameters(experiment.policy)
         for region in experiment.regions:
             rule_of(experiment.policy, region, experiment.rules)
         home.open(experiment, index.fingerprint)

@@ -124,8 +124,10 @@ class Home:
 
         Raises:
             StoreError: a URI of another kind than `s3://bucket/prefix`.
-            SettingsError: a store in the environment that is no URI.
+            SettingsError: a store in the environment that is no URI, or an empty `out`.
         """
+        if out == "":
+            raise SettingsError("--out is empty; give a folder or s3://bucket/prefix, or leave it out")
         place = out if out is not None else os.environ.get(STORE_ENV) or None
         if place is None:
             return cls(homes_root() / experiment.name)
@@ -141,6 +143,7 @@ class Home:
 
         Raises:
             SettingsError: another one than the home was made with.
+            StoreError: the home is no folder.
         """
         known = self._remembered()
         if self._store is not None and known is not None and known != self._store:
@@ -153,6 +156,8 @@ class Home:
     def _remembered(self) -> str | None:
         try:
             return (self.root / URI_FILE).read_text(encoding="utf-8").strip()
+        except NotADirectoryError as error:
+            raise self._unwritable(error) from error
         except FileNotFoundError:
             return str(self.root / "store") if (self.root / "store" / RECORD_KEY).exists() else None
 
@@ -239,11 +244,14 @@ class Home:
                     _write_if_changed(FolderStore(self.root), URI_FILE, f"{store.uri}\n".encode())
                 _write_if_changed(FolderStore(self.root), self.experiment_file.name, text.encode())
         except OSError as error:
-            raise StoreError(
-                f"the experiment home {self.root} cannot be written: {error.strerror or error}; make it writable, "
-                "free space, or give another folder with --out or CURTAIL_HOME"
-            ) from error
+            raise self._unwritable(error) from error
         return record
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"the experiment home {self.root} cannot be written: {error.strerror or error}; make it writable, "
+            "free space, or give another folder with --out or CURTAIL_HOME"
+        )
 
     def _check(self, new: HomeRecord) -> HomeRecord:
         """The record to keep: the first one, whose hash checkpoints name, until sites are added."""

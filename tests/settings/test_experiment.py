@@ -128,6 +128,7 @@ def test_a_large_site_of_many_devices_is_one() -> None:
         ({"sites.0.training_kw": True}, ["sites.0", "training_kw is true; give a number"]),
         ({"job.steps": False}, ["job", "steps is false; give a number"]),
         ({"seed": True}, ["seed is true; give a number"]),
+        ({"sites.0.device": "gpu"}, ["sites.0.device", "cuda", "'gpu'"]),
         ({"rules": {"spp_tx": {"enter": 50}}}, ["'spp_tx'", "there is no site", "SPP_TX"]),
         ({"job.steps": 10**15}, ["job.steps 1000000000000000 would take site", "years"]),
         (

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from micro import EXPERIMENT, HOURS, START, write_experiment, write_trace
 
-from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.errors import PolicyError, SettingsError
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project, recorded_days
@@ -181,3 +181,10 @@ def test_days_come_from_the_index_of_the_home(tmp_path: Path, homes: Path) -> No
     elsewhere = write_experiment(tmp_path / "other")
     with pytest.raises(SettingsError, match="curtail run"):
         recorded_days(elsewhere)
+
+
+def test_unknown_parameters_of_a_policy_are_refused_before_anything_is_made(tmp_path: Path, homes: Path) -> None:
+    path = write_experiment(tmp_path, policy={"name": "paper", "parameters": {"enterr": 5}})
+    with pytest.raises(PolicyError, match="policy 'paper', parameter enterr"):
+        Project.open(path, "headless")
+    assert not homes.exists() or not list(homes.rglob("experiment.yaml"))

@@ -261,3 +261,12 @@ def test_what_nobody_declared_stays_undeclared_for_other_processes(tmp_path: Pat
     for found in (home.experiment(), load_experiment(home.experiment_file)):
         assert isinstance(found.traces, CombinedTraces)
         assert found.traces.sources[0].model_fields_set == {"provider", "path", "unit"}
+
+
+def test_a_home_in_the_place_of_a_file_or_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match="cannot be written: Not a directory"):
+            Home.of(experiment(), place).exists()
+    with pytest.raises(SettingsError, match="--out is empty"):
+        Home.of(experiment(), "")
