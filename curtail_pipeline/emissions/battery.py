@@ -5,7 +5,10 @@ open, and serves the site while it is not. All power is constant within a step a
 full or empty are exact, so that a result does not depend on how time is cut.
 """
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,16 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, Site
+from curtail_pipeline.signals.file_content import ROW, FileContent
+from curtail_pipeline.signals.file_tables import parse_numbers
 from curtail_pipeline.signals.held import Signal, cadence_of, max_age_us
-from curtail_pipeline.times import FOREVER, HOUR, TIME, Floats, Micros
+from curtail_pipeline.signals.stamps import parse_stamps
+from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, iso, to_us
 
+log = logging.getLogger(__name__)
+
+_MANY_TIMES = 200.0
+"""What a site takes: generation above this beside it looks like W for kW."""
 _NO_BATTERY = Battery(capacity_kwh=1e-12, charge_kw=1e-12, discharge_kw=1e-12)
 
 
@@ -39,24 +49,58 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
     """The generation of a site, kW.
 
     Raises:
-        TraceError: the file is missing, has other columns, or negative power.
+        TraceError: the file is missing, has other columns, no times or numbers in them, two values for a time, or
+            negative power.
     """
     path = Path(settings.path)
     try:
-        rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, try_parse_dates=True)
-        rows = rows.select(pl.col("time").cast(TIME).dt.epoch("us"), pl.col("kw").cast(pl.Float64)).sort("time")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise TraceError(
-            f"on-site generation {path}: {' '.join(str(error).split())[:200]}; it needs the columns time (UTC) and kw"
-        ) from error
-    rows = rows.drop_nulls()
+        content = FileContent(path)
+        missing = [name for name in ("time", "kw") if name not in content.names]
+        if missing:
+            raise TraceError(f"{path} has no column {missing[0]!r}; it has {', '.join(content.names)}")
+        table = content.read(["time", "kw"])
+        stamps = parse_stamps(table["time"], str(path), None, "UTC", table[ROW]).naive
+        values = parse_numbers(table["kw"], path, table[ROW])
+    except TraceError as error:
+        what = str(error).split(";")[0]
+        raise TraceError(f"on-site generation: {what}; it needs the columns time (ISO 8601, UTC) and kw") from error
+    rows = pl.DataFrame({"time": stamps.dt.epoch("us"), "kw": values}).filter(pl.col("kw").is_finite()).unique()
+    rows = rows.sort("time")
     if rows.is_empty():
         raise TraceError(f"on-site generation {path} has no values")
     if rows.filter(pl.col("kw") < 0).height:
         raise TraceError(f"on-site generation {path} has negative power; generation counts from 0 up")
     times = rows["time"].to_numpy()
+    twice = times[1:][times[1:] == times[:-1]]
+    if len(twice):
+        raise TraceError(f"on-site generation {path} has two values at {iso(from_us(int(twice[0])))}; keep one")
     cadence = cadence_of(times, alone=HOUR)
     return Signal(times, rows["kw"].to_numpy() * settings.scale, cadence, max_age_us(cadence))
+
+
+def require_generation(sites: Sequence[Site], span: tuple[datetime, datetime]) -> None:
+    """Refuse generation that has no value in the time of the traces; power that looks like W is warned of.
+
+    Raises:
+        TraceError: as `read_on_site`, or all of a site's generation is of another time.
+    """
+    for site in sites:
+        if site.on_site is None:
+            continue
+        signal = read_on_site(site.on_site)
+        if signal.valid_until <= to_us(span[0]) or signal.times[0] >= to_us(span[1]):
+            first, last = iso(from_us(int(signal.times[0]))), iso(from_us(signal.end))
+            raise TraceError(
+                f"on-site generation {site.on_site.path} of site {site.name!r} goes from {first} to {last}, and the "
+                f"traces from {iso(span[0])} to {iso(span[1])}; give generation of that time"
+            )
+        most = float(signal.values.max())
+        if most > _MANY_TIMES * site.training_kw * site.pue:
+            log.warning(
+                "on-site generation %s of site %s reaches %g kW, %.0f times what the site takes; if it is in W, set "
+                "on_site.scale to 0.001",
+                *(site.on_site.path, site.name, most, most / (site.training_kw * site.pue)),
+            )
 
 
 def power_at(signal: Signal | None, us: Micros) -> Floats:

@@ -61,7 +61,15 @@ def find_files(path: str | list[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".") -> pl.Series:
+def parse_numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".") -> pl.Series:
+    """A column's numbers as Float64, null for a text that stands for a missing one.
+
+    Args:
+        rows: number of each row in the file, for errors.
+
+    Raises:
+        TraceError: a text that is no number.
+    """
     if column.dtype.is_numeric():
         return column.cast(pl.Float64)
     if column.dtype == pl.Null:
@@ -223,7 +231,7 @@ class TraceFiles:
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
             require_intensity_names(str(path), [name for name in columns if name not in self.settings.columns])
-        numbers = {name: _numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
+        numbers = {name: parse_numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
         self._begins.add(times.begins)
         if not self.settings.columns:
@@ -277,7 +285,7 @@ class TraceFiles:
                 f"{', '.join(get_args(Kind))}"
             )
         units = self._units(raw.select(units_of), kinds, "kind" in extra)
-        values = _numbers(raw[settings.value_column], path, raw[ROW], settings.decimal)
+        values = parse_numbers(raw[settings.value_column], path, raw[ROW], settings.decimal)
         groups = pl.select(pl.concat_str(regions, kinds, separator="/")).to_series()
         stamps = times.utc(raw, groups, needed=values.is_not_null())
         self._begins.add(times.begins)
@@ -367,7 +375,8 @@ class TraceFiles:
             times = FileTimes(self.settings, content, time)
             raw = self._read(content, [time, *times.columns, *steps])
             numbers = [
-                _numbers(raw[name], path, raw[ROW], self.settings.decimal).alias(step) for name, step in steps.items()
+                parse_numbers(raw[name], path, raw[ROW], self.settings.decimal).alias(step)
+                for name, step in steps.items()
             ]
             parts.append(pl.DataFrame([times.utc(raw), *numbers]).drop_nulls("time"))
         return pl.concat(parts, how="diagonal").unique("time", keep="last", maintain_order=True).sort("time")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from curtail_pipeline.emissions.battery import require_generation
 from curtail_pipeline.emissions.grams import accounting_signals
 from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.scheduling.curtailed import curtailed_stretches, windows_of_record
@@ -138,6 +139,9 @@ def _configured(
         raise TraceError(f"the traces have no values of {', '.join(site.region for site in run.sites)}")
     first = stamps.min()
     assert isinstance(first, datetime)
+    last = stamps.max()
+    assert isinstance(last, datetime)
+    require_generation(run.sites, (first, last))
     begin = start or run.clock.start or first
     if begin < first:
         raise TraceError(f"the start {iso(begin)} is before the trace, which starts at {iso(first)}")

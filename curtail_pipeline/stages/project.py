@@ -9,6 +9,7 @@ from typing import get_args
 
 import polars as pl
 
+from curtail_pipeline.emissions.battery import require_generation
 from curtail_pipeline.errors import SettingsError, StoreError, TraceError
 from curtail_pipeline.scheduling.policies import PLANNING_POLICIES, check_parameters
 from curtail_pipeline.scheduling.predictors import (
@@ -132,7 +133,7 @@ class Project:
         known = stored_index(store, settings)
         index = index_traces(provider, settings, known)
         _require_regions(experiment, index)
-        _require_start(experiment, index)
+        _require_time(experiment, index)
         check_parameters(experiment.policy)
         for region in experiment.regions:
             rule_of(experiment.policy, region, experiment.rules)
@@ -282,13 +283,19 @@ def check_clock(name: str) -> ClockMode:
     raise SettingsError(f"unknown clock {name!r}; use {', '.join(get_args(ClockMode))}")
 
 
-def _require_start(experiment: Experiment, index: TraceIndex) -> None:
-    start, span = experiment.clock.start, index.span
-    if start is not None and span is not None and not span[0] <= start < span[1]:
+def _require_time(experiment: Experiment, index: TraceIndex) -> None:
+    start, end, span = experiment.clock.start, experiment.clock.end, index.span
+    if span is None:
+        return
+    if start is not None and not span[0] <= start < span[1]:
         raise TraceError(
             f"clock.start {iso(start)} is outside the trace, which goes from {iso(span[0])} to {iso(span[1])}; "
             "set it inside, or give a longer trace"
         )
+    for name, until in (("clock.end", end), ("job.deadline", experiment.job.deadline)):
+        if until is not None and until <= (start or span[0]):
+            raise TraceError(f"{name} {iso(until)} is not after the start, {iso(start or span[0])}; give a later one")
+    require_generation(experiment.sites, span)
 
 
 def _require_regions(experiment: Experiment, index: TraceIndex) -> None:

@@ -143,7 +143,7 @@ class Home:
 
         Raises:
             SettingsError: another one than the home was made with.
-            StoreError: the home is no folder.
+            StoreError: the home is no folder, or cannot be read.
         """
         known = self._remembered()
         if self._store is not None and known is not None and known != self._store:
@@ -156,10 +156,10 @@ class Home:
     def _remembered(self) -> str | None:
         try:
             return (self.root / URI_FILE).read_text(encoding="utf-8").strip()
-        except NotADirectoryError as error:
-            raise self._unwritable(error) from error
         except FileNotFoundError:
             return str(self.root / "store") if (self.root / "store" / RECORD_KEY).exists() else None
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def open_store(self) -> Store:
         """The store, opened once: a client of a bucket takes a tenth of a second to make."""

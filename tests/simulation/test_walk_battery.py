@@ -198,7 +198,10 @@ def test_on_site_power_opens_a_window_of_its_own(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("time,kw\n2026-01-11T17:00:00Z,-1\n", "negative power"),
-        ("time,watts\n", "needs the columns time"),
+        ("time,watts\n", "has no column 'kw'; it has time, watts|needs the columns time"),
+        ("time,kw\n2026-01-11T17:00:00Z,1\n2026-01-11T17:00:00Z,2\n", "has two values at 2026-01-11T17:00:00Z"),
+        ("time,kw\n01/11/2026 17:00,1\n", "'01/11/2026 17:00' in column 'time', data row 1, is not a time in ISO 8601"),
+        ("time,kw\n2026-01-11T17:00:00Z,much\n", "'much' in column 'kw', data row 1, is not a number"),
         (None, "No such file"),
     ],
 )
@@ -208,6 +211,19 @@ def test_bad_generation_is_named(tmp_path: Path, text: str | None, message: str)
         path.write_text(text)
     with pytest.raises(TraceError, match=message):
         read_on_site(OnSiteGeneration(path=str(path)))
+
+
+def test_generation_of_another_time_is_refused_and_watts_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "sun.csv"
+    path.write_text("time,kw\n2025-01-11T17:00:00Z,1\n2025-01-11T18:00:00Z,1\n")
+    run, rows = run_with([450.0] * 24, on_site={"path": str(path)})
+    with pytest.raises(TraceError, match="of site 'A' goes from 2025-01-11T17:00:00Z to 2025-01-11T19:00:00Z, and the"):
+        simulate(run, rows)
+    path.write_text("time,kw\n2026-01-11T17:00:00Z,5000\n2026-01-11T18:00:00Z,5000\n")
+    simulate(run, rows)
+    assert "reaches 5000 kW, 2500 times what the site takes; if it is in W" in caplog.text
 
 
 def test_generation_outside_its_record_and_in_gaps_is_nothing(tmp_path: Path) -> None:

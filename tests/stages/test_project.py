@@ -11,7 +11,7 @@ import pytest
 import yaml
 from micro import EXPERIMENT, HOURS, START, write_experiment, write_trace
 
-from curtail_pipeline.errors import PolicyError, SettingsError
+from curtail_pipeline.errors import PolicyError, SettingsError, TraceError
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project, recorded_days
@@ -188,3 +188,24 @@ def test_unknown_parameters_of_a_policy_are_refused_before_anything_is_made(tmp_
     with pytest.raises(PolicyError, match="policy 'paper', parameter enterr"):
         Project.open(path, "headless")
     assert not homes.exists() or not list(homes.rglob("experiment.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clock": {"end": "2020-01-01T00:00:00Z"}}, "clock.end 2020-01-01T00:00:00Z is not after the start"),
+        ({"job": {"steps": 400, "deadline": "2020-01-01"}}, "job.deadline 2020-01-01T00:00:00Z is not after the start"),
+        ({"clock": {"start": "2027-01-01"}}, "clock.start 2027-01-01T00:00:00Z is outside the trace"),
+    ],
+)
+def test_a_time_in_which_nothing_could_run_is_refused(
+    tmp_path: Path, homes: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TraceError, match=message):
+        Project.open(write_experiment(tmp_path, **change), "headless")
+
+
+def test_generation_that_is_not_there_is_refused_at_once(tmp_path: Path, homes: Path) -> None:
+    sites = [{**site, "on_site": {"path": str(tmp_path / "sun.csv")}} for site in EXPERIMENT["sites"]]
+    with pytest.raises(TraceError, match=r"on-site generation: .*sun.csv cannot be read"):
+        Project.open(write_experiment(tmp_path, sites=sites), "headless")
