@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Final
 
 import polars as pl
 
@@ -10,6 +11,9 @@ from curtail_pipeline.settings.check_settings import FROZEN_S, FROZEN_VALUES, Ch
 from curtail_pipeline.signals.checks import CheckOutcome, Severity, run_checks
 from curtail_pipeline.signals.trace import Ingested
 from curtail_pipeline.signals.zeros import ENOUGH
+
+_SHOWN: Final = 3
+"""Regions that a line describes; of more it gives the number."""
 
 
 def check_recording(parts: Sequence[Ingested], limits: CheckLimits | None = None) -> list[CheckOutcome]:
@@ -61,5 +65,6 @@ def _merged(outcomes: Sequence[CheckOutcome]) -> CheckOutcome:
     if not failed:
         return outcomes[0]
     worst: Severity = "error" if any(outcome.blocking for outcome in failed) else "warn"
-    shown = [outcome.description for outcome in sorted(failed, key=lambda outcome: not outcome.blocking)]
-    return CheckOutcome(outcomes[0].name, False, worst, "; ".join(shown))
+    texts = [outcome.description for outcome in sorted(failed, key=lambda outcome: not outcome.blocking)]
+    more = [f"and {len(texts) - _SHOWN} more regions alike"] if len(texts) > _SHOWN + 1 else texts[_SHOWN:]
+    return CheckOutcome(outcomes[0].name, False, worst, "; ".join([*texts[:_SHOWN], *more]))

@@ -202,3 +202,15 @@ def test_the_limits_of_an_experiment_reach_every_command(tmp_path: Path) -> None
     found = windows_of_file(tmp_path / "t.csv", parse_experiment(content, "x"))
     assert all(check.passed for check in found.checks)
     assert parse_experiment(content, "x").sha256() == parse_experiment(content | {"checks": {}}, "x").sha256()
+
+
+@pytest.mark.parametrize(("regions", "more"), [(3, 0), (4, 0), (60, 57)])
+def test_what_many_regions_have_in_common_is_said_once(tmp_path: Path, regions: int, more: int) -> None:
+    names = [f"R{number}" for number in range(regions)]
+    low = 700.0 * 3
+    table = pl.DataFrame({"time": [START + i * STEP for i in range(288)], **dict.fromkeys(names, [low] * 288)})
+    table.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match="R0 marginal_intensity: 95 % of the intensities reach up to 2100") as caught:
+        windows_of_file(tmp_path / "t.parquet")
+    said = str(caught.value)
+    assert ("R3 " in said) == (regions == 4) and (f"and {more} more regions alike" in said) == bool(more)
