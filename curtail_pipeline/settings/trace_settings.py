@@ -128,7 +128,8 @@ class FileTraces(ProviderSettings):
     """The kind's canonical unit when not given; refused where a column's name says another one."""
     kind: Kind = "marginal_intensity"
     timezone: str = "UTC"
-    """Of stamps without an offset; an IANA name, or an offset from UTC such as `+10:00`."""
+    """Of stamps without an offset; an IANA name, or an offset from UTC such as `+10:00`. A column whose name says
+    another zone is refused where this is not given."""
     ambiguous: Literal["infer", "earliest", "latest", "drop", "refuse"] = "infer"
     """Local stamps that occur twice when clocks go back. The order of the file tells which is which, oldest or newest
     first; this says what happens to a stamp where it does not: `infer` refuses it, `earliest` and `latest` choose,

@@ -8,7 +8,7 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.flags import parse_flags
-from curtail_pipeline.signals.header_names import require_declared_end
+from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone
 from curtail_pipeline.signals.local_time import Ambiguous, Clock, localise
 from curtail_pipeline.signals.period_columns import HOURS, PARTS_OF_HOURS, PERIODS, TIMES, PeriodColumn, plain_name
 from curtail_pipeline.signals.stamps import Stamps, parse_stamps, to_utc
@@ -77,6 +77,8 @@ class FileTimes:
         settings, source = self.settings, str(self.path)
         numbers = rows[ROW]
         stamps = parse_stamps(rows[self.time], source, settings.time_format, self.zone, numbers)
+        if not stamps.utc.all():
+            require_declared_zone(source, self.time, settings.timezone, "timezone" in settings.model_fields_set)
         second = None
         if settings.fold_column is not None:
             second = parse_flags(rows[settings.fold_column], source, numbers)

@@ -1,4 +1,5 @@
-"""What the names of a file's columns say beside the region: units, interval ends, hours of a day, or no header at all.
+"""What the names of a file's columns say beside the region: units, interval ends, zones, hours of a day, or that there
+is no header at all.
 
 Nothing that a name says is believed over a setting; a name that says otherwise than what nobody declared is refused.
 """
@@ -14,6 +15,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit
+from curtail_pipeline.signals.time_zones import ABBREVIATIONS
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,13 @@ _END: Final = re.compile(
     r"|(?:hour|interval|period|time)end(?:ing|ed|s|time)?(?:[^a-z]|$)|^(?:he|to)$"
 )
 _BEGIN: Final = re.compile(r"(?:^|[^a-z])(?:start|starts|begin|begins|beginning|from|von)(?:[^a-z]|$)")
+
+_ZONE: Final = re.compile(
+    r"(?:UTC|GMT)\s*[+-]\s*\d{1,2}(?::?\d{2})?"
+    r"|(?:Africa|America|Asia|Atlantic|Australia|Canada|Europe|Indian|Pacific|US)/[A-Z][A-Za-z_]+"
+)
+_CLOCKS: Final = ("local", "prevailing", "eastern", "central", "mountain", "pacific")
+_UTC: Final = ("utc", "gmt", "zulu")
 
 _COUNT: Final = re.compile(r"(?P<prefix>.*?)(?P<count>\d{1,3})(?:h|:00)?")
 _CLOCK: Final = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
@@ -128,6 +137,37 @@ def require_declared_end(file: str, name: str) -> None:
         raise TraceError(
             f"{file}: column {name!r} holds interval ends by its name, and would be read as begins; declare "
             "--interval end (traces.interval: end), or --interval begin if they are begins"
+        )
+
+
+def require_declared_zone(file: str, name: str, timezone: str, declared: bool) -> None:
+    """For a column of times without an offset.
+
+    Args:
+        timezone: as which they are read.
+        declared: the settings say so.
+
+    Raises:
+        TraceError: its name says another zone than what nobody declared.
+    """
+    tokens = re.findall("[A-Za-z]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name))
+    short = next((token.upper() for token in tokens if token.upper() in ABBREVIATIONS), None)
+    clock = next((token for token in tokens if token.lower() in _CLOCKS), None)
+    said, fix = "", "the zone's IANA name, or its offset from UTC"
+    if (zone := _ZONE.search(name)) is not None:
+        said = fix = zone[0]
+    elif short is not None:
+        said, fix = short, "{} for the clock there, or {} for one offset all year".format(*ABBREVIATIONS[short])
+    elif clock is not None:
+        said = clock
+    elif any(token.lower() in _UTC for token in tokens):
+        if declared and timezone.upper() not in ("UTC", "GMT", "Z"):
+            log.warning("%s: column %r holds UTC by its name, and is read as %s, as declared", file, name, timezone)
+        return
+    if said and not declared:
+        raise TraceError(
+            f"{file}: column {name!r} holds {said} times by its name, and would be read as {timezone}; declare "
+            f"--timezone (traces.timezone): {fix}, or --timezone {timezone} if they are in that"
         )
 
 

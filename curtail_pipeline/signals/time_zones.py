@@ -14,7 +14,7 @@ from curtail_pipeline.errors import TraceError
 
 UTC_NAMES = ("UTC", "GMT", "Z", "ZULU", "UCT")
 
-_ABBREVIATIONS: dict[str, tuple[str, ...]] = {
+ABBREVIATIONS: dict[str, tuple[str, ...]] = {
     "AEST": ("Australia/Brisbane", "+10:00"),
     "AEDT": ("Australia/Sydney", "+11:00"),
     "ACST": ("Australia/Adelaide", "+09:30"),
@@ -73,7 +73,7 @@ def parse_zone(text: str, source: str) -> str | timedelta:
     if (found := _OFFSET.fullmatch(name)) and int(found[2]) <= 14:
         size = timedelta(hours=int(found[2]), minutes=int(found[3] or 0))
         return -size if found[1] == "-" else size
-    if (advice := _ABBREVIATIONS.get(name.upper())) is not None:
+    if (advice := ABBREVIATIONS.get(name.upper())) is not None:
         clock, offset = advice
         raise TraceError(
             f"{source}: timezone {text!r} is an abbreviation, of which there are several; write {clock} for the clock "
@@ -145,7 +145,7 @@ def abbreviated_offset(name: str, zone: str | timedelta, source: str, value: str
     if name in own:
         return own[name]
     fix = "set traces.timezone to the IANA name of the zone whose clocks use it"
-    if (advice := _ABBREVIATIONS.get(name)) is not None:
+    if (advice := ABBREVIATIONS.get(name)) is not None:
         fix = f"set traces.timezone to the zone whose clocks use it, e.g. {advice[0]}"
     raise TraceError(f"{source}: the zone {name!r} of {value!r} is not one of the declared timezone; {fix}")
 

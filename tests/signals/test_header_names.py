@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import FileTraces, Kind, Unit
 from curtail_pipeline.signals.files import FileProvider
-from curtail_pipeline.signals.header_names import require_declared_end, said_unit
+from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone, said_unit
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -146,6 +146,40 @@ def test_a_column_of_interval_ends_is_declared_or_refused(tmp_path: Path, name: 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_columns_of_times_are_begins(name: str) -> None:
     require_declared_end("t.csv", name)
+    require_declared_zone("t.csv", name, "UTC", declared=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("Time (PST)", "America/Los_Angeles for the clock there, or -08:00"),
+        ("MTU (CET/CEST)", "Europe/Berlin for the clock there"),
+        ("datetime_beginning_ept", "America/New_York for the clock there"),
+        ("time_local", "the zone's IANA name, or its offset"),
+        ("Eastern Time", "the zone's IANA name, or its offset"),
+        ("Local time (Europe/Berlin)", "(traces.timezone): Europe/Berlin, or"),
+        ("Date (GMT+2)", "(traces.timezone): GMT+2, or"),
+    ],
+)
+def test_a_zone_in_a_header_is_declared_or_refused(tmp_path: Path, name: str, fix: str) -> None:
+    stamps, path = [f"{START + timedelta(hours=k):%Y-%m-%d %H:%M}" for k in range(24)], tmp_path / "t.csv"
+    text = "\n".join([f"{name},R", *(f"{stamp},{400 + k}" for k, stamp in enumerate(stamps))])
+    with pytest.raises(TraceError, match="times by its name, and would be read as UTC") as caught:
+        opened(path, text).span()
+    assert fix in str(caught.value)
+    assert opened(path, text, timezone="UTC").span() == (START, START + timedelta(days=1))
+    aware = text.replace(":00,", ":00Z,")
+    assert opened(path, aware).span() == (START, START + timedelta(days=1))
+
+
+def test_a_header_that_says_utc_of_times_declared_otherwise_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "time_utc,R\n2026-03-01 00:00,400\n2026-03-01 01:00,401\n"
+    opened(tmp_path / "t.csv", text).span()
+    assert not caplog.text
+    opened(tmp_path / "t.csv", text, timezone="Asia/Tokyo").span()
+    assert "column 'time_utc' holds UTC by its name, and is read as Asia/Tokyo" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["HE{:02}", "H{}", "{}", "{:02}:00", "Values_Hour{:02}", "hour {}"])
