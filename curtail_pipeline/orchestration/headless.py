@@ -7,7 +7,7 @@ Between them the loop asks the timing model when the next thing happens and move
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Final
 
@@ -169,7 +169,8 @@ class Headless:
         end_abandoned(self.instance)
         self.prepare()
         view = self.project.view(clock.now())
-        with connect(self.project.home, self.project.experiment):
+        with ExitStack() as federation:
+            connected = False
             while True:
                 parent = self.project.parent
                 # A run killed between a commit and the clock's move goes on behind what is committed.
@@ -183,8 +184,11 @@ class Headless:
                     return step.reason
                 if isinstance(step, Pause):
                     self._pause(step)
-                else:
-                    self._segment(step)
+                    continue
+                if not connected:  # a run that has nothing left to train starts no federation
+                    federation.enter_context(connect(self.project.home, self.project.experiment))
+                    connected = True
+                self._segment(step)
 
     def _pause(self, pause: Pause) -> None:
         self.observe(Paused(pause.start, pause.end, pause.reason))
