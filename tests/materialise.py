@@ -1,11 +1,14 @@
 """Materialise checkpoint keys of a home through its code location: `python materialise.py HOME KEY[=CONFIG]...`.
 
+What they need of a federation is one, as beside a UI.
+
 Prints a list: the metadata of each, in order, plain values and JSON only; its `checks` say which asset checks passed.
 """
 
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,14 @@ def main(home: Path, wanted: list[str]) -> None:
     import dagster as dg
 
     from curtail_pipeline.definitions import defs
+    from curtail_pipeline.flower.standing import connect
+    from curtail_pipeline.settings.experiment import load_experiment
+    from curtail_pipeline.storage.home import Home
 
     found: list[dict[str, Any]] = []
-    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+    experiment = load_experiment(home / "experiment.yaml")
+    one_for_all = connect(Home(home), experiment) if experiment.federation.replay == "spare" else nullcontext()
+    with one_for_all, dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         job = defs.resolve_implicit_global_asset_job_def()
         for one in wanted:
             key, _, config = one.partition("=")

@@ -114,8 +114,11 @@ print(repr(tokenizer.decode(out[0])))
 
 def test_running_again_does_nothing_new(finished: tuple[Path, Path, dict]) -> None:
     home, experiment, summary = finished
+    log = home / "micro" / "federation" / "logs" / "supervisor.log"
+    started = log.stat().st_mtime_ns
     again = curtail("run", "--experiment", str(experiment), "--json", home=home)
     assert again.returncode == 0, again.stderr
+    assert log.stat().st_mtime_ns == started, "a federation was started that nobody needs"
     assert json.loads(again.stdout.splitlines()[-1])["checkpoints"] == summary["checkpoints"]
 
 
@@ -137,33 +140,49 @@ def key_of(summary: dict, mode: str) -> str:
     return next(row["key"] for row in summary["checkpoints"] if row["mode"] == mode)
 
 
-def test_materialising_earlier_keys_reproduces_their_weights(finished: tuple[Path, Path, dict]) -> None:
+REPLAYED = ("local", "federated", "federated")
+WISHES = (
+    {"mode": "evaluate"},
+    {"mode": "export", "destination": "exports/one"},
+    {"mode": "export", "destination": "exports/one"},
+    {"mode": "extend", "rounds": 2},
+    {"mode": "branch", "seed": 99},
+    {"mode": "branch"},
+)
+"""Of a federated checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def asked(finished: tuple[Path, Path, dict]) -> list[dict[str, Any]]:
+    """What replays and then wishes came to, in one process on one federation; the main lineage is as it was."""
+    home, _, summary = finished
+    before = {name: found.sha256() for name, found in manifests(home).items()}
+    key = key_of(summary, "federated")
+    wanted = [key_of(summary, mode) for mode in REPLAYED] + [f"{key}={json.dumps(wish)}" for wish in WISHES]
+    found = materialise(home, *wanted)
+    assert {name: found.sha256() for name, found in manifests(home).items()} == before, "the main lineage was touched"
+    return found
+
+
+def test_materialising_earlier_keys_reproduces_their_weights(
+    finished: tuple[Path, Path, dict], asked: list[dict[str, Any]]
+) -> None:
     """A local and a federated one, the latter twice in a row."""
     home, _, summary = finished
-    keys = [key_of(summary, "local"), key_of(summary, "federated"), key_of(summary, "federated")]
-    for key, found in zip(keys, materialise(home, *keys), strict=True):
-        committed = manifests(home)[key]
+    for mode, found in zip(REPLAYED, asked, strict=False):
+        committed = manifests(home)[key_of(summary, mode)]
         assert found["identical"] is True and found["checks"] == {"replay_identical": True, "token_ledger": True}
         assert found["replay"]["replayed_sha256"] == committed.files["model.safetensors"].sha256
         assert found["replayed_steps"] == committed.steps.end - committed.steps.begin > 0
     assert not FolderStore(home / "micro" / "store").list("scratch/replays")
 
 
-def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished: tuple[Path, Path, dict]) -> None:
+def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(
+    finished: tuple[Path, Path, dict], asked: list[dict[str, Any]]
+) -> None:
     home, _, summary = finished
     key = key_of(summary, "federated")
-    before = {name: found.sha256() for name, found in manifests(home).items()}
-    wishes = [
-        {"mode": "evaluate"},
-        {"mode": "export", "destination": "exports/one"},
-        {"mode": "export", "destination": "exports/one"},
-        {"mode": "extend", "rounds": 2},
-        {"mode": "branch", "seed": 99},
-        {"mode": "branch"},
-    ]
-    evaluated, exported, refused, longer, other, unsaid = materialise(
-        home, *(f"{key}={json.dumps(wish)}" for wish in wishes)
-    )
+    evaluated, exported, refused, longer, other, unsaid = asked[len(REPLAYED) :]
     row = next(row for row in summary["checkpoints"] if row["key"] == key)
     assert evaluated["success"] and evaluated["checks"] == {}
     assert evaluated["held-out loss (nat/token)"] == pytest.approx(row["heldout_loss"], rel=1e-3)
@@ -184,7 +203,6 @@ def test_on_demand_a_checkpoint_is_evaluated_exported_and_branched_off(finished:
     again = seeded.verify(key)
     assert again.seed == 99 and again.steps == committed.steps and again.ledger == committed.ledger
     assert again.files["model.safetensors"].sha256 != committed.files["model.safetensors"].sha256
-    assert {name: found.sha256() for name, found in manifests(home).items()} == before, "the main lineage was touched"
     assert not store.list("scratch/replays")
 
 
