@@ -16,6 +16,7 @@ from curtail_pipeline.stages.aside import aside
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.replay import repeat, segment_of
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE, Checkpoints
+from curtail_pipeline.storage.commits import plain_errors
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
 
@@ -116,5 +117,5 @@ def _files_of(segment: Segment) -> dict[str, str]:
 
 def _put(store: Store, source: str, key: str) -> None:
     """A copy, never a link: damage to one file is not to be damage to two."""
-    with store.local(source) as path, store.new_file(key) as scratch:
+    with plain_errors(f"{key} cannot be written"), store.local(source) as path, store.new_file(key) as scratch:
         shutil.copyfile(path, scratch)
