@@ -5,9 +5,12 @@ whose sha256 is not the manifest's.
 """
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from curtail_pipeline.corpus.dealing import TOKENIZER
 from curtail_pipeline.errors import FederationError, StoreError
 from curtail_pipeline.federation.orders import Segment
 from curtail_pipeline.federation.progress import SegmentProgress
@@ -18,7 +21,8 @@ from curtail_pipeline.stages.replay import repeat, segment_of
 from curtail_pipeline.storage.checkpoints import WEIGHTS_FILE, Checkpoints
 from curtail_pipeline.storage.commits import plain_errors
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, file_sha256
+from curtail_pipeline.training.presets import init_checkpoint
 
 TRAINED = (WEIGHTS_FILE, OUTER, DELTA)
 """Files that repeating the segment gives."""
@@ -32,13 +36,14 @@ class Repaired:
     copied: Mapping[str, str]
     """By file name, the checkpoint that had the same file."""
     trained: Sequence[str]
-    """Files that came from training again."""
+    """Files that came from training, or initialising, again."""
     steps: int
     """That were trained for them."""
 
     def __str__(self) -> str:
         said = [f"{name} copied from {other}" for name, other in self.copied.items()]
-        said += [f"{', '.join(self.trained)} made again by {self.steps} steps"] if self.trained else []
+        how = f"made again by {self.steps} steps" if self.steps else "initialised again"
+        said += [f"{', '.join(self.trained)} {how}"] if self.trained else []
         return f"{self.key}: {'; '.join(said) or 'is intact'}"
 
 
@@ -58,8 +63,7 @@ def repair_checkpoint(project: Project, key: str, on_progress: SegmentProgress) 
     """Make what is damaged of a committed checkpoint again; nothing is trained or written where nothing is.
 
     Raises:
-        StoreError: there is no such checkpoint, its parent is damaged too, or a file can't be made: a record of how the
-            segment went, or the weights of the initialised model.
+        StoreError: there is no such checkpoint, its parent is damaged too, or a record of how the segment went is.
         FederationError: training failed, or gave other weights. Nothing was put back then.
     """
     store, manifest = project.store, project.checkpoints.manifest(key)
@@ -68,7 +72,10 @@ def repair_checkpoint(project: Project, key: str, on_progress: SegmentProgress) 
     for name, other in sources.items():
         _put(store, f"checkpoints/{other}/{name}", f"checkpoints/{key}/{name}")
     rest = [name for name in damaged if name not in sources]
-    if lost := [name for name in rest if name not in TRAINED or manifest.parent is None]:
+    if rest and manifest.parent is None:
+        _initialise_again(project, manifest, rest)
+        return Repaired(key, sources, rest, 0)
+    if lost := [name for name in rest if name not in TRAINED]:
         raise StoreError(
             f"{', '.join(lost)} of {key} cannot be made again: no other checkpoint has the same, and training gives "
             f"{', '.join(TRAINED)} only; restore it from a copy"
@@ -88,6 +95,18 @@ def _also_in(checkpoints: Checkpoints, manifest: Manifest, name: str) -> str | N
     return None
 
 
+def _initialise_again(project: Project, manifest: Manifest, names: Sequence[str]) -> None:
+    """The initialised model, which seed and tokenizer give."""
+    experiment, store = project.experiment, project.store
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        init_checkpoint(experiment.training, store.mirror(TOKENIZER), folder, experiment.seed)
+        for name in names:
+            _require_same(manifest, name, file_sha256(folder / name), "")
+        for name in names:
+            store.put_file(folder / name, f"checkpoints/{manifest.key}/{name}")
+
+
 def _train_again(project: Project, manifest: Manifest, names: Sequence[str], on_progress: SegmentProgress) -> int:
     store = project.store
     plan, realised = segment_of(project, manifest)
@@ -97,15 +116,20 @@ def _train_again(project: Project, manifest: Manifest, names: Sequence[str], on_
         made = _files_of(segment)
         for name in names:
             found = store.digest(made[name]).sha256 if name in made else "no such file"
-            if found != manifest.files[name].sha256:
-                why = f"; the inner states of {', '.join(begin.lost)} were pruned" if begin.lost else ""
-                raise FederationError(
-                    f"training {manifest.key} again gave another {name} ({found}, committed was "
-                    f"{manifest.files[name].sha256}){why}; restore it from a copy"
-                )
+            why = f"; the inner states of {', '.join(begin.lost)} were pruned" if begin.lost else ""
+            _require_same(manifest, name, found, why)
         for name in names:
             _put(store, made[name], f"checkpoints/{manifest.key}/{name}")
     return segment.steps
+
+
+def _require_same(manifest: Manifest, name: str, found: str, why: str) -> None:
+    wanted = manifest.files[name].sha256
+    if found != wanted:
+        raise FederationError(
+            f"making {manifest.key} again gave another {name} ({found}, committed was {wanted}){why}; restore it from "
+            "a copy"
+        )
 
 
 def _files_of(segment: Segment) -> dict[str, str]:

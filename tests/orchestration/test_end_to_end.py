@@ -350,19 +350,21 @@ def test_damaged_files_are_found_and_made_again(finished: tuple[Path, Path, dict
         data[len(data) // 2] ^= 1
         (folder / name).write_bytes(bytes(data))
     (folder / "tokenizer.json").unlink()
+    (folder.parent / "ckpt-000000" / "model.safetensors").unlink()
 
     def command(*words: str) -> "subprocess.CompletedProcess[str]":
         return curtail("checkpoints", *words, "--experiment", str(settings), home=tmp_path, timeout=300)
 
     found = command("verify")
     assert found.returncode == 1
-    assert all(word in found.stderr for word in (key, "config.json", "expected", f"checkpoints repair {key}"))
+    assert all(word in found.stderr for word in ("model.safetensors", "is missing", "checkpoints repair ckpt-000000"))
     repaired = command("repair")
     assert repaired.returncode == 0, repaired.stderr
     assert f"{key}: config.json copied from ckpt-" in repaired.stdout and "are intact" in repaired.stdout
     for name in (*wrong, "tokenizer.json"):
         assert (folder / name).read_bytes() == (committed / name).read_bytes()
         assert (folder / name).stat().st_nlink == 1, "damage to one file would be damage to two"
+    assert "ckpt-000000: model.safetensors initialised again" in repaired.stdout
     assert manifests(tmp_path) == manifests(home)
 
     (folder / "plan.json").write_bytes(b"{}")
