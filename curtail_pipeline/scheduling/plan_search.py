@@ -37,8 +37,10 @@ GRID, FINE = 20, 8
 """Prices of the first look, and between the two at which the job just does not and just does finish."""
 SHARES = (0.85, 0.9, 0.95, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
 """Of the steps left, amounts that plans are made for."""
-LADDER, RUNGS, EARLIER_WALKS = 1.5, 3, 100
-"""Ratio and number of the deadlines that are planned for before the real one, and walks spent on each."""
+LADDER, RUNGS = 1.5, 3
+"""Ratio and number of the deadlines that are planned for before the real one."""
+EARLIER_WALKS, EARLIER_WALKS_FEW, FEW_SLOTS = 100, 500, 200
+"""Walks spent on each of them; more where there are few slots of all sites, whose plans cost little."""
 KICKS = 30
 """Descents from a changed best plan."""
 THOROUGH = 100
@@ -51,6 +53,8 @@ BESTS = 3
 """Plans that small changes start from."""
 WORTH = 0.15
 """Of the walks, what is spent on changes at a price: once with joins and once without."""
+POLISH = 150
+"""Walks for the edges of each of the best plans at the end."""
 UNLIKE, APART_US, UNLIKE_SHARE = 8, 1_200 * SECOND, 0.6
 """Good plans that differ, how far apart their stays begin or end, and what of the walks left they are given together:
 the best few are often one plan with an edge moved, and what grows out of another may end below them."""
@@ -88,8 +92,10 @@ def searched(
         others: plans to try beside its own.
     """
     starts = list(others)
+    slots = sum(len(part.steps) for part in outlook.slots)
+    walks = min(most, EARLIER_WALKS_FEW if slots <= FEW_SLOTS else EARLIER_WALKS)
     for by in earlier:
-        search = Search(rollout.by(by), outlook, EARLIER_WALKS)
+        search = Search(rollout.by(by), outlook, walks)
         if not search.hopeless:
             starts.append(search.best(starts)[0])
     return Search(rollout, outlook, most).best(starts)
@@ -148,6 +154,10 @@ class Search:
             self._descend(plan, lambda other: self._try(other).rank, self.most, self._moves())
         if thorough:
             self._kicked()
+            # The walks before went into other plans; what seconds at its edges are worth is not known of the best yet.
+            for plan, _ in self._leaders(BESTS):
+                self._descend(plan, lambda other: self._try(other).rank, self._walked + POLISH, self._moves()[-1:])
+                self._descend(plan, lambda other: self._try(other).rank, self._walked + POLISH, [self._cadence // 60])
         return self._leaders(1)[0]
 
     @property
@@ -360,6 +370,10 @@ class Search:
                     changes = list(self.changes.of(plan, by))
         return plan
 
+    @property
+    def _cadence(self) -> int:
+        return int(np.diff(self.edges).max())  # the first and the last slot may be shorter
+
     def _moves(self) -> list[int]:
-        cadence = int(np.diff(self.edges).max())  # the first and the last slot may be shorter
+        cadence = self._cadence
         return [by for by in (2 * cadence, cadence, cadence // 4, cadence // 12) if by > 0]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, tariffs, traces, windows
 
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.scheduling import policy_forecast
+from curtail_pipeline.scheduling import plan_search, policy_forecast
 from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
 from curtail_pipeline.scheduling.rollout import Rollout, Standing
@@ -31,6 +31,7 @@ def few_walks() -> Iterator[None]:
     """What others' plans and the walk promise does not depend on how many plans are tried."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy_forecast, "PERFECT_WALKS", 150)
+        patch.setattr(plan_search, "EARLIER_WALKS_FEW", plan_search.EARLIER_WALKS)
         yield
 
 
