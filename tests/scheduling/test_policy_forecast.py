@@ -159,7 +159,7 @@ def test_without_slack_every_hour_counts() -> None:
     view = planned(steps=7200)
     first = decide(view, START, job_of(view))
     assert first.sites["A"].reason == "at 450 g/kWh every hour until 2026-01-11T21:00:00Z is needed"
-    needed = planned(steps=2500)
+    needed = planned(steps=2520)
     assert decide(needed, minutes(65), job_of(needed)).sites["A"].state == "warm", "both windows are needed"
 
 
