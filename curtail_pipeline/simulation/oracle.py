@@ -65,7 +65,7 @@ class _Cells:
 
 def least_co2(view: View, steps: int, start: int, end: int) -> Oracle | None:
     """The optimum without overheads, a bound where a site has a battery; None when the sites can't do that many steps
-    in `[start, end)`."""
+    in `[start, end)`. Of training alone: what a site could take off by idling at an intensity below 0 is not in it."""
     if not steps or end <= start:
         return _nothing(view) if not steps else None
     return _best(
