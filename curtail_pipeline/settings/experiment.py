@@ -197,11 +197,15 @@ class Experiment(Section):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
+_MEMBER: Final = re.compile(r"str|int|float|constrained-\w+|(?:literal|list|dict|function-\w+)\[.*\]")
+"""What pydantic adds to the path of a value that may be of several types."""
+
+
 def explain(error: ValidationError, source: str) -> str:
     """What is wrong with settings, in one line; `source` names them."""
     parts = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "experiment"
+        where = ".".join(str(part) for part in item["loc"] if not _MEMBER.fullmatch(str(part))) or "experiment"
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown key {where!r}: remove it or correct its spelling")
         elif item["type"] == "missing":

@@ -1,7 +1,9 @@
 """The base of every settings section, and types that several share."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
@@ -23,7 +25,15 @@ class Section(BaseModel):
         for name, value in given.items() if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None:
-                types = {field.annotation, *get_args(field.annotation)}
+                types = set(_types(field.annotation))
                 if types & {int, float} and bool not in types:
                     raise ValueError(f"{name} is {str(value).lower()}; give a number")
         return given
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Of a union those of its members."""
+    yield annotation
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for member in get_args(annotation):
+            yield from _types(member)

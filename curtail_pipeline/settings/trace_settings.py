@@ -161,6 +161,14 @@ class FileTraces(ProviderSettings):
     """What is believed although it looks like no measurement: `zero`, `stuck`, `sentinel`."""
     forecast: ForecastColumns | None = None
 
+    @field_validator("where", mode="before")
+    @classmethod
+    def _as_the_file_has_it(cls, where: object) -> object:
+        for name, value in where.items() if isinstance(where, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} is {str(value).lower()}; write it in quotes, as the file has it")
+        return where
+
     @model_validator(mode="after")
     def _measurable(self) -> "FileTraces":
         check_unit_of(self.kind, self.unit)

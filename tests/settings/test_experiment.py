@@ -128,6 +128,16 @@ def test_a_large_site_of_many_devices_is_one() -> None:
         ({"sites.0.training_kw": True}, ["sites.0", "training_kw is true; give a number"]),
         ({"job.steps": False}, ["job", "steps is false; give a number"]),
         ({"seed": True}, ["seed is true; give a number"]),
+        ({"rounds": {"round_s": True}}, ["rounds: round_s is true; give a number"]),
+        ({"rounds": {"round_s": "10 min"}}, ["rounds.round_s: Input should be a valid number", "(got '10 min')"]),
+        (
+            {"traces": {"provider": "file", "path": "t.csv", "where": {"FLAG": True}}},
+            ["where", "FLAG is true; write it in quotes, as the file has it"],
+        ),
+        (
+            {"traces": {"provider": "file", "path": "t.csv", "columns": {"A": {"regoin": "A"}}}},
+            ["missing key 'traces.file.columns.A.region'", "unknown key 'traces.file.columns.A.regoin'"],
+        ),
         ({"sites.0.device": "gpu"}, ["sites.0.device", "cuda", "'gpu'"]),
         ({"rules": {"spp_tx": {"enter": 50}}}, ["'spp_tx'", "there is no site", "SPP_TX"]),
         ({"job.steps": 10**15}, ["job.steps 1000000000000000 would take site", "years"]),
