@@ -199,8 +199,8 @@ def test_a_segment_over_flower_equals_the_segment_in_memory(
 def test_a_slow_site_is_waited_for_no_longer_than_the_grace(
     handle: Federation, store: FolderStore, tmp_path: Path
 ) -> None:
-    quorum = {"members": 1, "grace": 0.5}
-    key = plan(store, "ckpt-000010", [{"CA": 1, "TX": 400}, {"CA": 1, "TX": 2}], seed=7, quorum=quorum)
+    quorum = {"members": 1, "grace": 4.0}
+    key = plan(store, "ckpt-000010", [{"CA": 1, "TX": 4000}, {"CA": 1, "TX": 2}], seed=7, quorum=quorum)
     segment = submit_and_follow(handle, key, store)
     first, second = segment.rounds
     assert first.steps == {"CA": 1} and first.refused["TX"].startswith("no answer after")
