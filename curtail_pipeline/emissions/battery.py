@@ -17,7 +17,7 @@ import polars as pl
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, Site
 from curtail_pipeline.signals.file_content import ROW, FileContent
-from curtail_pipeline.signals.file_tables import parse_numbers
+from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.held import Signal, cadence_of, max_age_us
 from curtail_pipeline.signals.stamps import parse_stamps
 from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, iso, to_us

@@ -11,8 +11,9 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, Kind, Unit
 from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
+from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
-from curtail_pipeline.signals.flags import NO, YES, estimate_columns, parse_estimates
+from curtail_pipeline.signals.flags import estimate_columns, parse_estimates
 from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names, require_intensity_names
 from curtail_pipeline.signals.period_columns import plain_name
@@ -21,8 +22,8 @@ from curtail_pipeline.signals.trace import POINT_SCHEMA
 
 log = logging.getLogger(__name__)
 
-MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none")
-"""Texts that stand for a missing value, in any case."""
+_NO_NAME = ("", "nan", "null", "none", "#n/a")
+"""What programs write where a region has none."""
 
 UNIT_COLUMNS = ("unit", "units", "uom", "unitofmeasure")
 """Names of a long file's column of units, without case and marks."""
@@ -34,9 +35,6 @@ VALUES_SCHEMA: dict[str, pl.DataType] = {
     **POINT_SCHEMA,
 }
 """A file's values: POINT_SCHEMA and whose they are. Values are as in the file, in `unit`."""
-
-_THOUSANDS = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"
-"""Numbers with a decimal comma, with or without points between thousands."""
 
 
 def find_files(path: str | list[str]) -> list[Path]:
@@ -59,51 +57,6 @@ def find_files(path: str | list[str]) -> list[Path]:
             )
         found += files
     return list(dict.fromkeys(found))
-
-
-def parse_numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".") -> pl.Series:
-    """A column's numbers as Float64, null for a text that stands for a missing one.
-
-    Args:
-        rows: number of each row in the file, for errors.
-
-    Raises:
-        TraceError: a text that is no number.
-    """
-    if column.dtype.is_numeric():
-        return column.cast(pl.Float64)
-    if column.dtype == pl.Null:
-        return pl.Series(column.name, [None] * len(column), dtype=pl.Float64)
-    if column.dtype.is_nested() or column.dtype.is_temporal() or column.dtype in (pl.Binary, pl.Object):
-        raise TraceError(
-            f"{path}: column {column.name!r} holds {column.dtype}, not numbers; name the columns to read in "
-            "traces.columns"
-        )
-    text = column.cast(pl.String).str.strip_chars()
-    plain = text
-    if decimal == ",":
-        fitting = text.str.contains(_THOUSANDS)
-        plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
-        plain = pl.select(pl.when(fitting).then(plain)).to_series()
-    numbers = plain.cast(pl.Float64, strict=False)
-    bad = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
-    if len(bad):
-        row = int(bad[0])
-        fix = "leave a missing value empty, or name the columns to read in traces.columns"
-        if text.drop_nulls().str.to_lowercase().is_in([*YES, *NO]).all():
-            fix += "; if it flags the second pass of a repeated hour, set traces.fold_column to it"
-        elif numbers.null_count() == len(numbers):
-            fix += "; if it names regions, set traces.region_column to it and traces.value_column to that of the values"
-        if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", str(text[row])):
-            fix = (
-                "write a decimal point, or set traces.decimal to ',' if the comma is one (and does not part thousands)"
-            )
-        elif decimal == ",":
-            fix = "write 1.234,5 as traces.decimal ',' says, or set traces.decimal to '.'"
-        raise TraceError(
-            f"{path}: {column[row]!r} in column {column.name!r}, data row {rows[row]}, is not a number; {fix}"
-        )
-    return numbers
 
 
 class TraceFiles:
@@ -269,7 +222,7 @@ class TraceFiles:
         raw = self._read(content, [*used, *flags])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
-        nameless = (regions.is_null() | (regions == "")).arg_true()
+        nameless = (regions.is_null() | regions.str.to_lowercase().is_in(_NO_NAME)).arg_true()
         if len(nameless):
             raise TraceError(
                 f"{path}: data row {raw[ROW][int(nameless[0])]} has no {settings.region_column!r}; name each "

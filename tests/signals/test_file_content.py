@@ -341,3 +341,11 @@ def test_a_refusal_is_one_line_whatever_the_names(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"it has a, b\\nc, d$") as refused:
         read(tmp_path / "t.csv", skip_lines=1, hour_column="hour")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["", " ", "nan", "NULL", "None"])
+def test_a_row_without_a_region_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"time,region,value\n2026-03-01T00:00Z,R,400\n2026-03-01T00:05Z,{name},20\n")
+    with pytest.raises(TraceError, match="data row 2 has no 'region'; name each row's region"):
+        make_provider(FileTraces(path=str(path))).regions()

@@ -1,0 +1,60 @@
+"""The numbers of a file's columns, with decimal points or commas, and what stands for a missing one."""
+
+import re
+from pathlib import Path
+
+import polars as pl
+
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.flags import NO, YES
+
+MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none")
+"""Texts that stand for a missing value, in any case."""
+
+_THOUSANDS = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"
+"""Numbers with a decimal comma, with or without points between thousands."""
+
+
+def parse_numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".") -> pl.Series:
+    """A column's numbers as Float64, null for a text that stands for a missing one.
+
+    Args:
+        rows: number of each row in the file, for errors.
+
+    Raises:
+        TraceError: a text that is no number.
+    """
+    if column.dtype.is_numeric():
+        return column.cast(pl.Float64)
+    if column.dtype == pl.Null:
+        return pl.Series(column.name, [None] * len(column), dtype=pl.Float64)
+    if column.dtype.is_nested() or column.dtype.is_temporal() or column.dtype in (pl.Binary, pl.Object):
+        raise TraceError(
+            f"{path}: column {column.name!r} holds {column.dtype}, not numbers; name the columns to read in "
+            "traces.columns"
+        )
+    text = column.cast(pl.String).str.strip_chars()
+    plain = text
+    if decimal == ",":
+        fitting = text.str.contains(_THOUSANDS)
+        plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        plain = pl.select(pl.when(fitting).then(plain)).to_series()
+    numbers = plain.cast(pl.Float64, strict=False)
+    bad = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
+    if len(bad):
+        row = int(bad[0])
+        fix = "leave a missing value empty, or name the columns to read in traces.columns"
+        if text.drop_nulls().str.to_lowercase().is_in([*YES, *NO]).all():
+            fix += "; if it flags the second pass of a repeated hour, set traces.fold_column to it"
+        elif numbers.null_count() == len(numbers):
+            fix += "; if it names regions, set traces.region_column to it and traces.value_column to that of the values"
+        if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", str(text[row])):
+            fix = (
+                "write a decimal point, or set traces.decimal to ',' if the comma is one (and does not part thousands)"
+            )
+        elif decimal == ",":
+            fix = "write 1.234,5 as traces.decimal ',' says, or set traces.decimal to '.'"
+        raise TraceError(
+            f"{path}: {column[row]!r} in column {column.name!r}, data row {rows[row]}, is not a number; {fix}"
+        )
+    return numbers
