@@ -34,7 +34,7 @@ def _experiment(regions: list[str]) -> Experiment:
             "sites": [{"name": region, "region": region, **power} for region in regions],
             "overheads": product(600.0).model_dump(),
             "policy": {"name": "boundary"},
-            "job": {"steps": 10**12},
+            "job": {"steps": 10**9},
         },
         "benchmark",
     )
