@@ -29,7 +29,7 @@ SETTLE_S = 5.0
 """The next worker begins to import so long after the last one took a run, when that has started up."""
 TURN_S = 1.0
 """How often it is looked for workers that have ended."""
-BEFORE = "dagster._cli.api"
+BEFORE = ("dagster._cli.api", "altair", "curtail_pipeline.settings.experiment")
 TORCH = "transformers.models.nanochat.modeling_nanochat"
 """Imported before the fork where it is installed, as it is not in a control plane, and may be."""
 
@@ -160,7 +160,8 @@ def main(modules: Sequence[str]) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the end of the input counts
     with seldom_collected():
-        importlib.import_module(BEFORE)
+        for module in BEFORE:
+            importlib.import_module(module)
         if importlib.util.find_spec("torch") and can_fork_torch():
             importlib.import_module(TORCH)
     gc.freeze()  # a collection in a worker would copy every page that it shares
