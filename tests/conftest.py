@@ -53,6 +53,9 @@ LONG = (
     "test_twelve_sites.py",
     "test_chaos_run.py",
     "test_run_workers.py",
+    "test_local.py",
+    "test_wheel.py",
+    "test_serve.py",
 )
 
 
