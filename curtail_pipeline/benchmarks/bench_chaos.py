@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from curtail_pipeline.benchmarks.chaos_checks import listening_below, listens, miscounted, orphans
+from curtail_pipeline.benchmarks.chaos_checks import listening_below, listening_for, miscounted, orphans
 from curtail_pipeline.benchmarks.chaos_experiment import CURTAILED, NAME, SEQUENCE, STEPS, write_experiment
 from curtail_pipeline.benchmarks.chaos_faults import RUN_KILLED, STOP_RUN, kinds_of
 from curtail_pipeline.benchmarks.chaos_setups import SETUPS, Setup
@@ -96,7 +96,7 @@ def run(
         faultfree: held-out loss of the undisturbed run where it is known, which then is not run again.
         minutes: no further fault after so many; the run that is on its way is finished.
         only: kinds with one of these words in their names, separated by commas.
-        steps: of the job; with more of them, up to 200, a run has time for more faults.
+        steps: of the job; with more of them a run has time for more faults.
     """
     until = time.monotonic() + 60 * minutes
     names = setups.split(",")
@@ -253,7 +253,7 @@ class Episode:
         left = orphans(self.folder)
         tally.orphans += len(left)
         tally.problems += left
-        tally.ports += sum(listens(port) for port in self.ports)
+        tally.ports += len(self.ports & listening_for(self.setup.homes))
 
     def _check(self, tally: Tally) -> None:
         store = self.store

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from curtail_pipeline.benchmarks.chaos_checks import listening_below, listens, miscounted, orphans
+from curtail_pipeline.benchmarks.chaos_checks import listening_below, listening_for, miscounted, orphans
 from curtail_pipeline.benchmarks.chaos_experiment import EXPERIMENT, NAME, SEQUENCE, START
 from curtail_pipeline.benchmarks.chaos_setups import Local, Part
 from curtail_pipeline.errors import CurtailError
@@ -211,7 +211,7 @@ class Replay:
                 digest.update(store.read_bytes(f"windows/{name}"))
         found.windows_sha256 = digest.hexdigest()
         found.orphans = len(orphans(self.folder))
-        found.ports = sum(listens(port) for port in self.ports)
+        found.ports = len(self.ports & listening_for(self.setup.homes))
         return found
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -69,6 +68,12 @@ def _working_in(folder: Path) -> list[str]:
     return found
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def listening_for(homes: Path) -> set[int]:
+    """Ports that processes of these homes listen on, whoever their parents are now: others may use the same numbers."""
+    found: set[int] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("CURTAIL_HOME") == str(homes):
+                connections = process.net_connections("tcp")
+                found |= {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+    return found

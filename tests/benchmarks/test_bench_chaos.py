@@ -2,13 +2,15 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from curtail_pipeline.benchmarks.bench_chaos import Even, Tally, _figures, _wanted
-from curtail_pipeline.benchmarks.chaos_checks import miscounted
+from curtail_pipeline.benchmarks.chaos_checks import listening_for, miscounted
 from curtail_pipeline.benchmarks.chaos_experiment import CURTAILED, NAME, SEQUENCE, write_experiment
 from curtail_pipeline.benchmarks.chaos_faults import kinds_of
 from curtail_pipeline.benchmarks.chaos_setups import SETUPS, Local, Part
@@ -106,3 +108,22 @@ def test_phases_are_told_from_what_the_product_publishes(tmp_path: Path) -> None
     store.write_bytes(segment_key(folder), b"{}")
     assert injector.phase("CA") is Phase.COMMIT
     assert injector.at("CA", Phase.TRAIN).kill(Part.SUPERLINK) is None  # nothing to kill
+
+
+def test_only_ports_of_a_runs_own_processes_count(tmp_path: Path) -> None:
+    """Numbers are given out again: somebody else's server is nothing that a run left."""
+    program = (
+        "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1]); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-uc", program],
+        env={**os.environ, "CURTAIL_HOME": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert listening_for(tmp_path) == {port}
+        assert listening_for(tmp_path / "other") == set()
+        process.communicate()
+    assert listening_for(tmp_path) == set()
