@@ -21,20 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from curtail_pipeline.benchmarks.chaos_checks import listening_below, listening_for, miscounted, orphans
+from curtail_pipeline.benchmarks.chaos_checks import lineage_of, listening_below, listening_for, orphans
 from curtail_pipeline.benchmarks.chaos_experiment import CURTAILED, NAME, SEQUENCE, STEPS, write_experiment
 from curtail_pipeline.benchmarks.chaos_faults import RUN_KILLED, STOP_RUN, kinds_of
 from curtail_pipeline.benchmarks.chaos_setups import SETUPS, Setup
 from curtail_pipeline.benchmarks.fault_injector import Injector, Phase, Strike
-from curtail_pipeline.errors import CurtailError, SettingsError
+from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.plan import journal_key
 from curtail_pipeline.flower.hangs import is_stopped
-from curtail_pipeline.stages.evaluate import evaluation_key
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.commits import manifest_key
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.store import NotStored
-from curtail_pipeline.training.heldout_loss import Evaluation
 
 T = TypeVar("T")
 
@@ -256,30 +254,19 @@ class Episode:
         tally.ports += len(self.ports & listening_for(self.setup.homes))
 
     def _check(self, tally: Tally) -> None:
-        store = self.store
-        checkpoints = Checkpoints(store, SEQUENCE)
+        checkpoints = Checkpoints(self.store, SEQUENCE)
         if any(checkpoints.damaged(key) for key in checkpoints.keys()):
             self._repair(tally)
-        try:
-            keys = checkpoints.verify_chain()
-        except CurtailError as error:
-            tally.commits_valid = False
-            tally.problems.append(f"{self.folder.name}: {error}")
-            keys = checkpoints.keys()
-        if not keys:
-            tally.finished = False
-            return
-        manifests = [store.read_json(manifest_key(key)) for key in keys]
-        tally.finished &= checkpoints.manifest(keys[-1]).steps.end == self.steps
-        if (wrong := miscounted([m for m in manifests if isinstance(m, dict)], SEQUENCE)) is not None:
-            tally.ledger_exact = False
-            tally.problems.append(f"{self.folder.name}: {wrong}")
-        if store.exists(evaluation_key(keys[-1])):
-            tally.losses.append(store.read_record(evaluation_key(keys[-1]), Evaluation).loss)
+        found = lineage_of(checkpoints, SEQUENCE)
+        tally.commits_valid &= found.damage is None
+        tally.ledger_exact &= found.miscounted is None
+        tally.finished &= found.last is not None and found.last.steps.end == self.steps
+        tally.problems += [f"{self.folder.name}: {what}" for what in (found.damage, found.miscounted) if what]
+        tally.losses += [] if found.heldout_loss is None else [found.heldout_loss]
 
     def _repair(self, tally: Tally) -> None:
         """What an operator does when `verify` names a file: a parent may be damaged after it was last read."""
-        process = self.setup.launch(("checkpoints", "repair", *self.setup.words()[1:]), self.folder / "repair.log")
+        process = self.setup.launch(("checkpoints", "repair", *self.setup.place_words()), self.folder / "repair.log")
         if process.wait(EPISODE_S) == 0:
             tally.repaired += 1
 

@@ -1,8 +1,8 @@
-"""How long until a part of a federation that died is known to be gone, on a standing SuperLink with remote sites.
+"""How long until a part of a federation that died is known to be gone: a standing SuperLink, sites that share a bucket.
 
 In the middle of a long round one part is killed; what ends the clock is what the one who runs the segment is told: the
-site is lost, and why, or the Flower run is, and another one goes on. Each part has a round of its own. The baseline is
-Flower's own notice of a node that is silent: two of its intervals of 30 s (flwr.common.constant 1.41).
+site is lost, and why, or the Flower run is, and another one goes on. Each part has a round of its own. The limit is the
+product's, `federation.liveness_s`; Flower's own for a silent node is two intervals of 30 s (flwr.common.constant 1.41).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from curtail_pipeline.benchmarks.chaos_experiment import CURTAILED, NAME, SEQUENCE, START, write_experiment
-from curtail_pipeline.benchmarks.chaos_setups import Part, Standing
+from curtail_pipeline.benchmarks.chaos_setups import Part, Remote
 from curtail_pipeline.errors import CurtailError, FederationError, SettingsError
 from curtail_pipeline.federation.liveness import last_beat
 from curtail_pipeline.federation.orders import OuterSettings, Plan, PlannedRound
@@ -82,14 +82,14 @@ def run(parts: str = ",".join(Part), keep: str = "") -> Mapping[str, object]:
 
 
 @contextmanager
-def _standing(folder: Path) -> Iterator[Standing]:
+def _standing(folder: Path) -> Iterator[Remote]:
     """Sites that have text and a model, and nothing to do: the replayed time ends before any window."""
     folder.mkdir(exist_ok=True)
     experiment = write_experiment(folder)
     settings: dict[str, Json] = yaml.safe_load(experiment.read_text())
     end = START.replace(minute=5).isoformat()
     experiment.write_text(yaml.safe_dump({**settings, "clock": {"end": end}}))
-    setup = Standing(folder, experiment, NAME, [*CURTAILED])
+    setup = Remote(folder, experiment, NAME, [*CURTAILED])
     try:
         process = setup.launch(setup.words(), folder / "log")
         if process.wait(PREPARED_S) != 0:
@@ -99,7 +99,7 @@ def _standing(folder: Path) -> Iterator[Standing]:
         setup.close()
 
 
-def _killed(setup: Standing, part: Part, key: str) -> tuple[float | None, str]:
+def _killed(setup: Remote, part: Part, key: str) -> tuple[float | None, str]:
     """Kill it in the middle of a round of its own."""
     store, seen, over = setup.store, Seen(), threading.Event()
     _wait(setup.ready, BEGUN_S, "all parts to be there")
@@ -141,7 +141,7 @@ def _killed(setup: Standing, part: Part, key: str) -> tuple[float | None, str]:
     return (round(told[0] - at, 1), told[1]) if told else (None, failed[0] if failed else "")
 
 
-def _plan(setup: Standing, key: str) -> Plan:
+def _plan(setup: Remote, key: str) -> Plan:
     parent = Checkpoints(setup.store, SEQUENCE).manifest("ckpt-000000")
     lease: dict[str, tuple[Range, ...]] = {
         LONG: tuple((epoch, 0, 32) for epoch in range(1, STEPS // 8)),

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from curtail_pipeline.benchmarks.chaos_checks import listening_below, listening_for, miscounted, orphans
+from curtail_pipeline.benchmarks.chaos_checks import lineage_of, listening_below, listening_for, orphans
 from curtail_pipeline.benchmarks.chaos_experiment import EXPERIMENT, NAME, SEQUENCE, START
 from curtail_pipeline.benchmarks.chaos_setups import Local, Part
 from curtail_pipeline.errors import CurtailError
@@ -27,8 +27,6 @@ from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.stages.evaluate import evaluation_key
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.commits import manifest_key
-from curtail_pipeline.storage.records import Json
-from curtail_pipeline.training.heldout_loss import Evaluation
 
 CURTAILED = {"NORTH": (9, 17), "SOUTH": (11, 19), "EAST": (13, 21)}
 """Hours of every day."""
@@ -193,18 +191,11 @@ class Replay:
         return self.checkpoints.manifest(key).steps.end
 
     def _figures(self) -> Figures:
-        store, found = self.setup.store, Figures()
-        try:
-            keys = self.checkpoints.verify_chain()
-            found.commits_valid = True
-        except CurtailError:
-            keys = self.checkpoints.keys()
-        manifests: list[dict[str, Json]] = [m for k in keys if isinstance(m := store.read_json(manifest_key(k)), dict)]
-        found.ledger_exact = miscounted(manifests, SEQUENCE) is None
-        last = self.checkpoints.manifest(keys[-1])
-        found.steps, found.tokens, found.checkpoints = last.steps.end, last.tokens.total, len(keys)
-        if store.exists(evaluation_key(keys[-1])):
-            found.heldout_loss = store.read_record(evaluation_key(keys[-1]), Evaluation).loss
+        store, found, left = self.setup.store, Figures(), lineage_of(self.checkpoints, SEQUENCE)
+        found.commits_valid, found.ledger_exact = left.damage is None, left.miscounted is None
+        found.checkpoints, found.heldout_loss = len(left.keys), left.heldout_loss
+        if left.last is not None:
+            found.steps, found.tokens = left.last.steps.end, left.last.tokens.total
         digest = hashlib.sha256()
         for name in store.list("windows"):
             if store.size(f"windows/{name}") is not None:

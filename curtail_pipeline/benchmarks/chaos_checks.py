@@ -5,11 +5,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from curtail_pipeline.errors import CurtailError
+from curtail_pipeline.stages.evaluate import evaluation_key
+from curtail_pipeline.storage.checkpoints import Checkpoints
+from curtail_pipeline.storage.commits import manifest_key
+from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.records import Json
+from curtail_pipeline.training.heldout_loss import Evaluation
 
 GRACE_S = 20.0
 """Within which processes end."""
@@ -36,6 +43,39 @@ def miscounted(manifests: Sequence[dict[str, Json]], sequence: int) -> str | Non
             return f"{manifest['key']} counts {tokens['total']} tokens, its lineage trained on {len(seen) * sequence}"
     twice = [place for place, count in seen.items() if count > 1]
     return f"{len(twice)} sequences were trained on twice, e.g. {twice[0]}" if twice else None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a store holds after a run."""
+
+    keys: Sequence[str]
+    damage: str | None
+    """What the product's own check of the chain says, where it does not hold."""
+    miscounted: str | None
+    last: Manifest | None
+    heldout_loss: float | None
+    """Of the last one."""
+
+
+def lineage_of(checkpoints: Checkpoints, sequence: int) -> Lineage:
+    """Every checkpoint looked at.
+
+    Args:
+        sequence: tokens of one.
+    """
+    store, damage = checkpoints.store, None
+    try:
+        keys = checkpoints.verify_chain()
+    except CurtailError as error:
+        keys, damage = checkpoints.keys(), str(error)
+    if not keys:
+        return Lineage((), damage, None, None, None)
+    found = [store.read_json(manifest_key(key)) for key in keys]
+    wrong = miscounted([manifest for manifest in found if isinstance(manifest, dict)], sequence)
+    of_last = evaluation_key(keys[-1])
+    loss = store.read_record(of_last, Evaluation).loss if store.exists(of_last) else None
+    return Lineage(keys, damage, wrong, checkpoints.manifest(keys[-1]), loss)
 
 
 def listening_below(roots: Collection[int]) -> set[int]:

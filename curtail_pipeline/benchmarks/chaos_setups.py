@@ -61,14 +61,23 @@ class Setup(ABC):
         self.clock = ShiftedClock(folder)
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("CURTAIL_", "DAGSTER_"))}
         self.environment = {**clean, **self.clock.environment, "CURTAIL_HOME": str(self.homes)}
+        self.environment |= self._store_environment()
         self.store = self._open_store()
 
     def _open_store(self) -> Store:
         return FolderStore(self.home / "store")
 
+    def _store_environment(self) -> Mapping[str, str]:
+        """What processes need to reach the store."""
+        return {}
+
+    def place_words(self) -> tuple[str, ...]:
+        """Options of commands: which experiment, and where."""
+        return ("--experiment", str(self.experiment), "--out", str(self.home))
+
     def words(self) -> tuple[str, ...]:
         """Of the command that runs the experiment."""
-        return ("run", "--experiment", str(self.experiment))
+        return ("run", *self.place_words())
 
     def launch(self, words: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
         with log.open("ab") as output:
@@ -130,25 +139,25 @@ class Local(Setup):
         }[part]
 
 
-class Bucket(Local):
-    """As `Local`, the store in a bucket behind a front that fails on demand."""
+class _InBucket(Setup):
+    """The store in a bucket behind a front that fails on demand."""
 
     def __init__(self, folder: Path, experiment: Path, name: str, sites: Sequence[str]) -> None:
         self.server = s3_server.start()
         self.front = s3_server.Front(self.server)
         self.place = Place(self.server.bucket(), f"runs/{name}")
         super().__init__(folder, experiment, name, sites)
-        self.environment |= {
-            **s3_server.KEYS,
-            "AWS_ENDPOINT_URL": self.front.url,
-            "CURTAIL_CACHE": str(folder / "cache"),
-        }
+
+    def _store_environment(self) -> Mapping[str, str]:
+        return {
+            **s3_server.KEYS, "AWS_ENDPOINT_URL": self.front.url, "CURTAIL_CACHE": str(self.folder / "cache"),
+        }  # fmt: skip
 
     def _open_store(self) -> Store:
         return S3Store(self.place, self.folder / "look", 1 << 28, self.server.connect)
 
-    def words(self) -> tuple[str, ...]:
-        return (*super().words(), "--out", self.place.uri)
+    def place_words(self) -> tuple[str, ...]:
+        return ("--experiment", str(self.experiment), "--out", self.place.uri)
 
     def damage(self, key: str) -> None:
         client, name = self.server.connect(), f"{self.place.prefix}/{key}"
@@ -158,8 +167,13 @@ class Bucket(Local):
         client.put_object(Bucket=self.place.bucket, Key=name, Body=body, Metadata=found["Metadata"])
 
     def close(self) -> None:
+        super().close()
         self.front.close()
         self.server.stop()
+
+
+class Bucket(_InBucket, Local):
+    """As `Local`, the store in a bucket."""
 
 
 _WORDS = {
@@ -195,8 +209,7 @@ class Standing(Setup):
         self._words: dict[str, tuple[str, ...]] = {"": link}
         for site, line in self.lines.items():
             self._words[site] = (
-                "site", "run", site, "--superlink", line.address, "--experiment", str(experiment), "--out",
-                str(self.home),
+                "site", "run", site, "--superlink", line.address, *self.place_words(),
             )  # fmt: skip
             self._kept[site] = self.launch(self._words[site], folder / f"{site}.log")
         # in a thread that lasts: children die with the thread that started them
@@ -263,6 +276,10 @@ def _below(root: int) -> Iterator[tuple[int, str, str]]:
                 words = " ".join(process.cmdline())
                 if process.status() != psutil.STATUS_ZOMBIE and ASKS not in words:
                     yield process.pid, process.name(), words
+
+
+class Remote(_InBucket, Standing):
+    """As `Standing`, the store in a bucket: sites share nothing with whoever runs segments but both servers."""
 
 
 SETUPS: Mapping[str, type[Setup]] = {"local": Local, "standing": Standing, "s3": Bucket}

@@ -1,4 +1,4 @@
-"""The one module that touches Flower's internals: the Control API, the app bundle, names inside its processes.
+"""With `supernode` what touches Flower's internals: the Control API, the app bundle, names inside its processes.
 
 Flower's command line takes 1 to 2.5 s per call; these calls take milliseconds. None of it is a stable interface, so
 the release is pinned and a contract test names everything used here: an upgrade that moves one of them fails there.

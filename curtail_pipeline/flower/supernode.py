@@ -1,6 +1,6 @@
 """A SuperNode's process: Flower's own, but that it looks for messages more often and never waits for a reply in vain.
 
-Like `control_api` it touches Flower's internals; the same contract test names them.
+Like `control_api` it touches Flower's internals; its tests run on Flower's own classes, so that an upgrade fails there.
 """
 
 import time

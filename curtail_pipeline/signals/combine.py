@@ -13,6 +13,7 @@ import polars as pl
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind
 from curtail_pipeline.signals.kinds import is_period_column
+from curtail_pipeline.signals.period_columns import is_number
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
 from curtail_pipeline.times import iso
 
@@ -123,7 +124,7 @@ def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]
     marks = {
         name: values
         for name, values in marks.items()
-        if len(values) <= most or not all(_is_number(value) for value in values)
+        if len(values) <= most or not all(is_number(value) for value in values)
     }
     texts = several.select(*keys, *(pl.col(name).cast(pl.String).str.strip_chars() for name in marks))
 
@@ -133,7 +134,7 @@ def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]
 
     alone = [Telling((name,), values, (values[0],)) for name, values in marks.items() if tells([name])]
     # Names before numbers: `LMP_TYPE: LMP` says more than `GROUP: 1`, unless the number tells fewer cases apart.
-    alone.sort(key=lambda found: (len(found.values), all(_is_number(value) for value in found.values)))
+    alone.sort(key=lambda found: (len(found.values), all(is_number(value) for value in found.values)))
     if alone or len(marks) < 2 or not tells(list(marks)):
         return alone
     first = texts.row(0, named=True)
@@ -153,14 +154,6 @@ def _chosen(apart: Telling) -> str:
     which = f"columns {names} together tell" if len(apart.columns) > 1 else f"column {names} tells"
     shown = "" if len(apart.columns) > 1 else f" ({_listed(apart.values)})"
     return f"the {which} them apart{shown}: choose with traces.where, e.g. {{{where}}}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -23,7 +23,8 @@ LONGEST_RANGE = timedelta(days=10)
 HISTORY = timedelta(hours=24)
 """What `history` covers; every plan has it."""
 CADENCE_S: Final[Mapping[str, int]] = {"5_minutes": 300, "15_minutes": 900, "hourly": 3600}
-DAY_S = 86400
+_CADENCES_S = (*CADENCE_S.values(), 86_400)
+"""Those, and days."""
 
 
 class _Point(Answer):
@@ -154,7 +155,7 @@ def _require_cadence(asked: str, items: list[_Point]) -> None:
     """An answer that does not name its granularity shows it; missing points are not another granularity."""
     steps = [(after - before).total_seconds() for before, after in pairwise(sorted({item.at for item in items}))]
     wanted = CADENCE_S[asked]
-    coarser = [seconds for seconds in (*CADENCE_S.values(), DAY_S) if seconds > wanted]
+    coarser = [seconds for seconds in _CADENCES_S if seconds > wanted]
     others = any(step % wanted for step in steps)
     if others or (len(steps) > 1 and any(all(step % seconds == 0 for step in steps) for seconds in coarser)):
         raise TraceError(

@@ -15,6 +15,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit
+from curtail_pipeline.signals.period_columns import is_number
 from curtail_pipeline.signals.time_zones import ABBREVIATIONS
 
 log = logging.getLogger(__name__)
@@ -204,17 +205,9 @@ def require_header(file: str, names: Sequence[str]) -> None:
     Raises:
         TraceError: it is a row of values.
     """
-    numbers = [float(name) for name in names if _is_number(name)]
-    stamps = [name for name in names if _STAMP.fullmatch(name) or (_is_number(name) and float(name) >= _EPOCH)]
-    if stamps and (set(names) - set(stamps)) and len(numbers) > sum(_is_number(name) for name in stamps):
+    numbers = [float(name) for name in names if is_number(name)]
+    stamps = [name for name in names if _STAMP.fullmatch(name) or (is_number(name) and float(name) >= _EPOCH)]
+    if stamps and (set(names) - set(stamps)) and len(numbers) > sum(is_number(name) for name in stamps):
         raise TraceError(
             f"{file}: has no header: its first line is {','.join(names)[:80]!r}; add one, such as time,REGION"
         )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

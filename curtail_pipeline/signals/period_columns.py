@@ -31,6 +31,15 @@ _PER_DAY = (24, 48, 96, 144, 288)
 _DAY_S = 86_400
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def plain_name(name: str) -> str:
     """A column's name without case and marks."""
     return re.sub("[^a-z0-9]", "", name.lower())

@@ -27,10 +27,9 @@ import numpy.typing as npt
 from curtail_pipeline.emissions.battery import power_at, steps_of
 from curtail_pipeline.scheduling.policies import start_up_us
 from curtail_pipeline.scheduling.view import View
-from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.simulation.pieces import pieces_of
-from curtail_pipeline.simulation.round_bound import round_bound
+from curtail_pipeline.simulation.round_bound import merge_us, round_bound
 from curtail_pipeline.times import HOUR, SECOND, Floats, duration_us
 
 _DUAL_ITERATIONS = 80
@@ -158,11 +157,7 @@ def _block_us(view: View, site: Site) -> tuple[int, int]:
     overheads = view.experiment.overheads_of(site)
     load = duration_us(overheads.round_load_s)
     trains = max(0, duration_us(view.experiment.rounds.length_s) - load)
-    return trains, load + min(_merge_us(overheads), start_up_us(overheads))
-
-
-def _merge_us(overheads: Overheads) -> int:
-    return duration_us(min(overheads.round_tail_s, overheads.round_tail_single_s)) + duration_us(overheads.outer_step_s)
+    return trains, load + min(merge_us(overheads), start_up_us(overheads))
 
 
 def _site_cells(
@@ -192,7 +187,7 @@ def _limited_cells(
     idle_kw, load = power_kw(site, "idle"), duration_us(overheads.round_load_s)
     connect = duration_us(overheads.connect_s)
     start_up = idle_kw * connect + power_kw(site, "start_up") * duration_us(overheads.provisioning_s)
-    extra_kwh = (idle_kw * load + min(idle_kw * _merge_us(overheads), start_up)) / HOUR
+    extra_kwh = (idle_kw * load + min(idle_kw * merge_us(overheads), start_up)) / HOUR
     steps_per_round = max(trains / SECOND * site.steps_per_s, 1e-9)
     known = ~np.isnan(value)
     # An overhead may fall into time that is not accounted, which the bound must not charge for. The less it draws, the

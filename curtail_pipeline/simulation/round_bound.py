@@ -137,7 +137,8 @@ def _costs(view: View, site: Site, grid: _Grid, start: int, end: int, *, surchar
     return _Costs(timed if surcharged_alone else alone, timed, grid.size / step, step / grid.size)
 
 
-def _merge_us(overheads: Overheads) -> int:
+def merge_us(overheads: Overheads) -> int:
+    """The shortest merge, of one member or of more."""
     return duration_us(min(overheads.round_tail_s, overheads.round_tail_single_s)) + duration_us(overheads.outer_step_s)
 
 
@@ -145,7 +146,7 @@ def _idle_kwh(site: Site, overheads: Overheads) -> float:
     """What a member draws for a round beside training: in its load, and before it in a merge or a start."""
     idle, connect = power_kw(site, "idle"), duration_us(overheads.connect_s)
     start = idle * connect + power_kw(site, "start_up") * duration_us(overheads.provisioning_s)
-    return (idle * duration_us(overheads.round_load_s) + min(idle * _merge_us(overheads), start)) / HOUR
+    return (idle * duration_us(overheads.round_load_s) + min(idle * merge_us(overheads), start)) / HOUR
 
 
 def _most_steps(view: View, site: Site, overheads: Overheads, step: int) -> float:
@@ -156,7 +157,7 @@ def _most_steps(view: View, site: Site, overheads: Overheads, step: int) -> floa
 
 def _reach_us(view: View, overheads: Overheads, step: int) -> int:
     """How long before a step of a timed round what it idles may begin."""
-    return duration_us(view.experiment.rounds.length_s) + step + _merge_us(overheads) + start_up_us(overheads)
+    return duration_us(view.experiment.rounds.length_s) + step + merge_us(overheads) + start_up_us(overheads)
 
 
 def _least(values: Floats, number: Micros, count: int) -> Floats:

@@ -70,7 +70,8 @@ def repair_checkpoint(project: Project, key: str, on_progress: SegmentProgress) 
     damaged = project.checkpoints.damaged(key)
     sources = {name: other for name in damaged if (other := _also_in(project.checkpoints, manifest, name))}
     for name, other in sources.items():
-        _put(store, f"checkpoints/{other}/{name}", f"checkpoints/{key}/{name}")
+        with store.local(f"checkpoints/{other}/{name}") as path:
+            _put(store, path, f"checkpoints/{key}/{name}")
     rest = [name for name in damaged if name not in sources]
     if rest and manifest.parent is None:
         _initialise_again(project, manifest, rest)
@@ -85,12 +86,10 @@ def repair_checkpoint(project: Project, key: str, on_progress: SegmentProgress) 
 
 
 def _also_in(checkpoints: Checkpoints, manifest: Manifest, name: str) -> str | None:
-    """The nearest checkpoint with the same file, whole."""
-    wanted = manifest.files[name]
-    keys = [key for key in checkpoints.keys() if key != manifest.key]
-    for key in sorted(keys, key=lambda key: (key > manifest.key, keys.index(key))):
-        other = checkpoints.manifest(key).files.get(name)
-        if other == wanted and name not in checkpoints.damaged(key, [name]):
+    """Another checkpoint with the same file, whole."""
+    for key in checkpoints.keys():
+        same = key != manifest.key and checkpoints.manifest(key).files.get(name) == manifest.files[name]
+        if same and not checkpoints.damaged(key, [name]):
             return key
     return None
 
@@ -104,7 +103,7 @@ def _initialise_again(project: Project, manifest: Manifest, names: Sequence[str]
         for name in names:
             _require_same(manifest, name, file_sha256(folder / name), "")
         for name in names:
-            store.put_file(folder / name, f"checkpoints/{manifest.key}/{name}")
+            _put(store, folder / name, f"checkpoints/{manifest.key}/{name}")
 
 
 def _train_again(project: Project, manifest: Manifest, names: Sequence[str], on_progress: SegmentProgress) -> int:
@@ -119,7 +118,8 @@ def _train_again(project: Project, manifest: Manifest, names: Sequence[str], on_
             why = f"; the inner states of {', '.join(begin.lost)} were pruned" if begin.lost else ""
             _require_same(manifest, name, found, why)
         for name in names:
-            _put(store, made[name], f"checkpoints/{manifest.key}/{name}")
+            with store.local(made[name]) as path:
+                _put(store, path, f"checkpoints/{manifest.key}/{name}")
     return segment.steps
 
 
@@ -139,7 +139,7 @@ def _files_of(segment: Segment) -> dict[str, str]:
     return made | ({DELTA: segment.delta.key} if segment.delta else {})
 
 
-def _put(store: Store, source: str, key: str) -> None:
+def _put(store: Store, path: Path, key: str) -> None:
     """A copy, never a link: damage to one file is not to be damage to two."""
-    with plain_errors(f"{key} cannot be written"), store.local(source) as path, store.new_file(key) as scratch:
+    with plain_errors(f"{key} cannot be written"), store.new_file(key) as scratch:
         shutil.copyfile(path, scratch)

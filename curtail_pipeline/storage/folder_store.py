@@ -22,7 +22,7 @@ class FolderStore(Store):
         if is_uri(root):
             raise StoreError(f"{root} is not a folder; open it with open_store")
         self.root = Path(root).resolve()
-        self._root = self.uri = str(self.root)
+        self.uri = str(self.root)
 
     def path(self, key: str) -> Path:
         """Where the object of this key is, whether or not it exists. A link in the root is followed, whoever set it.
@@ -36,7 +36,7 @@ class FolderStore(Store):
         """As `path`, by its text alone: a sensor's tick asks for thousands, and a Path costs as much as reading."""
         if key.startswith("/") or ".." in key.split("/"):
             raise StoreError(f"key {key!r} leaves the store {self.root}; keys are relative paths without '..'")
-        return f"{self._root}/{key}" if key else self._root
+        return f"{self.uri}/{key}" if key else self.uri
 
     def exists(self, key: str) -> bool:
         return self.path(key).exists()
@@ -116,7 +116,7 @@ class FolderStore(Store):
     def stamps(self, keys: Iterable[str]) -> Iterator[Stamp | None]:
         for key in keys:
             try:
-                found = os.stat(f"{self._root}/{key}")  # noqa: PTH116
+                found = os.stat(f"{self.uri}/{key}")  # noqa: PTH116
             except OSError:
                 yield None
             else:

@@ -58,7 +58,7 @@ with control.quiet():
 
 
 def test_the_pinned_release_still_has_what_is_used() -> None:
-    """When an upgrade fails here, `federation/control.py` has to follow it."""
+    """When an upgrade fails here, `flower/control_api.py` has to follow it."""
     from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
     from flwr.supercore.version import package_version
 
