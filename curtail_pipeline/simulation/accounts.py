@@ -16,7 +16,7 @@ from curtail_pipeline.settings.sites import PowerState, Site, power_kw
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.oracle import Oracle
 from curtail_pipeline.simulation.walk import Walk
-from curtail_pipeline.times import FOREVER, Floats, Micros, from_us, outside
+from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, outside
 
 STATES: tuple[PowerState, ...] = ("training", "idle", "start_up")
 
@@ -39,6 +39,9 @@ class Account:
     co2_kg_interpolated: float | None
     curtailed_kwh: float
     """Of the energy, what was taken while the site's signal counted as curtailed, or came from the site itself."""
+    window_kwh: float
+    """Of the energy, what was taken inside the site's windows, exit delays included, or came from the site itself: a
+    run's ledger calls that curtailed."""
     not_training_co2_kg: float
     """Of all power but that of training."""
     outside_co2_kg: float
@@ -80,7 +83,8 @@ def account(
     """
     training_h: dict[str, float] = {}
     bounds: list[Bounds | None] = []
-    idle_h = start_up_h = kwh = lost = held = linear = curtailed_kwh = not_training = outside_g = outside_steps = 0.0
+    idle_h = start_up_h = kwh = lost = held = linear = curtailed_kwh = window_kwh = 0.0
+    not_training = outside_g = outside_steps = 0.0
     for site in view.sites:
         use, signal = walk.use[site.name], (view.signals if accounting is None else accounting).get(site.region)
         windows = curtailed.get(site.name, SiteWindows.none())
@@ -91,6 +95,7 @@ def account(
         drawn, own_kwh = _drawn(view, walk, site, clear)
         kwh += own_kwh
         curtailed_kwh += own_kwh
+        window_kwh += own_kwh
         for part in drawn:
             counted = count_grams(*part.spans, part.kw, signal, interpolate=interpolate)
             span, beyond_kw = _beyond(part, clear)
@@ -100,6 +105,7 @@ def account(
                 lost += missing
                 bounds.append(hole_bounds(*part.spans, part.kw, signal))
             curtailed_kwh += energy - beyond_kwh
+            window_kwh += _inside_kwh(part, view.windows.get(site.name, SiteWindows.none()))
             grams = float(np.nansum(counted.co2_g))
             held += grams
             if interpolated and not interpolate:
@@ -120,6 +126,7 @@ def account(
         _bounded(held, bounds),
         held / 1_000 if interpolate else linear / 1_000 if interpolated else None,
         curtailed_kwh,
+        window_kwh,
         not_training / 1_000,
         outside_g / 1_000,
         outside_steps,
@@ -141,6 +148,19 @@ def _beyond(part: _Drawn, clear: tuple[Micros, Micros]) -> tuple[tuple[Micros, M
     at = np.searchsorted(clear[0], low, side="right") - 1
     pick = (at < 0) | (low >= np.append(clear[1], 0)[at])
     return (low[pick], high[pick]), part.kw[pick]
+
+
+def _inside_kwh(part: _Drawn, windows: SiteWindows) -> float:
+    """Energy drawn while a window was open, wherever its power changes."""
+    before = np.concatenate([[0], np.cumsum(windows.end - windows.start)])
+
+    def open_until(at: Micros) -> Micros:
+        begun = np.searchsorted(windows.start, at, side="right")
+        left = np.append(0, windows.end)[begun] - at  # of the last window that has begun
+        return before[begun] - np.where(begun > 0, np.maximum(left, 0), 0)
+
+    low, high = part.spans
+    return float(((open_until(high) - open_until(low)) / HOUR * part.kw).sum())
 
 
 def _drawn(view: View, walk: Walk, site: Site, clear: tuple[Micros, Micros]) -> tuple[list[_Drawn], float]:

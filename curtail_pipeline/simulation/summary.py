@@ -46,6 +46,9 @@ class Summary(TypedDict):
     """Of the accounted energy; None where that is nothing."""
     co2_kg_interpolated: float | None
     curtailed_energy_share: float | None
+    """Taken while the signal counted as curtailed; the time of an exit delay does not."""
+    window_energy_share: float | None
+    """Taken inside the sites' windows, exit delays included: what a run calls inside curtailment windows."""
     idle_h: float
     overhead_share: float | None
     """Of the provisioned site-hours, those that do not train."""
@@ -104,6 +107,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
         "co2_kg": totals.co2_kg if totals.known else None,
         "co2_kg_interpolated": totals.co2_kg_interpolated if totals.known else None,
         "curtailed_energy_share": totals.curtailed_kwh / totals.energy_kwh if totals.energy_kwh else None,
+        "window_energy_share": totals.window_kwh / totals.energy_kwh if totals.energy_kwh else None,
         "idle_h": totals.idle_h,
         "overhead_share": 1 - training / provisioned if provisioned else None,
         "baselines_co2_kg": {region: _kg(base.co2_g) for region, base in always.items()},

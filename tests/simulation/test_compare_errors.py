@@ -85,8 +85,9 @@ def test_the_result_has_the_documented_keys_and_is_json() -> None:
     found = simulate(experiment("A", job={"steps": 100}), ROWS)
     assert list(json.loads(json.dumps(found))) == [
         "policy", "finished", "runtime_h", "steps", "rounds", "site_hours", "energy_kwh", "unaccounted_kwh", "co2_kg",
-        "co2_kg_interpolated", "curtailed_energy_share", "idle_h", "overhead_share", "baselines_co2_kg",
-        "oracle_co2_kg", "bound_co2_kg", "regret", "job_share", "co2_kg_low", "co2_kg_high", "baselines",
+        "co2_kg_interpolated", "curtailed_energy_share", "window_energy_share", "idle_h", "overhead_share",
+        "baselines_co2_kg", "oracle_co2_kg", "bound_co2_kg", "regret", "job_share", "co2_kg_low", "co2_kg_high",
+        "baselines",
     ]  # fmt: skip
 
 

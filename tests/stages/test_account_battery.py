@@ -86,6 +86,7 @@ def test_run_and_simulation_are_one(project: Project) -> None:
     assert expected["finished"] and len(found.checkpoints) > 2
     assert found.co2_g == pytest.approx(expected["co2_kg"] * 1_000, rel=1e-6)  # type: ignore[operator]
     assert found.kwh == pytest.approx(expected["energy_kwh"], rel=1e-6)
+    assert found.curtailed_share == pytest.approx(expected["window_energy_share"], rel=1e-9)
     assert table is not None and CHARGING in table["state"] and float(table["battery_kwh"].sum()) > 1
     assert float(table["on_site_kwh"].sum()) > 1 and float(table["lost_kwh"].sum()) > 0.1
     load = sum(part.kw * (part.end - part.start).total_seconds() / 3_600 for m in manifests(project) for part in m)
