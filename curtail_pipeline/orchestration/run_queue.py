@@ -8,13 +8,18 @@ In `dagster.yaml`:
 A limit by Dagster's pools would not do. A run's pools are those of its steps, a constant of the definition: the replay
 of one checkpoint and the live segment of another have the same (`run_op_concurrency`, Dagster 1.13.27), whatever sites
 they train at, and with a limit of one the live segment is held back in the queue until the replay has ended.
+
+The queue is looked at once a second. In the daemon a live segment starts without it where the limits leave room: its
+sites wait.
 """
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import dagster as dg
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 
 from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, PARTITION_TAG, SEGMENT_ASSET, SEGMENT_JOBS
@@ -34,11 +39,16 @@ def site_tag(site: str) -> str:
     return f"curtail.on_demand/{site[:63]}"
 
 
+def is_live(run: dg.DagsterRun) -> bool:
+    """Whether the sensor asked for it, and nobody again."""
+    return CHECKPOINT_TAG in run.tags and run.parent_run_id is None
+
+
 def on_demand_tags(run: dg.DagsterRun, checkpoints: Checkpoints) -> dict[str, str]:
     """The tags that limits count: none for a live segment and for what has nothing to do with checkpoints."""
     asked = run.job_name in SEGMENT_JOBS or dg.AssetKey(SEGMENT_ASSET) in (run.asset_selection or ())
     key = run.tags.get(PARTITION_TAG)
-    if key is None or not asked or (CHECKPOINT_TAG in run.tags and run.parent_run_id is None):
+    if key is None or not asked or is_live(run):
         return {}
     try:
         members = checkpoints.manifest(key).members
@@ -70,8 +80,26 @@ class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):
     The store is that of the experiment that `CURTAIL_EXPERIMENT` names, as for the code location.
     """
 
+    starts_segments: ClassVar[bool] = False
+    """Whether live segments need not queue: in the process that launches runs, which is the daemon's."""
+
     def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
-        tags = on_demand_tags(context.dagster_run, Checkpoints(_store()))
+        run = context.dagster_run
+        if self.starts_segments and self._need_not_queue(run):
+            return self._instance.launch_run(run.run_id, context.workspace)
+        tags = on_demand_tags(run, Checkpoints(_store()))
         if tags:
-            self._instance.add_run_tags(context.dagster_run.run_id, tags)
+            self._instance.add_run_tags(run.run_id, tags)
         return super().submit_run(context)
+
+    def _need_not_queue(self, run: dg.DagsterRun) -> bool:
+        """Whether it is the sensor's run of a segment, and fits beside those that are active."""
+        if not is_live(run) or run.status != dg.DagsterRunStatus.NOT_STARTED:
+            return False
+        queue = self._instance.get_concurrency_config().run_queue_config
+        if queue is None:
+            return False
+        active = self._instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES))
+        segments = sum(CHECKPOINT_TAG in other.tags for other in active)
+        limits = [limit["limit"] for limit in queue.tag_concurrency_limits if limit["key"] == CHECKPOINT_TAG]
+        return len(active) < queue.max_concurrent_runs and all(segments < limit for limit in limits)

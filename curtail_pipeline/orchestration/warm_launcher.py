@@ -71,17 +71,20 @@ class WarmLauncher(DefaultRunLauncher):
         super().__init__(inst_data)
         self._started: list[_Workers] = []
         """Those that have not ended; the last one takes runs."""
+        self._launching = threading.Lock()
+        """The daemon launches in the thread of its queue and in that of its sensors."""
 
     def launch_run(self, context: LaunchRunContext) -> None:
         run, instance = context.dagster_run, self._instance
         if context.job_code_origin is None:
             raise dg.DagsterInvariantViolationError(f"run {run.run_id} does not say which code it is of")
         order = serialize_value(ExecuteRunArgs(context.job_code_origin, run.run_id, instance.get_ref()))
-        for each in [each for each in self._started if each.process.poll() is not None]:
-            each.close()
-            self._started.remove(each)
-        while not (self._started and self._started[-1].take(order)):
-            self._started.append(_Workers())
+        with self._launching:
+            for each in [each for each in self._started if each.process.poll() is not None]:
+                each.close()
+                self._started.remove(each)
+            while not (self._started and self._started[-1].take(order)):
+                self._started.append(_Workers())
 
     def terminate(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)

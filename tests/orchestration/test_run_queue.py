@@ -4,10 +4,14 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.launcher import LaunchRunContext, RunLauncher
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.run_coordinator import SubmitRunContext
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from micro import write_experiment
 from test_checkpoints import fields
 
-from curtail_pipeline.orchestration.headless import open_instance
+from curtail_pipeline.orchestration.headless import open_instance, prepare_instance
 from curtail_pipeline.orchestration.run_queue import SiteQueue, on_demand_tags
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import Checkpoints
@@ -59,3 +63,68 @@ def test_the_instance_of_a_home_limits_them(tmp_path: Path, monkeypatch: pytest.
         limits = {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits}
         assert limits["curtail/checkpoint"] == 2 and limits["curtail/on_demand"] < queue.max_concurrent_runs - 1
         assert {f"curtail.on_demand/{site.name}": 1 for site in project.experiment.sites}.items() <= limits.items()
+
+
+@dg.job
+def segment() -> None:
+    """Nothing is trained here."""
+
+
+class Noted(RunLauncher, ConfigurableClass):
+    """Says which runs it was given, as the instance's run launcher."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        self._inst_data = inst_data
+        self.runs: list[str] = []
+        super().__init__()
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> dict[str, object]:
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: object) -> "Noted":
+        return cls(inst_data)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        self.runs.append(context.dagster_run.run_id)
+
+    def terminate(self, run_id: str) -> bool:
+        return False
+
+
+def test_a_live_segment_need_not_queue_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project.open(write_experiment(tmp_path), "headless", tmp_path / "home")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("CURTAIL_EXPERIMENT", str(project.home.experiment_file))
+    prepare_instance(project)
+    file = project.home.dagster / "dagster.yaml"
+    launcher = "run_launcher:\n  module: test_run_queue\n  class: Noted\n"
+    file.write_text(launcher + "".join(file.read_text().partition("run_coordinator:")[1:]))
+    with open_instance(project) as instance:
+        launched = instance.run_launcher.runs  # type: ignore[attr-defined]
+        location = GrpcServerCodeLocationOrigin(host="localhost", port=1, location_name="code")
+        origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, "defs"), "segment")
+
+        def submit(parent: str | None = None, **tags: str) -> dg.DagsterRunStatus:
+            made = instance.create_run_for_job(
+                segment, tags=tags, parent_run_id=parent, root_run_id=parent, remote_job_origin=origin
+            )
+            found = instance.run_coordinator.submit_run(SubmitRunContext(made, None))  # type: ignore[arg-type]
+            assert (found.run_id in launched) == (found.status == dg.DagsterRunStatus.STARTING)
+            return found.status
+
+        ours = {"curtail/checkpoint": "ckpt-000001"}
+        assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "elsewhere than in the daemon"
+        monkeypatch.setattr(SiteQueue, "starts_segments", True)
+        assert submit(**ours) == dg.DagsterRunStatus.STARTING
+        first = launched[0]
+        assert submit(first, **ours) == submit() == dg.DagsterRunStatus.QUEUED, "asked for again; not a segment's"
+        assert submit(**ours) == dg.DagsterRunStatus.STARTING
+        assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "of two segments one trains and one evaluates"
+        instance.report_run_failed(instance.get_run_by_id(first))  # type: ignore[arg-type]
+        assert submit(**ours) == dg.DagsterRunStatus.STARTING
