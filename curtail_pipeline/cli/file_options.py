@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 Reading = dict[str, object]
-"""Keys of `FileTraces` that were given."""
+"""Keys of `FileFormat` that were given."""
 
 _OPTIONS: dict[str, object] = {
     "unit": Annotated[str | None, typer.Option(help="g/kWh, kg/kWh, lb/MWh, currency/MWh or MW.")],

@@ -27,6 +27,12 @@ SOURCES: Final = (
     Source("synthetic", WINDOW_KINDS, "nothing; values come from a model", True),
     Source("file", (*WINDOW_KINDS, "average_intensity"), "a CSV, Parquet or spreadsheet file (traces.path)", True),
     Source(
+        "live_file",
+        (*WINDOW_KINDS, "average_intensity"),
+        "a file that somebody goes on writing (traces.path), by the wall clock",
+        True,
+    ),
+    Source(
         "watttime",
         ("marginal_intensity", "average_intensity"),
         "WATTTIME_USER and WATTTIME_PASSWORD; a free account has CAISO_NORTH",

@@ -94,11 +94,9 @@ class ForecastColumns(Section):
         return self
 
 
-class FileTraces(ProviderSettings):
+class FileFormat(ProviderSettings):
     """CSV (also .gz and .zip), Parquet or .xlsx files, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
-    implementation: ClassVar[str] = "curtail_pipeline.signals.files:FileProvider"
-    provider: Literal["file"] = "file"
     path: str | list[str]
     """A file, a glob pattern, or a list of them; values of later files win where stamps overlap."""
     layout: Literal["auto", "wide", "long"] = "auto"
@@ -170,7 +168,7 @@ class FileTraces(ProviderSettings):
         return where
 
     @model_validator(mode="after")
-    def _measurable(self) -> "FileTraces":
+    def _measurable(self) -> "FileFormat":
         check_unit_of(self.kind, self.unit)
         if self.missing == "zero" and "curtailed_power" not in self.kinds_declared:
             raise ValueError(
@@ -192,20 +190,38 @@ class FileTraces(ProviderSettings):
         return {self.kind, *(c.kind for c in self.columns.values() if isinstance(c, Column) and c.kind)}
 
 
+class FileTraces(FileFormat):
+    """A record: files that stay as they are."""
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.files:FileProvider"
+    provider: Literal["file"] = "file"
+
+
+class LiveFileTraces(FileFormat):
+    """Files that somebody goes on writing, read again when they have changed, by the wall clock.
+
+    Lines are appended to them, or a whole file takes the place of another (write it beside and rename it). A last line
+    of a plain CSV counts once it has its line end.
+    """
+
+    implementation: ClassVar[str] = "curtail_pipeline.signals.live_file:LiveFileProvider"
+    provider: Literal["live_file"] = "live_file"
+
+
 def on_file(
     declared: ProviderSettings | None, path: str | Path, given: Mapping[str, object] | None = None
 ) -> FileTraces:
     """The settings of another file, read as the declared traces are where those are a file (or one of several).
 
     Args:
-        given: keys of FileTraces that are set in place of the declared ones. A kind without a unit is in its own unit.
+        given: keys of FileFormat that are set in place of the declared ones. A kind without a unit is in its own unit.
 
     Raises:
         pydantic.ValidationError: a value that cannot be.
     """
     sources = declared.sources if isinstance(declared, CombinedTraces) else [declared]
-    files = [source for source in sources if isinstance(source, FileTraces)]
-    base = files[0].model_dump(exclude_unset=True) if len(files) == 1 else {}
+    files = [source for source in sources if isinstance(source, FileFormat)]
+    base = files[0].model_dump(exclude_unset=True, exclude={"provider"}) if len(files) == 1 else {}
     given = given or {}
     if "kind" in given and "unit" not in given:
         base.pop("unit", None)
@@ -254,13 +270,9 @@ class CombinedTraces(ProviderSettings):
     sources: "list[SingleSource]" = Field(min_length=1)
 
 
-SingleSource = Annotated[
-    SyntheticTraces | FileTraces | WattTimeTraces | ElectricityMapsTraces, Field(discriminator="provider")
-]
-TracesSettings = Annotated[
-    SyntheticTraces | FileTraces | WattTimeTraces | ElectricityMapsTraces | CombinedTraces,
-    Field(discriminator="provider"),
-]
+_Source = SyntheticTraces | FileTraces | LiveFileTraces | WattTimeTraces | ElectricityMapsTraces
+SingleSource = Annotated[_Source, Field(discriminator="provider")]
+TracesSettings = Annotated[_Source | CombinedTraces, Field(discriminator="provider")]
 """Settings of the provider of an experiment's traces."""
 
 CombinedTraces.model_rebuild()

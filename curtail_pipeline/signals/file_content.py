@@ -41,18 +41,21 @@ def unreadable(path: Path, what: str, error: BaseException) -> TraceError:
 class FileContent:
     """An opened trace file: the names of its columns, and its rows."""
 
-    def __init__(self, path: Path, separator: str = ",", skip_lines: int = 0, sheet: str | None = None) -> None:
+    def __init__(
+        self, path: Path, separator: str = ",", skip_lines: int = 0, sheet: str | None = None, *, grows: bool = False
+    ) -> None:
         """Open a file and read its header.
 
         Args:
             separator: of a CSV's columns.
             skip_lines: lines before the header.
             sheet: of a spreadsheet; needed where it has several.
+            grows: somebody may be writing the last line of a CSV; it counts once it has its line end.
 
         Raises:
             TraceError: the file is no table.
         """
-        self.path, self.separator = path, separator
+        self.path, self.separator, self._grows = path, separator, grows
         self._table: pl.DataFrame | None = None
         self._text = b""
         try:
@@ -122,6 +125,8 @@ class FileContent:
                 raw = self._member(raw)
             elif raw.startswith(_GZIP):
                 raw = gzip.decompress(raw)
+            elif self._grows and not raw.startswith(_UTF16):
+                raw = raw[: max(raw.rfind(b"\n"), raw.rfind(b"\r")) + 1]
             if raw.startswith(_UTF16):
                 return raw.decode("utf-16").encode()
             raw = raw.removeprefix(b"\xef\xbb\xbf")

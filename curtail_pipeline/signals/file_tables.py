@@ -8,7 +8,7 @@ from typing import get_args
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, Column, FileTraces, Kind, Unit
+from curtail_pipeline.settings.trace_settings import UNITS, Column, FileFormat, Kind, LiveFileTraces, Unit
 from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_numbers import parse_numbers
@@ -60,9 +60,9 @@ def find_files(path: str | list[str]) -> list[Path]:
 
 
 class TraceFiles:
-    """The files of a FileTraces, with the meaning of their columns."""
+    """The files of a FileFormat, with the meaning of their columns."""
 
-    def __init__(self, settings: FileTraces) -> None:
+    def __init__(self, settings: FileFormat) -> None:
         self.settings = settings
         self._begins: set[bool] = set()
         self.files = find_files(settings.path)
@@ -113,7 +113,8 @@ class TraceFiles:
 
     def _opened(self, path: Path) -> FileContent:
         settings = self.settings
-        return FileContent(path, settings.separator, settings.skip_lines, settings.sheet)
+        grows = isinstance(settings, LiveFileTraces)
+        return FileContent(path, settings.separator, settings.skip_lines, settings.sheet, grows=grows)
 
     def _read(self, content: FileContent, columns: list[str]) -> pl.DataFrame:
         """Columns of the rows that `traces.where` chooses."""

@@ -5,7 +5,7 @@ from datetime import timedelta
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import FileTraces
+from curtail_pipeline.settings.trace_settings import FileFormat
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.flags import parse_flags
 from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone
@@ -31,7 +31,7 @@ def is_time_part(name: str) -> bool:
 class FileTimes:
     """How the rows of one file get their times."""
 
-    def __init__(self, settings: FileTraces, content: FileContent, time: str) -> None:
+    def __init__(self, settings: FileFormat, content: FileContent, time: str) -> None:
         """Choose the columns.
 
         Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import UNITS, FileTraces, Kind, Unit
+from curtail_pipeline.settings.trace_settings import UNITS, FileFormat, Kind, Unit
 from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
 from curtail_pipeline.signals.kinds import OFTEN, is_intensity, require_believable_values
@@ -39,7 +39,7 @@ ROUNDING_MW = 0.5
 class FileProvider(Provider):
     """A recorded trace. Files are read once, when the first value is asked for."""
 
-    def __init__(self, settings: FileTraces) -> None:
+    def __init__(self, settings: FileFormat) -> None:
         """Find the files.
 
         Raises:
@@ -209,7 +209,7 @@ class FileProvider(Provider):
         self._kind(region, None)
         return list(self._signals[region])
 
-    def span(self) -> tuple[datetime, datetime] | None:
+    def span(self) -> tuple[datetime, datetime]:
         spans = [
             span
             for region, kinds in self._signals.items()

@@ -88,6 +88,15 @@ def keep_nowcasts(found: Ingested, stored: pl.DataFrame | None) -> Ingested:
     return Ingested(trace, replace(found.report, nulls=trace["value"].null_count()))
 
 
+def keep_dropped(found: Ingested, stored: pl.DataFrame | None) -> Ingested:
+    """A live answer behind the stored values of the times before its first: a file may keep its newest alone."""
+    if stored is None or found.trace.is_empty():
+        return found
+    begin, kind = found.trace["time"][0], found.trace["kind"][0]
+    trace = pl.concat([stored.filter(pl.col("time") < begin, kind=kind), found.trace])
+    return Ingested(trace, replace(found.report, nulls=trace["value"].null_count()))
+
+
 def _screened(project: Project, found: Ingested, day: date) -> Ingested:
     """A live answer without the values that are no measurement by the stored days before it."""
     if found.report.screened or found.trace.is_empty():
@@ -113,10 +122,12 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         start, end = max(start, project.span[0]), min(end, project.span[1])
     key = trace_key(day.isoformat(), region)
     stored, unreadable = _stored(project, key)
-    found = [
-        _screened(project, keep_nowcasts(project.provider.ingest(region, start, end, kind), stored), day)
-        for kind in kinds_of(project, region)
-    ]
+    found = []
+    for kind in kinds_of(project, region):
+        answer = keep_nowcasts(project.provider.ingest(region, start, end, kind), stored)
+        if project.span is None:
+            answer = keep_dropped(answer, stored)
+        found.append(_screened(project, answer, day))
     table = pl.concat([part.trace for part in found])
     reports = [part.report for part in found]
     warnings = [text for report in reports for text in report.warnings]

@@ -269,6 +269,8 @@ class Home:
             return new if found else old
         shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in changes[:_SHOWN])
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        if any(key == "traces.content_sha256" for key, *_ in changes):
+            more += " (a trace file that somebody goes on writing is provider: live_file)"
         raise SettingsError(
             f"the home {self.root} holds another experiment; changed: {shown}{more}. "
             "Nothing was touched: give another folder with --out, or restore the old values to go on with this one"
