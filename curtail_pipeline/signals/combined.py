@@ -71,6 +71,10 @@ class CombinedProvider(Provider):
             raise TraceError("the sources of traces.sources cover no common time; their files are of different periods")
         return first, last
 
+    def begins(self, region: str) -> datetime | None:
+        """Where the last of the region's sources does."""
+        return max((begin for part, _ in self._of(region) if (begin := part.begins(region)) is not None), default=None)
+
     def files(self) -> list[Path]:
         return [path for provider in self.providers for path in provider.files()]
 

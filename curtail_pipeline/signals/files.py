@@ -209,6 +209,11 @@ class FileProvider(Provider):
         self._kind(region, None)
         return list(self._signals[region])
 
+    def first_of(self, region: str) -> datetime | None:
+        """From when on every kind of the region's is there; None where it has no value."""
+        spans = [self._series_of(region, kind).span for kind in self.kinds(region)]
+        return max((span[0] for span in spans if span is not None), default=None)
+
     def span(self) -> tuple[datetime, datetime]:
         spans = [
             span

@@ -48,6 +48,9 @@ class LiveFileProvider(Provider):
         enough = (last - first).total_seconds() >= ENOUGH_HISTORY_S
         return replace(found, report=replace(found.report, screened=enough))
 
+    def begins(self, region: str) -> datetime | None:
+        return self._now.first_of(region)
+
     def regions(self) -> list[str]:
         return self._now.regions()
 

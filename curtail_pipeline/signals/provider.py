@@ -51,6 +51,10 @@ class Provider(Protocol):
         """What a recorded source covers, over all its regions; None for an endless or live one."""
         return None
 
+    def begins(self, region: str) -> datetime | None:
+        """Before when a live source has nothing of a region, which is no gap; None where any time may be asked for."""
+        return None
+
     def files(self) -> list[Path]:
         """The files that values are read from."""
         return []

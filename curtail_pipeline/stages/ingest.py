@@ -88,11 +88,10 @@ def keep_nowcasts(found: Ingested, stored: pl.DataFrame | None) -> Ingested:
     return Ingested(trace, replace(found.report, nulls=trace["value"].null_count()))
 
 
-def keep_dropped(found: Ingested, stored: pl.DataFrame | None) -> Ingested:
-    """A live answer behind the stored values of the times before its first: a file may keep its newest alone."""
-    if stored is None or found.trace.is_empty():
+def keep_dropped(found: Ingested, stored: pl.DataFrame | None, kind: Kind, begin: datetime | None) -> Ingested:
+    """A live answer behind the stored values of the time before its source begins: a file may keep its newest alone."""
+    if stored is None or begin is None:
         return found
-    begin, kind = found.trace["time"][0], found.trace["kind"][0]
     trace = pl.concat([stored.filter(pl.col("time") < begin, kind=kind), found.trace])
     return Ingested(trace, replace(found.report, nulls=trace["value"].null_count()))
 
@@ -122,13 +121,14 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         start, end = max(start, project.span[0]), min(end, project.span[1])
     key = trace_key(day.isoformat(), region)
     stored, unreadable = _stored(project, key)
+    begin = project.provider.begins(region)
     found = []
     for kind in kinds_of(project, region):
         answer = keep_nowcasts(project.provider.ingest(region, start, end, kind), stored)
-        if project.span is None:
-            answer = keep_dropped(answer, stored)
-        found.append(_screened(project, answer, day))
+        found.append(_screened(project, keep_dropped(answer, stored, kind, begin), day))
     table = pl.concat([part.trace for part in found])
+    # What a source that began later never gave is no gap.
+    since = start if begin is None else min(end, max(start, min([begin, *table["time"].head(1)])))
     reports = [part.report for part in found]
     warnings = [text for report in reports for text in report.warnings]
     revisions = compare(stored, table)
@@ -155,7 +155,7 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         metadata["forecasts_issued"] = forecasts["issued_at"].n_unique()
     if warnings:
         metadata["warnings"] = "; ".join(warnings)
-    checks = run_checks(table, now=now, expected=(start, end), reports=reports, limits=project.experiment.checks)
+    checks = run_checks(table, now=now, expected=(since, end), reports=reports, limits=project.experiment.checks)
     return IngestedDay(region, day, table, forecasts, metadata, checks)
 
 

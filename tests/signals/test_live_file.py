@@ -108,6 +108,28 @@ def test_what_a_file_keeps_no_longer_stays_in_the_store(project: Project, tmp_pa
     assert stored(project) == [*before[:20], *(201.5 + n for n in range(20, 30))]
 
 
+def test_the_time_before_a_feed_began_is_no_gap(tmp_path: Path) -> None:
+    """Of its first day, also when it holds the day no longer. What it leaves out since then is one."""
+    path, day = tmp_path / "moer.csv", START.date()
+    path.write_text(HEADER + "".join(line(n, 0.5 + n) for n in range(264, 288)))  # from 22:00 on
+    project = Project.open(parse_experiment(content(path, clock={"start": START}), "test"), "live", tmp_path / "home")
+    assert not ingest_day(project, "NORTH", day).blocked
+    before = stored(project)
+    path.write_text(HEADER + "".join(line(n, 400.5 + n) for n in range(288, 300)))  # the next day alone
+    again = ingest_day(project, "NORTH", day)
+    assert not again.blocked and again.table["value"].to_list() == before
+    path.write_text(HEADER + line(0, 300.5) + "".join(line(n, 0.5 + n) for n in range(264, 288)))
+    assert [check.name for check in ingest_day(project, "NORTH", day).blocked] == ["gaps"]
+
+
+def test_a_day_before_a_feed_began_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "moer.csv"
+    path.write_text(HEADER + "".join(line(n, 400.5 + n) for n in range(288, 300)))
+    project = Project.open(parse_experiment(content(path, clock={"start": START}), "test"), "live", tmp_path / "home")
+    blocked = {check.name: check.description for check in ingest_day(project, "NORTH", START.date()).blocked}
+    assert "no stamps at all" in blocked["gaps"]
+
+
 def test_its_days_are_told_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CURTAIL_HOME", str(tmp_path))
     there = parse_experiment(content(tmp_path / "no.csv", clock={"start": START}), "test")
