@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 _NO_NAME = ("", "nan", "null", "none", "#n/a")
 """What programs write where a region has none."""
 
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
+"""One slash: a second one is lost where a path is made of it."""
+
 UNIT_COLUMNS = ("unit", "units", "uom", "unitofmeasure")
 """Names of a long file's column of units, without case and marks."""
 
@@ -45,6 +48,11 @@ def find_files(path: str | list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for entry in [path] if isinstance(path, str) else path:
+        if _URL.match(entry):
+            raise TraceError(
+                f"trace path {entry!r} is a URL; traces are read from files of this machine: fetch it first (one that "
+                "is fetched again and again is provider: live_file)"
+            )
         place = Path(entry).expanduser()
         if place.is_dir():
             raise TraceError(f"trace path {entry!r} is a folder; name its files, e.g. {entry.rstrip('/')}/*.csv")

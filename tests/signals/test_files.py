@@ -293,6 +293,8 @@ def test_missing_files_regions_and_kinds_list_what_there_is(csv: Any, tmp_path: 
         opened(tmp_path / "*.parquet")
     with pytest.raises(TraceError, match=r"is a folder; name its files"):
         opened(tmp_path)
+    with pytest.raises(TraceError, match=r"'s3://bucket/moer.csv' is a URL; .* provider: live_file"):
+        opened("s3://bucket/moer.csv")
     provider = opened(csv("time,A,B\n2026-03-01T00:00Z,1,2\n"))
     start = datetime(2026, 3, 1, tzinfo=UTC)
     with pytest.raises(TraceError, match=r"no region 'C'; it has A, B"):
