@@ -1,15 +1,20 @@
 """A small site to train: a store with shards, tokenizer and initial checkpoint, and orders for it."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from corpus_texts import build_shards
 
 from curtail_pipeline.federation.orders import Order, Result, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.tokens.ranges import after_prefix
+from curtail_pipeline.tokens.ranges import Range, after_prefix
+
+if TYPE_CHECKING:
+    from curtail_pipeline.training.trainer import SiteTrainer
 
 SITE = "NEM_SA"
 SEQUENCE = 16
@@ -109,3 +114,36 @@ def next_order(order: Order, result: Result, **changes: Any) -> Order:
         "out": f"scratch/ckpt-000001/0/round-{number:03d}/NEM_SA.safetensors",
     }
     return changed(order, **follows | changes)
+
+
+def run_rounds(store: FolderStore, trainer: "SiteTrainer", rounds: int, **changes: Any) -> list[tuple[Order, Result]]:
+    """Rounds one after the other in one trainer."""
+    done = []
+    order = make_order(store, **changes)
+    for _ in range(rounds):
+        result = trainer.train(order)
+        done.append((order, result))
+        order = next_order(order, result)
+    return done
+
+
+def comparable(result: Result) -> dict[str, Any]:
+    """What of a result does not depend on how fast the machine was."""
+    return result.model_dump(exclude={"seconds", "tokens_per_s"})
+
+
+def everything_stored(store: FolderStore) -> dict[str, str]:
+    return {str(p.relative_to(store.root)): file_sha256(p) for p in store.root.rglob("*") if p.is_file()}
+
+
+class CountingReader:
+    """Sequences that name themselves: row `i` of the lease is all token `i % 400`."""
+
+    def __init__(self) -> None:
+        self.read: list[list[int]] = []
+
+    def batches(self, ranges: list[Range], sequences_per_batch: int, seed: int) -> Iterator[np.ndarray]:
+        rows = [i for _, start, stop in ranges for i in range(start, stop)]
+        for at in range(0, len(rows), sequences_per_batch):
+            self.read.append(rows[at : at + sequences_per_batch])
+            yield np.tile(np.array(self.read[-1])[:, None] % 400, SEQUENCE + 1).astype(np.uint16)

@@ -2,17 +2,15 @@
 
 import inspect
 import io
-import socket
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flower_orders import context, order_for, result_of
 
 from curtail_pipeline.errors import FederationError, SitesDown
 from curtail_pipeline.federation.orders import (
@@ -21,23 +19,17 @@ from curtail_pipeline.federation.orders import (
     OuterSettings,
     ParentCheckpoint,
     Plan,
-    Result,
-    StoredWeights,
-    WrittenWeights,
 )
 from curtail_pipeline.federation.server_life import ServerFailure, ServerLife, failure_key, life_key
-from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
-from curtail_pipeline.flower import standing, submit, trainer_client
+from curtail_pipeline.flower import standing, submit
 from curtail_pipeline.flower.local import Federation
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE
 from curtail_pipeline.flower.run_config import RunConfig
 from curtail_pipeline.flower.spawn_shims import write_shims
-from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.storage.manifest import InnerStates
 
 with control.quiet():
     import flwr.app
@@ -177,10 +169,6 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-def context(name: str, endpoint: Path | str = "") -> Context:
-    return Context(1, 1, {"name": name, "endpoint": str(endpoint)}, RecordDict(), {}, 1)
-
-
 def says(name: str) -> Any:
     return lambda message: answer(message, context(name))
 
@@ -251,25 +239,6 @@ def test_an_order_that_the_superlink_does_not_take_is_a_failure_of_that_site() -
     assert transport.poll() == []
 
 
-def order_for(site: str, key: str = "ckpt-000001", round_: int = 4) -> Order:
-    parent = StoredWeights(key="checkpoints/ckpt-000000/model.safetensors", sha256="0" * 64)
-    return Order(
-        key=key, attempt=1, round=round_, site=site, experiment_uri="experiment.json", store="/nowhere", parent=parent,
-        config="c.json", inner_state="fresh", first_step=0, members=1, total_steps=10, max_steps=1, deadline_s=None,
-        lease=((1, 0, 4),), seed=0, out=f"scratch/{key}/1/{site}.safetensors",
-    )  # fmt: skip
-
-
-def result_of(order: Order) -> Result:
-    """What a site answers that took no step."""
-    return Result(
-        site=order.site, round=order.round, parent_sha256=order.parent.sha256, steps=0, tokens=0, consumed=(),
-        loss_first=None, loss_last=None, loss_mean=None, seconds=0.0, tokens_per_s=0.0, stop="membership",
-        weights=WrittenWeights(key=order.out, sha256="1" * 64, bytes=8),
-        inner_state=InnerStates(begin=order.inner_state, end=order.inner_state),
-    )  # fmt: skip
-
-
 def replies(message: Message, content: str) -> Message:
     return Message(RecordDict({"answer": ConfigRecord({"answer": content})}), reply_to=message)
 
@@ -311,106 +280,6 @@ def test_orders_and_results_over_a_grid() -> None:
     assert isinstance(answers["OR"], Malformed) and "has schema 2" in answers["OR"].reason
     assert transport.poll() == []
     assert grid.pushed[0].metadata.ttl == 7 * 24 * 3600 and grid.pushed[0].metadata.group_id == "ckpt-000001/4"
-
-
-Scripted = tuple[Path, list[Any], list[str]]
-
-
-def doing(order: Order | None) -> TrainerStatus:
-    """The status of a trainer that works on this order."""
-    which = ("key", "attempt", "replay", "round")
-    name = order.model_dump(include={*which}) if order else dict.fromkeys(which)
-    still = dict.fromkeys(("step", "steps", "loss", "tokens_per_s"))
-    return TrainerStatus.model_validate({"site": "CA", "pid": 1, "busy": order is not None, **name, **still})
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[Scripted]:
-    """A trainer whose answers are scripted: each is (status, body) or None for a broken connection. Idle when it
-    has nothing more to say."""
-    script: list[Any] = []
-    seen: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            waiting = bool(script) and isinstance(script[0], tuple) and isinstance(script[0][1], TrainerStatus)
-            self.reply(script.pop(0) if waiting else (200, doing(None)))
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"] or 0))
-            seen.append(self.path)
-            self.reply(script.pop(0))
-
-        def reply(self, step: Any) -> None:
-            if self.headers["Authorization"] != "Bearer secret":
-                step = (401, Refusal(error="token"))
-            if step is not None:
-                data = step[1].model_dump_json().encode()
-                self.send_response(step[0])
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    endpoint = tmp_path / "endpoint.json"
-    endpoint.write_text(Endpoint(port=server.server_port, pid=1, token="secret").model_dump_json())
-    yield endpoint, script, seen
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_an_order_reaches_the_trainer(trainer: Scripted) -> None:
-    endpoint, script, seen = trainer
-    asked, earlier = order_for("CA", "ckpt-000002", 1), order_for("CA", "ckpt-000001", 1)
-    order = Message(RecordDict({"order": ConfigRecord({"order": asked.model_dump_json()})}), 7, MessageType.TRAIN)
-    done, idle = (200, result_of(asked)), (200, doing(None))
-
-    def reply() -> Answer:
-        text = answer(order, context("CA", endpoint)).content.config_records["answer"]["answer"]
-        return Answer.read(text, "the answer")
-
-    script.append(done)
-    assert reply() == Answer(name="CA", result=result_of(asked))
-    script.append((409, Refusal(error="busy with another order")))
-    assert reply() == Answer(name="CA", error="the trainer answered 409: busy with another order")
-    # a round of a segment that was given up ends first; this very order, sent again, does not
-    busy = (200, doing(earlier))
-    script += [busy, (200, Stopped(stopped=True)), busy, idle, done]
-    seen.clear()
-    assert reply().result is not None and seen == ["/stop", "/train"] and not script
-    script += [(200, doing(asked)), done]
-    seen.clear()
-    assert reply().result is not None and seen == ["/train"]
-    again = asked.model_copy(update={"replay": "r"})
-    order = Message(RecordDict({"order": ConfigRecord({"order": again.model_dump_json()})}), 7, MessageType.TRAIN)
-    seen.clear()
-    script += [(202, Waiting(running=False)), (200, result_of(again))]
-    assert reply() == Answer(name="CA", waiting=True), "a replay that waits keeps the node from nothing"
-    assert reply() == Answer(name="CA", result=result_of(again)) and seen == ["/train", "/train"]
-    order = Message(RecordDict({"order": ConfigRecord({"order": asked.model_dump_json()})}), 7, MessageType.TRAIN)
-    script.append(None)
-    assert "did not answer /train: RemoteProtocolError" in (reply().error or "")
-    endpoint.write_text(endpoint.read_text().replace("secret", "guess"))
-    assert reply().error == "the trainer answered 401: token"
-    endpoint.unlink()
-    assert "no trainer at" in (reply().error or "")
-
-
-def test_an_order_is_given_up_when_the_trainer_is_mute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_client, "_PULSE_S", 0.05)
-    with socket.socket() as mute:  # accepts, never answers
-        mute.bind(("127.0.0.1", 0))
-        mute.listen()
-        endpoint = tmp_path / "endpoint.json"
-        endpoint.write_text(Endpoint(port=mute.getsockname()[1], pid=1, token="t").model_dump_json())
-        monkeypatch.setattr(Trainer, "_make_room", lambda self, order: None)
-        with pytest.raises(FederationError, match=r"the order was given up: .*ReadTimeout"):
-            Trainer(endpoint).train(order_for("CA"), patience=2)
 
 
 def test_without_the_supervisor_a_command_starts_the_usual_way(tmp_path: Path) -> None:

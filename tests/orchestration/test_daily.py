@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from test_checkpoints import fields
+from checkpoint_cases import fields
 
 from curtail_pipeline.definitions import build
 from curtail_pipeline.emissions.grams import totals

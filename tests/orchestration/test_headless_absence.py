@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from checkpoint_cases import fields
 from micro import CURTAILED, START, write_experiment
-from test_checkpoints import fields
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.orchestration import headless

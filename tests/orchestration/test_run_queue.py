@@ -4,12 +4,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from checkpoint_cases import fields
 from dagster._core.launcher import LaunchRunContext, RunLauncher
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.run_coordinator import SubmitRunContext
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from micro import write_experiment
-from test_checkpoints import fields
 
 from curtail_pipeline.orchestration.headless import open_instance, prepare_instance
 from curtail_pipeline.orchestration.run_queue import SiteQueue, on_demand_tags

@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from checkpoint_cases import fields
 from micro import CURTAILED, EXPERIMENT, START, write_experiment
-from test_checkpoints import fields
 
 from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from checkpoint_cases import fields
 from micro import EXPERIMENT, START, write_experiment
-from test_checkpoints import fields
 
 from curtail_pipeline.emissions.formats import percent
 from curtail_pipeline.emissions.grams import totals

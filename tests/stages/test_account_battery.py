@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from checkpoint_cases import fields
 from micro import EXPERIMENT, START, write_experiment
 from simulation_cases import walk
-from test_checkpoints import fields
 
 from curtail_pipeline.emissions.grams import CHARGING, totals
 from curtail_pipeline.scheduling.timing import SegmentPlan

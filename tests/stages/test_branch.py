@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from test_checkpoints import START, fields
+from checkpoint_cases import START, fields
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.federation.orders import OuterState, Plan, Segment, StoredWeights

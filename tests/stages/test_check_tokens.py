@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from checkpoint_cases import fields, ledger
 from micro import write_experiment
-from test_checkpoints import fields, ledger
 
 from assets.segments import aggregated_checkpoint
 from curtail_pipeline.errors import LedgerError

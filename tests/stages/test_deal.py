@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_cases import fields
 from micro import CURTAILED, EXPERIMENT, START, write_experiment
-from test_checkpoints import fields
 
 from curtail_pipeline.corpus.corpus_records import DealingRecord, ShardFile, ShardManifest
 from curtail_pipeline.corpus.dealing import MANIFEST, frozen_shares

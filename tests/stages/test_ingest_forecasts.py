@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from fake_watttime import NOW, SECRETS, Backend, Clock
 from micro import CURTAILED, EXPERIMENT, HOURS, START, signal, write_trace
 from signals_fake_api import Answer, FakeApi, Request, serve
 from simulation_cases import next_event
-from test_watttime import NOW, SECRETS, Backend, Clock
 
 from curtail_pipeline.scheduling.decide import Decision, decide
 from curtail_pipeline.scheduling.view import Job, SiteDecision

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from test_checkpoints import fields
+from checkpoint_cases import fields
 
 from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.grams import intervals_table, ledger, totals

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_checkpoints import commit_three, fields, files  # noqa: F401 - the fixture
+from checkpoint_cases import commit_three, fields
 
 from curtail_pipeline.storage import checkpoint_index, file_index
 from curtail_pipeline.storage.checkpoints import Checkpoints
@@ -22,7 +22,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, files: dict[str, Path]) -> FolderStore:  # noqa: F811
+def store(tmp_path: Path, files: dict[str, Path]) -> FolderStore:
     store = FolderStore(tmp_path / "store")
     commit_three(Checkpoints(store), files)
     return store
@@ -161,7 +161,7 @@ def test_sealed_is_true_of_what_was_written_alone(store: FolderStore) -> None:
         assert not sealed(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
-def test_a_commit_is_seen_by_whoever_has_looked_before(store: FolderStore, files: dict[str, Path]) -> None:  # noqa: F811
+def test_a_commit_is_seen_by_whoever_has_looked_before(store: FolderStore, files: dict[str, Path]) -> None:
     reader, writer = opened(store), opened(store)
     assert reader.last() == KEYS[-1]
     writer.commit("ckpt-000003", files, fields(KEYS[-1], begin=10, first=10), 3)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from test_checkpoints import commit_three, fields, files  # noqa: F401 - a fixture
+from checkpoint_cases import commit_three, fields
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError
@@ -31,7 +31,7 @@ def machine(s3: S3Server, tmp_path: Path) -> Callable[[str], Checkpoints]:
     return lambda name: Checkpoints(S3Store(place, tmp_path / name, 1 << 24, s3.connect))
 
 
-def test_commit_and_read_on_another_machine(machine: Callable[[str], Checkpoints], files: Files) -> None:  # noqa: F811
+def test_commit_and_read_on_another_machine(machine: Callable[[str], Checkpoints], files: Files) -> None:
     commit_three(machine("one"), files)
     other = machine("two")
     assert other.keys() == ["ckpt-000000", "ckpt-000001", "ckpt-000002"] and other.last() == "ckpt-000002"
@@ -49,7 +49,7 @@ def test_commit_and_read_on_another_machine(machine: Callable[[str], Checkpoints
 
 def test_a_list_reads_no_manifest_twice(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     commit_three(machine("one"), files)
@@ -59,7 +59,7 @@ def test_a_list_reads_no_manifest_twice(
     assert [s.key for s in machine("two").summaries()] == ["ckpt-000000", "ckpt-000001", "ckpt-000002"] and not read
 
 
-def test_files_that_are_in_the_store_are_copied_there(machine: Callable[[str], Checkpoints], files: Files) -> None:  # noqa: F811
+def test_files_that_are_in_the_store_are_copied_there(machine: Callable[[str], Checkpoints], files: Files) -> None:
     checkpoints = machine("one")
     for name, path in files.items():
         checkpoints.store.put_file(path, f"scratch/x/{name}")
@@ -72,7 +72,7 @@ def test_files_that_are_in_the_store_are_copied_there(machine: Callable[[str], C
     assert checkpoints.keys() == ["ckpt-000000"] and checkpoints.store.list("scratch/.staged") == []
 
 
-def test_an_older_writer_is_fenced(machine: Callable[[str], Checkpoints], files: Files) -> None:  # noqa: F811
+def test_an_older_writer_is_fenced(machine: Callable[[str], Checkpoints], files: Files) -> None:
     one, two = machine("one"), machine("two")
     one.commit("ckpt-000000", files, fields(), 0)
     one.claim("ckpt-000001", 3, 2)
@@ -86,7 +86,7 @@ def test_an_older_writer_is_fenced(machine: Callable[[str], Checkpoints], files:
     assert two.commit("ckpt-000001", files, fields("ckpt-000000", attempt=1), 4).attempt == 1
 
 
-def test_of_many_writers_one_commits(machine: Callable[[str], Checkpoints], files: Files) -> None:  # noqa: F811
+def test_of_many_writers_one_commits(machine: Callable[[str], Checkpoints], files: Files) -> None:
     machine("one").commit("ckpt-000000", files, fields(), 0)
     outcomes: list[str] = []
     gate = threading.Barrier(4)
@@ -111,7 +111,7 @@ def test_of_many_writers_one_commits(machine: Callable[[str], Checkpoints], file
 
 def test_a_commit_that_comes_between_two_looks_is_seen(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another writer commits at the worst moments: before each of the looks at the log in turn."""
@@ -150,7 +150,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(("after", "next_one"), [(0, "claim"), (4, "claim"), (1, "commit")])
 def test_a_decided_commit_is_carried_out_by_whoever_comes_next(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
     monkeypatch: pytest.MonkeyPatch,
     after: int,
     next_one: str,
@@ -182,7 +182,7 @@ def test_a_decided_commit_is_carried_out_by_whoever_comes_next(
 
 def test_an_initialised_model_whose_commit_was_cut_off_is_not_made_again(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, two = machine("one"), machine("two")
@@ -201,7 +201,7 @@ def test_an_initialised_model_whose_commit_was_cut_off_is_not_made_again(
 
 def test_one_that_dies_before_the_decision_leaves_nothing_that_counts(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, two = machine("one"), machine("two")
@@ -220,7 +220,7 @@ def test_one_that_dies_before_the_decision_leaves_nothing_that_counts(
 
 def test_a_damaged_checkpoint_is_named_and_not_replaced(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
 ) -> None:
     one = machine("one")
     commit_three(one, files)
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_named_and_not_replaced(
         one.commit("ckpt-000002", files, fields("ckpt-000001", begin=5, first=5), 9)
 
 
-def test_export(machine: Callable[[str], Checkpoints], files: Files, tmp_path: Path) -> None:  # noqa: F811
+def test_export(machine: Callable[[str], Checkpoints], files: Files, tmp_path: Path) -> None:
     one = machine("one")
     one.commit("ckpt-000000", files, fields(), 0)
     shutil.rmtree(tmp_path / "one", ignore_errors=True)
@@ -255,7 +255,7 @@ def test_export(machine: Callable[[str], Checkpoints], files: Files, tmp_path: P
 
 def test_a_damaged_checkpoint_without_a_child_is_set_aside_and_made_again(
     machine: Callable[[str], Checkpoints],
-    files: Files,  # noqa: F811
+    files: Files,
 ) -> None:
     one, two = machine("one"), machine("two")
     commit_three(one, files)

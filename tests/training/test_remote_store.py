@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from s3_signed_front import SignedFront, signed_front
-from training_case import CONFIG, SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
+from training_case import CONFIG, SITE, WEIGHTS, changed, make_experiment, make_order, next_order
 from waiting import wait_until
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
@@ -51,8 +51,8 @@ SECRET = "a secret of the coordinator"
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
-    return fill_store(tmp_path_factory.mktemp("filled"), EXPERIMENT)
+def filled(shared: FolderStore) -> FolderStore:
+    return shared
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from test_checkpoints import fields
+from checkpoint_cases import fields
 
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore

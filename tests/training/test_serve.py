@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from training_case import SITE, changed, fill_store, make_experiment, make_order, next_order
+from training_case import SITE, changed, make_experiment, make_order, next_order
 from waiting import wait_until
 
 from curtail_pipeline.federation.orders import Order, Result
@@ -78,8 +78,8 @@ class Trainer:
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    return fill_store(tmp_path_factory.mktemp("served"), make_experiment())
+def filled(shared):
+    return shared
 
 
 @pytest.fixture(scope="module")

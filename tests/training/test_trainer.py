@@ -13,19 +13,20 @@ from training_case import (
     SEQUENCES_PER_STEP,
     SITE,
     WEIGHTS,
+    CountingReader,
     changed,
-    fill_store,
+    comparable,
     make_experiment,
     make_order,
     next_order,
+    run_rounds,
 )
 from transformers import AutoModelForCausalLM
 
 from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.emissions.meter import Drawn, make_meter
-from curtail_pipeline.errors import CorpusError, MessageError, SettingsError, StoreError, TrainingError
+from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import (
-    Order,
     Plan,
     Result,
     SharedState,
@@ -34,7 +35,6 @@ from curtail_pipeline.federation.orders import (
     WrittenWeights,
 )
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.heldout_loss import evaluate
@@ -57,50 +57,6 @@ def test_the_gate_measures_what_the_evaluation_does(shared):
     folder = shared.path(WEIGHTS).parent
     assert gate(known) == pytest.approx(evaluate(folder, HeldoutReader(shared, SEQUENCE)).loss, rel=1e-6)
     assert gate(StoredWeights(key=CONFIG, sha256="0" * 64)) is None
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    return fill_store(tmp_path_factory.mktemp("filled"), EXPERIMENT)
-
-
-@pytest.fixture(scope="module")
-def shared(filled, tmp_path_factory):
-    """One store for tests that leave traces of no interest to others."""
-    root = tmp_path_factory.mktemp("shared") / "store"
-    shutil.copytree(filled.root, root)
-    return FolderStore(root)
-
-
-@pytest.fixture
-def vocabulary(store):
-    return store.read_json(CONFIG)["real_vocabulary"]
-
-
-@pytest.fixture
-def store(filled, tmp_path):
-    shutil.copytree(filled.root, tmp_path / "store")
-    return FolderStore(tmp_path / "store")
-
-
-def run_rounds(store, trainer, rounds, **changes):
-    """Rounds one after the other in one trainer; the orders and results."""
-    done = []
-    order = make_order(store, **changes)
-    for _ in range(rounds):
-        result = trainer.train(order)
-        done.append((order, result))
-        order = next_order(order, result)
-    return done
-
-
-def comparable(result):
-    """What of a result does not depend on how fast the machine was."""
-    return result.model_dump(exclude={"seconds", "tokens_per_s"})
-
-
-def everything_stored(store):
-    return {str(p.relative_to(store.root)): file_sha256(p) for p in store.root.rglob("*") if p.is_file()}
 
 
 def test_a_round_says_what_its_counters_measured(store, tmp_path):
@@ -269,19 +225,6 @@ def test_no_step_runs_over_the_deadline_if_it_takes_as_long_as_the_one_before(st
     assert result.tokens_per_s == SEQUENCES_PER_STEP * SEQUENCE
 
 
-class CountingReader:
-    """Sequences that name themselves: row `i` of the lease is all token `i % 400`."""
-
-    def __init__(self):
-        self.read = []
-
-    def batches(self, ranges, sequences_per_batch, seed):
-        rows = [i for _, start, stop in ranges for i in range(start, stop)]
-        for at in range(0, len(rows), sequences_per_batch):
-            self.read.append(rows[at : at + sequences_per_batch])
-            yield np.tile(np.array(self.read[-1])[:, None] % 400, SEQUENCE + 1).astype(np.uint16)
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     lease=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(1, 13)), max_size=4),
@@ -301,52 +244,6 @@ def test_consumed_is_the_prefix_that_was_trained_on(shared, lease, max_steps, st
     taken = [(e, i) for e, start, stop in result.consumed for i in range(start, stop)]
     assert taken == flat[: steps * SEQUENCES_PER_STEP]
     assert [i for _, i in taken] == [i for rows in reader.read[:steps] for i in rows]
-
-
-# What is refused
-
-
-def test_corrupt_or_missing_weights_are_refused_and_nothing_is_stored(store):
-    trainer = SiteTrainer(store, SITE, EXPERIMENT)
-    order = make_order(store)
-    path = store.path(WEIGHTS)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    before = everything_stored(store)
-    with pytest.raises(TrainingError, match=rf"{WEIGHTS} is corrupt: its sha256 is [0-9a-f]{{64}}, expected"):
-        trainer.train(order)
-    path.unlink()
-    with pytest.raises(TrainingError, match=f"{WEIGHTS} is not in the store"):
-        trainer.train(order)
-    path.write_bytes(data)
-    assert everything_stored(store) == before
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    assert trainer.train(order).steps == 3
-
-
-def test_a_pruned_inner_state_is_named_with_the_fix(store):
-    _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
-    store.delete(snapshot_key(SITE, second.inner_state))
-    for strict in (changed(second, terms=SiteTerms(lost_state="refuse")), changed(second, replay="again")):
-        with pytest.raises(TrainingError, match=f"{second.inner_state} of site {SITE} .* 'fresh'"):
-            SiteTrainer(store, SITE, EXPERIMENT).train(strict)
-    assert result.steps == 3
-
-
-@pytest.mark.parametrize("damage", ["gone", "flipped"])
-def test_a_site_that_lost_its_inner_state_starts_fresh_and_says_so(store, caplog, damage):
-    _, (second, result) = run_rounds(store, SiteTrainer(store, SITE, EXPERIMENT), 2)
-    path = store.path(snapshot_key(SITE, second.inner_state))
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-1] + b"!")
-    anew = SiteTrainer(store, SITE, EXPERIMENT).train(second)
-    assert anew.inner_state.begin == "fresh" and anew.steps == 3 and f"{SITE} starts fresh" in caplog.text
-    told = SiteTrainer(store, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
-    assert anew.weights == told.weights != result.weights
 
 
 def test_learning_rates_follow_the_members_of_the_round(store):
@@ -396,59 +293,6 @@ def test_a_lost_merged_state_is_handled_as_the_terms_say(store, caplog):
             SiteTrainer(store, SITE, EXPERIMENT).train(strict)
 
 
-def test_a_site_says_what_it_works_with_and_others_text_is_refused_before_work(store):
-    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), make_order(store)
-    made_with = trainer.train(order).made_with
-    assert made_with["torch"] == torch.__version__.split("+")[0] or made_with["torch"] == torch.__version__
-    assert len(made_with["corpus"]) == len(made_with["tokenizer"]) == 64
-    other = SiteTerms(made_with={**made_with, "tokenizer": "f" * 64}, differing="refuse")
-    with pytest.raises(TrainingError, match=rf"works with tokenizer {made_with['tokenizer'][:12]} instead of ffffffff"):
-        trainer.train(changed(order, round=1, terms=other))
-    recorded = changed(order, round=1, terms=other.model_copy(update={"differing": "record"}))
-    assert trainer.train(recorded).steps == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"site": "SPP_TX"}, TrainingError, "for site 'SPP_TX', this trainer is 'NEM_SA'"),
-        ({"config": "checkpoints/none/config.json"}, StoreError, "checkpoints/none/config.json"),
-        ({"config": "experiment.json"}, TrainingError, "experiment.json describes a None model"),
-        ({"out": "../outside.safetensors"}, StoreError, "leaves the store"),
-    ],
-)
-def test_orders_that_cannot_be(store, change, error, text):
-    with pytest.raises(error, match=text):
-        SiteTrainer(store, SITE, EXPERIMENT).train(make_order(store, **change))
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"max_steps": -1}, "max_steps: Input should be greater than or equal to 0"),
-        ({"inner_state": "stale"}, "inner_state"),
-        ({"parent": {"key": WEIGHTS}}, "parent.sha256: Field required"),
-        ({"haste": True}, "haste: Extra inputs are not permitted"),
-        ({"schema": 2}, "has schema 2"),
-    ],
-)
-def test_what_is_no_order(store, change, text):
-    content = make_order(store).model_dump(mode="json") | change
-    with pytest.raises(MessageError, match=text):
-        Order.read(content, "the order")
-
-
-def test_another_experiment_is_refused(store):
-    trainer = SiteTrainer(store, SITE, EXPERIMENT)
-    trainer.train(make_order(store))
-    later = EXPERIMENT.model_copy(update={"clock": EXPERIMENT.clock.model_copy(update={"end": None})})
-    store.write_json("experiment.json", {**later.model_dump(mode="json"), "replay": {"speed": 9.0}})
-    trainer.train(make_order(store, attempt=1))
-    store.write_json("experiment.json", make_experiment(matrix_lr=0.5).model_dump(mode="json"))
-    with pytest.raises(TrainingError, match="restart the trainer"):
-        trainer.train(make_order(store, attempt=2))
-
-
 def test_a_site_that_came_later_trains_on_text_of_another(store):
     """And a trainer that was started before goes on."""
     before = SiteTrainer(store, SITE, EXPERIMENT)
@@ -462,86 +306,6 @@ def test_a_site_that_came_later_trains_on_text_of_another(store):
     )
     assert theirs.steps == mine.steps == 3 and theirs.loss_first == pytest.approx(mine.loss_first, rel=1e-5)
     assert theirs.consumed == ((1, 0, 12, SITE),)
-
-
-def test_token_ids_beyond_the_vocabulary(store, vocabulary):
-    class Foreign(CountingReader):
-        def batches(self, ranges, sequences_per_batch, seed):
-            yield np.full((sequences_per_batch, SEQUENCE + 1), vocabulary)
-
-    with pytest.raises(TrainingError, match=f"hold token id {vocabulary}, .* vocabulary ends at {vocabulary - 1}"):
-        SiteTrainer(store, SITE, EXPERIMENT, Foreign()).train(make_order(store))
-
-
-def test_a_loss_that_is_not_finite_is_refused_and_forgotten(store):
-    trainer = SiteTrainer(store, SITE, EXPERIMENT)
-    good = trainer.train(make_order(store))
-    broken = {n: t.clone() for n, t in trainer._learner.model.state_dict().items()}
-    broken["model.embed_tokens.weight"][:] = float("nan")
-    from curtail_pipeline.training.weights import store_tensors
-
-    digest, _ = store_tensors(store, "scratch/nan.safetensors", broken)
-    order = make_order(store, attempt=1, parent={"key": "scratch/nan.safetensors", "sha256": digest})
-    before = everything_stored(store)
-    with pytest.raises(TrainingError, match=r"diverged: loss nan .*; lower training\.matrix_lr"):
-        trainer.train(order)
-    assert everything_stored(store) == before
-    assert comparable(trainer.train(make_order(store))) == comparable(good)
-
-
-def test_a_round_that_diverges_is_ended_and_nothing_of_it_is_kept(tmp_path):
-    """Learning rates of 1e9: finite all along, since the logits are capped."""
-    experiment = make_experiment(matrix_lr=1e9, embedding_lr=1e9, unembedding_lr=1e9)
-    store = fill_store(tmp_path, experiment)
-    before = everything_stored(store)
-    with pytest.raises(TrainingError, match=r"diverged: loss \d.* \(limit 7\.\d+\) .* at global step \d+ of site"):
-        SiteTrainer(store, SITE, experiment).train(make_order(store, max_steps=30))
-    assert everything_stored(store) == before
-
-
-def test_a_round_that_failed_half_way_leaves_no_trace(store):
-    class Failing(CountingReader):
-        fails = False
-
-        def batches(self, ranges, sequences_per_batch, seed):
-            for count, batch in enumerate(super().batches(ranges, sequences_per_batch, seed)):
-                if self.fails and count == 2:
-                    raise CorpusError("the disk went away")
-                yield batch
-
-    reader = Failing()
-    trainer = SiteTrainer(store, SITE, EXPERIMENT, reader)
-    order = make_order(store)
-    first = trainer.train(order)
-    second = trainer.train(next_order(order, first))
-    for again, was in ((next_order(order, first), second), (order, first)):
-        trainer.train(changed(again, attempt=1))  # weights and inner state of the order's start are in memory
-        reader.fails = True
-        with pytest.raises(CorpusError, match="the disk went away"):
-            trainer.train(changed(again, attempt=2))
-        reader.fails = False
-        assert comparable(trainer.train(changed(again, attempt=3))) == comparable(was)
-
-
-def test_weights_of_another_shape(store):
-    from curtail_pipeline.training.weights import store_tensors
-
-    digest, _ = store_tensors(store, "scratch/other.safetensors", {"lm_head.weight": torch.zeros(3, 3)})
-    order = make_order(store, parent={"key": "scratch/other.safetensors", "sha256": digest})
-    with pytest.raises(TrainingError, match="does not fit the model's config"):
-        SiteTrainer(store, SITE, EXPERIMENT).train(order)
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps"])
-def test_a_device_that_is_not_there(store, device):
-    site = EXPERIMENT.site(SITE).model_copy(update={"device": device})
-    with pytest.raises(TrainingError, match=f"device '{device}' of {SITE}"):
-        SiteTrainer(store, site, EXPERIMENT)
-
-
-def test_an_unknown_site(store):
-    with pytest.raises(SettingsError, match="unknown site 'MARS'"):
-        SiteTrainer(store, "MARS", EXPERIMENT)
 
 
 def test_retention_spares_the_running_segment(store):

@@ -1,14 +1,12 @@
 """Rounds whose updates are coded: what is lost is in the inner state, and everything repeats to the bit."""
 
-import shutil
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from training_case import CONFIG, SITE, WEIGHTS, changed, fill_store, make_experiment, make_order, next_order
+from training_case import CONFIG, SITE, WEIGHTS, changed, make_experiment, make_order, next_order
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.codecs import CODECS
@@ -34,17 +32,6 @@ from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
-    return fill_store(tmp_path_factory.mktemp("filled"), EXPERIMENT)
-
-
-@pytest.fixture
-def store(filled: FolderStore, tmp_path: Path) -> FolderStore:
-    shutil.copytree(filled.root, tmp_path / "store")
-    return FolderStore(tmp_path / "store")
 
 
 def committed(store: FolderStore, order: Order, result: Result) -> StoredWeights:

@@ -1,45 +1,19 @@
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
-from pydantic import ValidationError
+from rule_cases import MINUTE, PAPER, PLAIN, SITE, START, trace
 
 from curtail_pipeline.cli.windows_of_file import FoundWindow, windows_of_file
 from curtail_pipeline.errors import MessageError, PolicyError, SettingsError, TraceError
-from curtail_pipeline.settings.experiment import load_experiment, parse_experiment
+from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.settings.job import PolicySettings
-from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, rule_of
+from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.windows.bulk import windows_of_files
-from curtail_pipeline.windows.day_tables import day_summary, diff_windows, plot_windows
 from curtail_pipeline.windows.quality import judge
 from curtail_pipeline.windows.rules import WINDOW_SCHEMA, RuleState, derive_windows, merge_days
-
-START = datetime(2026, 1, 11, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
-SITE = Site(name="site", region="R", training_kw=2, idle_kw=0.5, steps_per_s=1)
-PAPER = PolicySettings(name="paper")
-PLAIN = PolicySettings(name="threshold")
-
-
-def trace(values, *, kind="marginal_intensity", step=5, first=0, region="R", estimated=None):
-    return pl.DataFrame(
-        {
-            "time": [START + (first + i * step) * MINUTE for i in range(len(values))],
-            "region": [region] * len(values),
-            "value": values,
-            "kind": [kind] * len(values),
-            "estimated": estimated or [False] * len(values),
-        },
-        schema={
-            "time": pl.Datetime("us", "UTC"),
-            "region": pl.String,
-            "value": pl.Float64,
-            "kind": pl.String,
-            "estimated": pl.Boolean,
-        },
-    )
 
 
 def derive(traces, policy=PAPER, minutes=None, rule=None, **options):
@@ -345,33 +319,6 @@ def test_unreadable_state_and_wrong_use_are_refused():
         derive_windows(naive, [SITE], PAPER, start=START, end=end)
 
 
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        ({"kind": "average_intensity"}, "average_intensity cannot define a window"),
-        ({"enter": 100, "exit": 50}, "would leave before enter 100 holds"),
-        ({"kind": "price", "all_of": [{"kind": "marginal_intensity"}]}, "'kind' beside any_of/all_of"),
-        ({"all_of": [{"enter": 1}, {"enter": 2}]}, "marginal_intensity is listed twice"),
-        ({"any_of": [{}], "all_of": [{}]}, "not both"),
-        ({"entry": 100}, "Extra inputs"),
-    ],
-)
-def test_impossible_rules_are_refused(rule, message):
-    with pytest.raises(ValidationError, match=message):
-        RuleSettings.model_validate(rule)
-    with pytest.raises(PolicyError, match="policy 'paper', parameter enter: Input should be a valid number"):
-        rule_of(PolicySettings(parameters={"enter": "low"}), "R")
-
-
-def test_an_experiment_keeps_its_rules_when_written_out_and_read_back():
-    experiment = load_experiment("laptop").model_dump(mode="json")
-    experiment["rules"] = {"SPP_TX": {"any_of": [{"kind": "price"}, {}], "min_duration_s": 1800}}
-    once = parse_experiment(experiment, "test")
-    assert parse_experiment(once.model_dump(mode="json"), "test") == once
-    assert rule_of(once.policy, "SPP_TX", once.rules).signals[0].exit_at == 5
-    assert rule_of(once.policy, "NEM_SA", once.rules).signals[0].delay_s == 600
-
-
 def test_files_in_batches_give_the_windows_of_the_table(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("curtail_pipeline.windows.bulk.BATCH_ROWS", 30)
     names = [f"R{i}" for i in range(5)]
@@ -392,46 +339,3 @@ def test_files_in_batches_give_the_windows_of_the_table(tmp_path: Path, monkeypa
     assert windows_of_files(files, sites, PAPER, rules=rules, **options).equals(whole)
     with pytest.raises(TraceError, match="no trace file for region 'R0'"):
         windows_of_files({"X": []}, sites, PAPER, **options)
-
-
-def test_the_summary_of_a_day_and_what_changed():
-    other = Site(name="other", region="S", training_kw=1, idle_kw=0, steps_per_s=1)
-    content = pl.concat([trace([50] * 12 + [200] * 6 + [50] * 6), trace([300] * 24, region="S")])
-    noon = START + 60 * MINUTE
-    end = START + 120 * MINUTE
-    before, _ = derive_windows(content, [SITE, other], PLAIN, start=START, end=START + 30 * MINUTE)
-    table, _ = derive_windows(content, [SITE, other], PLAIN, start=START, end=end)
-    summary = day_summary(table, [SITE, other], START, end)
-    assert summary["site"].to_list() == ["site", "other"]
-    assert summary.row(0, named=True) == {
-        "site": "site",
-        "region": "R",
-        "windows": 2,
-        "hours": 1.5,
-        "longest_hours": 1.0,
-        "open": True,
-        "mean_signal": pytest.approx(50),
-    }
-    assert summary.row(1)[2:] == (0, 0.0, 0.0, False, None)
-    assert day_summary(table, [SITE], noon, end)["hours"].to_list() == [0.5]
-    changes = diff_windows(before, table)
-    assert changes.select("change", "site", "start").rows() == [
-        ("ended", "site", START),
-        ("added", "site", START + 90 * MINUTE),
-    ]
-    assert diff_windows(table, before)["change"].to_list() == ["changed", "removed"]
-    assert diff_windows(table, table).is_empty()
-    assert diff_windows(None, table).is_empty()
-
-
-def test_the_plot_shades_each_window():
-    content = pl.concat([trace([50] * 12 + [200] * 6 + [50] * 6), trace([300] * 24, region="S")])
-    table, _ = derive_windows(content, [SITE], PLAIN, start=START, end=START + 120 * MINUTE)
-    spec = plot_windows(content, table).to_dict()
-    (shaded, line), (other, _) = (
-        [spec["datasets"][layer["data"]["name"]] for layer in chart["layer"]] for chart in spec["vconcat"]
-    )
-    assert [row["start"] for row in shaded] == ["2026-01-11T00:00:00Z", "2026-01-11T01:30:00Z"]
-    assert len(line) == 24
-    assert other == []
-    assert plot_windows(content.clear(), table).to_dict()["mark"]["type"] == "line"
