@@ -94,7 +94,8 @@ def state_scale(states: Iterable[str]) -> alt.Scale:
 
 
 def inline(rows: Iterable[Mapping[str, Cell]]) -> alt.InlineData:
-    return alt.InlineData(iso_cells(rows))
+    """The data of a chart; a tuple, since altair copies a list, row by row, whenever it puts charts together."""
+    return alt.InlineData(tuple(iso_cells(rows)))
 
 
 def time_axis(start: datetime, end: datetime, size: Size, *, labels: bool, field: str = "start") -> alt.X:
@@ -125,10 +126,13 @@ def legend(title: str | None = None, size: Size = WIDE) -> alt.Legend:
 
 def _spec(chart: Chart) -> str:
     styled = chart.resolve_scale(color="independent") if isinstance(chart, alt.VConcatChart) else chart
-    spec: str = (
-        styled.configure(font="Helvetica, Arial, sans-serif", background=GROUND, padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(
+    # all at once: every call copies the chart
+    spec: str = styled.configure(
+        font="Helvetica, Arial, sans-serif",
+        background=GROUND,
+        padding=4,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
             labelColor=SOFT,
             titleColor=SOFT,
             gridColor=GRID,
@@ -137,10 +141,11 @@ def _spec(chart: Chart) -> str:
             titleFontWeight="normal",
             labelFontSize=11,
             titleFontSize=11,
-        )
-        .configure_legend(labelColor=INK, titleColor=SOFT, titleFontWeight="normal", labelFontSize=11, titleFontSize=11)
-        .to_json(indent=None, validate=False)
-    )
+        ),
+        legend=alt.LegendConfig(
+            labelColor=INK, titleColor=SOFT, titleFontWeight="normal", labelFontSize=11, titleFontSize=11
+        ),
+    ).to_json(indent=None, validate=False)
     return spec
 
 

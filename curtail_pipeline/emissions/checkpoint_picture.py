@@ -1,6 +1,6 @@
 """A checkpoint as one small picture: how the loss got there, and what power and CO2 each site took for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import altair as alt
@@ -15,13 +15,14 @@ from curtail_pipeline.emissions.chart_style import (
     Chart,
     as_png,
     colour_scale,
+    inline,
     state_scale,
     to_svg,
 )
 from curtail_pipeline.emissions.formats import mass, short
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
-from curtail_pipeline.times import Cell, iso_cells
+from curtail_pipeline.times import Cell
 
 MOST_BYTES = 50_000
 """The picture stands in the event log, base64-coded, once per checkpoint."""
@@ -92,11 +93,11 @@ def _curve(shown: Shown) -> Chart:
     y = alt.Y("loss:Q", title="loss, nat per token", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
     begin = manifest.tokens.total - manifest.tokens.segment
     part: list[dict[str, Cell]] = [{"tokens": begin, "until": manifest.tokens.total}]
-    band = alt.Chart(_data(part)).mark_rect(color="#EEF3F8").encode(x=x, x2="until:Q")
+    band = alt.Chart(inline(part)).mark_rect(color="#EEF3F8").encode(x=x, x2="until:Q")
     legend = alt.Legend(title=None, orient="bottom", symbolType="circle")
-    points = alt.Chart(_data(losses)).mark_circle(size=26, opacity=0.85)
+    points = alt.Chart(inline(losses)).mark_circle(size=26, opacity=0.85)
     points = points.encode(x=x, y=y, color=alt.Color("site:N", scale=colour_scale(shown.sites), legend=legend))
-    base = alt.Chart(_data(heldout)).encode(x=x, y=y)
+    base = alt.Chart(inline(heldout)).encode(x=x, y=y)
     line, marks = base.mark_line(color=INK, strokeWidth=1.4), base.mark_point(color=INK, filled=True, shape="diamond")
     title = alt.TitleParams("training loss (dots), held-out loss (line)", anchor="start", fontSize=11, color=SOFT)
     layers = [band, points, line, marks] if losses or heldout else [band]
@@ -113,7 +114,7 @@ def _bars(shown: Shown) -> Chart:
     y = alt.Y("site:N", title=None, sort=sites, axis=alt.Axis(labelLimit=110, ticks=False, domain=False))
     height = max(1, len(sites)) * ROW_HEIGHT
     energy = (
-        alt.Chart(_data(states.rows(named=True)))
+        alt.Chart(inline(states.rows(named=True)))
         .mark_bar(size=14)
         .encode(
             y=y,
@@ -129,7 +130,7 @@ def _bars(shown: Shown) -> Chart:
         for site, kwh, grams, unknown in by_site.iter_rows()
     ]
     top = max([grams or 0.0 for grams in by_site["co2_g"]], default=0.0) * 1.25 or 1.0  # room for the labels
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(inline(rows)).encode(
         y=y, x=alt.X("g:Q", title="g CO2", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(tickCount=4))
     )
     bars = base.mark_bar(size=14, color="#6B7785")
@@ -137,7 +138,3 @@ def _bars(shown: Shown) -> Chart:
     carbon = alt.layer(bars, labels).properties(width=BARS_WIDTH, height=height)
     both: Chart = alt.vconcat(energy, carbon, spacing=8).resolve_scale(color="independent")
     return both
-
-
-def _data(rows: Sequence[Mapping[str, Cell]]) -> alt.InlineData:
-    return alt.InlineData(iso_cells(rows))

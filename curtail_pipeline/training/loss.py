@@ -7,7 +7,9 @@ With `compile: true` what is between a chunk's matrix products is compiled on a 
 operations are fused instead of each reading and writing all logits in float32. On a CPU it is not.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -47,7 +49,10 @@ def chunk_slopes(product: torch.Tensor, targets: torch.Tensor, cap: float | None
     return loss, slope.to(product.dtype)
 
 
-fused_slopes = torch.compile(chunk_slopes, fullgraph=True)
+@cache
+def fused_slopes() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`chunk_slopes` compiled; made when first asked for, as `torch.compile` alone imports 0.7 s of processor time."""
+    return torch.compile(chunk_slopes, fullgraph=True)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -114,7 +119,7 @@ class _FusedHeadLoss(_HeadLoss):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             for start in range(0, len(hidden), size := chunk_rows(hidden.device.type, weight.shape[0])):
                 h, t = hidden[start : start + size], targets[start : start + size, None]
-                loss, slope = fused_slopes((h if cap is None else h / cap) @ matrix.T, t, cap)
+                loss, slope = fused_slopes()((h if cap is None else h / cap) @ matrix.T, t, cap)
                 total += loss
                 torch.mm(slope, matrix, out=grad_hidden[start : start + size])
                 grad_weight += slope.T @ h
