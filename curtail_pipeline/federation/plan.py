@@ -54,19 +54,23 @@ def late_key(folder: str, index: int) -> str:
     return f"{folder}/late-{index:04d}.json"
 
 
-def parse_journal(text: bytes, source: str) -> list[JournalLine]:
-    """The rounds that are in a `rounds.jsonl`.
+def parse_journal(text: bytes, source: str, begin: int = 0) -> list[JournalLine]:
+    """The rounds that are in a `rounds.jsonl`, from the one of that index on.
 
     Raises:
         MessageError: a line is no journal line of this version.
     """
-    return [JournalLine.read(line, f"line {n} of {source}") for n, line in enumerate(text.splitlines(), 1)]
+    lines = text.splitlines()[begin:]
+    return [JournalLine.read(line, f"line {n} of {source}") for n, line in enumerate(lines, begin + 1)]
 
 
-def read_journal(store: Store, folder: str) -> list[JournalLine]:
-    """The rounds of a segment; none where it has not merged one. Errors as of `parse_journal`."""
+def read_journal(store: Store, folder: str, begin: int = 0) -> list[JournalLine]:
+    """The rounds of a segment, or those from an index on: a line has whole orders, and takes long to parse.
+
+    None where it has not merged one. Errors as of `parse_journal`.
+    """
     key = journal_key(folder)
-    return parse_journal(store.read_bytes(key), key) if store.exists(key) else []
+    return parse_journal(store.read_bytes(key), key, begin) if store.exists(key) else []
 
 
 def replay_of(

@@ -219,7 +219,7 @@ class _Follower:
         raise RunLost(f"{self.folder}: Flower run {self.run_id} was stopped: its ServerApp is lost: {reason}")
 
     def round_events(self) -> Iterator[SegmentEvent]:
-        for line in read_journal(self.store, self.folder)[self.seen_rounds :]:
+        for line in read_journal(self.store, self.folder, self.seen_rounds):
             self.seen_rounds += 1
             yield from events_of(line)
 

@@ -29,7 +29,7 @@ SETTLE_S = 5.0
 """The next worker begins to import so long after the last one took a run, when that has started up."""
 TURN_S = 1.0
 """How often it is looked for workers that have ended."""
-BEFORE = ("dagster._cli.api", "altair", "curtail_pipeline.settings.experiment")
+BEFORE = ("dagster._cli.api", "dagster._core.storage.sqlite_storage", "altair", "curtail_pipeline.settings.experiment")
 TORCH = "transformers.models.nanochat.modeling_nanochat"
 """Imported before the fork where it is installed, as it is not in a control plane, and may be."""
 

@@ -17,7 +17,7 @@ class Section(BaseModel):
     """A settings section: immutable; an unknown key is an error rather than ignored, and so are an infinite number and
     true or false where a number is meant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -169,7 +169,7 @@ def _own_process(place: Aside, key: str, on_progress: SegmentProgress) -> Segmen
     try:
         while True:
             over = process.poll() is not None
-            for line in read_journal(store, place.folder)[seen:]:
+            for line in read_journal(store, place.folder, seen):
                 seen += 1
                 for event in events_of(line):
                     on_progress(event)

@@ -26,9 +26,7 @@ SCHEMA: Literal[1] = 1
 class Record(BaseModel):
     """A part of a message."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
 
 
 class Message(Record):

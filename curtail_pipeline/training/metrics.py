@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import polars as pl
+from pydantic import ConfigDict
 
 from curtail_pipeline.emissions.meter import Meter
 from curtail_pipeline.errors import StoreError, TrainingError
@@ -27,6 +28,8 @@ SIGNAL_S = 60.0
 
 
 class StepMetrics(Message):
+    model_config = ConfigDict(use_attribute_docstrings=True)  # what Prometheus says of each
+
     at: str
     """When the step ended (UTC)."""
     site: str

@@ -21,7 +21,7 @@ from curtail_pipeline.storage.tables import trace_key, write_table
 from curtail_pipeline.times import day_of, utc_now
 from curtail_pipeline.training import throughput
 from curtail_pipeline.training.dashboards import TensorBoard, WeightsAndBiases, reporter_of
-from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, StepReporter, shown
+from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, StepMetrics, StepReporter, shown
 from curtail_pipeline.training.presets import model_config, parameter_count
 from curtail_pipeline.training.step_progress import StepProgress
 
@@ -193,3 +193,8 @@ def test_the_reporter_shows_what_the_experiment_asks_for(store, tmp_path):
     more = reporter_of(store, experiment.sites[0], wanted, meter, endpoint)
     more.close()
     assert [type(sink) for sink in more._sinks] == [JsonLines, TensorBoard] and (tmp_path / "S.tensorboard").is_dir()
+
+
+def test_every_gauge_says_what_it_shows():
+    described = [StepMetrics.model_fields[name].description for name in Prometheus.NAMES]
+    assert all(described), described
