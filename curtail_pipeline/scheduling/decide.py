@@ -11,7 +11,7 @@ from typing import Literal
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.scheduling.joint_rounds import paying
-from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
+from curtail_pipeline.scheduling.policies import policy_of
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.times import from_us, iso, to_us
 
@@ -63,7 +63,7 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
             sites[site.name] = SiteDecision("off", stale, sites[site.name].since, sites[site.name].ready)
     for name, reason in view.away.items():
         sites[name] = SiteDecision("off", reason, sites[name].since, sites[name].ready)
-    if view.experiment.rounds.sync == "paying" and isinstance(policy_of(view), TimelinePolicy):
+    if view.experiment.rounds.sync == "paying" and not policy_of(view).plans_rounds:
         _hold_back(view, sites)
     return _decision(now, sites)
 

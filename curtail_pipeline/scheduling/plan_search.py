@@ -5,6 +5,7 @@ Where the plans come from does not matter to the result, which is never worse th
 - what is handed in: plans of other policies, what was planned before or for an earlier deadline;
 - per price of a step, each site's own best plan (`planner.best_actions`), refined where the job just finishes;
 - per amount of steps, the best share of it among the sites (`plan_amounts`);
+- any of these without what sites train while they keep others waiting for more than they add (`joint_rounds`);
 - the best so far with one site planned anew given the others, with small changes (`plan_changes`), and with a few of
   them at random.
 """
@@ -17,6 +18,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
+from curtail_pipeline.scheduling.joint_rounds import WithoutWaiting
 from curtail_pipeline.scheduling.plan_amounts import Amounts
 from curtail_pipeline.scheduling.plan_changes import Changes
 from curtail_pipeline.scheduling.planner import (
@@ -45,6 +47,8 @@ KICKS = 30
 """Descents from a changed best plan."""
 THOROUGH = 100
 """With fewer plans to walk, as where the forecast is a guess, plans come from prices and small changes alone."""
+CROWD = 1_000_000
+"""Walks times the square of the number of sites: a walk costs more with more sites, and there are more changes."""
 HOPELESS = 200
 """Plans to walk at most where not even all hours do the job."""
 PRICES = 4
@@ -71,6 +75,8 @@ class Outlook:
     edges: Micros
     up: Sequence[Stay | None]
     """Per site, its stay in progress, with what it trains now as an open stretch; None while it is off."""
+    waits: WithoutWaiting | None = None
+    """Where sites wait for each other's loads and transfers."""
 
 
 def rungs(us: int, deadline: int, cadence: int) -> list[int]:
@@ -92,6 +98,9 @@ def searched(
         others: plans to try beside its own.
     """
     starts = list(others)
+    most = min(most, CROWD // len(outlook.slots) ** 2)
+    if most <= THOROUGH:
+        earlier = []
     slots = sum(len(part.steps) for part in outlook.slots)
     walks = min(most, EARLIER_WALKS_FEW if slots <= FEW_SLOTS else EARLIER_WALKS)
     for by in earlier:
@@ -110,8 +119,9 @@ class Search:
         Args:
             most: plans to walk after those of the price grid and of the amounts.
         """
-        self.rollout, self.most = rollout, most
+        self.rollout, self.most, self.share = rollout, most, most
         self.slots, self.alone, self.edges, self.up = outlook.slots, outlook.alone, outlook.edges, outlook.up
+        self.waits = outlook.waits
         self.seen: dict[Plan, Course] = {}
         self.joins = False
         """Whether plans are tried with `with_joins`."""
@@ -126,7 +136,8 @@ class Search:
             others: plans to try beside its own.
         """
         for plan in others:
-            self._try(plan)
+            self._try_both(plan)
+            self._try(plan if self.waits is None else self.waits.held(plan))
         self._by_price()
         if self.hopeless:
             self.most = min(self.most, HOPELESS)
@@ -179,8 +190,9 @@ class Search:
     def hopeless(self) -> bool:
         """Whether training all the time does not do the job."""
         always = np.full(len(self.edges) - 1, TRAINS, dtype=np.int8)
-        plan = tuple(self._stays(i, always) for i in range(len(self.slots)))
-        return self.rollout.capacity(plan)[0] < self.rollout.total
+        plan: Plan = tuple(self._stays(i, always) for i in range(len(self.slots)))
+        plans = [plan] if self.waits is None else [plan, self.waits.held(plan)]
+        return max(self.rollout.capacity(each)[0] for each in plans) < self.rollout.total
 
     def _kicked(self) -> None:
         """Descents from the best plan after a few changes at random, to leave its neighbourhood."""
@@ -199,6 +211,13 @@ class Search:
             course = self.seen[plan] = self.rollout.course(plan)
         return course
 
+    def _try_both(self, plan: Plan) -> Course:
+        """The better of the plan and the one in which no site keeps others waiting for more than it adds."""
+        course = self._try(plan)
+        if self.waits is None:
+            return course
+        return min(course, self._try(self.waits.off(plan, self.rollout.standing.us)), key=lambda found: found.rank)
+
     def _leaders(self, count: int) -> list[tuple[Plan, Course]]:
         return sorted(self.seen.items(), key=lambda item: item[1].rank)[:count]
 
@@ -213,14 +232,14 @@ class Search:
         levels = np.quantile(costs[costs >= min(low, costs.max())], np.linspace(0.0, 1.0, GRID))
         top = TOP_PRICE * dearest + 1e-9
         prices = np.unique(np.append(levels * (1 + 1e-9), [1.5 * dearest, top]))
-        finished = [self._try(tuple(plan)).finish < FOREVER for plan in self._plans(prices)]
+        finished = [self._try_both(tuple(plan)).finish < FOREVER for plan in self._plans(prices)]
         k = finished.index(True) if any(finished) else len(prices) - 1
         self.bracket = float(prices[max(k - 1, 0)]), float(prices[k])
         self.changes.price = self.bracket[1]
         if k:
             fine = np.linspace(prices[k - 1], prices[k], FINE + 2)[1:-1]
             for plan in self._plans(fine):
-                self._try(tuple(plan))
+                self._try_both(tuple(plan))
 
     def _by_amount(self) -> None:
         """Plans for the steps that are left and somewhat more, for what rounds lose beyond the slots' measure."""
@@ -230,13 +249,15 @@ class Search:
             amounts = Amounts.of(slots, states, wanted)
             if amounts is not None:
                 for actions in amounts.plans([factor * wanted for factor in SHARES]):
-                    self._try(tuple(self._stays(i, row) for i, row in enumerate(actions)))
+                    self._try_both(tuple(self._stays(i, row) for i, row in enumerate(actions)))
 
     def _replanned(self, plan: Plan) -> None:
         """One site after the other planned anew, given what the others do, as long as that helps."""
-        course, since = self._try(plan), 0
+        course, since, most = self._try(plan), 0, self._walked + self.share
         while since < len(plan):
             for i in range(len(plan)):
+                if self._walked >= most:
+                    return
                 since += 1
                 for stays in self._answers(i, plan):
                     changed = (*plan[:i], stays, *plan[i + 1 :])

@@ -31,6 +31,11 @@ class Policy(Protocol):
 
     name: str
 
+    @property
+    def plans_rounds(self) -> bool:
+        """Whether the last states were chosen knowing which sites keep others waiting, whatever `rounds.sync` says."""
+        ...
+
     def sites(self, view: View, us: int, job: Job) -> dict[str, SiteDecision]:
         """State per site at `us`, in the experiment's order; may use nothing the view did not know at `us`."""
         ...
@@ -71,6 +76,7 @@ class TimelinePolicy(ABC):
     """Base of policies whose decision depends on windows and signals alone, never on the job."""
 
     name = ""
+    plans_rounds = False
 
     parameters: ClassVar[type["Parameters"]]
 

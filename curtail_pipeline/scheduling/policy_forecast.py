@@ -10,18 +10,20 @@ from pydantic import Field
 from curtail_pipeline.emissions.battery import power_at
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
+from curtail_pipeline.scheduling.joint_rounds import WithoutWaiting, waits
 from curtail_pipeline.scheduling.plan_search import Outlook, rungs, searched
 from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, or_dearest, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
 from curtail_pipeline.scheduling.rollout import Course, Rollout
+from curtail_pipeline.scheduling.round_losses import RoundLosses
 from curtail_pipeline.scheduling.stays import Plan, stays_of
 from curtail_pipeline.scheduling.tariffs import Tariff
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import Job, SiteDecision, View
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.signals.held import Signal
-from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, duration_us, from_us, iso, to_us
+from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, from_us, iso, to_us
 
 INSURANCE = 0.5
 """The margin may raise the price by this share: spare hours are taken while they cost little more."""
@@ -63,26 +65,14 @@ class ForecastPolicy:
         self.perfect = self.forecast.name == "perfect"
         self.made = forecast_like(self.forecast, view.on_site)
         self.committed: Committed | None = None
-        overheads = [view.experiment.overheads_of(site) for site in view.sites]
-        self.start_ups = tuple(start_up_us(of) for of in overheads)
-        rounds = view.experiment.rounds
-        self.round_us = duration_us(rounds.length_s)
-        self.merge_us = max(
-            duration_us(of.round_tail_s if len(view.sites) > 1 else of.round_tail_single_s)
-            + duration_us(of.outer_step_s)
-            for of in overheads
-        )
-        self.load_us = max(duration_us(of.round_load_s) for of in overheads)
-        self.usable = tuple(
-            (self.round_us - self.load_us) // step_us(site) * step_us(site) / (self.round_us + self.merge_us)
-            for site in view.sites
-        )
-        """Share of a round in which a member trains, per site."""
-        # A start also ends a round of the others early.
-        shared = (len(view.sites) - 1) * (self.merge_us + self.load_us)
-        # A site that goes on after a hold waits for half a round of the others.
-        self.resume = self.load_us + (self.round_us // 2 if len(view.sites) > 1 else 0)
-        self.lost = tuple(lost_at_start_us(of) + shared for of in overheads)
+        self.start_ups = tuple(start_up_us(view.experiment.overheads_of(site)) for site in view.sites)
+        self.losses = RoundLosses.of(view)
+        self.waits = WithoutWaiting(view.experiment) if waits(view.experiment) else None
+
+    @property
+    def plans_rounds(self) -> bool:
+        """A plan in force is walked with its rounds; where only a price is known yet, each site goes by itself."""
+        return self.committed is not None
 
     def signals(self, view: View) -> Mapping[str, Signal]:
         """What a kWh costs, per region."""
@@ -149,7 +139,7 @@ class ForecastPolicy:
         if view.experiment.rounds.open_local:
             alone = [self._slots(view, i, us, edges, alone=True) for i in range(len(slots))]
         rollout = Rollout(view, tariffs, standing, job.steps_total, deadline, end)
-        outlook = Outlook(slots, alone, edges, up)
+        outlook = Outlook(slots, alone, edges, up, self.waits)
         earlier = rungs(us, deadline, self.cadence) if self.perfect else []
         plan, course = searched(rollout, outlook, earlier, PERFECT_WALKS if self.perfect else FORECAST_WALKS, others)
         self.committed = Committed(us, plan, course, self._dearest(view, us, course), rollout.done_before(course))
@@ -234,8 +224,8 @@ class ForecastPolicy:
         train = [name for name, state in found.items() if state.state == "train"]
         joining = [name for name in train if _was_starting(job.previous.get(name))]
         members = [name for name in train if _trained(job.previous.get(name))]
-        lost = len(members) * (self.merge_us + self.load_us)
-        if not joining or not members or lost >= len(joining) * self.round_us / 2:
+        lost = len(members) * (self.losses.merge_us + self.losses.load_us)
+        if not joining or not members or lost >= len(joining) * self.losses.round_us / 2:
             return
         for name in members:
             before = found[name]
@@ -276,7 +266,7 @@ class ForecastPolicy:
 
         Far ahead only the spread of the forecast matters, and a slot of three values stands for its first.
         """
-        end = max(deadline - self.merge_us, us + 1)
+        end = max(deadline - self.losses.merge_us, us + 1)
         first = us // self.cadence * self.cadence + self.cadence
         if self.perfect or self._is_near(us, deadline):
             inner = np.arange(first, end, self.cadence, dtype=np.int64)
@@ -298,7 +288,7 @@ class ForecastPolicy:
         wanted = job.steps_left - self._ahead_steps(view, us, job, int(edges[-1]))
         possible = capacity(sites, up)
         # What no plan sees: one more round than it counts on.
-        once_more = sum(site.steps_per_s for site in view.sites) * (self.merge_us + self.load_us) / SECOND
+        once_more = sum(site.steps_per_s for site in view.sites) * (self.losses.merge_us + self.losses.load_us) / SECOND
         if possible <= wanted + once_more:
             return None, [advise(slots, TOP_PRICE * dearest + 1) for slots in sites]
         price, safer = prices_by_spread(sites, [wanted, min(wanted * (1 + self.margin) + once_more, possible)])
@@ -311,18 +301,18 @@ class ForecastPolicy:
         Slots count a round's overhead evenly. Right after a round's load the sites are behind that, right before its
         merge ahead of it, and the last round before `end` is cut.
         """
-        period = self.round_us + self.merge_us
+        period = self.losses.round_us + self.losses.merge_us
         # A round may be longer than the period: of a member alone, it is open-ended.
         since = 0 if job.round_started is None else min(us - to_us(job.round_started), period)
-        left = max(0, self.round_us - max(since, self.load_us)) if since < period else 0
+        left = max(0, self.losses.round_us - max(since, self.losses.load_us)) if since < period else 0
         full, rest = divmod(max(0, end - us - (period - since)), period)
         if end - us < period - since:
             left, full, rest = min(left, end - us), 0, 0
         total = 0.0
         for i, site in enumerate(view.sites):
             if _trained(job.previous.get(site.name)):
-                exact = left + full * self.usable[i] * period + max(0, rest - self.load_us)
-                total += (exact - self.usable[i] * (end - us)) / SECOND * site.steps_per_s + 0.5
+                exact = left + full * self.losses.usable[i] * period + max(0, rest - self.losses.load_us)
+                total += (exact - self.losses.usable[i] * (end - us)) / SECOND * site.steps_per_s + 0.5
         return total
 
     def _all_slots(self, view: View, us: int, edges: Micros) -> list[Slots]:
@@ -338,11 +328,11 @@ class ForecastPolicy:
         value = or_dearest(value)
         made = self._own_kw(view, site, us, edges[:-1])
         value = value * (1 - np.minimum(made / power_kw(site, "training"), 1.0))
-        idle_kw, usable = power_kw(site, "idle"), 1.0 if alone else self.usable[i]
-        resume = self.load_us if alone else self.resume
-        lost = (lost_at_start_us(view.experiment.overheads_of(site)) if alone else self.lost[i]) / HOUR
+        idle_kw, usable = power_kw(site, "idle"), 1.0 if alone else self.losses.usable[i]
+        resume = self.losses.load_us if alone else self.losses.resumes[i]
+        lost = (lost_at_start_us(view.experiment.overheads_of(site)) if alone else self.losses.starts[i]) / HOUR
         per_hour = site.steps_per_s * 3_600
-        waste_kw = idle_kw * (1 - usable) / usable
+        waste_kw = idle_kw * (1 - usable) / usable if usable else 0.0
         return Slots(
             np.where(known, hours * per_hour * usable, 0.0),
             value * (power_kw(site, "training") + waste_kw) / per_hour,

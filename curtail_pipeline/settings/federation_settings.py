@@ -31,7 +31,7 @@ class RoundSettings(Section):
     sync: Literal["all", "paying"] = "all"
     """Who shares a round of those that could train: all, or, with `paying`, those that do the most steps together: a
     site whose link would keep the others waiting for longer than its steps are worth holds, and trains when it is
-    alone. Policies that plan choose by themselves."""
+    alone. Policies that plan weigh that by themselves, within `plan_slots` of the deadline."""
     open_local: bool = False
     """The prototype's rounds: while one member trains alone its round has no time limit; it ends when the membership
     changes, and a joining site interrupts it."""

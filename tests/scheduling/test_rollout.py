@@ -1,7 +1,5 @@
 """The planner's walk is the simulator's, and what it plans is never worse than not planning."""
 
-from collections.abc import Iterator
-
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, tariffs, traces, windows
 
 from curtail_pipeline.errors import PolicyError
-from curtail_pipeline.scheduling import plan_search, policy_forecast
 from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
 from curtail_pipeline.scheduling.rollout import Rollout, Standing
@@ -24,15 +21,6 @@ from curtail_pipeline.times import to_us
 
 OTHERS = ("paper", "threshold", "hysteresis", "boundary")
 LEVELS = (0.0, 20.0, 80.0, 150.0, 450.0)
-
-
-@pytest.fixture(scope="module")
-def few_walks() -> Iterator[None]:
-    """What others' plans and the walk promise does not depend on how many plans are tried."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy_forecast, "PERFECT_WALKS", 150)
-        patch.setattr(plan_search, "EARLIER_WALKS_FEW", plan_search.EARLIER_WALKS)
-        yield
 
 
 def times_paper(factor: float) -> dict[str, float]:
