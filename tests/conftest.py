@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,10 @@ from hypothesis import settings
 from curtail_pipeline.benchmarks.s3_server import S3Server, start
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Tests start hundreds of processes, each of which would compile the product again: a third of what a command takes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same examples in every run, so that a change is judged by the change; CURTAIL_HYPOTHESIS=explore tries new ones.
 settings.register_profile("fixed", derandomize=True)

@@ -4,6 +4,7 @@ Packages are links to those installed here, of the dependencies that the Dockerf
 else: an import that these do not bring fails as it would in the image.
 """
 
+import compileall
 import re
 import shutil
 import sys
@@ -83,7 +84,8 @@ def lay_out(root: Path, checkout: Path, stage: Stage, stages: dict[str, Stage]) 
     for name in dict.fromkeys(stage.copies):
         source, target = checkout / name, app / name
         if source.is_dir():
-            shutil.copytree(source, target)  # with the compiled modules, which the image makes
+            shutil.copytree(source, target)
+            compileall.compile_dir(target, quiet=1)  # as the image does: its user may not write there
         else:
             shutil.copy2(source, target)
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
