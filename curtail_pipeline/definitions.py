@@ -20,6 +20,7 @@ from curtail_pipeline.orchestration.jobs import (
     local_training,
     reporting,
 )
+from curtail_pipeline.orchestration.migrations import read_migrations_once
 from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource, silent
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, store_of
@@ -45,6 +46,7 @@ def _pipeline(experiment: str, clock: str) -> PipelineResource:
 
 def build(progress: Progress = silent) -> dg.Definitions:
     """The definitions, reporting a segment's progress to `progress` as well as to the Dagster log."""
+    read_migrations_once()
     pipeline = _pipeline(os.environ.get(EXPERIMENT_ENV, "laptop"), os.environ.get(CLOCK_ENV, "live"))
     found = dg.Definitions(
         assets=with_code_links(dg.load_assets_from_modules(ASSETS)),

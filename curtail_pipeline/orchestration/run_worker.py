@@ -24,6 +24,7 @@ import dagster as dg
 
 from curtail_pipeline.flower.processes import can_fork_torch
 from curtail_pipeline.garbage import seldom_collected
+from curtail_pipeline.orchestration.migrations import preload_migrations
 
 SETTLE_S = 5.0
 """The next worker begins to import so long after the last one took a run, when that has started up."""
@@ -162,6 +163,7 @@ def main(modules: Sequence[str]) -> None:
     with seldom_collected():
         for module in BEFORE:
             importlib.import_module(module)
+        preload_migrations()
         if importlib.util.find_spec("torch") and can_fork_torch():
             importlib.import_module(TORCH)
     gc.freeze()  # a collection in a worker would copy every page that it shares
