@@ -117,7 +117,7 @@ def compare_file(
     """Every policy, and what the checks say of the file; a plot is written where a path is given."""
     loaded = load_experiment(experiment)
     whole = read_all(traces, loaded, options.file)
-    table, chart = compare(
+    table, draw = compare(
         loaded,
         whole.traces,
         overheads=options.overheads,
@@ -127,5 +127,5 @@ def compare_file(
     )
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
-        chart.save(str(plot))
+        draw().save(str(plot))
     return table, whole.checks

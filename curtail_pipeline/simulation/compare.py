@@ -199,8 +199,8 @@ def compare(
     forecast: str | None = None,
     start: datetime | None = None,
     deadline_h: float | None = None,
-) -> "tuple[pl.DataFrame, Chart]":
-    """Every policy on the same trace: a table (`policy_table.COMPARED`), and kg against hours as an altair chart.
+) -> "tuple[pl.DataFrame, Callable[[], Chart]]":
+    """Every policy on the same trace: a table (`policy_table.COMPARED`), and what draws kg against hours with altair.
 
     Policies have the parameters of `rule_settings.policy_named`. Without a deadline, policies that plan get the time of
     the slowest of the others, so that they compare at equal time. A policy that can't run (e.g. an infeasible budget)
@@ -229,7 +229,7 @@ def compare(
         result = summary(done, None if ideal is None else twin_kg(done, ideal))
         rows[name] = row_of(done, result, f"{done.forecast} forecast{_by(done)}")
     table = table_of([rows[name] for name in names])
-    return table, pareto_chart(table, reference)
+    return table, partial(pareto_chart, table, reference)
 
 
 def _by(done: Simulated) -> str:

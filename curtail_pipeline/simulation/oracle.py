@@ -75,15 +75,19 @@ def least_co2(view: View, steps: int, start: int, end: int) -> Oracle | None:
     )
 
 
-def least_co2_with_overheads(view: View, steps: int, start: int, end: int) -> Oracle | None:
-    """A lower bound for every schedule that pays the experiment's overheads; None when even that can't do the steps."""
+def least_co2_with_overheads(view: View, steps: int, start: int, end: int, near: float | None = None) -> Oracle | None:
+    """A lower bound for every schedule that pays the experiment's overheads; None when even that can't do the steps.
+
+    Args:
+        near: the price found for an end a little earlier, which shortens the search.
+    """
     if not steps or end <= start:
         return _nothing(view) if not steps else None
     found = _best(view, start, end, lambda price: _relaxed(view, steps, start, end, price))
     if found is None:
         return None
     if not any(site.battery for site in view.sites):
-        by_rounds = round_bound(view, steps, start, end)
+        by_rounds = round_bound(view, steps, start, end, near)
         if by_rounds is not None and by_rounds.co2_kg > found.co2_kg:
             found = Oracle(by_rounds.co2_kg, {}, by_rounds.g_per_step)
     return replace(found, co2_kg=found.co2_kg - _idling_kg(view, start))

@@ -123,11 +123,15 @@ def _frontier(reference: Simulated, table: pl.DataFrame) -> list[_FrontierPoint]
         return rows
     finished = table.filter("finished")["runtime_h"].min()
     first = 0.97 * finished if isinstance(finished, float) else 0.0
+    near: float | None = None
     for number in range(FRONTIER_POINTS):
         hours = first + ((view.end_us - start) / HOUR - first) * number / (FRONTIER_POINTS - 1)
         end = start + round(hours * HOUR)
-        for name, bound in (("oracle", least_co2), ("oracle with overheads", least_co2_with_overheads)):
-            found = bound(view, steps, start, end) if end > start else None
+        if end <= start:
+            continue
+        free, paid = least_co2(view, steps, start, end), least_co2_with_overheads(view, steps, start, end, near)
+        near = None if paid is None else paid.marginal_g_per_step
+        for name, found in (("oracle", free), ("oracle with overheads", paid)):
             if found is not None:
                 rows.append({"bound": name, "hours": hours, "kg": found.co2_kg})
     return rows

@@ -29,7 +29,10 @@ _SLOTS = 8_000
 """At most, of one site; fewer where there are many sites."""
 _CELLS = 400_000
 """Slots x sites."""
-_PRICES, _PASSES = 33, 2
+_PRICES = 33
+"""Looked at first over all there may be, then between the two around the best."""
+_LOWER, _HIGHER = 1.4, 1.1
+"""How many times below and above a price that is known nearby they are looked at once, as close to each other."""
 _ROUND_SLOTS = 100
 """At most, in a round."""
 
@@ -87,11 +90,14 @@ class _Grid:
         return (self.load + merge) / (self.length + merge)
 
 
-def round_bound(view: View, steps: int, start: int, end: int) -> RoundBound | None:
+def round_bound(view: View, steps: int, start: int, end: int, near: float | None = None) -> RoundBound | None:
     """The least that any schedule by the experiment's rounds emits for the steps in `[start, end)`, kg; None where
     nothing is known of rounds on any grid.
 
     What is free in a battery is not reckoned with: for sites without one.
+
+    Args:
+        near: the price found for an end a little earlier. Prices around it suffice where the best lies between them.
     """
     grid = _Grid.of(view, start, end)
     if grid is None:
@@ -99,14 +105,20 @@ def round_bound(view: View, steps: int, start: int, end: int) -> RoundBound | No
     open_local = view.experiment.rounds.open_local
     sites = [_costs(view, site, grid, start, end, surcharged_alone=not open_local) for site in view.sites]
     dearest = max((float(part.timed[np.isfinite(part.timed)].max(initial=0.0)) for part in sites), default=0.0)
-    low, high = 1e-3 * dearest, 4 * dearest
-    prices = np.geomspace(low, high, _PRICES) if dearest > 0 else np.zeros(1)
-    found: list[RoundBound] = []
-    for _ in range(_PASSES):
+
+    def bounds(prices: Floats) -> tuple[int, Floats]:
         values = prices * steps - _earned(grid, sites, prices, open_local=open_local)
         k = int(values.argmax())
         found.append(RoundBound(float(values[k]) / 1_000, float(prices[k])))
-        prices = np.linspace(prices[max(k - 1, 0)], prices[min(k + 1, len(prices) - 1)], _PRICES)
+        return k, prices
+
+    found: list[RoundBound] = []
+    if near:
+        k, _ = bounds(np.geomspace(near / _LOWER, near * _HIGHER, _PRICES))
+        if 0 < k < _PRICES - 1:
+            return found[0]
+    k, prices = bounds(np.geomspace(1e-3 * dearest, 4 * dearest, _PRICES) if dearest > 0 else np.zeros(1))
+    bounds(np.linspace(prices[max(k - 1, 0)], prices[min(k + 1, len(prices) - 1)], _PRICES))
     return max(found)
 
 

@@ -216,7 +216,8 @@ def compare_day(project: Project, day: str) -> "tuple[pl.DataFrame, Chart]":
     # Days after the clock's end are ingested too, and compared like all others.
     clock = project.experiment.clock.model_copy(update={"end": None})
     experiment = project.experiment.model_copy(update={"clock": clock})
-    return compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
+    table, draw = compare(experiment, project.traces([wanted]), start=max(midnight(wanted), project.start))
+    return table, draw()
 
 
 def show_checkpoint(project: Project, key: str) -> dict[str, Json]:

@@ -62,9 +62,9 @@ def test_a_trace_without_a_window_trains_nothing_and_says_so(deadline_h: float |
     found = simulate(experiment("A"), never, deadline_h=deadline_h)
     assert (found["finished"], found["steps"], found["rounds"], found["runtime_h"]) == (False, 0, 0, 0.0)
     assert found["energy_kwh"] == found["co2_kg"] == found["oracle_co2_kg"] == 0.0
-    table, chart = compare(experiment("A"), never, deadline_h=deadline_h)
+    table, draw = compare(experiment("A"), never, deadline_h=deadline_h)
     assert set(table["policy"]) == set(POLICIES)
-    chart.to_dict()
+    draw().to_dict()
 
 
 def test_nothing_runs_after_the_deadline() -> None:
@@ -108,9 +108,9 @@ def test_a_price_never_becomes_grams() -> None:
     assert set(found["regret"].values()) == {None}
     swept = sweep_round_length(run, lambda one: simulate_run(one, priced(values)), (600.0,))
     assert {row["co2_kg"] for row in swept} == {None}
-    table, chart = compare(run, priced(values))
+    table, draw = compare(run, priced(values))
     assert table["rank"].null_count() == table["co2_kg"].null_count() == len(POLICIES)
-    chart.to_dict()
+    draw().to_dict()
     with pytest.raises(PolicyError, match="policy 'forecast' weighs CO2, and region 'A' has no intensity"):
         simulate(run, priced(values), policy="forecast", deadline_h=2.0)
 

@@ -163,10 +163,10 @@ def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> N
 
 
 def test_comparing_all_policies(paper: Experiment, trace: pl.DataFrame) -> None:
-    table, chart = compare(paper, trace, policies=["paper", "boundary", "forecast"], overheads="product")
+    table, draw = compare(paper, trace, policies=["paper", "boundary", "forecast"], overheads="product")
     assert table["policy"].to_list() == ["paper", "boundary", "forecast"]
     assert table["finished"].all()
     assert (table["bound_co2_kg"] <= table["co2_kg"]).all()
     assert (table["oracle_co2_kg"] <= table["bound_co2_kg"]).all()
-    drawn = chart.to_dict()
+    drawn = draw().to_dict()
     assert [layer["mark"]["type"] for layer in drawn["layer"]] == ["line", "point"]

@@ -106,9 +106,9 @@ def test_a_forecasts_error_is_per_step_where_the_perfect_one_did_other_steps() -
 
 def test_nothing_is_drawn_of_a_policy_that_did_not_finish() -> None:
     run = experiment(job={"steps": 5_000})
-    table, chart = compare(run, SPELLS, policies=["threshold", "forecast"], deadline_h=2.0)
+    table, draw = compare(run, SPELLS, policies=["threshold", "forecast"], deadline_h=2.0)
     assert table["policy"].to_list() == ["threshold", "forecast"], "in the order that was asked for"
-    drawn = chart.to_dict()
+    drawn = draw().to_dict()
     points = drawn["datasets"][drawn["layer"][1]["data"]["name"]]
     assert [point["policy"] for point in points] == ["forecast"]
     assert timedelta(hours=points[0]["hours"]) <= timedelta(hours=2)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +92,21 @@ def test_two_sites_that_need_each_other_pay_for_their_rounds(open_local: bool) -
     bound = round_bound(found, course.steps, BEGIN, end)
     assert bound is not None
     assert 0.95 * course.cost / 1_000 < bound.co2_kg <= course.cost / 1_000
+
+
+def test_a_price_known_nearby_changes_nothing_to_speak_of() -> None:
+    """On the way to later ends, as a chart goes; a price that is far off is looked for anew."""
+    wave = [250.0 + 200.0 * np.sin(i / 7.0) for i in range(96)]
+    found = view([wave, wave[::-1]], 1.0, 600, open_local=True)
+    near: float | None = None
+    for cells in range(40, 97, 14):
+        exact = round_bound(found, 3_000, BEGIN, BEGIN + cells * CELL)
+        assert exact is not None
+        for price in (near, exact.g_per_step, 100 * exact.g_per_step):
+            bound = round_bound(found, 3_000, BEGIN, BEGIN + cells * CELL, price)
+            assert bound is not None
+            assert bound.co2_kg == pytest.approx(exact.co2_kg, rel=1e-3)
+        near = exact.g_per_step
 
 
 def test_without_overheads_it_knows_nothing() -> None:
