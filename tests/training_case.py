@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from corpus_texts import build_shards
 
-from curtail_pipeline.federation.orders import Order, Result, StoredWeights
+from curtail_pipeline.federation.orders import Order, Result, SharedState, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
@@ -55,7 +55,7 @@ def make_experiment(**training: Any) -> Experiment:
 
 
 def fill_store(root: Path, experiment: Experiment) -> FolderStore:
-    """Text, tokenizer, shards, experiment and `ckpt-000000` without a manifest."""
+    """Text, tokenizer, shards of the experiment's sites, experiment and `ckpt-000000` without a manifest."""
     from curtail_pipeline.training.presets import init_checkpoint
 
     texts = root / "text"
@@ -64,7 +64,7 @@ def fill_store(root: Path, experiment: Experiment) -> FolderStore:
         (texts / f"{i:02d}.txt").write_text(TEXT.format(i * 7, i % 5, i) * 3, encoding="utf-8")
     store = FolderStore(root / "store")
     corpus = experiment.corpus.model_copy(update={"source": str(texts)})
-    build_shards(corpus, store, {SITE: 1.0})
+    build_shards(corpus, store, {site.name: 1 / len(experiment.sites) for site in experiment.sites})
     store.write_json("experiment.json", experiment.model_dump(mode="json"))
     init_checkpoint(
         experiment.training, store.path("corpus/tokenizer"), store.path("checkpoints/ckpt-000000"), experiment.seed
@@ -147,3 +147,24 @@ class CountingReader:
         for at in range(0, len(rows), sequences_per_batch):
             self.read.append(rows[at : at + sequences_per_batch])
             yield np.tile(np.array(self.read[-1])[:, None] % 400, SEQUENCE + 1).astype(np.uint16)
+
+
+def overlapping(store: FolderStore, **changes: Any) -> Order:
+    """An order that is answered before its update is stored (`rounds.overlap`)."""
+    return make_order(
+        store, codec="int4", shared=SharedState(name="fresh"), inner_codec="int4",
+        inner_out="scratch/r0/inner/NEM_SA.safetensors", delivered="scratch/r0/NEM_SA.json", **changes
+    )  # fmt: skip
+
+
+def behind(order: Order, result: Result, **changes: Any) -> Order:
+    """The round after one that is not merged: from the same parent and what the site has trained."""
+    follows = {
+        "parent": order.parent,
+        "own": StoredWeights(key=result.weights.key, sha256=result.weights.sha256),
+        "shared": SharedState(name=result.inner_state.end, key=order.inner_out),
+        "residual": result.residual.end if result.residual else "fresh",
+        "inner_out": "scratch/r1/inner/NEM_SA.safetensors",
+        "delivered": "scratch/r1/NEM_SA.json",
+    }
+    return next_order(order, result, **follows | changes)

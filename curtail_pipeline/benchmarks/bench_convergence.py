@@ -4,7 +4,7 @@
 
 The arms are trained as those of `bench quality`, in segments of up to 12 rounds. Names say what is coded: a codec alone
 the sites' updates, `down` the merge's step as well, `states` the inner states. `delayed` merges a round while the next
-one trains (`delayed_rounds`). With `--results` each arm is kept when it is done, and a run that was cut off goes on.
+one trains (`rounds.overlap`). With `--results` each arm is kept when it is done, and a run that was cut off goes on.
 """
 
 import os
@@ -47,11 +47,11 @@ class Convergence(TypedDict):
 
 def arms(membership: str) -> list[Arm]:
     """All there are, fp32 first."""
-    coded: dict[str, dict[str, str]] = {FP32: {}}
+    coded: dict[str, dict[str, str | bool]] = {FP32: {}}
     coded |= {name: {"upload_codec": name} for name in get_args(LossyName)}
     coded["int2, int8 down"] = {"upload_codec": "int2", "download_codec": "int8"}
     coded |= {f"states {name}": {"state_codec": name} for name in ("int8", "int4", "int2")}
-    coded |= {f"delayed {name}": {"upload_codec": name} for name in ("bf16", "int2")}
+    coded |= {f"delayed {name}": {"upload_codec": name, "overlap": True} for name in ("bf16", "int2")}
     return [
         Arm(
             name=name,
@@ -59,7 +59,6 @@ def arms(membership: str) -> list[Arm]:
             step_tokens=STEP_TOKENS,
             round_steps=ROUND_STEPS,
             rounds={"max_rounds": 12, **settings},
-            delayed=name.startswith("delayed"),
         )
         for name, settings in coded.items()
     ]

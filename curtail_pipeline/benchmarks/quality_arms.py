@@ -34,14 +34,12 @@ class Arm(Record):
     """Of a step with `batch` 1; as many as the laptop experiment's when not given."""
     round_steps: int = Field(default=16, ge=1)
     """Of a site in a whole round."""
-    rounds: Mapping[str, int | float | str] = Field(default_factory=dict)
+    rounds: Mapping[str, bool | int | float | str] = Field(default_factory=dict)
     """Settings of the section `rounds`."""
     training: Mapping[str, float] = Field(default_factory=dict)
     """Factors on settings of the section `training`."""
     fresh_first: bool | None = None
     """Of the section `corpus`."""
-    delayed: bool = False
-    """Merge a round while the next one trains (`delayed_rounds`)."""
 
 
 class Stretch(Record):

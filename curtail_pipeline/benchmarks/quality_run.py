@@ -12,8 +12,8 @@ from curtail_pipeline.benchmarks.quality_arms import Curve, Stretch, Task
 from curtail_pipeline.corpus.batches import ShardReader
 from curtail_pipeline.corpus.dealing import TOKENIZER, freeze_dealing
 from curtail_pipeline.corpus.shard_set import build_heldout, build_site_shards, build_tokenizer
+from curtail_pipeline.federation.exchange import exchange_of
 from curtail_pipeline.federation.orders import (
-    Exchange,
     OuterSettings,
     ParentCheckpoint,
     Plan,
@@ -81,17 +81,14 @@ def train(
     stretches: Sequence[Stretch],
     folder: Path,
     *,
-    delayed: bool = False,
     at_the_end: bool = False,
 ) -> Trained:
     """Train segments in a row in a store of their own, which is in the folder.
 
     Args:
         shares: how the text is dealt.
-        delayed: as `Arm` has it.
         at_the_end: evaluate then only; otherwise before the first step, and after each segment.
     """
-    from curtail_pipeline.benchmarks.delayed_rounds import run_delayed
     from curtail_pipeline.training.heldout_gate import HeldoutGate
     from curtail_pipeline.training.presets import init_checkpoint
     from curtail_pipeline.training.trainer import SiteTrainer
@@ -111,10 +108,7 @@ def train(
         if not steps and not at_the_end:
             steps.append(0)
             losses.append(_loss(judge, StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)))
-        if delayed:
-            segment = run_delayed(trainers, plan, store)
-        else:
-            segment = run_segment(transport, plan, store, log=lambda _: None)
+        segment = run_segment(transport, plan, store, log=lambda _: None)
         lineage.commit(plan, segment)
         if at_the_end and stretch is not stretches[-1]:
             continue
@@ -128,8 +122,8 @@ def train_arm(task: Task, folder: Path, at_the_end: bool = False) -> Curve:
     """One arm with one seed; see `train`."""
     from curtail_pipeline.training.presets import parameter_count, read_config
 
-    experiment, delayed = experiment_of(task), task.arm.delayed
-    done = train(experiment, task.shares, task.stretches, folder, delayed=delayed, at_the_end=at_the_end)
+    experiment = experiment_of(task)
+    done = train(experiment, task.shares, task.stretches, folder, at_the_end=at_the_end)
     config = read_config(done.store.read_bytes("init/config.json"), "init/config.json")
     return Curve(
         arm=task.arm.name,
@@ -194,7 +188,7 @@ class Lineage:
             shared=self.shared,
             residual={site: left for site, left in self.left.items() if site in stretch.members},
             outer=OuterSettings(lr=rounds.outer_lr, momentum=rounds.outer_momentum),
-            exchange=Exchange(upload=rounds.upload_codec, download=rounds.download_codec, state=rounds.state_codec),
+            exchange=exchange_of(rounds),
             norm_bound=rounds.norm_bound,
             norm_history=self.norms,
         )

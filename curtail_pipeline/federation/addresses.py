@@ -19,12 +19,18 @@ def links_of(store: Store, order: Order) -> Links:
     read = [order.parent.key, order.config, order.experiment_uri, MEMBERSHIP_KEY]
     read += [
         key
-        for key in (order.stop, order.late, order.shared and order.shared.key, order.delta and order.delta.key)
+        for key in (
+            order.stop,
+            order.late,
+            order.shared and order.shared.key,
+            order.delta and order.delta.key,
+            order.own and order.own.key,
+        )
         if key
     ]
     for owner in sorted({span.owner for span in parse_ranges(order.lease, order.site)}):
         read += [f"shards/{owner}/{name}" for name in store.list(f"shards/{owner}")]
-    written = [order.out, agent_key(order.site), *([order.inner_out] if order.inner_out else [])]
+    written = [order.out, agent_key(order.site), *(key for key in (order.inner_out, order.delivered) if key)]
     return Links(
         get={key: store.sign("GET", key, LINKS_S) for key in read},
         put={key: store.sign("PUT", key, LINKS_S) for key in written},

@@ -57,13 +57,22 @@ def misfit(order: Order, result: Result, step: StepSize | None) -> str | None:
         return f"its weights lie at {result.weights.key!r}, not at {order.out!r}"
     if result.codec != order.codec:
         return f"its update is written by {result.codec}, not by {order.codec}"
-    if (reason := breach(order, result)) is not None:
+    if (reason := breach(order, result) or _begun_elsewhere(order, result)) is not None:
         return reason
     if result.steps > order.max_steps:
         return f"it took {result.steps} steps, {order.max_steps} were asked for"
     if (result.tokens > 0) != (result.steps > 0) or (result.steps > 0) != (total(result.consumed) > 0):
         return f"{result.steps} steps, {result.tokens} tokens and {list(result.consumed)} do not agree"
     return (_miscounted(result, step) if step else None) or _implausible_loss(result)
+
+
+def _begun_elsewhere(order: Order, result: Result) -> str | None:
+    """Where rounds overlap: why a result is of other starting weights, which its merge would not tell."""
+    if order.delivered and result.parent_sha256 != order.parent.sha256:
+        return f"trained from {result.parent_sha256[:12]}, not from this round's {order.parent.sha256[:12]}"
+    if (order.own is None) != (result.begun_sha256 is None):
+        return "it began without its last update" if order.own else "it began with an update that it was not told of"
+    return None
 
 
 def _miscounted(result: Result, step: StepSize) -> str | None:

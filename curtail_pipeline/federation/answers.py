@@ -56,8 +56,12 @@ class Collector:
     owing: set[tuple[str, int]] = field(default_factory=set)
     """Sites that were late, and the round that they have not answered yet."""
 
-    def collect(self, index: int, asked: set[str]) -> Answers:
-        """Wait for what became of the orders of round `index`, which these sites were just sent."""
+    def collect(self, index: int, asked: set[str], meanwhile: Callable[[], None]) -> Answers:
+        """Wait for what became of the orders of round `index`, which these sites were just sent.
+
+        Args:
+            meanwhile: called after every look.
+        """
         found, pending, begun = Answers(), set(asked), self.clock()
         times: list[float] = []
         pause = POLL_S
@@ -79,6 +83,7 @@ class Collector:
                 pending = set()
             if not pending:
                 return found
+            meanwhile()
             self.wait(pause)
             pause = min(pause * 1.05, LONGEST_POLL_S)  # polls are not free: seldom in a long round, soon in a short one
 

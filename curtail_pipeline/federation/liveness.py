@@ -119,8 +119,8 @@ class Liveness:
         self._store, self._limits, self._clock = store, limits, clock
         self._pulses: dict[str, Pulse] = {}
 
-    def watch(self, site: str, order: Order) -> None:
-        """Start watching: the order goes out now."""
+    def watch(self, site: str, order: Order | None) -> None:
+        """Start watching: the order goes out now; without one the site need not be at anything."""
         try:
             beat = last_beat(self._store, site)
         except StoreUnavailable:

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from curtail_pipeline.emissions.meter import Drawn
+from curtail_pipeline.federation.exchange import Exchange
 from curtail_pipeline.federation.grace import Quorum
 from curtail_pipeline.federation.merge_report import MergeReport
-from curtail_pipeline.settings.federation_settings import CodecName, DownloadName, StateCodecName
+from curtail_pipeline.settings.federation_settings import CodecName, StateCodecName
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.manifest import FRESH, InnerStates, SiteLedger, SiteResult, StateName
 from curtail_pipeline.storage.records import Message, Record, Sha256, Utc
@@ -78,6 +79,8 @@ class Order(Message):
     """The weights that the round starts from."""
     delta: StoredDelta | None = None
     """Of the same weights, for whoever holds its base."""
+    own: StoredWeights | None = None
+    """The site's update of the round before, which the parent's weights are without: it starts from both."""
     config: str
     """Store key of the model's `config.json`."""
     inner_state: StateName
@@ -110,6 +113,8 @@ class Order(Message):
     """Store key of a record that ends the round when it is there: how a cancelled segment reaches any site."""
     late: str = ""
     """Likewise, when the round was merged without those who still work on it."""
+    delivered: str = ""
+    """Store key for the record (`answered.Delivered`) that what it wrote is in the store; the answer comes before."""
     links: Links | None = None
     """Addresses of all that the round reads and writes, for a site without credentials of the store."""
 
@@ -134,6 +139,8 @@ class Result(Message):
     site: str
     round: int
     parent_sha256: Sha256
+    begun_sha256: Sha256 | None = None
+    """Of what the parent's weights and the site's own last update make; None where it started from the parent's."""
     steps: int = Field(ge=0)
     tokens: int = Field(ge=0)
     consumed: tuple[Range, ...]
@@ -223,6 +230,8 @@ class PlannedRound(Record):
     """Members that stop before the round's time is up, and why."""
     members: int | None = None
     """How many took part when the round was first run; a replay leaves out those whose update was refused."""
+    first_step: int | None = None
+    """What its orders begin with; None where it follows from the steps that counted."""
     fresh: tuple[str, ...] = ()
     """Members that begin without the inner state that is there, as they did when the round was first run."""
 
@@ -239,14 +248,6 @@ class OpenRounds(Record):
 class OuterSettings(Record):
     lr: float
     momentum: float
-
-
-class Exchange(Record):
-    """How updates, new weights and merged inner states travel."""
-
-    upload: CodecName = "fp32"
-    download: DownloadName = "fp32"
-    state: StateCodecName = "fp32"
 
 
 class StepSize(Record):
@@ -321,6 +322,8 @@ class RoundDone(Record):
     end: Utc
     members: int
     """How many took part; the learning rate depended on it."""
+    first_step: int | None = None
+    """What its orders began with, where steps of an update that was refused afterwards may be in it."""
     steps: dict[str, int]
     tokens: dict[str, int]
     consumed: dict[str, tuple[Range, ...]]

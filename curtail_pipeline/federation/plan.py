@@ -54,6 +54,16 @@ def late_key(folder: str, index: int) -> str:
     return f"{folder}/late-{index:04d}.json"
 
 
+def answered_key(folder: str) -> str:
+    """Of the last round that was answered, where one is merged while the next one trains."""
+    return f"{folder}/answered.json"
+
+
+def delivered_key(round_folder: str, site: str) -> str:
+    """Of the record that what a site answered for is in the store."""
+    return f"{round_folder}/delivered/{site}.json"
+
+
 def parse_journal(text: bytes, source: str, begin: int = 0) -> list[JournalLine]:
     """The rounds that are in a `rounds.jsonl`, from the one of that index on.
 
@@ -85,7 +95,8 @@ def replay_of(
     """The plan that repeats a realised segment.
 
     Every site gets the steps and the ranges it really consumed. A site whose update was refused or lost is left out,
-    and `members` keeps the number that the learning rate of the others depended on.
+    and `members` keeps the number that the learning rate of the others depended on. A round that gave nothing left the
+    weights as they were, and goes; where rounds overlap it stays: what the next ones began with depends on it.
 
     Args:
         states: per site the inner state to begin with.
@@ -101,10 +112,11 @@ def replay_of(
             steps=done.steps,
             lease={site: done.consumed[site] for site in done.steps},
             members=done.members,
+            first_step=done.first_step,
             fresh=done.fresh,
         )
         for done in realised.rounds
-        if done.steps  # a round that gave nothing left the weights as they were
+        if done.steps or plan.exchange.overlap
     ]
     changes = {
         "rounds": tuple(rounds),

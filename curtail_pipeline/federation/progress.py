@@ -65,6 +65,7 @@ class RoundMerged:
     moving_s: float | None = None
     """Wall seconds of the round that are neither training nor merging; None where the round's are not known."""
     merging_s: float = 0.0
+    """That its sites waited for: none where the next round trained meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def merged_round(line: JournalLine) -> RoundMerged:
     tokens = sum(done.tokens.values())
     losses = [(done.tokens[site], last) for site, (_, last) in done.loss.items() if last is not None]
     training_s = max((result.seconds for result in counted), default=0.0)
+    overlapped = any(order.delivered for order in line.orders.values())
+    merging_s = 0.0 if overlapped else line.merge.seconds
     up = sum(result.weights.bytes for result in line.results.values())
     return RoundMerged(
         round=done.index,
@@ -125,6 +128,6 @@ def merged_round(line: JournalLine) -> RoundMerged:
         tokens_per_s=sum(result.tokens_per_s for result in counted) or None,
         bytes=up + line.merge.weights.bytes * len(line.orders),
         training_s=training_s,
-        moving_s=None if line.wall_s is None else max(0.0, line.wall_s - training_s - line.merge.seconds),
-        merging_s=line.merge.seconds,
+        moving_s=None if line.wall_s is None else max(0.0, line.wall_s - training_s - merging_s),
+        merging_s=merging_s,
     )

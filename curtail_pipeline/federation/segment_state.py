@@ -1,11 +1,15 @@
 """What a segment has come to: moved on by one journal line per round, whether it was just written or read again."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation.answered import Answered
 from curtail_pipeline.federation.merge_report import MergeReport
 from curtail_pipeline.federation.orders import (
     JournalLine,
+    Order,
     OuterState,
     Plan,
     Result,
@@ -92,13 +96,50 @@ class SegmentState:
         self.lost: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
         self.rounds: list[RoundDone] = []
+        self.own: dict[str, StoredWeights] = {}
+        """Of sites whose last update is not in the weights yet: where it lies."""
+        self.own_shared: dict[str, SharedState] = {}
+        """Of these sites, where inner states are merged: what each left itself."""
+        self.unmerged: dict[str, tuple[Range, ...]] = {}
+        """Text of the last round's updates that were refused: it comes back beside that of a round on top of them."""
+
+    def _given(self, site: str, order: Order) -> list[Range]:
+        """What a site had been given when the order went out, and may be given again."""
+        return compact([*(self.unmerged.get(site, ()) if order.own else ()), *order.lease])
+
+    def _note_orders(self, orders: Mapping[str, Order]) -> None:
+        for site, order in orders.items():
+            self.sites[site].pool = self._given(site, order)
+            if order.watch is not None:
+                self.generation = max(self.generation, order.watch.generation)
+
+    def ahead(self, answered: Answered | None) -> "SegmentState":
+        """A copy from which orders are made while a round that was answered is not merged.
+
+        Its sites and steps are those behind that round; its weights are still those before it.
+        """
+        coming = copy(self)
+        coming.sites = {site: replace(mine) for site, mine in self.sites.items()}
+        coming.rounds, coming.lost, coming.refusals = [*self.rounds], dict(self.lost), dict(self.refusals)
+        coming.own, coming.own_shared = {}, {}
+        if answered is None:
+            return coming
+        coming._note_orders(answered.orders)
+        coming.lost |= answered.lost
+        for site, result in answered.fitting(self.unmerged).items():
+            order = answered.orders[site]
+            coming.sites[site].accept(order.lease, result)
+            coming.step += result.steps
+            if result.steps:
+                coming.own[site] = StoredWeights(key=result.weights.key, sha256=result.weights.sha256)
+                if order.inner_out:
+                    coming.own_shared[site] = SharedState(name=result.inner_state.end, key=order.inner_out)
+        return coming
 
     def take(self, line: JournalLine) -> None:
         """Count a round. What a refused or lost site did is not: its ranges and inner state stay as they were."""
-        for site, order in line.orders.items():
-            self.sites[site].pool = list(order.lease)
-            if order.watch is not None:
-                self.generation = max(self.generation, order.watch.generation)
+        self._note_orders(line.orders)
+        self.unmerged = {site: line.results[site].consumed for site in line.done.refused if site in line.results}
         for site in sorted(line.results.keys() - line.done.refused.keys()):
             self.sites[site].accept(line.orders[site].lease, line.results[site])
         self.step += sum(line.results[site].steps for site in line.merge.accepted)
@@ -133,7 +174,7 @@ class SegmentState:
         """
         if self.shared is None:
             return FRESH if fresh else self.sites[site].inner_state, None
-        shared = SharedState(name=FRESH) if fresh else self.shared
+        shared = SharedState(name=FRESH) if fresh else self.own_shared.get(site, self.shared)
         return shared.name, shared
 
     def require_whole(self, store: Store) -> None:

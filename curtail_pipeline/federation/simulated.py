@@ -6,19 +6,21 @@ token counted twice or a wrong parent changes the result.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from curtail_pipeline.federation.answered import Delivered
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
-from curtail_pipeline.federation.update_file import write_update
+from curtail_pipeline.federation.update_file import write_update, write_weights
 from curtail_pipeline.settings.federation_settings import LossyName
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
@@ -29,7 +31,7 @@ from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
     "other round", "other torch", "lost state", "gone", "nan state", "huge state", "no state",
-    "mute", "hang", "undelivered", "late",
+    "mute", "hang", "undelivered", "late", "not stored", "disk full",
 ]  # fmt: skip
 
 
@@ -82,12 +84,16 @@ class SimulatedSite:
         if kind == "halved":
             consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step // 2))
         begin = FRESH if kind == "lost state" else order.inner_state
-        seed = hashlib.sha256(repr((self.name, begin, order.parent.sha256, consumed, order.first_step)).encode())
-        with self.store.local(order.parent.key) as parent, self.store.new_file(order.out) as out:
+        with self._begun(order) as parent, self.store.new_file(order.out) as out:
+            begun = file_sha256(parent)
+            seed = hashlib.sha256(repr((self.name, begin, begun, consumed, order.first_step)).encode())
             self._write(parent, out, int(seed.hexdigest()[:12], 16), steps, kind)
             if order.codec != "fp32" and kind not in ("nan", "shape"):
                 _code(parent, out, order.codec)
             digest, size = file_sha256(out), out.stat().st_size
+            if order.delivered and kind not in ("nan", "shape"):  # which cannot be gone on from
+                self._kept(digest).parent.mkdir(parents=True, exist_ok=True)
+                self._kept(digest).write_bytes(out.read_bytes())
             if kind == "corrupt":
                 data = bytearray(out.read_bytes())
                 data[-1] ^= 1
@@ -97,10 +103,15 @@ class SimulatedSite:
         end = f"sha256:{seed.hexdigest()}" if steps else begin
         if steps and order.inner_out:
             end = f"sha256:{self._write_state(order, int(seed.hexdigest()[:12], 16), kind)}"
+        if order.delivered and kind != "not stored":
+            error = "No space left on device" if kind == "disk full" else ""
+            record = Delivered(site=self.name, round=order.round, weights_sha256=digest, seconds=0.0, error=error)
+            self.store.write_record(order.delivered, record)
         return Result(
             site=self.name,
             round=order.round + (kind == "other round"),
             parent_sha256="0" * 64 if kind == "stale" else order.parent.sha256,
+            begun_sha256=begun if order.own else None,
             steps=steps,
             tokens=steps * self.sequences_per_step * self.sequence_length * (100 if kind == "boastful" else 1),
             consumed=tuple(consumed),
@@ -115,6 +126,21 @@ class SimulatedSite:
             made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
+
+    @contextmanager
+    def _begun(self, order: Order) -> Iterator[Path]:
+        """The weights that a round starts from; of its own last update the site has what it meant to send."""
+        with self.store.local(order.parent.key) as parent:
+            own = self._kept(order.own.sha256) if order.own else None
+            if own is None or not own.exists():
+                yield parent
+                return
+            made = self.store.here(f"begun/{self.name}.safetensors")
+            write_weights(parent, own, order.codec, made)
+            yield made
+
+    def _kept(self, sha256: str) -> Path:
+        return self.store.here(f"own/{self.name}/{sha256}")
 
     def _write_state(self, order: Order, seed: int, kind: FaultKind | None) -> str:
         """An inner state that depends on what the round does; its sha256."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curtail_pipeline.settings.section import Section
 
@@ -56,6 +56,11 @@ class RoundSettings(Section):
     get the weights."""
     state_codec: StateCodecName = "fp32"
     """How merged inner states travel, both ways. Nobody keeps what it loses: a state forgets it by itself."""
+    overlap: bool = False
+    """Updates travel and are merged while the next round trains: a site begins it with the merge of the round before
+    last and its own last update (eager updates, arXiv:2502.12996). What is pending when a segment ends is merged then.
+    Within a segment each site goes on from its own inner state. Updates have to be coded: they say what was moved,
+    whatever it was moved from."""
     quorum: int = Field(default=1, ge=1)
     """Updates without which a round's are not merged; all of them where fewer sites train."""
     grace: float | None = Field(default=None, gt=0)
@@ -65,6 +70,14 @@ class RoundSettings(Section):
     norm_bound: float = Field(default=5.0, gt=1)
     """An update is refused when its norm exceeds this many medians of the other sites' in its round; or of the last 20
     accepted ones and 20 norms of the round's starting weights as well."""
+
+    @model_validator(mode="after")
+    def _overlaps(self) -> "RoundSettings":
+        if self.overlap and self.upload_codec == "fp32":
+            raise ValueError("overlap takes updates that say what was moved, and upload_codec is fp32; set it to bf16")
+        if self.overlap and self.sync == "paying":
+            raise ValueError("sync paying weighs the waiting for links, which overlap takes away; set it to all")
+        return self
 
     @property
     def length_s(self) -> float:

@@ -12,9 +12,9 @@ from datetime import datetime
 from curtail_pipeline.corpus.build import any_manifest
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import FederationError, SitesDown, StoreError
+from curtail_pipeline.federation.exchange import exchange_of
 from curtail_pipeline.federation.grace import Quorum
 from curtail_pipeline.federation.orders import (
-    Exchange,
     OpenRounds,
     OuterSettings,
     Plan,
@@ -33,7 +33,6 @@ from curtail_pipeline.scheduling.decide import decide
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest, request_key
 from curtail_pipeline.scheduling.timing import SegmentPlan, idle_intervals, plan_segment
 from curtail_pipeline.scheduling.view import View
-from curtail_pipeline.settings.federation_settings import RoundSettings
 from curtail_pipeline.stages.attempts import place_of
 from curtail_pipeline.stages.deal import closing_ledger, opening_ledger, shard_sizes, with_fresh_text
 from curtail_pipeline.stages.optimiser_states import (
@@ -206,7 +205,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         shared=merged_of(parent) if experiment.rounds.inner_state == "merged" else None,
         residual=residuals(project, parent, request.members),
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
-        exchange=_exchange(experiment.rounds),
+        exchange=exchange_of(experiment.rounds),
         quorum=Quorum(members=experiment.rounds.quorum, grace=experiment.rounds.grace),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),
@@ -222,10 +221,6 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         stop_reason=scheduled.stop_reason if scheduled else "",
         written=None if scheduled else utc_now(),
     )
-
-
-def _exchange(rounds: RoundSettings) -> Exchange:
-    return Exchange(upload=rounds.upload_codec, download=rounds.download_codec, state=rounds.state_codec)
 
 
 def _terms(project: Project, members: Sequence[str]) -> SiteTerms:

@@ -5,7 +5,7 @@ Shards are fetched once; of weights and updates those of the last order are kept
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.errors import FederationError, TrainingError
@@ -33,8 +33,11 @@ class LinkedFolder:
         self._last: set[str] = set()
 
     @contextlib.contextmanager
-    def working(self, order: Order, links: Links) -> Iterator[None]:
-        """What the order reads is here in the block; what it wrote is in the store after it.
+    def working(self, order: Order, links: Links, has: Callable[[str], bool]) -> Iterator[None]:
+        """What the order reads is here in the block; what it wrote is in the store after it, unless that is told later.
+
+        Args:
+            has: whether something need not be brought.
 
         Raises:
             StoreError: an address is refused, an object is gone or corrupt, or the store does not answer.
@@ -43,17 +46,21 @@ class LinkedFolder:
         for key in (order.config, order.experiment_uri):
             self.store.write_bytes(key, links.read(key))
         self._bring_weights(order, links)
-        needed = {order.parent.key, order.out, shared, order.inner_out} - {""}
+        needed = {order.parent.key, order.out, order.own.key if order.own else "", shared, order.inner_out} - {""}
         for key in self._last - needed:
             self.store.delete(key)
         self._last = needed
-        if shared:
+        if shared and not has(shared):
             with contextlib.suppress(NotStored, CorruptObject):  # the order's terms say what a lost state means
                 self._bring(links, shared, order.inner_state.removeprefix("sha256:"))
         for key in links.get:
             if key.startswith("shards/") and key.endswith("/manifest.json"):
                 self._bring_shards(links, key)
+        if order.own is not None and not has(order.own.key):
+            self._bring(links, order.own.key, order.own.sha256)
         yield
+        if order.delivered:
+            return  # it is on its way (`pending_upload`)
         for key in (order.inner_out, order.out):
             if key == order.out or (key and self.store.exists(key)):  # a round without a step leaves no inner state
                 with self.store.local(key) as path:

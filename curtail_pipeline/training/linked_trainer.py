@@ -63,6 +63,9 @@ class LinkedTrainer:
             self._trainer = SiteTrainer(self._own, self.name, experiment, meter=meter)
         return self._trainer.train(order, progress, should_stop, on_phase)
 
+    def has(self, key: str) -> bool:
+        return self._trainer.has(key) if self._trainer else self._own.exists(key)
+
     def close(self) -> None:
         if self._trainer is not None:
             self._trainer.close()

@@ -173,7 +173,7 @@ class OrderQueue:
                 409, f"{name_of(order)} was ordered before with other content; give the new order another attempt"
             )
         answer = job.outcome.result().answer if job.outcome.done() else None
-        if isinstance(answer, Result) and not self.trainer.store.exists(answer.weights.key):
+        if isinstance(answer, Result) and not self.trainer.has(answer.weights.key):
             log.info("%s comes again and its weights are gone: it is done again", name_of(order))
             return None
         return job

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from curtail_pipeline.federation.orders import Order
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
@@ -67,3 +68,19 @@ def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[st
             store.delete(key)
             removed.append(f"sha256:{name.removesuffix('.safetensors')}")
     return removed
+
+
+class RecentStates:
+    """The retention setting, applied to a site after each of its rounds; states of the running segment always stay."""
+
+    def __init__(self) -> None:
+        self._segment: tuple[str, int] | None = None
+        self._recent: set[str] = set()
+
+    def prune(self, store: Store, order: Order, ended: Collection[str], keep: int | None) -> None:
+        """Behind a round that ended with these states."""
+        if self._segment != (order.key, order.attempt):
+            self._segment, self._recent = (order.key, order.attempt), set()
+        self._recent |= {order.inner_state, *ended}
+        if keep is not None and order.links is None:  # which sees no manifest, so keeps all
+            prune_snapshots(store, order.site, keep, self._recent)

@@ -10,6 +10,7 @@ from curtail_pipeline.federation.orders import SharedState
 from curtail_pipeline.federation.state_file import read_state
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
+from curtail_pipeline.training.pending_upload import Files
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
 from curtail_pipeline.training.weights import read_tensors, write_tensors
 
@@ -18,13 +19,13 @@ class StateLost(TrainingError):
     """An inner optimiser state that cannot be had any more."""
 
 
-def save_snapshot(store: Store, site: str, tensors: Mapping[str, torch.Tensor], folder: str = SNAPSHOTS) -> str:
+def save_snapshot(files: Files, site: str, tensors: Mapping[str, torch.Tensor], folder: str = SNAPSHOTS) -> str:
     """Store a state and return its name; a state without tensors is `fresh`."""
     if not tensors:
         return FRESH
-    scratch = store.here(f"{folder}/{site}/.{uuid.uuid4().hex}.tmp")
+    scratch = files.here(f"{folder}/{site}/.{uuid.uuid4().hex}.tmp")
     name = f"sha256:{write_tensors(scratch, tensors)}"
-    store.adopt(scratch, snapshot_key(site, name, folder))
+    files.adopt(scratch, snapshot_key(site, name, folder))
     return name
 
 
@@ -47,14 +48,14 @@ def load_snapshot(store: Store, site: str, state: str, folder: str = SNAPSHOTS) 
         raise StateLost(str(error)) from error
 
 
-def load_merged(store: Store, shared: SharedState) -> dict[str, torch.Tensor]:
+def load_merged(files: Files, shared: SharedState) -> dict[str, torch.Tensor]:
     """Read the merged state that an order brings.
 
     Raises:
         StateLost: it was pruned, lost or damaged.
     """
     try:
-        with store.local(shared.key) as path:
+        with files.local(shared.key) as path:
             if (found := file_sha256(path)) != shared.name.removeprefix("sha256:"):
                 raise StateLost(f"the merged inner state {shared.name} is corrupt: {shared.key} has sha256 {found}")
             return {name: torch.from_numpy(values) for name, values in read_state(path).items()}

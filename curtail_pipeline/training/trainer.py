@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -36,8 +35,8 @@ from curtail_pipeline.tokens.ranges import Ranges, after_prefix, take_prefix
 from curtail_pipeline.training.devices import devices_of, set_computing
 from curtail_pipeline.training.leading_ranks import RankLost
 from curtail_pipeline.training.learner import Diverged, Learner
-from curtail_pipeline.training.linked import LinkedFolder
-from curtail_pipeline.training.retention import SNAPSHOTS, prune_snapshots
+from curtail_pipeline.training.pending_upload import Files
+from curtail_pipeline.training.retention import SNAPSHOTS, RecentStates
 from curtail_pipeline.training.same_experiment import require_same
 from curtail_pipeline.training.schedule import global_step, multiplier, muon_momentum
 from curtail_pipeline.training.site_learner import build_learner
@@ -45,8 +44,9 @@ from curtail_pipeline.training.snapshots import StateLost, load_merged, load_sna
 from curtail_pipeline.training.software import made_with
 from curtail_pipeline.training.step_progress import Progress, StepProgress
 from curtail_pipeline.training.unfinished import Unfinished, UnfinishedRounds, work_name
-from curtail_pipeline.training.updates import Residual, receive, store_inner
+from curtail_pipeline.training.updates import Residual, Start, make_start, receive, store_inner
 from curtail_pipeline.training.weights import read_tensors
+from curtail_pipeline.training.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class SiteTrainer:
         self.experiment, self.settings = experiment, experiment.training
         self._devices = devices_of(self.site, experiment.sequences_per_step)
         self._reader = self._given_reader = reader
-        self._own, self._linked = store, LinkedFolder(store)
+        self._workplace = Workplace(store)
         self._clock = clock
         self._meter = meter or Meter("none")
         self._learner: Learner | None = None
@@ -102,8 +102,7 @@ class SiteTrainer:
         self._unfinished = UnfinishedRounds(
             store.here(f"unfinished/{self.site.name}"), None if minutes is None else 60 * minutes
         )
-        self._segment: tuple[str, int] | None = None
-        self._recent: set[str] = set()
+        self._recent = RecentStates()
         self._experiment_bytes: str | None = None
         self._made_with: dict[str, str] | None = None
 
@@ -160,8 +159,9 @@ class SiteTrainer:
             )
         on_phase("fetch")
         try:
-            with self._place(order):
-                result = self._train(order, progress, should_stop or (lambda: False), on_phase)
+            with self._workplace.working(order) as files:
+                self._move_to(self._workplace.store)
+                result = self._train(order, files, progress, should_stop or (lambda: False), on_phase)
         except RankLost:  # the next order goes on from a snapshot
             raise
         except BaseException:
@@ -170,18 +170,19 @@ class SiteTrainer:
         self._unfinished.end()
         return result
 
-    @contextmanager
-    def _place(self, order: Order) -> Iterator[None]:
+    def has(self, key: str) -> bool:
+        """Whether what it has made of an order under this key is in the store, or on its way there."""
+        return self._workplace.has(key)
+
+    def _move_to(self, store: Store) -> None:
         """Where the order's keys are: in the store, or brought to a folder by its links."""
-        store = self._linked.store if order.links else self._own
         if store is not self.store:
             self.store, self._reader, self._made_with = store, self._given_reader, None
-        with self._linked.working(order, order.links) if order.links else nullcontext():
-            yield
 
     def _train(
         self,
         order: Order,
+        files: Files,
         progress: Progress | None,
         should_stop: Callable[[], bool],
         on_phase: Callable[[Phase], None],
@@ -189,7 +190,7 @@ class SiteTrainer:
         self._check_experiment(order.experiment_uri)
         set_computing(self.site.threads, self.settings)
         software = self._checked_software(order)
-        begin = self._load(order)
+        begin, start = self._load(order, files)
         self._weights = self._inner = None  # unknown until this round is stored
         work = work_name(order, begin, self.site, self.experiment.sha256(), str(self._config), software)
         done = self._unfinished.begin(work, order, self._built())
@@ -201,20 +202,23 @@ class SiteTrainer:
         tokens = steps * self.settings.total_batch_tokens
         snapshots, moved = _snapshots(order), steps > 0
         weights, state = self._built().weights(), self._built().state() if moved else {}
-        written, residual = self._residual.store_update(self.store, order, weights, snapshots, moved)
+        written, residual = self._residual.store_update(files, order, weights, snapshots, moved, start and start.path)
         inner = begin
         if steps and order.inner_out:
-            inner = store_inner(self.store, order, state)
+            inner = store_inner(files, order, state)
         elif steps:
-            inner = save_snapshot(self.store, self.site.name, state, snapshots)
+            inner = save_snapshot(files, self.site.name, state, snapshots)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
         self._inner = inner if not order.inner_out or order.inner_codec == "fp32" else None
         if not order.replay and (residual or not order.inner_out):
-            self._prune(order, {inner, *((residual.begin, residual.end) if residual else ())})
+            ended = {inner, *((residual.begin, residual.end) if residual else ())}
+            self._recent.prune(self.store, order, ended, self.settings.keep_inner_states)
+        self._workplace.send(order, written.sha256)
         return Result(
             site=self.site.name,
             round=order.round,
             parent_sha256=order.parent.sha256,
+            begun_sha256=start and start.sha256,
             steps=steps,
             tokens=tokens,
             consumed=tuple(take_prefix(order.lease, steps * per_step)),
@@ -248,26 +252,29 @@ class SiteTrainer:
             raise TrainingError(f"site {self.site.name}: {other}")
         return self._made_with
 
-    def _load(self, order: Order) -> str:
-        """Bring model and optimisers to the state the order begins with; the name of the inner state.
+    def _load(self, order: Order, files: Files) -> tuple[str, Start | None]:
+        """Bring model and optimisers to the state the order begins with; the name of the inner state, and the weights
+        that were made for it.
 
-        That is the order's, or `fresh` where the state is lost and the order's terms allow it.
+        The state is the order's, or `fresh` where it is lost and the order's terms allow it.
         """
         config = self.store.read_bytes(order.config)
         if self._learner is None or self._learner.ranks.lost or self._config != hashlib.sha256(config).hexdigest():
             self._build(config, order.config)
         learner = self._built()
-        if self._weights != order.parent.sha256:
+        start = None
+        if order.own is not None or self._weights != order.parent.sha256:
             self._weights = None
             receive(self.store, order)
-            weights = read_tensors(self.store, order.parent.key, order.parent.sha256)
+            start = make_start(files, order) if order.own is not None else None
+            weights = start.read() if start else read_tensors(self.store, order.parent.key, order.parent.sha256)
             learner.load_weights(weights, order.parent.key)
-            self._weights = order.parent.sha256
+            self._weights = None if start else order.parent.sha256
         begin = order.inner_state
         if begin != FRESH and self._inner != begin:
             self._inner = None
             try:
-                learner.load_state(self._state(order), begin)
+                learner.load_state(self._state(order, files), begin)
             except StateLost as error:
                 if order.replay or order.terms.lost_state == "refuse":
                     raise
@@ -277,12 +284,12 @@ class SiteTrainer:
             learner.reset()
         self._residual.load(self.store, order, _snapshots(order))
         self._inner = begin
-        return begin
+        return begin, start
 
-    def _state(self, order: Order) -> dict[str, torch.Tensor]:
+    def _state(self, order: Order, files: Files) -> dict[str, torch.Tensor]:
         """The inner state that an order begins with; raises StateLost."""
         if order.shared is not None:
-            return load_merged(self.store, order.shared)
+            return load_merged(files, order.shared)
         return load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
 
     def _build(self, config: bytes, source: str) -> None:
@@ -293,7 +300,9 @@ class SiteTrainer:
         self._config, self._warm = hashlib.sha256(config).hexdigest(), self.site.devices > 1
 
     def close(self) -> None:
-        """End the processes on the site's other devices, where there are any; the next order starts them again."""
+        """Wait for what is on its way, and end the processes on the site's other devices, where there are any; the next
+        order starts them again."""
+        self._workplace.close()
         if self._learner is not None and self._learner.ranks.size > 1:
             self._learner.ranks.close()
             self._config = self._weights = self._inner = self._learner = None
@@ -383,14 +392,6 @@ class SiteTrainer:
                 f"{error} at global step {step} of site {self.site.name}; lower training.matrix_lr, embedding_lr and "
                 "unembedding_lr, or raise warmup_steps"
             ) from None
-
-    def _prune(self, order: Order, ended: set[str]) -> None:
-        """Apply the retention setting; states of the running segment always stay."""
-        if self._segment != (order.key, order.attempt):
-            self._segment, self._recent = (order.key, order.attempt), set()
-        self._recent |= {order.inner_state, *ended}
-        if self.settings.keep_inner_states is not None and order.links is None:  # which sees no manifest, so keeps all
-            prune_snapshots(self.store, self.site.name, self.settings.keep_inner_states, self._recent)
 
 
 def _snapshots(order: Order) -> str:

@@ -27,5 +27,8 @@ class Trains(Protocol):
         on_phase: Callable[[Phase], None] = ...,
     ) -> Result: ...
 
+    def has(self, key: str) -> bool:
+        """Whether what it has made of an order under this key is in the store, or on its way there."""
+
     def close(self) -> None:
         """End the processes on the site's other devices, where there are any; the next order starts them again."""

@@ -6,8 +6,12 @@ optimisers' state: named, kept, rolled back and replayed like them, and never se
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.codecs import CODECS
@@ -17,7 +21,8 @@ from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import write_update, write_weights
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import NotStored, Store, file_sha256
+from curtail_pipeline.training.pending_upload import Files, pending_folder
 from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import store_tensors
 
@@ -53,31 +58,42 @@ class Residual:
         self._name, self._left = order.residual, {name: tensor.numpy() for name, tensor in state.items()}
 
     def store_update(
-        self, store: Store, order: Order, model: Mapping[str, torch.Tensor], folder: str, moved: bool
+        self,
+        files: Files,
+        order: Order,
+        model: Mapping[str, torch.Tensor],
+        folder: str,
+        moved: bool,
+        start: Path | None,
     ) -> tuple[WrittenFile, InnerStates | None]:
         """Write what the order's codec says of trained weights, and what it leaves out as a snapshot in the folder.
 
         Args:
             moved: False where no step was done: then nothing that was left out is sent either.
+            start: the weights that it started from; the parent's when not given.
 
         Raises:
             TrainingError: the weights are not finite.
         """
         if order.codec == "fp32":
-            sha256, size = store_tensors(store, order.out, model)
+            sha256, size = store_tensors(files, order.out, model)
             return WrittenFile(sha256=sha256, bytes=size), None
         begin = self._name or FRESH
         if not moved:
-            return _store_coded(store, order, model, {}), InnerStates(begin=begin, end=begin)
+            return _store_coded(files, order, model, {}, start), InnerStates(begin=begin, end=begin)
         self._name = None  # unknown until it is stored
-        written = _store_coded(store, order, model, self._left)
+        written = _store_coded(files, order, model, self._left, start)
         state = {name: torch.from_numpy(left) for name, left in self._left.items()}
-        self._name = save_snapshot(store, order.site, state, folder)
+        self._name = save_snapshot(files, order.site, state, folder)
         return written, InnerStates(begin=begin, end=self._name)
 
 
 def _store_coded(
-    store: Store, order: Order, model: Mapping[str, torch.Tensor], residual: dict[str, Floats]
+    files: Files,
+    order: Order,
+    model: Mapping[str, torch.Tensor],
+    residual: dict[str, Floats],
+    start: Path | None,
 ) -> WrittenFile:
     assert order.codec != "fp32"
 
@@ -87,9 +103,9 @@ def _store_coded(
 
     try:
         with (
-            store.local(order.parent.key) as path,
+            nullcontext(start) if start else files.local(order.parent.key) as path,
             TensorFile(path) as parent,
-            store.new_file(order.out) as out,
+            files.new_file(order.out) as out,
         ):
             return write_update(out, CODECS[order.codec], parent, weights, residual)
     except FederationError as error:
@@ -100,20 +116,52 @@ def _too_large(order: Order, error: FederationError) -> TrainingError:
     return TrainingError(f"site {order.site}: {error}; lower the learning rates or the steps of a round")
 
 
-def store_inner(store: Store, order: Order, state: Mapping[str, torch.Tensor]) -> str:
+def store_inner(files: Files, order: Order, state: Mapping[str, torch.Tensor]) -> str:
     """Write an inner state that is merged, by the order's codec; its name.
 
     Raises:
         TrainingError: it is not finite.
     """
     if order.inner_codec == "fp32":
-        return f"sha256:{store_tensors(store, order.inner_out, state)[0]}"
+        return f"sha256:{store_tensors(files, order.inner_out, state)[0]}"
     values: dict[str, Floats] = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
     try:
-        with store.new_file(order.inner_out) as out:
+        with files.new_file(order.inner_out) as out:
             return f"sha256:{write_state(out, order.inner_codec, values).sha256}"
     except FederationError as error:
         raise _too_large(order, error) from error
+
+
+class Start(NamedTuple):
+    """Weights that a round starts from and nobody else has."""
+
+    path: Path
+    sha256: str
+
+    def read(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path)
+
+
+def make_start(files: Files, order: Order) -> Start:
+    """Write the weights that a round starts from where the order names the site's own last update.
+
+    Raises:
+        TrainingError: that is not here any more, and not in the store; or it is not the one that the order means.
+    """
+    assert order.own is not None
+    path = files.here(f"{pending_folder(order)}/start.safetensors")
+    try:
+        with files.local(order.parent.key) as parent, files.local(order.own.key) as own:
+            if (found := file_sha256(own)) != order.own.sha256:
+                raise TrainingError(
+                    f"site {order.site}: its last update {order.own.key} is {found[:12]}, and the order goes on from "
+                    f"{order.own.sha256[:12]}; end the segment, the next one goes on from merged weights"
+                )
+            return Start(path, write_weights(parent, own, order.codec, path).sha256)
+    except (FederationError, NotStored) as error:
+        raise TrainingError(
+            f"site {order.site} cannot go on from its last update: {error}; the next segment does from merged weights"
+        ) from error
 
 
 def receive(store: Store, order: Order) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import NotStored, Store, file_sha256
+from curtail_pipeline.training.pending_upload import Files
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -60,9 +61,9 @@ def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> di
         raise TrainingError(f"{key} is not a safetensors file ({error}); restore it from its checkpoint") from error
 
 
-def store_tensors(store: Store, key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
+def store_tensors(files: Files, key: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
     """Write tensors under a key; sha256 (hex) and size in bytes."""
-    with store.new_file(key) as path:
+    with files.new_file(key) as path:
         return write_tensors(path, tensors), path.stat().st_size
 
 

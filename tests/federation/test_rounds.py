@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from curtail_pipeline.errors import FederationError, LedgerError, MessageError
-from curtail_pipeline.federation import rounds
-from curtail_pipeline.federation import rounds as rounds_module
+from curtail_pipeline.federation import next_round, round_merge
 from curtail_pipeline.federation.liveness import SILENT
 from curtail_pipeline.federation.orders import Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import replay_of
@@ -117,7 +116,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_addresses_go_with_an_order_and_stay_out_of_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "links_of", lambda *_: Links(get={"key": "signed secretly"}, put={}))
+    monkeypatch.setattr(next_round, "links_of", lambda *_: Links(get={"key": "signed secretly"}, put={}))
     bench.run(bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), linked=["TX"]))
     assert {site: order.links is not None for site, order in bench.transport.sent} == {"CA": False, "TX": True}
     journal = bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl")
@@ -155,14 +154,14 @@ def test_inner_states_are_merged_and_handed_to_whoever_trains_next(bench: Bench)
     rounds = [{"CA": 3, "TX": 1}, {"TX": 1}, {"SA": 1, "CA": 1}, {"CA": 1}]
     plan = bench.plan(rounds, shared={"name": "fresh"})
     faults = (Fault("CA", 2, "nan state"),)
-    merge = rounds_module.store_merged
+    merge = round_merge.store_merged
 
     def merged(store: Any, orders: Any, states: Any, report: Any, key: str) -> Any:
         keep()
         return merge(store, orders, states, report, key)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds_module, "store_merged", merged)
+        patch.setattr(round_merge, "store_merged", merged)
         segment = bench.run(plan, faults)
     first, after, joined, last = [
         next(order for site, order in bench.transport.sent if order.round == n) for n in range(4)

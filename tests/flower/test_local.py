@@ -89,20 +89,22 @@ def undisturbed(asked: Plan, home: Path) -> Segment:
     return run_segment(MemoryTransport(sites, store), asked, store)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 def test_a_segment_over_flower_equals_the_segment_in_memory(
-    handle: Federation, store: FolderStore, tmp_path: Path
+    handle: Federation, store: FolderStore, tmp_path: Path, overlap: bool
 ) -> None:
-    rounds = [{"CA": 2, "TX": 1}, {"CA": 1, "TX": 2}]
+    rounds, key = [{"CA": 2, "TX": 1}, {"CA": 1, "TX": 2}], "ckpt-000021" if overlap else "ckpt-000001"
     events: list[SegmentEvent] = []
-    over_flower = submit_and_follow(handle, plan(store, "ckpt-000001", rounds), store, events.append)
-    in_memory = undisturbed(store.read_record("scratch/ckpt-000001/1/plan.json", Plan), tmp_path)
+    exchange = {"upload": "int8", "overlap": True} if overlap else {}
+    over_flower = submit_and_follow(handle, plan(store, key, rounds, exchange=exchange), store, events.append)
+    in_memory = undisturbed(store.read_record(f"scratch/{key}/1/plan.json", Plan), tmp_path)
     assert over_flower.weights.sha256 == in_memory.weights.sha256
     assert over_flower.sites == in_memory.sites
     assert [type(e) for e in events if not isinstance(e, StepDone)] == [Submitted, RoundMerged, RoundMerged]
-    assert events[0] == Submitted(store.read_record("scratch/ckpt-000001/1/flower.json", FlowerRun).run_id)
+    assert events[0] == Submitted(store.read_record(f"scratch/{key}/1/flower.json", FlowerRun).run_id)
     # asked again for the same plan: the same outcome, no further run
     again: list[Any] = []
-    assert submit_and_follow(handle, "scratch/ckpt-000001/1/plan.json", store, again.append) == over_flower
+    assert submit_and_follow(handle, f"scratch/{key}/1/plan.json", store, again.append) == over_flower
     assert again == []
 
 

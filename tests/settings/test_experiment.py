@@ -30,6 +30,11 @@ def test_every_experiment_of_the_repository_is_valid(name: str) -> None:
         ({"training": {"sequence_length": 256, "total_batch_tokens": 1000}}, ["1000", "256"]),
         ({"traces": {"provider": "oracle"}}, ["traces", "oracle"]),
         ({"federation": {"linked": ["PARIS"]}}, ["federation.linked", "'PARIS'", "there are "]),
+        ({"rounds": {"overlap": True}}, ["rounds: overlap takes updates", "upload_codec is fp32; set it to bf16"]),
+        (
+            {"rounds": {"overlap": True, "upload_codec": "int8", "sync": "paying"}},
+            ["rounds: sync paying weighs the waiting for links, which overlap takes away; set it to all"],
+        ),
     ],
 )
 def test_a_mistake_is_named(change: dict, words: list[str]) -> None:

@@ -62,6 +62,7 @@ def test_a_site_does_its_work_and_nothing_else(guarded: Guarded, tmp_path: Path)
         site.put_file(made, key)
         with site.local(key) as path:
             assert path.read_bytes() == bytes(100)
+    site.write_bytes(f"{folder}/delivered/TX.json", b"stored")
     site.write_bytes("agents/TX.json", b"alive")
     site.delete("agents/TX.json")
     site.delete("inner_state/TX/abc.safetensors")
@@ -75,6 +76,7 @@ def test_a_site_does_its_work_and_nothing_else(guarded: Guarded, tmp_path: Path)
         "checkpoints/ckpt-000001/model.safetensors",
         "claims/ckpt-000001/00000000.json",
         "scratch/ckpt-000001/1/round-0000/CA.safetensors",
+        "scratch/ckpt-000001/1/round-0000/delivered/CA.json",
         "scratch/ckpt-000001/1/segment.json",
         "shards/TX/manifest.json",
     ):

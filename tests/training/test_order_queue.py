@@ -40,6 +40,9 @@ class SteppingTrainer:
         self.done.append((order.key, order.replay))
         return SimulatedSite("CA", self.store)(order)
 
+    def has(self, key: str) -> bool:
+        return self.store.exists(key)
+
 
 class Bench:
     def __init__(self, store: FolderStore, orders: Callable[..., Order]) -> None:

@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 from s3_signed_front import SignedFront, signed_front
-from training_case import CONFIG, SITE, WEIGHTS, changed, make_experiment, make_order, next_order
+from training_case import (
+    CONFIG,
+    SITE,
+    WEIGHTS,
+    behind,
+    changed,
+    make_experiment,
+    make_order,
+    next_order,
+    overlapping,
+)
 from waiting import wait_until
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError, TrainingError
 from curtail_pipeline.federation.addresses import links_of
+from curtail_pipeline.federation.answered import Delivered
 from curtail_pipeline.federation.orders import (
     Heartbeat,
     Order,
@@ -233,6 +244,36 @@ def test_a_merged_inner_state_goes_by_addresses_too(
     coordinator.delete(first.inner_out)
     fresh = SiteTrainer(FolderStore(tmp_path / "other"), SITE, EXPERIMENT).train(linked(coordinator, second))
     assert fresh.inner_state.begin == "fresh" and fresh.weights != wanted.weights, "lost, so it began fresh"
+
+
+def test_an_update_on_its_way_goes_by_addresses_too(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
+) -> None:
+    """The same bits as in a folder, from the site's own files and, at another machine, from what it has stored."""
+    first = overlapping(filled)
+    alone = SiteTrainer(filled, SITE, EXPERIMENT)
+    second = behind(first, result := alone.train(first))
+    wanted = alone.train(second)
+    alone.close()
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    for order in (first, second):
+        for key in (order.out, order.inner_out, order.delivered):
+            coordinator.delete(key)
+    site = LinkedTrainer(FolderStore(tmp_path / "site"), SITE)
+    assert site.train(linked(coordinator, first)).weights == result.weights and site.has(first.out)
+    got = site.train(linked(coordinator, second))
+    site.close()
+    assert (got.weights, got.inner_state, got.begun_sha256) == (wanted.weights, wanted.inner_state, wanted.begun_sha256)
+    for order, done in ((first, result), (second, wanted)):
+        assert coordinator.read_record(order.delivered, Delivered).weights_sha256 == done.weights.sha256
+        assert coordinator.digest(order.out).sha256 == done.weights.sha256
+        assert f"sha256:{coordinator.digest(order.inner_out).sha256}" == done.inner_state.end
+    other = SiteTrainer(FolderStore(tmp_path / "other"), SITE, EXPERIMENT)
+    moved = other.train(linked(coordinator, changed(second, attempt=2)))
+    other.close()
+    assert moved.residual.begin == "fresh", "what codecs leave out stays at a site"
+    assert moved.begun_sha256 == wanted.begun_sha256 and moved.inner_state.begin == wanted.inner_state.begin
+    assert not front.refused
 
 
 def test_addresses_are_good_for_one_object_method_and_time(
