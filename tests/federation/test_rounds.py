@@ -8,26 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from curtail_pipeline.errors import FederationError, LedgerError, MessageError
+from curtail_pipeline.errors import FederationError, MessageError
 from curtail_pipeline.federation import next_round, round_merge
-from curtail_pipeline.federation.liveness import SILENT
 from curtail_pipeline.federation.orders import Plan, Segment, StoredWeights
 from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import Fault, MemoryTransport, SimulatedSite
-from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.scheduling.reconcile import Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import EPOCH
-from curtail_pipeline.tokens.ranges import Range, after_prefix, compact, total
 
 SITES = ("CA", "TX", "SA")
+
 PER_STEP = 4
 
 
@@ -338,148 +334,6 @@ def test_a_superseded_attempt_stops(bench: Bench) -> None:
     assert not bench.store.exists("scratch/ckpt-000001/1/segment.json")
 
 
-class Killed(Exception):
-    """Stands for the end of the server's process."""
-
-
-def killed_in_round(bench: Bench, plan: dict[str, Any], index: int, faults: tuple[Fault, ...] = ()) -> None:
-    def die() -> None:
-        if bench.transport.sent[-1][1].round == index:
-            raise Killed
-
-    with pytest.raises(Killed):
-        bench.run(plan, faults, on_poll=die, steps_per_round=2)
-
-
-@pytest.mark.parametrize("shared", [None, {"name": "fresh"}], ids=["own", "merged"])
-@pytest.mark.parametrize("live", [False, True])
-def test_another_server_goes_on_behind_what_was_merged(bench: Bench, live: bool, shared: Any) -> None:
-    rounds = [{"CA": 2, "TX": 1, "SA": 1}] * 4
-    plan = (bench.live(max_rounds=4) if live else bench.plan(rounds)) | {"shared": shared}
-    whole = bench.run(plan, (Fault("TX", 1, "nan"),), folder="scratch/whole", steps_per_round=2)
-    killed_in_round(bench, plan, 2, (Fault("TX", 1, "nan"),))
-    resumed = bench.run(plan, steps_per_round=2)
-    assert [order.round for site, order in bench.transport.sent if site == "CA"] == [2, 3]
-    assert "goes on behind round 1" in bench.lines[-3]
-    assert resumed["weights"]["sha256"] == whole["weights"]["sha256"] and resumed["sites"] == whole["sites"]
-    assert resumed["refused"].keys() == {"TX"} and len(resumed["rounds"]) == 4
-    lines = bench.store.read_bytes("scratch/ckpt-000001/1/rounds.jsonl").splitlines()
-    assert [json.loads(line)["done"]["index"] for line in lines] == [0, 1, 2, 3]
-
-
-def test_what_a_killed_server_left_damaged_is_not_built_on(bench: Bench) -> None:
-    plan = bench.plan([{"CA": 2, "TX": 1}] * 3, ("CA", "TX"))
-    killed_in_round(bench, plan, 2)
-    path = bench.store.path("scratch/ckpt-000001/1/round-0001/outer.safetensors")
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(FederationError, match=r"round-0001/outer\.safetensors was damaged"):
-        bench.run(plan)
-    assert bench.transport.sent == []  # trainers remember this attempt's orders: only another one begins anew
-
-
-@pytest.mark.parametrize("shared", [None, {"name": "fresh"}], ids=["own", "merged"])
-def test_replay_of_a_troubled_segment_gives_the_same_weights(bench: Bench, shared: Any) -> None:
-    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4, shared=shared)
-    lost = (Fault("TX", 2, "lost state"),) if shared else ()
-    segment = bench.run(plan, (Fault("TX", 1, "nan"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill"), *lost))
-    assert "SA lost" in segment["stop_reason"] and segment["rounds"][2]["refused"].keys() == {"CA"}
-    again = replay(plan, segment) | {"attempt": 2}
-    replayed = bench.run(again, folder="scratch/ckpt-000001/replay")
-    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"]
-    assert replayed["outer"]["sha256"] == segment["outer"]["sha256"]
-    assert replayed["sites"] == segment["sites"] and not replayed["lost"] and not replayed["refused"]
-    assert "TX" not in {site for site, order in bench.transport.sent if order.round == 1}
-
-
-@pytest.mark.parametrize(("upload", "download"), [("int2_topk", "fp32"), ("fp32", "int4"), ("int8", "bf16")])
-def test_coded_exchange_of_a_troubled_segment(bench: Bench, upload: str, download: str) -> None:
-    """Every round's weights are those before minus the delta, and a replay of what counted gives the same."""
-    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4, exchange={"upload": upload, "download": download})
-    seen: dict[str, Path] = {}
-
-    def keep() -> None:
-        for site, order in bench.transport.sent:
-            if site == "CA" and order.parent.sha256 not in seen:
-                path = bench.store.path(order.parent.key)
-                seen[order.parent.sha256] = kept = bench.store.path(f"kept/{len(seen)}")
-                kept.parent.mkdir(exist_ok=True)
-                kept.write_bytes(path.read_bytes())
-                if order.delta is not None:
-                    made = bench.store.path("kept/made")
-                    base, delta = seen[order.delta.base.sha256], bench.store.path(order.delta.key)
-                    assert write_weights(base, delta, order.delta.codec, made).sha256 == order.parent.sha256
-
-    segment = bench.run(plan, (Fault("TX", 1, "corrupt"), Fault("CA", 2, "huge"), Fault("SA", 3, "kill")), keep)
-    assert segment["rounds"][1]["refused"].keys() == {"TX"} and segment["rounds"][2]["refused"].keys() == {"CA"}
-    assert [order["delta"] is None for order in bench.orders("CA")] == [True, *[download == "fp32"] * 3]
-    again = bench.run(replay(plan, segment) | {"attempt": 2}, folder="scratch/ckpt-000001/replay")
-    assert again["weights"]["sha256"] == segment["weights"]["sha256"] and again["sites"] == segment["sites"]
-
-
-def test_a_site_alone_goes_on_from_what_was_decoded(bench: Bench) -> None:
-    plan = bench.plan([{"CA": 2}] * 3, ("CA",), exchange={"upload": "int2"})
-    segment = bench.run(plan)
-    deltas = [order["delta"] for order in bench.orders("CA")]
-    assert [delta["codec"] if delta else None for delta in deltas] == [None, "int2", "int2"]
-    killed_in_round(bench, plan | {"attempt": 2}, 1)
-    resumed = bench.run(plan | {"attempt": 2})
-    assert resumed["weights"]["sha256"] == segment["weights"]["sha256"]
-
-
-def test_an_update_by_another_codec_is_refused(bench: Bench) -> None:
-    plan = bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), exchange={"upload": "int8"})
-    segment = bench.run(plan, (Fault("TX", 0, "nan"),))
-    assert segment["refused"] == {"TX": "its codec is fp32, not int8"}
-
-
-def test_a_round_that_gave_nothing_does_not_end_its_replay(bench: Bench) -> None:
-    plan = bench.plan([{"CA": 2, "TX": 3}] * 3)
-    segment = bench.run(plan, (Fault("CA", 1, "nan"), Fault("TX", 1, "nan")))
-    assert segment["rounds"][1]["steps"] == {} and segment["rounds"][2]["steps"]
-    replayed = bench.run(replay(plan, segment), folder="scratch/replays/again")
-    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["steps"] == segment["steps"]
-
-
-def test_live_rounds_have_deadlines_and_a_cap(bench: Bench) -> None:
-    bench.membership(3, CA="train", TX="train", SA="train")
-    segment = bench.run(bench.live(total_steps=200, max_rounds=2, first_step=0))
-    assert segment["stop_reason"] == "job finished" and segment["steps"] == 200  # 67 + 67 + 66, never more
-    order = bench.orders("SA")[0]
-    assert order["deadline_s"] == 600 and order["watch"] == {"key": "membership.json", "generation": 3}
-    segment = bench.run(bench.live(total_steps=10**6, max_rounds=2) | {"attempt": 9})
-    assert segment["stop_reason"] == "no member has tokens left in its lease" and len(segment["rounds"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("states", "reason"),
-    [
-        ({"CA": "train", "TX": "train", "SA": "train"}, "SA joins"),
-        ({"CA": "train", "TX": "off", "reasons": {"TX": "window closed"}}, "TX leaves: window closed"),
-        ({"CA": "warm", "TX": "off"}, "CA leaves; TX leaves"),
-    ],
-)
-def test_a_membership_change_ends_a_live_segment_at_the_boundary(bench: Bench, states: Any, reason: str) -> None:
-    bench.membership(3, CA="train", TX="train")
-    segment = bench.run(bench.live(("CA", "TX"), total_steps=10**6), on_poll=lambda: bench.membership(4, **states))
-    assert segment["stop_reason"] == reason and len(segment["rounds"]) == 1 and segment["steps"] > 0
-
-
-def test_a_newer_generation_with_the_same_members_goes_on(bench: Bench) -> None:
-    bench.membership(3, CA="train", TX="train")
-    generation = iter(range(4, 1000))
-    segment = bench.run(
-        bench.live(("CA", "TX"), max_rounds=3),
-        on_poll=lambda: bench.membership(next(generation), CA="train", TX="train", SA="warm"),
-        steps_per_round=2,
-    )
-    assert segment["stop_reason"] == "length cap" and segment["steps"] == 12
-    assert [order["watch"]["generation"] for order in bench.orders("CA")] == [3, 4, 5]
-    bench.membership(2000, CA="off", TX="off")
-    plan = bench.live(("CA", "TX"), attempt=2)
-    segment = bench.run(plan)
-    assert segment["rounds"] == [] and segment["weights"]["key"] == plan["parent"]["weights"]
-
-
 def test_bad_plans_are_named(bench: Bench) -> None:
     with pytest.raises(MessageError, match="mode local has one member"):
         bench.run(bench.plan([{"CA": 1, "TX": 1}], ("CA", "TX"), mode="local"))
@@ -487,107 +341,6 @@ def test_bad_plans_are_named(bench: Bench) -> None:
         bench.run(bench.plan([{"CA": 1}], ("CA",)) | {"rounds": [{"index": 0, "steps": {"TX": 1}, "lease": {}}]})
     with pytest.raises(MessageError, match="give either rounds or open"):
         bench.run(bench.plan(None))
-
-
-def ranges() -> st.SearchStrategy[list[Range]]:
-    return st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 12)).map(lambda t: (t[0], t[1], t[1] + t[2])),
-        max_size=5,
-    )
-
-
-@given(ranges(), st.data())
-def test_ranges_after_a_prefix(lease: list[Range], data: st.DataObject) -> None:
-    flat = [(epoch, i) for epoch, first, end in lease for i in range(first, end)]
-    cut = data.draw(st.integers(0, len(flat)))
-    consumed = compact((epoch, i, i + 1) for epoch, i in flat[:cut])
-    rest = after_prefix(lease, consumed)
-    assert [(epoch, i) for epoch, first, end in rest for i in range(first, end)] == flat[cut:]
-    assert total(consumed) + total(rest) == total(lease)
-
-
-def test_ranges_out_of_the_lease_are_refused() -> None:
-    for consumed in ([(0, 1, 3)], [(0, 0, 11)], [(1, 0, 2)], [(0, 0, 4), (0, 5, 6)]):
-        with pytest.raises(LedgerError, match="not the beginning of the lease"):
-            after_prefix([(0, 0, 10)], consumed)
-    with pytest.raises(LedgerError, match="ends before it begins"):
-        compact([(0, 4, 2)])
-
-
-def test_a_late_site_is_not_waited_for_and_takes_part_again(bench: Bench) -> None:
-    quorum = {"members": 2, "grace": 0.5}
-    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 4, quorum=quorum)
-    segment = bench.run(plan, (Fault("TX", 1, "late"), Fault("SA", 3, "late")))
-    late, after, last = segment["rounds"][1:]
-    assert late["steps"].keys() == {"CA", "SA"} and after["steps"].keys() == {"CA", "TX", "SA"}
-    assert late["refused"]["TX"].startswith("no answer after 0.0 s: 2 others had answered, and grace is 0.5")
-    assert after["overdue"] == {"TX": "its answer to round 1 came after that was merged, and is not used"}
-    assert last["steps"].keys() == {"CA", "TX"} and bench.now < 2
-    assert segment["lost"] == {} and segment["stop_reason"] == "plan finished"
-    first, _, again, *_ = bench.orders("TX")
-    assert again["inner_state"] == bench.orders("TX")[1]["inner_state"] != first["inner_state"]
-    assert again["lease"] == [[1, 12, 36]], "what it was given for the late round, and for this one"
-    assert bench.store.read_json("scratch/ckpt-000001/1/late-0001.json")["round"] == 1
-    replayed = bench.run(replay(plan, segment), folder="scratch/replay")
-    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]
-
-
-def test_without_grace_all_are_waited_for(bench: Bench) -> None:
-    """A site without word is waited for until it counts as lost."""
-    segment = bench.run(bench.plan([{"CA": 1, "TX": 1}] * 2, ("CA", "TX")), (Fault("TX", 0, "kill"),))
-    assert segment["lost"].keys() == {"TX"} and bench.now >= SILENT * 10
-    assert all(order["late"] == "" for order in bench.orders("CA"))
-
-
-@pytest.mark.parametrize("download", ["fp32", "int8"])
-def test_less_than_a_quorum_is_not_merged(bench: Bench, download: str) -> None:
-    plan = bench.plan(
-        [{"CA": 2, "TX": 3, "SA": 1}] * 2, quorum={"members": 2}, shared={"name": "fresh"},
-        exchange={"download": download},
-    )  # fmt: skip
-    segment = bench.run(plan, (Fault("TX", 0, "nan"), Fault("SA", 0, "corrupt")))
-    none, both = segment["rounds"]
-    assert none["steps"] == {} and none["refused"]["CA"] == "a merge takes 2 updates, and 1 could be used"
-    assert none["weights"]["sha256"] == plan["parent"]["sha256"] and none["delta"] is None
-    assert both["steps"] == {"CA": 2, "TX": 3, "SA": 1} and segment["sites"]["CA"]["consumed"] == [[1, 0, 8]]
-    replayed = bench.run(replay(plan, segment), folder="scratch/replay")
-    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]
-
-
-def test_a_quorum_of_more_than_take_part_is_all_of_them(bench: Bench) -> None:
-    segment = bench.run(bench.plan([{"CA": 2}], ("CA",), quorum={"members": 3, "grace": 1.0}))
-    assert segment["sites"]["CA"]["steps"] == 2
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(SITES),
-            st.integers(0, 4),
-            st.sampled_from(["kill", "restart", "error", "late", *REFUSED]),
-        ),
-        max_size=6,
-    ),
-    st.integers(1, 3),
-)
-def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults: list[Any], quorum: int) -> None:
-    bench = Bench(tmp_path_factory.mktemp("store"))
-    grace = 1.0 if "late" in {kind for _, _, kind in faults} else None  # without, a late one would never answer
-    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 5, quorum={"members": quorum, "grace": grace})
-    try:
-        segment = bench.run(plan, tuple(Fault(*fault) for fault in faults))
-    except FederationError as error:
-        assert "no site delivered" in str(error)
-        return
-    for site, mine in segment["sites"].items():
-        per_round = [tuple(part) for r in segment["rounds"] for part in r["consumed"].get(site, [])]
-        assert compact(per_round) == [tuple(part) for part in mine["consumed"]]
-        # from the beginning, without a gap, no more than was leased
-        assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
-    again = replay(plan, segment)
-    replayed = bench.run(again, folder="scratch/replay")
-    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]
 
 
 def test_a_segment_hands_its_last_step_on(bench: Bench) -> None:
