@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,28 +102,39 @@ def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = N
         *secured, "--host", host, "--port", str(port),
         "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    _end_on_signals()
+    told = _end_on_signals()
     os.environ |= _environment(folder / "flwr")
     link: subprocess.Popen[bytes] | None = None
     try:
         with ForkServer(folder / "forks") as forks:
             link = subprocess.Popen(command, preexec_fn=processes.die_with_parent)
             hangs = Hangs(open_store(folder), DEFAULT_LIMITS)
-            while link.poll() is None:
+            while link.poll() is None and not told.is_set():
                 _end_hung(hangs, {}, "the SuperLink", {link.pid: "SuperLink"})
                 if forks.serve(HANGS_S, link.pid):
                     print("the SuperLink's SuperExec has ended and was started again", file=sys.stderr, flush=True)
+            if told.is_set():
+                raise SystemExit(0)
             raise FederationError(f"the SuperLink ended with {link.returncode}; see its output above")
     finally:
         _end_all([link] if link else [])
 
 
-def _end_on_signals() -> None:
+def _end_on_signals() -> threading.Event:
+    """Have SIGTERM and SIGINT end this process.
+
+    The event is set as well: what a handler raises is dropped where it comes in a finaliser or a weak reference's
+    callback, of which imports have many.
+    """
+    told = threading.Event()
+
     def stop(*_: object) -> NoReturn:
+        told.set()
         raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    return told
 
 
 def _end_hung(hangs: Hangs, trainers: Mapping[str, int], whose: str, named: Mapping[int, str]) -> None:
@@ -260,17 +272,19 @@ def run_site(
     ]  # fmt: skip
 
     endpoint.unlink(missing_ok=True)  # of one that was killed
-    _end_on_signals()
+    told = _end_on_signals()
     children = [subprocess.Popen(trainer, preexec_fn=processes.die_with_parent)]
     try:
         with ForkServer(folder / f"forks-{name}") as forks:
             children.append(subprocess.Popen(node, preexec_fn=processes.die_with_parent))
             hangs = Hangs(open_store(store, patience_s=HANGS_S), limits)
             named = {child.pid: part for part, child in zip(("trainer", "SuperNode"), children, strict=True)}
-            while all(child.poll() is None for child in children):
+            while all(child.poll() is None for child in children) and not told.is_set():
                 _end_hung(hangs, {name: children[0].pid}, f"site {name}", named)
                 if forks.serve(HANGS_S, children[1].pid):
                     print(f"site {name}: its SuperExec has ended and was started again", file=sys.stderr, flush=True)
+        if told.is_set():
+            raise SystemExit(0)
         ended = next(child for child in children if child.poll() is not None)
         raise FederationError(
             f"site {name}: its {named[ended.pid]} ended with {ended.returncode}; see its output above"
