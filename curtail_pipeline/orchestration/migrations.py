@@ -4,11 +4,13 @@ Whoever opens an instance compares its databases with the newest migration, and 
 45 ms of processor time that it takes (Dagster 1.13.27, SQLite). A code server opens one for every tick of a sensor.
 """
 
-from functools import cache
-
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from dagster._core.storage import sql
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+
+_READ: dict[str | None, ScriptDirectory] = {}
+"""By their place."""
 
 
 class _ReadOnce(ScriptDirectory):
@@ -16,14 +18,10 @@ class _ReadOnce(ScriptDirectory):
 
     @classmethod
     def from_config(cls, config: Config) -> ScriptDirectory:
-        return _read(config.get_main_option("script_location"))
-
-
-@cache
-def _read(location: str | None) -> ScriptDirectory:
-    config = Config()
-    config.set_main_option("script_location", location or "")
-    return ScriptDirectory.from_config(config)
+        place = config.get_main_option("script_location")
+        if place not in _READ:
+            _READ[place] = super().from_config(config)
+        return _READ[place]
 
 
 def read_migrations_once() -> None:
@@ -34,4 +32,4 @@ def read_migrations_once() -> None:
 def preload_migrations() -> None:
     """Read them now, for what will be forked from this process. Starts no thread."""
     read_migrations_once()
-    _read(sql.ALEMBIC_SCRIPTS_LOCATION).as_revision_number("head")
+    _ReadOnce.from_config(sql.get_alembic_config(sqlite_run_storage.__file__)).as_revision_number("head")
