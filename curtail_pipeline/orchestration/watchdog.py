@@ -1,7 +1,8 @@
 """Watches `dagster dev` from outside: what the sensors cannot do while the code server they run in is dead.
 
 `dagster dev` keeps one code server for webserver and daemon, behind a proxy that starts it once. When it is killed,
-every sensor stands still, and so do runs that were its children.
+every sensor stands still, and so do runs that were its children. And keeps Dagster's databases open meanwhile, so that
+the daemon's writes, every second, are cheap between runs too.
 """
 
 import logging
@@ -15,6 +16,7 @@ import dagster as dg
 import httpx
 import psutil
 
+from curtail_pipeline.orchestration.open_databases import databases_open
 from curtail_pipeline.orchestration.run_workers import end_dead
 
 EVERY_S = 5.0
@@ -46,7 +48,7 @@ def _watch(dagster_home: Path, pid: int, address: str, over: threading.Event) ->
     seen: set[int] = set()
     if over.wait(EVERY_S):  # the first to open an instance makes its tables; that is not this one
         return
-    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance, databases_open(instance):
         while not over.wait(EVERY_S):
             try:
                 end_dead(instance, datetime.now(UTC))
