@@ -1,6 +1,9 @@
 """The pre-signed addresses that an order brings to a site without credentials of the store."""
 
+from pathlib import PurePosixPath
+
 from curtail_pipeline.federation.orders import Order, agent_key
+from curtail_pipeline.federation.segment_state import DELTA, WEIGHTS
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import Store
@@ -28,6 +31,9 @@ def links_of(store: Store, order: Order) -> Links:
         )
         if key
     ]
+    if order.coming:  # what is signed need not be there yet
+        place = PurePosixPath(order.coming).parent
+        read += [order.coming, f"{place}/{WEIGHTS}", f"{place}/{DELTA}"]
     for owner in sorted({span.owner for span in parse_ranges(order.lease, order.site)}):
         read += [f"shards/{owner}/{name}" for name in store.list(f"shards/{owner}")]
     written = [order.out, agent_key(order.site), *(key for key in (order.inner_out, order.delivered) if key)]

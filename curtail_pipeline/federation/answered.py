@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from curtail_pipeline.federation.orders import Order, Result
+from curtail_pipeline.federation.orders import Order, Result, StoredDelta, StoredWeights
 from curtail_pipeline.federation.plan import answered_key
 from curtail_pipeline.storage.records import Message, Sha256, Utc
 from curtail_pipeline.storage.store import Store
@@ -20,6 +20,13 @@ class Delivered(Message):
     """From the answer on."""
     error: str = ""
     """Why they will never be in the store; empty where they are."""
+
+
+class Merged(Message):
+    """What a round's merge came to (`Order.coming`), for who fetches it before the order that starts from it."""
+
+    weights: StoredWeights
+    delta: StoredDelta | None
 
 
 class Answered(Message):

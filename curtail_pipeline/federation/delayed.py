@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from curtail_pipeline.errors import MessageError
 from curtail_pipeline.federation.admission import admit
-from curtail_pipeline.federation.answered import Answered, Delivered, read_answered
+from curtail_pipeline.federation.answered import Answered, Delivered, Merged, read_answered
 from curtail_pipeline.federation.answers import POLL_S
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.next_round import (
@@ -34,7 +34,7 @@ from curtail_pipeline.federation.next_round import (
     why_it_ends,
 )
 from curtail_pipeline.federation.orders import JournalLine, Order, Result, Segment
-from curtail_pipeline.federation.plan import answered_key
+from curtail_pipeline.federation.plan import answered_key, merged_key
 from curtail_pipeline.federation.round_merge import admitted, line_of, merge_round, told
 from curtail_pipeline.federation.segment_run import SegmentRun
 from curtail_pipeline.federation.segment_state import OUTER, SegmentState
@@ -187,6 +187,8 @@ class DelayedRounds:
             return
         self.merged.take(line)
         self.answered = self._pending = None
+        place = round_folder(self.folder, answered.index)
+        self.store.write_record(merged_key(place), Merged(weights=line.done.weights, delta=line.done.delta))
         self._tidy()
         training = max((result.seconds for result in line.results.values()), default=0.0)
         self.with_sites.log(f"{told(line)}; {training:.3g} of {line.wall_s:.3g} s training")

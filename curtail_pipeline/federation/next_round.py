@@ -10,7 +10,7 @@ from curtail_pipeline.federation.answered import Answered
 from curtail_pipeline.federation.answers import Answers
 from curtail_pipeline.federation.budgets import step_budgets
 from curtail_pipeline.federation.orders import Order, Plan, Watch
-from curtail_pipeline.federation.plan import delivered_key, late_key, planned_attempts, stop_key
+from curtail_pipeline.federation.plan import delivered_key, late_key, merged_key, planned_attempts, stop_key
 from curtail_pipeline.federation.segment_state import SegmentState
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.manifest import FRESH
@@ -197,5 +197,6 @@ def _order(store: Store, plan: Plan, state: SegmentState, folder: str, upcoming:
         stop=stop_key(folder),
         late=late_key(folder, upcoming.index) if plan.quorum.grace else "",
         delivered=delivered_key(place, site) if plan.exchange.overlap else "",
+        coming="" if state.answered is None else merged_key(round_folder(folder, state.answered)),
     )
     return order.with_links(links_of(store, order)) if site in plan.linked else order

@@ -115,6 +115,8 @@ class Order(Message):
     """Likewise, when the round was merged without those who still work on it."""
     delivered: str = ""
     """Store key for the record (`answered.Delivered`) that what it wrote is in the store; the answer comes before."""
+    coming: str = ""
+    """Store key for the record (`answered.Merged`) of the weights that the next round starts from."""
     links: Links | None = None
     """Addresses of all that the round reads and writes, for a site without credentials of the store."""
 

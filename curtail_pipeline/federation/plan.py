@@ -64,6 +64,11 @@ def delivered_key(round_folder: str, site: str) -> str:
     return f"{round_folder}/delivered/{site}.json"
 
 
+def merged_key(round_folder: str) -> str:
+    """Of the record of a round's merge."""
+    return f"{round_folder}/merged.json"
+
+
 def parse_journal(text: bytes, source: str, begin: int = 0) -> list[JournalLine]:
     """The rounds that are in a `rounds.jsonl`, from the one of that index on.
 

@@ -98,6 +98,8 @@ class SegmentState:
         self.rounds: list[RoundDone] = []
         self.own: dict[str, StoredWeights] = {}
         """Of sites whose last update is not in the weights yet: where it lies."""
+        self.answered: int | None = None
+        """The round that is not in the weights yet."""
         self.own_shared: dict[str, SharedState] = {}
         """Of these sites, where inner states are merged: what each left itself."""
         self.unmerged: dict[str, tuple[Range, ...]] = {}
@@ -124,6 +126,7 @@ class SegmentState:
         coming.own, coming.own_shared = {}, {}
         if answered is None:
             return coming
+        coming.answered = answered.index
         coming._note_orders(answered.orders)
         coming.lost |= answered.lost
         for site, result in answered.fitting(self.unmerged).items():

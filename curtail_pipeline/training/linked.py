@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from curtail_pipeline.corpus.corpus_records import ShardManifest
 from curtail_pipeline.errors import FederationError, TrainingError
-from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.federation.orders import Order, StoredDelta, StoredWeights
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
@@ -45,7 +45,7 @@ class LinkedFolder:
         shared = order.shared.key if order.shared else ""
         for key in (order.config, order.experiment_uri):
             self.store.write_bytes(key, links.read(key))
-        self._bring_weights(order, links)
+        self.bring_weights(order.site, order.parent, order.delta, links)
         needed = {order.parent.key, order.out, order.own.key if order.own else "", shared, order.inner_out} - {""}
         for key in self._last - needed:
             self.store.delete(key)
@@ -71,9 +71,11 @@ class LinkedFolder:
         if not path.exists() or file_sha256(path) != sha256:
             links.fetch(key, path, sha256)
 
-    def _bring_weights(self, order: Order, links: Links) -> None:
-        """The weights that the order starts from: made of its delta where what that is based on is here."""
-        delta, path = order.delta, self.store.path(order.parent.key)
+    def bring_weights(self, site: str, weights: StoredWeights, delta: StoredDelta | None, links: Links) -> None:
+        """Weights that a round starts from: made of their delta where what that is based on is here. They go with the
+        next order that does not need them."""
+        self._last.add(weights.key)
+        path = self.store.path(weights.key)
         if delta is not None and not path.exists():
             base = self.store.path(delta.base.key)
             if base.exists() and file_sha256(base) == delta.base.sha256:
@@ -81,9 +83,9 @@ class LinkedFolder:
                 try:
                     write_weights(base, self.store.path(delta.key), delta.codec, path)
                 except FederationError as error:
-                    log.warning("%s fetches %s whole: %s", order.site, order.parent.key, error)
+                    log.warning("%s fetches %s whole: %s", site, weights.key, error)
                 self.store.delete(delta.key)
-        self._bring(links, order.parent.key, order.parent.sha256)
+        self._bring(links, weights.key, weights.sha256)
 
     def _bring_shards(self, links: Links, key: str) -> None:
         data, folder = links.read(key), key.rpartition("/")[0]

@@ -265,7 +265,7 @@ class SiteTrainer:
         start = None
         if order.own is not None or self._weights != order.parent.sha256:
             self._weights = None
-            receive(self.store, order)
+            receive(self.store, self.site.name, order.parent, order.delta)
             start = make_start(files, order) if order.own is not None else None
             weights = start.read() if start else read_tensors(self.store, order.parent.key, order.parent.sha256)
             learner.load_weights(weights, order.parent.key)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.merge_report import WrittenFile
-from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.federation.orders import Order, StoredDelta, StoredWeights
 from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import write_update, write_weights
@@ -164,25 +164,24 @@ def make_start(files: Files, order: Order) -> Start:
         ) from error
 
 
-def receive(store: Store, order: Order) -> None:
-    """Make the order's weights of the delta that it brings, where its base is here and they are not.
+def receive(store: Store, site: str, weights: StoredWeights, delta: StoredDelta | None) -> None:
+    """Make weights of a delta, where its base is here and they are not.
 
     Whoever reads them afterwards finds them here. Where this cannot be done they are fetched whole.
     """
-    delta = order.delta
     if delta is None:
         return
-    with store.held(order.parent.sha256) as there, store.held(delta.base.sha256) as base:
+    with store.held(weights.sha256) as there, store.held(delta.base.sha256) as base:
         if there is not None or base is None:
             return
-        made = store.here(f"received/{order.site}.safetensors")
+        made = store.here(f"received/{site}.safetensors")
         try:
             with store.local(delta.key) as path:
                 written = write_weights(base, path, delta.codec, made)
         except FederationError as error:
-            log.warning("%s fetches %s whole: %s", order.site, order.parent.key, error)
+            log.warning("%s fetches %s whole: %s", site, weights.key, error)
             return
-        if written.sha256 == order.parent.sha256:
+        if written.sha256 == weights.sha256:
             store.keep(made, written.sha256)
         else:
-            log.warning("%s fetches %s whole: its delta gave %s", order.site, order.parent.key, written.sha256[:12])
+            log.warning("%s fetches %s whole: its delta gave %s", site, weights.key, written.sha256[:12])

@@ -1,12 +1,18 @@
 """Where a site's orders find and leave their files: its store, a folder that addresses fill, or on the way there."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
+from curtail_pipeline.federation.answered import Merged
 from curtail_pipeline.federation.orders import Order
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.pending_upload import Files, PendingUploads, pending_folder
+from curtail_pipeline.training.prefetch import Prefetch
+from curtail_pipeline.training.updates import receive
+
+log = logging.getLogger(__name__)
 
 
 class Workplace:
@@ -20,13 +26,34 @@ class Workplace:
         self.store = own
         self._own, self._linked = own, LinkedFolder(own)
         self._uploads: PendingUploads | None = None
+        self._prefetch: Prefetch | None = None
 
     @contextmanager
     def working(self, order: Order) -> Iterator[Files]:
         """What the order reads is in `store` within the block; yields where its files are written, and read again."""
+        if self._prefetch is not None:
+            self._prefetch.wait()
         self.store = self._linked.store if order.links else self._own
         with self._linked.working(order, order.links, self._on_its_way) if order.links else nullcontext():
-            yield self._files_of(order)
+            self._prefetch = Prefetch(order.coming, *self._ways(order)) if order.coming else None
+            try:
+                yield self._files_of(order)
+            finally:
+                if self._prefetch is not None:
+                    self._prefetch.end()
+
+    def _ways(self, order: Order) -> tuple[Callable[[str], bytes], Callable[[Merged], None]]:
+        """How a record is read, and how weights are brought to this machine."""
+        if (links := order.links) is not None:
+            return links.read, lambda found: self._linked.bring_weights(order.site, found.weights, found.delta, links)
+        store = self.store
+
+        def bring(found: Merged) -> None:
+            receive(store, order.site, found.weights, found.delta)
+            with store.local(found.weights.key):
+                log.info("%s has the weights of its next round", order.site)
+
+        return store.read_bytes, bring
 
     def _files_of(self, order: Order) -> Files:
         if not order.delivered:
@@ -51,6 +78,8 @@ class Workplace:
         return self._uploads is not None and self._uploads.has(key)
 
     def close(self) -> None:
-        """Wait for what is on its way."""
+        """Wait for what is on its way, in either direction."""
+        if self._prefetch is not None:
+            self._prefetch.wait()
         if self._uploads is not None:
             self._uploads.wait()

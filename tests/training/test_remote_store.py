@@ -24,7 +24,7 @@ from waiting import wait_until
 from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.errors import StoreError, TrainingError
 from curtail_pipeline.federation.addresses import links_of
-from curtail_pipeline.federation.answered import Delivered
+from curtail_pipeline.federation.answered import Delivered, Merged
 from curtail_pipeline.federation.orders import (
     Heartbeat,
     Order,
@@ -274,6 +274,38 @@ def test_an_update_on_its_way_goes_by_addresses_too(
     assert moved.residual.begin == "fresh", "what codecs leave out stays at a site"
     assert moved.begun_sha256 == wanted.begun_sha256 and moved.inner_state.begin == wanted.inner_state.begin
     assert not front.refused
+
+
+@pytest.mark.parametrize("by_addresses", [True, False])
+def test_weights_are_fetched_while_the_round_before_them_trains(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path, by_addresses: bool
+) -> None:
+    first = overlapping(filled)
+    alone = SiteTrainer(filled, SITE, EXPERIMENT)
+    result = alone.train(first)
+    alone.close()
+    key, moved = "scratch/r0/model.safetensors", filled.path("scratch/r0/delta.safetensors")
+    moved.write_bytes(filled.path(first.out).read_bytes())
+    written = write_weights(filled.path(WEIGHTS), moved, "int4", filled.path(key))
+    weights = StoredWeights(key=key, sha256=written.sha256)
+    delta = StoredDelta(key="scratch/r0/delta.safetensors", sha256=file_sha256(moved), codec="int4", base=first.parent)
+    filled.write_record("scratch/r0/merged.json", Merged(weights=weights, delta=delta))
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    second = behind(first, result, coming="scratch/r0/merged.json")
+    mine = FolderStore(tmp_path / "site") if by_addresses else bucket_of(s3, filled, tmp_path / "site")
+    site = SiteTrainer(mine, SITE, EXPERIMENT)
+    sent = linked(coordinator, second) if by_addresses else second
+    site.train(sent)
+    site.close()
+    if by_addresses:
+        assert file_sha256(site.store.path(key)) == written.sha256
+        assert not [path for _, path in front.accepted if path.endswith("r0/model.safetensors")], "the delta alone is"
+        site.train(linked(coordinator, changed(second, round=2, attempt=2, coming="")))
+        site.close()
+        assert not site.store.exists(key), "nobody needed it"
+    else:
+        with mine.held(written.sha256) as path:
+            assert path is not None
 
 
 def test_addresses_are_good_for_one_object_method_and_time(
