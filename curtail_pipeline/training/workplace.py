@@ -25,7 +25,8 @@ class Workplace:
     def __init__(self, own: Store) -> None:
         self.store = own
         self._own, self._linked = own, LinkedFolder(own)
-        self._uploads: PendingUploads | None = None
+        self._uploads: dict[bool, PendingUploads] = {}
+        """Of live segments, and of the replay that was worked on last."""
         self._prefetch: Prefetch | None = None
 
     @contextmanager
@@ -58,28 +59,29 @@ class Workplace:
     def _files_of(self, order: Order) -> Files:
         if not order.delivered:
             return self.store
-        folder = self.store.here(pending_folder(order))
-        if self._uploads is None or (self._uploads.store, self._uploads.folder) != (self.store, folder):
-            self.close()
-            self._uploads = PendingUploads(self.store, folder)
-        self._uploads.discard()
-        return self._uploads
+        folder, found = self.store.here(pending_folder(order)), self._uploads.get(bool(order.replay))
+        if found is None or (found.store, found.folder) != (self.store, folder):
+            if found is not None:
+                found.wait()
+            found = self._uploads[bool(order.replay)] = PendingUploads(self.store, folder)
+        found.discard()
+        return found
 
     def send(self, order: Order, weights_sha256: str) -> None:
         """Have what an order has left stored while the next one is worked on, if that is what it asks for."""
-        if order.delivered and self._uploads is not None:
-            self._uploads.send(order, weights_sha256)
+        if order.delivered:
+            self._uploads[bool(order.replay)].send(order, weights_sha256)
 
     def has(self, key: str) -> bool:
         """Whether what was made under this key is in the store, or on its way there."""
         return self._on_its_way(key) or self.store.exists(key)
 
     def _on_its_way(self, key: str) -> bool:
-        return self._uploads is not None and self._uploads.has(key)
+        return any(uploads.has(key) for uploads in [*self._uploads.values()])
 
     def close(self) -> None:
         """Wait for what is on its way, in either direction."""
         if self._prefetch is not None:
             self._prefetch.wait()
-        if self._uploads is not None:
-            self._uploads.wait()
+        for uploads in self._uploads.values():
+            uploads.wait()

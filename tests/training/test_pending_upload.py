@@ -146,6 +146,19 @@ def test_the_next_round_trains_while_an_update_is_on_its_way(
     assert load_file(made).keys() == load_file(store.path(WEIGHTS)).keys()
 
 
+def test_a_replay_in_between_waits_for_no_upload(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), overlapping(store)
+    gate = Gate(store, monkeypatch)
+    result = trainer.train(order)
+    folder = "scratch/replays/again/r0"
+    places = {"out": f"{folder}/a", "inner_out": f"{folder}/b", "delivered": f"{folder}/c.json", "replay": "again"}
+    assert trainer.train(changed(order, **places)).weights.sha256 == result.weights.sha256
+    assert not store.exists(order.out)
+    assert trainer.train(behind(order, result, max_steps=0), on_phase=lambda _: gate.open.set()).begun_sha256
+    trainer.close()
+    assert store.exists(order.out) and store.exists(f"{folder}/a")
+
+
 def test_an_upload_that_fails_is_told_and_training_goes_on(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, order = SiteTrainer(store, SITE, EXPERIMENT), overlapping(store)
 
