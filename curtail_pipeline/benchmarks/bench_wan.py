@@ -2,6 +2,7 @@
 
     sudo curtail bench wan                    # d4, 36.7 M parameters; --model tiny for a quick look
     sudo curtail bench wan --arms fp32,int8   # one run per codec of what is sent
+    sudo curtail bench wan --arms int8,int8+overlap    # with rounds that are merged while the next one trains
 
 Coordinator (SuperLink behind `deploy/nginx/superlink.conf`, S3 server, the run) and sites are spaces of their own
 (`network_spaces`); each site has its own key, and S3 behind TLS. Lines are shaped by `tc tbf` and delayed by a relay
@@ -36,7 +37,7 @@ from curtail_pipeline.benchmarks.network_spaces import (
     why_not,
 )
 from curtail_pipeline.benchmarks.wan_figures import Line, arm_of, figures
-from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, LINKED, MODELS, codecs_of, experiment, trace
+from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, LINKED, MODELS, arms_of, experiment, trace
 from curtail_pipeline.errors import FederationError, MessageError, SettingsError
 from curtail_pipeline.storage.records import Json, read_record
 
@@ -78,7 +79,8 @@ def run(
         mbit_s: of a site's line, each way.
         rtt_ms: its round trip.
         logs: folder to keep logs in.
-        arms: codecs of what sites send, separated by commas; each is a run of its own, one after the other.
+        arms: codecs of what sites send, with `+overlap` or without, separated by commas; each is a run of its own, one
+            after the other.
 
     Raises:
         SettingsError: this machine cannot have namespaces, or there is no such model or codec.
@@ -86,22 +88,22 @@ def run(
     """
     if model not in MODELS:
         raise SettingsError(f"no model {model!r} here; there are {', '.join(MODELS)}")
-    codecs = codecs_of(arms)
+    asked = arms_of(arms)
     if reason := _why_not():
         raise SettingsError(f"`curtail bench wan` cannot run here: {reason}")
     found: dict[str, Mapping[str, Json]] = {}
-    for codec in codecs:
+    for arm in asked:
         with tempfile.TemporaryDirectory(prefix="bench-wan-") as folder, spaces("hub", *CURTAILED) as made:
-            place = Path(logs or folder) / codec
+            place = Path(logs or folder) / arm.name
             place.mkdir(parents=True, exist_ok=True)
             hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))
-            content = experiment(model, codec, TRACE)
-            found[codec] = {
+            content = experiment(model, arm, TRACE)
+            found[arm.name] = {
                 "model": model,
                 "inner_state": "own",
                 **_Network(place, hub, sites, content, mbit_s, rtt_ms).measure(),
             }
-    return {**found[codecs[0]], "arms": {codec: arm_of(measured) for codec, measured in found.items()}}
+    return {**found[asked[0].name], "arms": {name: arm_of(measured) for name, measured in found.items()}}
 
 
 def _why_not() -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final, get_args
+from typing import Final, NamedTuple, get_args
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.federation_settings import CodecName, DownloadName
@@ -24,17 +24,34 @@ COARSEST_DOWNLOAD: Final[DownloadName] = "int4"
 """Where the codec of what sites send is too coarse for what they fetch."""
 
 
-def codecs_of(arms: str) -> list[CodecName]:
-    """Names separated by commas.
+OVERLAP: Final = "+overlap"
+PARTS: Final = 4
+"""Rounds in place of one where they overlap, each with as many steps: one alone has none to overlap with."""
+
+
+class Arm(NamedTuple):
+    """How what a run's sites train travels."""
+
+    codec: CodecName
+    """Of what they send."""
+    overlap: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec}{OVERLAP if self.overlap else ''}"
+
+
+def arms_of(text: str) -> list[Arm]:
+    """Names separated by commas, each a codec, or one with `+overlap`.
 
     Raises:
-        SettingsError: one is none of a codec.
+        SettingsError: one is none of a codec, or cannot overlap.
     """
     known: dict[str, CodecName] = {name: name for name in get_args(CodecName)}
-    names = [name.strip() for name in arms.split(",")]
-    if strange := [name for name in names if name not in known]:
-        raise SettingsError(f"no codec {strange[0]!r}; there are {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)]
+    names = [name.strip() for name in text.split(",")]
+    if strange := [name for name in names if name.removesuffix(OVERLAP) not in known or name == f"fp32{OVERLAP}"]:
+        raise SettingsError(f"no arm {strange[0]!r}; there are {', '.join(known)}, and all but fp32 with {OVERLAP}")
+    return [Arm(known[name.removesuffix(OVERLAP)], name.endswith(OVERLAP)) for name in dict.fromkeys(names)]
 
 
 def trace() -> str:
@@ -48,23 +65,30 @@ def trace() -> str:
     return "\n".join(rows) + "\n"
 
 
-def experiment(model: str, codec: CodecName, trace_file: str) -> dict[str, Json]:
+def experiment(model: str, arm: Arm, trace_file: str) -> dict[str, Json]:
     """The experiment's file.
 
     Args:
-        codec: of what sites send; what they fetch goes by the same one where it can.
+        arm: what sites fetch goes by the codec of what they send where it can.
         trace_file: with the content of `trace`.
     """
     downloads: dict[str, DownloadName] = {name: name for name in get_args(DownloadName)}
     # inner states stay at their sites, so that what travels is an update and new weights
-    exchange = {"inner_state": "own", "upload_codec": codec, "download_codec": downloads.get(codec, COARSEST_DOWNLOAD)}
+    exchange = {
+        "inner_state": "own",
+        "upload_codec": arm.codec,
+        "download_codec": downloads.get(arm.codec, COARSEST_DOWNLOAD),
+        "overlap": arm.overlap,
+    }
+    parts = PARTS if arm.overlap else 1
+    speed = parts * STEPS_PER_S[model]
     return {
         "name": "wan",
         "seed": 3,
         "clock": {"end": (START + timedelta(minutes=200)).isoformat()},
         "traces": {"provider": "file", "path": trace_file},
         "sites": [
-            {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": STEPS_PER_S[model]}
+            {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": speed}
             for name in CURTAILED
         ],
         "overheads": {
@@ -74,7 +98,7 @@ def experiment(model: str, codec: CodecName, trace_file: str) -> dict[str, Json]
             "round_tail_s": 14,
             "outer_step_s": 2,
         },
-        "rounds": {"round_s": 2400, "max_rounds": 2, **exchange},
+        "rounds": {"round_s": 2400 / parts, "max_rounds": 2 * parts, **exchange},
         "job": {"steps": 1000},
         # a machine that runs all four is slower than its lines: processes get the time that is not measured here
         "federation": {"linked": [*LINKED], "delivery_s": 180, "liveness_s": 60},

@@ -101,6 +101,8 @@ class DelayedRounds:
         self.answered: Answered | None = None
         """The round behind that one."""
         self._pending: Pending | None = None
+        self._ended: float | None = None
+        """When the last round was answered."""
         self._on_record: JournalLine | None = None
         """Of the answered round, where an earlier server has merged it."""
 
@@ -118,6 +120,7 @@ class DelayedRounds:
             self._round(coming, upcoming)
         else:
             stop_reason = why_it_ended(self.store, self.plan, self.merged.ahead(self.answered))
+        self._ended = time.monotonic()
         self._merge_last()
         if stop_reason == "job finished" and self.merged.step < self.plan.total_steps:
             stop_reason = f"{self.plan.total_steps - self.merged.step} of the job's last steps were refused"
@@ -203,7 +206,9 @@ class DelayedRounds:
         folder = round_folder(self.folder, answered.index)
         report = merge_round(self.store, plan, state, folder, answered.index, orders, here)
         refused = {**answered.refused, **answered.unfounded(state.unmerged), **undelivered, **worse, **report.refused}
-        return line_of(state, folder, answered.model_copy(update={"refused": refused}), report)
+        waited = 0.0 if self._ended is None else time.monotonic() - self._ended  # nothing trains meanwhile
+        counted = answered.model_copy(update={"refused": refused, "wall_s": answered.wall_s + waited})
+        return line_of(state, folder, counted, report)
 
     def _tidy(self) -> None:
         """Remove what no order that is under way begins with: those have the weights before the last, and the last

@@ -1,6 +1,7 @@
 """The parts of `bench wan`: spaces that share nothing and die with their maker, the relay, and what is counted."""
 
 import os
+import re
 import socket
 import socketserver
 import subprocess
@@ -22,7 +23,6 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.flower.processes import free_port, is_alive
 from curtail_pipeline.scheduling.timing import SegmentPlan
 from curtail_pipeline.settings.experiment import parse_experiment
-from curtail_pipeline.settings.federation_settings import CodecName
 
 needs_root = pytest.mark.skipif(why_not() is not None, reason=f"no namespaces here: {why_not()}")
 
@@ -160,23 +160,30 @@ def test_a_round_falls_into_its_parts() -> None:
 
 
 def test_the_arms_send_and_fetch_by_their_codecs() -> None:
-    def exchange(codec: CodecName) -> tuple[str, str]:
-        found = parse_experiment(wan_job.experiment("tiny", codec, "trace.csv"), "wan").rounds
-        return found.upload_codec, found.download_codec
+    def exchange(arm: wan_job.Arm) -> tuple[str, str, bool]:
+        found = parse_experiment(wan_job.experiment("tiny", arm, "trace.csv"), "wan").rounds
+        return found.upload_codec, found.download_codec, found.overlap
 
-    assert wan_job.codecs_of("fp32, int2_topk,fp32") == ["fp32", "int2_topk"]
-    assert [exchange(codec) for codec in ("fp32", "int8", "int2_topk")] == [
-        ("fp32", "fp32"), ("int8", "int8"), ("int2_topk", "int4"),
+    asked = wan_job.arms_of("fp32, int2_topk,fp32,int8+overlap")
+    assert [arm.name for arm in asked] == ["fp32", "int2_topk", "int8+overlap"]
+    assert [exchange(arm) for arm in asked] == [
+        ("fp32", "fp32", False), ("int2_topk", "int4", False), ("int8", "int8", True),
     ]  # fmt: skip
+    for strange in ("int3", "fp32+overlap"):
+        with pytest.raises(SettingsError, match=f"no arm '{re.escape(strange)}'; there are fp32, bf16"):
+            wan_job.arms_of(strange)
 
 
+@pytest.mark.parametrize("arm", ["fp32", "int8+overlap"])
 @pytest.mark.parametrize("model", wan_job.MODELS)
-def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path, model: str) -> None:
+def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path, model: str, arm: str) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text(wan_job.trace())
-    parts = planned(wan_job.experiment(model, "fp32", str(trace)), tmp_path / "home")
+    (asked,) = wan_job.arms_of(arm)
+    parts = planned(wan_job.experiment(model, asked, str(trace)), tmp_path / "home")
     members = [part.members if isinstance(part, SegmentPlan) else () for part in parts]
     assert members == [
         (), ("north", "south"), ("north", "south", "east"), ("south", "east"), (), ("south", "east"), (),
     ]  # fmt: skip
-    assert all(len(part.rounds) == 1 for part in parts if isinstance(part, SegmentPlan)), "as short as can be"
+    rounds = [len(part.rounds) for part in parts if isinstance(part, SegmentPlan)]
+    assert rounds == ([4, 4, 2, 3] if asked.overlap else [1, 1, 1, 1]), "as short as can be"
