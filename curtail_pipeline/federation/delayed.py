@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from curtail_pipeline.errors import MessageError
 from curtail_pipeline.federation.admission import admit
 from curtail_pipeline.federation.answered import Answered, Delivered, Merged, read_answered
-from curtail_pipeline.federation.answers import POLL_S
+from curtail_pipeline.federation.answers import LONGEST_POLL_S, POLL_S
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.next_round import (
     Upcoming,
@@ -171,11 +171,13 @@ class DelayedRounds:
 
     def _merge_last(self) -> None:
         """Have the round that was answered merged, as soon as its updates are there."""
+        pause = POLL_S
         while self.answered is not None:
             self._merge_if_whole()
             if self.answered is not None:
                 self.with_sites.life.beat("collecting")
-                self.with_sites.wait(POLL_S)
+                self.with_sites.wait(pause)
+                pause = min(pause * 1.05, LONGEST_POLL_S)
 
     def _merge_if_whole(self) -> None:
         answered, pending = self.answered, self._pending
