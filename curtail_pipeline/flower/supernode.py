@@ -36,11 +36,11 @@ def supernode(ready: str | None = None) -> None:
 
 
 def _answer_for_ended_tasks() -> None:
-    """Have the SuperNode of this process answer for a ClientApp that ended without a reply.
+    """Have the SuperNode of this process answer for a ClientApp that ended without a whole reply.
 
     It waits for the reply to a message before it asks for another one. Flower answers for a ClientApp that is silent,
-    not for one that says that it was stopped (its SuperExec died), nor where the message had not been fetched yet: that
-    node would never take another order.
+    not for one that says that it was stopped (its SuperExec died), nor where the message had not been fetched yet, nor
+    where it ended between a reply and the objects that go with it: that node would never take another order.
     """
     from flwr.supercore.constant import TaskType
     from flwr.supernode.nodestate import in_memory_nodestate
@@ -50,9 +50,16 @@ def _answer_for_ended_tasks() -> None:
 
     def answer_all(self: Any, run_ids: set[int], error: Any) -> None:
         with self.lock_msg_store:
-            for entry in self.msg_store.values():
-                if entry.message.metadata.run_id in run_ids and not entry.message.metadata.reply_to_message_id:
+            for name, entry in [*self.msg_store.items()]:
+                metadata = entry.message.metadata
+                if metadata.run_id not in run_ids:
+                    continue
+                if not metadata.reply_to_message_id:
                     entry.is_retrieved = True  # there is no task any more that would fetch it
+                elif _lacks_objects(self.object_store, name):
+                    if not entry.is_retrieved:
+                        del self.msg_store[name]  # Flower's answer takes its place
+                    self.object_store.delete(name)  # ends the wait for them where it is being sent
         answer(self, run_ids, error)
 
     def finish_and_answer(self: Any, task_id: int, sub_status: str, details: str) -> bool:
@@ -64,6 +71,15 @@ def _answer_for_ended_tasks() -> None:
         return finished
 
     state.finish_task, state._store_error_replies = finish_and_answer, answer_all
+
+
+def _lacks_objects(store: Any, message_id: str) -> bool:
+    """Whether a part of a message was announced to a node's store of objects and has not come."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    if store.get(message_id) is None:
+        return False
+    return any(store.get(part.object_id) == b"" for part in iterate_object_tree(store.get_object_tree(message_id)))
 
 
 def _poll_faster() -> None:

@@ -11,9 +11,10 @@ from curtail_pipeline.flower.control_api import quiet
 
 with quiet():
     import flwr.supernode.start_client_internal
-    from flwr.app import Message, RecordDict
+    from flwr.app import ConfigRecord, Message, RecordDict
     from flwr.common.constant import SubStatus
     from flwr.supercore.constant import TaskType
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
     from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supernode.nodestate import in_memory_nodestate
@@ -98,3 +99,52 @@ def test_a_reply_is_not_answered_for_again(state: Any) -> None:
     state.store_message(reply)
     assert state.finish_task(task, SubStatus.COMPLETED, "")
     assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [False]
+
+
+def replied(state: Any, missing: int) -> Message:
+    """What its ClientApp answers, but for the last of the objects that go with it."""
+    (order,) = state.get_messages_legacy(is_reply=False)
+    reply = Message(RecordDict({"result": ConfigRecord({"loss": 4.0})}), reply_to=order)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    state.object_store.preregister(RUN, get_object_tree(reply))
+    objects = get_all_nested_objects(reply)
+    for name in list(objects)[: len(objects) - missing]:
+        state.object_store.put(name, objects[name].deflate())
+    state.record_message_processing_end(order.metadata.message_id)
+    state.store_message(reply)
+    return reply
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_clientapp_that_ended_before_its_reply_was_whole_is_answered_for(state: Any, missing: int) -> None:
+    task = begun(state)
+    reply = replied(state, missing)
+    assert state.finish_task(task, SubStatus.FAILED, "it was killed")
+    (found,) = state.get_messages_legacy(is_reply=True)
+    assert found.has_error() == bool(missing)
+    assert (reply.object_id in state.object_store) == (not missing)
+
+
+def test_a_node_that_sends_such_a_reply_waits_no_longer(state: Any) -> None:
+    task = begun(state)
+    reply, sending, pushed = replied(state, 1), threading.Event(), list[bytes | None]()
+    names = set(get_all_nested_objects(reply))
+
+    def send(*_: object) -> tuple[set[str], str]:
+        sending.set()
+        return names, "session"
+
+    def push(run: int, session: str, name: str, content: bytes) -> None:
+        pushed.append(content)
+        assert content, "as the SuperLink refuses an object without content"
+
+    push_messages: Any = flwr.supernode.start_client_internal._push_messages
+    node = threading.Thread(target=push_messages, args=(state, state.object_store, send, push), daemon=True)
+    node.start()
+    assert sending.wait(60)
+    node.join(1)
+    assert node.is_alive(), "it waits for an object"
+    assert state.finish_task(task, SubStatus.FAILED, "it was killed")
+    node.join(60)
+    assert not node.is_alive() and pushed[-1] is None
+    assert state.get_messages_legacy() == [] and len(state.object_store) == 0
