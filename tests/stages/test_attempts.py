@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_rounds import Bench, Fault, killed_in_round
+from test_rounds import Bench, Fault
+from test_rounds_resumed import killed_in_round
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Plan
