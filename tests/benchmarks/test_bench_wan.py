@@ -35,7 +35,7 @@ def test_without_root_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_wan.run()
     with pytest.raises(SettingsError, match="no model 'd20' here; there are d4, tiny"):
         bench_wan.run("d20")
-    with pytest.raises(SettingsError, match="no codec 'int3'; there are fp32, bf16, int8, int4, int2, int2_topk"):
+    with pytest.raises(SettingsError, match="no arm 'int3'; there are fp32, bf16, int8, int4, int2, int2_topk, and"):
         bench_wan.run(arms="fp32,int3")
 
 
