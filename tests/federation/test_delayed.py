@@ -142,6 +142,14 @@ def test_an_update_that_never_arrives_gives_its_text_back_with_all_on_top_of_it(
     require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
 
 
+def test_a_round_that_gave_nothing_stays_in_its_replay(bench: Bench) -> None:
+    """Without it the next one would begin with updates of the round before it."""
+    plan = two(bench, 5)
+    segment = bench.run(plan, (Fault("CA", 1, "gone"), Fault("TX", 1, "gone")))
+    assert [len(done["steps"]) for done in segment["rounds"]] == [2, 0, 0, 2, 2]
+    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
+
+
 def test_what_is_refused_at_the_answer_is_not_gone_on_from(bench: Bench) -> None:
     plan = two(bench, 3)
     segment = bench.run(plan, (Fault("TX", 1, "stale"),))
