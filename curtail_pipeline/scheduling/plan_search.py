@@ -47,8 +47,8 @@ KICKS = 30
 """Descents from a changed best plan."""
 THOROUGH = 100
 """With fewer plans to walk, as where the forecast is a guess, plans come from prices and small changes alone."""
-CROWD = 1_000_000
-"""Walks times the square of the number of sites: a walk costs more with more sites, and there are more changes."""
+VAST = 5 * 10**9
+"""Walks times the square of all sites' slots, at most: with more of them a walk costs more, and changes are more."""
 HOPELESS = 200
 """Plans to walk at most where not even all hours do the job."""
 PRICES = 4
@@ -98,10 +98,10 @@ def searched(
         others: plans to try beside its own.
     """
     starts = list(others)
-    most = min(most, CROWD // len(outlook.slots) ** 2)
+    slots = sum(len(part.steps) for part in outlook.slots)
+    most = min(most, VAST // slots**2)
     if most <= THOROUGH:
         earlier = []
-    slots = sum(len(part.steps) for part in outlook.slots)
     walks = min(most, EARLIER_WALKS_FEW if slots <= FEW_SLOTS else EARLIER_WALKS)
     for by in earlier:
         search = Search(rollout.by(by), outlook, walks)

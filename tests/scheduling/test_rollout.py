@@ -1,5 +1,7 @@
 """The planner's walk is the simulator's, and what it plans is never worse than not planning."""
 
+from typing import Any
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from simulation_cases import START, experiment, minutes, tariffs, traces, windows
 
 from curtail_pipeline.errors import PolicyError
+from curtail_pipeline.scheduling import plan_search
 from curtail_pipeline.scheduling.policies import TimelinePolicy, policy_of
 from curtail_pipeline.scheduling.policy_forecast import ForecastPolicy
 from curtail_pipeline.scheduling.rollout import Rollout, Standing
@@ -130,6 +133,27 @@ def test_a_budget_starts_what_it_can_finish_and_nothing_else(
             assert planned(fewer, rows, hours, "budget").walk.finished
         return
     assert done.walk.finished
+
+
+def test_a_record_too_vast_to_search_is_planned_by_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks get fewer with the slots of all sites, down to none beside the prices' plans and the other policies'."""
+    run = experiment("ABC", overheads=times_paper(0.5), rounds={"round_s": 600}, job={"steps": 2000})
+    rows = traces({"A": [150.0] * 9 + [20.0] * 27, "B": [80.0] * 20 + [0.0] * 16, "C": [450.0] * 18 + [90.0] * 18})
+    thorough = planned(run, rows, 3.0)
+    monkeypatch.setattr(plan_search, "VAST", 0)
+    searches: list[int] = []
+    begun = plan_search.Search.__init__
+
+    def counted(*args: Any) -> None:
+        searches.append(args[3])
+        begun(*args)
+
+    monkeypatch.setattr(plan_search.Search, "__init__", counted)
+    ours = planned(run, rows, 3.0)
+    assert searches == [0], "once, and no earlier deadline"
+    assert ours.walk.finished
+    threshold = simulate_run(run, rows, policy="threshold", deadline_h=3.0)
+    assert thorough.account.co2_kg <= ours.account.co2_kg <= threshold.account.co2_kg
 
 
 @pytest.mark.usefixtures("few_walks")
