@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -8,12 +9,15 @@ import pytest
 from hypothesis import settings
 
 from curtail_pipeline.benchmarks.s3_server import S3Server, start
+from curtail_pipeline.garbage import YOUNG
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Tests start hundreds of processes, each of which would compile the product again: a third of what a command takes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# The tests import a million objects that stay; the collector, looking through them, takes a fifth of what tests compute.
+gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 # The same examples in every run, so that a change is judged by the change; CURTAIL_HYPOTHESIS=explore tries new ones.
 settings.register_profile("fixed", derandomize=True)
@@ -67,3 +71,9 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes first, so that workers end together."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is looked through no more."""
+    gc.collect()
+    gc.freeze()
