@@ -8,17 +8,7 @@ from pathlib import Path
 
 import pytest
 from s3_signed_front import SignedFront, signed_front
-from training_case import (
-    CONFIG,
-    SITE,
-    WEIGHTS,
-    behind,
-    changed,
-    make_experiment,
-    make_order,
-    next_order,
-    overlapping,
-)
+from training_case import CONFIG, SITE, WEIGHTS, behind, changed, make_experiment, make_order, next_order, overlapping
 from waiting import wait_until
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
