@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tests start hundreds of processes, each of which would compile the product again: a third of what a command takes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# The tests import a million objects that stay; the collector, looking through them, takes a fifth of what tests compute.
+# The tests import a million objects that stay; looking through them is a fifth of what tests compute.
 gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 # The same examples in every run, so that a change is judged by the change; CURTAIL_HYPOTHESIS=explore tries new ones.
