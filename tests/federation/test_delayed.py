@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, load_file
-from test_rounds import PER_STEP, REFUSED, Bench, Fault, killed_in_round, replay
+from test_rounds import PER_STEP, REFUSED, Bench, Fault, replay
+from test_rounds_resumed import killed_in_round
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.answered import Delivered
