@@ -83,6 +83,7 @@ def run(
 ) -> None:
     """Run the whole pipeline headless, in virtual time; running it again goes on where it stopped."""
     from curtail_pipeline.cli.console import RunConsole, print_summary, warn_checks
+    from curtail_pipeline.cli.warned import warn_rounds
     from curtail_pipeline.cli.windows_of_file import said
     from curtail_pipeline.stages.ingest import check_project
     from curtail_pipeline.stages.run_events import Preparing
@@ -98,6 +99,7 @@ def run(
 
         checks = said(check_project(project))
         warn_checks(checks)
+        warn_rounds(project.experiment)
         with RunConsole(project) as console, open_instance(project) as instance:
             headless = Headless(
                 project, instance, build(console), membership_sensor, console, "DEBUG" if verbose else "CRITICAL"
@@ -129,12 +131,14 @@ def ui(
     With a local federation, or on the SuperLink that CURTAIL_SUPERLINK names.
     """
     from curtail_pipeline.cli.ui import services
+    from curtail_pipeline.cli.warned import warn_rounds
     from curtail_pipeline.flower.standing import connect
     from curtail_pipeline.stages.run_events import Event, Preparing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores SIGINT
     with _opened(experiment, out) as project:
+        warn_rounds(project.experiment)
         from curtail_pipeline.definitions import build
         from curtail_pipeline.orchestration.headless import INTERRUPTS, Headless, open_instance
         from curtail_pipeline.orchestration.runs import end_abandoned

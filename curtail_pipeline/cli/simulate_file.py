@@ -10,8 +10,9 @@ import polars as pl
 import typer
 
 from curtail_pipeline.cli.file_options import Reading
+from curtail_pipeline.cli.warned import warn_rounds
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.settings.experiment import Experiment, load_experiment, with_overheads
 from curtail_pipeline.settings.overheads import OverheadsName
 from curtail_pipeline.signals.checks import CheckOutcome
 from curtail_pipeline.signals.whole_file import read_all
@@ -73,11 +74,17 @@ def check_usage(
         raise SettingsError(f"--plot {plot}: a plot is written as .svg, .png or .html")
 
 
+def _loaded(experiment: str, options: WhatIf) -> Experiment:
+    loaded = load_experiment(experiment)
+    warn_rounds(with_overheads(loaded, options.overheads))
+    return loaded
+
+
 def simulate_file(
     traces: Path, experiment: str, policy: str | None, interpolate: bool, options: WhatIf
 ) -> tuple[Summary, list[CheckOutcome]]:
     """One policy, and what the checks say of the file."""
-    loaded = load_experiment(experiment)
+    loaded = _loaded(experiment, options)
     whole = read_all(traces, loaded, options.file)
     summary = simulate(
         loaded,
@@ -115,7 +122,7 @@ def compare_file(
     traces: Path, experiment: str, plot: Path | None, options: WhatIf
 ) -> tuple[pl.DataFrame, list[CheckOutcome]]:
     """Every policy, and what the checks say of the file; a plot is written where a path is given."""
-    loaded = load_experiment(experiment)
+    loaded = _loaded(experiment, options)
     whole = read_all(traces, loaded, options.file)
     table, draw = compare(
         loaded,

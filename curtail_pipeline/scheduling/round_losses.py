@@ -7,6 +7,7 @@ from curtail_pipeline.scheduling.joint_rounds import paying
 from curtail_pipeline.scheduling.policies import lost_at_start_us
 from curtail_pipeline.scheduling.timing import step_us
 from curtail_pipeline.scheduling.view import View
+from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.times import duration_us
 
@@ -52,6 +53,20 @@ class RoundLosses:
             tuple(lost_at_start_us(of) + shared * shares for of, shares in zip(overheads, joint, strict=True)),
             tuple(_load_us(of) + (round_us // 2 if many else 0) for of in overheads),
         )
+
+
+def sites_without_steps(experiment: Experiment) -> list[str]:
+    """What to tell of each site that makes no step in a round with others, and has them wait for it."""
+    round_s, found = experiment.rounds.length_s, []
+    for site in experiment.sites if len(experiment.sites) > 1 and experiment.rounds.sync == "all" else ():
+        load_s = experiment.overheads_of(site).round_load_s
+        if duration_us(round_s - load_s) < step_us(site):
+            found.append(
+                f"{site.name} makes no step in a round with others, which wait for it: loading, with what comes by its "
+                f"link, takes {load_s:.0f} s of rounds.round_s {round_s:.0f}; give longer rounds (round_s: auto), less "
+                "to move (update_mb and codecs) or sync: paying"
+            )
+    return found
 
 
 def _load_us(of: Overheads) -> int:
