@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, load_file
-from test_rounds import PER_STEP, REFUSED, Bench, Fault, replay
+from test_rounds import PER_STEP, REFUSED, Bench, Fault, replay, require_counted_once
 from test_rounds_resumed import killed_in_round
 
 from curtail_pipeline.errors import FederationError
@@ -21,7 +21,6 @@ from curtail_pipeline.federation.progress import merged_round
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.store import StoreUnavailable, file_sha256
-from curtail_pipeline.tokens.ranges import compact
 
 SITES = ("CA", "TX")
 OVERLAP = {"exchange": {"upload": "int8", "overlap": True}}
@@ -282,9 +281,5 @@ def test_tokens_count_exactly_once_whatever_fails(
     except FederationError as error:
         assert "no site delivered" in str(error)
         return
-    for site, mine in segment["sites"].items():
-        per_round = [tuple(part) for r in segment["rounds"] for part in r["consumed"].get(site, [])]
-        assert compact(per_round) == [tuple(part) for part in mine["consumed"]]
-        # from the beginning, without a gap, no more than was leased
-        assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
+    require_counted_once(segment)
     require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)

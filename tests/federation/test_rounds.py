@@ -21,6 +21,7 @@ from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.times import EPOCH
+from curtail_pipeline.tokens.ranges import compact
 
 SITES = ("CA", "TX", "SA")
 
@@ -94,6 +95,14 @@ class Bench:
     def membership(self, generation: int, reasons: dict[str, str] | None = None, **states: Any) -> None:
         desired = Desired(generation=generation, states=states, reasons=reasons or {}, reason="", at=EPOCH)
         self.store.write_record("membership.json", desired)
+
+
+def require_counted_once(segment: dict[str, Any]) -> None:
+    """Each site's text from the beginning, without a gap, and as much as its steps took."""
+    for site, mine in segment["sites"].items():
+        per_round = [tuple(part) for r in segment["rounds"] for part in r["consumed"].get(site, [])]
+        assert compact(per_round) == [tuple(part) for part in mine["consumed"]]
+        assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
 
 
 def replay(plan: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rounds import PER_STEP, REFUSED, SITES, Bench, replay
+from test_rounds import REFUSED, SITES, Bench, replay, require_counted_once
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.liveness import SILENT
 from curtail_pipeline.federation.simulated import Fault
-from curtail_pipeline.tokens.ranges import compact
 
 
 @pytest.fixture
@@ -85,11 +84,7 @@ def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults:
     except FederationError as error:
         assert "no site delivered" in str(error)
         return
-    for site, mine in segment["sites"].items():
-        per_round = [tuple(part) for r in segment["rounds"] for part in r["consumed"].get(site, [])]
-        assert compact(per_round) == [tuple(part) for part in mine["consumed"]]
-        # from the beginning, without a gap, no more than was leased
-        assert mine["consumed"] == ([[1, 0, PER_STEP * mine["steps"]]] if mine["steps"] else [])
+    require_counted_once(segment)
     again = replay(plan, segment)
     replayed = bench.run(again, folder="scratch/replay")
     assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]
