@@ -80,8 +80,8 @@ class ForkServer:
 
     def _reap(self, owner: int | None) -> bool:
         owners = {owner: None} if owner else {}
-        over = [found.pid for found in self._spawned.listed() if _has_ended(found.pid)]
-        again = [self._spawned.ended(pid, owners) for pid in over]
+        over = [(pid, code) for pid in self._spawned.pids if (code := _exit_code(pid)) is not None]
+        again = [self._spawned.ended(pid, code, owners) for pid, code in over]
         if not any(again):
             return False
         now = time.monotonic()
@@ -103,8 +103,10 @@ class ForkServer:
         (self._folder / SOCKET).unlink(missing_ok=True)
 
 
-def _has_ended(pid: int) -> bool:
+def _exit_code(pid: int) -> int | None:
+    """Of a child, negative for a signal; None while it runs."""
     try:
-        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+        ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
-        return True
+        return 0
+    return os.waitstatus_to_exitcode(status) if ended else None

@@ -221,7 +221,7 @@ class Supervisor:
             return
         for pid, code in processes.reap():
             owners = {child.pid: child.log for child in self.children.values() if child.pid}
-            if again := self.spawned.ended(pid, owners):
+            if again := self.spawned.ended(pid, code, owners):
                 self._say(f"{again} ended with {code} and was started again")
             for child in self.children.values():
                 if child.pid == pid:

@@ -36,6 +36,7 @@ from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.progress import Resubmitted, RoundMerged, SegmentEvent, StepDone, Submitted
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
+from curtail_pipeline.flower import ended_app
 from curtail_pipeline.flower.control_api import Control
 from curtail_pipeline.flower.federation_state import DOWN
 from curtail_pipeline.flower.local import Federation, LocalFederation
@@ -189,6 +190,24 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     assert time.monotonic() - killed[0] < 45
     handle.wait_ready(SITES)
     assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
+
+
+def test_a_node_whose_clientapp_was_killed_takes_the_next_order(
+    federation: LocalFederation, handle: Federation, store: FolderStore
+) -> None:
+    """Flower itself waits for 60 s of silence, and the node for an answer."""
+    killed: list[float] = []
+
+    def kill(event: SegmentEvent) -> None:
+        if isinstance(event, StepDone) and not killed:
+            (pid, *_) = [p.pid for p in federation.status().spawned if p.command == ended_app.CLIENT_APP]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    submit_and_follow(handle, plan(store, "ckpt-000018", [{"CA": 25, "TX": 25}], seed=7), store, kill)
+    assert submit_and_follow(handle, plan(store, "ckpt-000019", [{"CA": 1, "TX": 1}]), store).steps == 2
+    assert time.monotonic() - killed[0] < 30
+    wait_until(lambda: ended_app.SPEAKER not in [p.command for p in federation.status().spawned])
 
 
 def test_a_killed_supernode_comes_back_as_another_node(
