@@ -1,7 +1,7 @@
 """Processes that Flower's own ask the supervisor for: forked on request, and a SuperExec again when it dies.
 
 Flower starts a SuperExec once per SuperLink and SuperNode and never looks at it again; without it no message reaches a
-ClientApp and no run a ServerApp. Nor does it look at a ClientApp: its node is told here that it was killed.
+ClientApp and no run a ServerApp. Nor does it look at these: that they were killed is said for them (`ended_app`).
 """
 
 import contextlib

@@ -192,21 +192,27 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
-def test_a_node_whose_clientapp_was_killed_takes_the_next_order(
+def test_apps_that_were_killed_are_spoken_for(
     federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
-    """Flower itself waits for 60 s of silence, and the node for an answer."""
-    killed: list[float] = []
+    """Flower itself waits for 60 s of silence: the node of a ClientApp, and who follows a ServerApp that merges."""
+    killed: dict[str, float] = {}
+    resubmitted: list[str] = []
 
     def kill(event: SegmentEvent) -> None:
-        if isinstance(event, StepDone) and not killed:
-            (pid, *_) = [p.pid for p in federation.status().spawned if p.command == ended_app.CLIENT_APP]
+        if isinstance(event, Resubmitted):
+            resubmitted.append(event.reason)
+        app = ended_app.CLIENT_APP if ended_app.SERVER_APP in killed else ended_app.SERVER_APP
+        if isinstance(event, StepDone) and app not in killed:
+            (pid, *_) = [p.pid for p in federation.status().spawned if p.command == app]
             os.kill(pid, signal.SIGKILL)
-            killed.append(time.monotonic())
+            killed[app] = time.monotonic()
 
-    submit_and_follow(handle, plan(store, "ckpt-000018", [{"CA": 25, "TX": 25}], seed=7), store, kill)
+    submit_and_follow(handle, plan(store, "ckpt-000018", [{"CA": 25, "TX": 25}] * 2, seed=7), store, kill)
+    (reason,) = resubmitted
+    assert "failed: it was ended by signal 9" in reason
     assert submit_and_follow(handle, plan(store, "ckpt-000019", [{"CA": 1, "TX": 1}]), store).steps == 2
-    assert time.monotonic() - killed[0] < 30
+    assert time.monotonic() - killed[ended_app.CLIENT_APP] < 30
     wait_until(lambda: ended_app.SPEAKER not in [p.command for p in federation.status().spawned])
 
 
