@@ -20,6 +20,9 @@ from curtail_pipeline.stages.deal import LEAST_SHARE
 from curtail_pipeline.storage.records import Message, Record
 
 CENTRAL = "central"
+STEPS = 384
+"""Of a job at the sites' own speed. A longer one's sites are as many times as fast, so that it has the same windows and
+more rounds in each: the laptop experiment's have room for 1,607 steps, the published run's for 490."""
 
 
 class Arm(Record):
@@ -62,6 +65,9 @@ class Task(Message):
     stretches: tuple[Stretch, ...]
     shares: dict[str, float]
     """Hours that each site is expected to train."""
+    device: str = "cpu"
+    source: str | None = None
+    """Of text; the laptop experiment's when not given."""
 
 
 class Curve(Message):
@@ -111,7 +117,7 @@ def plan_of(arm: Arm, steps: int, mci: Path) -> tuple[tuple[Stretch, ...], dict[
         SettingsError: a trace on which so many steps do not fit.
     """
     if arm.membership in ("laptop", "mci"):
-        experiment, traces = _traced(arm, mci)
+        experiment, traces = _traced(arm, max(1.0, steps / STEPS), mci)
         whole, part = _decided(experiment, traces, 10**9), _decided(experiment, traces, steps)
         expected, done = _steps_of(whole), sum(_steps_of(part).values())
         if done < steps:
@@ -137,10 +143,13 @@ def _steps_of(stretches: tuple[Stretch, ...]) -> dict[str, float]:
     return found
 
 
-def _traced(arm: Arm, mci: Path) -> tuple[Experiment, pl.DataFrame]:
+def _traced(arm: Arm, speed: float, mci: Path) -> tuple[Experiment, pl.DataFrame]:
     own = load_experiment("laptop")
+    fast = [site.model_copy(update={"steps_per_s": site.steps_per_s * speed}) for site in own.sites]
+    own = own.model_copy(update={"sites": fast})
     # Steps of a site in a round are those that fit between its loading and the round's end.
-    length = arm.round_steps / min(site.steps_per_s for site in own.sites) + 2 * own.overheads.connect_s
+    pace, lost = min(site.steps_per_s for site in fast), own.overheads.round_load_s + own.overheads.round_tail_s
+    length = arm.round_steps / pace + min(2 * own.overheads.connect_s, lost + 0.5 / pace)
     rounds = own.rounds.model_copy(update={**arm.rounds, "round_s": length})
     own = own.model_copy(update={"rounds": rounds, "clock": own.clock.model_copy(update={"end": None})})
     if arm.membership == "mci":

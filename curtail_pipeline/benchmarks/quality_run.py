@@ -50,18 +50,21 @@ def experiment_of(task: Task) -> Experiment:
     """The laptop experiment with the arm's sites and settings."""
     arm, own = task.arm, load_experiment("laptop")
     content = own.model_dump(mode="json", exclude_unset=True)
-    site = content["sites"][0]
+    site = content["sites"][0] | {"device": task.device}
     training = content["training"] | {"preset": task.preset}
     rates = {name: getattr(own.training, name) * factor for name, factor in arm.training.items()}
     batch = {"total_batch_tokens": (arm.step_tokens or own.training.total_batch_tokens) * arm.batch}
     batch |= {"warmup_steps": max(1, own.training.warmup_steps // arm.batch)}
+    corpus = ({} if arm.fresh_first is None else {"fresh_first": arm.fresh_first}) | (
+        {} if task.source is None else {"source": task.source}
+    )
     changes = {
         "seed": task.seed,
         "sites": [site | {"name": name, "region": name} for name in task.shares],
         "job": {"steps": task.steps // arm.batch},
         "rounds": content.get("rounds", {}) | dict(arm.rounds),
         "training": training | rates | batch,
-        "corpus": content["corpus"] | ({} if arm.fresh_first is None else {"fresh_first": arm.fresh_first}),
+        "corpus": content["corpus"] | corpus,
     }
     return parse_experiment(content | changes, "benchmark")
 
@@ -104,7 +107,7 @@ def train(
     steps, losses = list[int](), list[float]()
     for stretch in stretches:
         plan = lineage.plan(stretch)
-        judge = judge or HeldoutGate(store, plan)
+        judge = judge or HeldoutGate(store, plan, experiment.sites[0].device)
         if not steps and not at_the_end:
             steps.append(0)
             losses.append(_loss(judge, StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)))

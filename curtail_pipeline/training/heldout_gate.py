@@ -19,18 +19,22 @@ from curtail_pipeline.training.weights import read_tensors
 
 
 class HeldoutGate:
-    """Calls give nats per token, on a CPU in float32; one model is kept in memory.
+    """Calls give nats per token, in float32; one model is kept in memory.
+
+    Args:
+        device: that the model is on.
 
     Raises:
         TrainingError: the plan's model config cannot be used.
         CorpusError: there is no held-out shard.
     """
 
-    def __init__(self, store: Store, plan: Plan) -> None:
+    def __init__(self, store: Store, plan: Plan, device: str = "cpu") -> None:
         experiment = parse_experiment(store.read_json(plan.experiment_uri), plan.experiment_uri)
         self._store, self._settings = store, experiment.training
         self._heldout = HeldoutReader(store, self._settings.sequence_length)
-        self._model = build_model(read_config(store.read_bytes(plan.parent.config), plan.parent.config)).eval()
+        model: torch.nn.Module = build_model(read_config(store.read_bytes(plan.parent.config), plan.parent.config))
+        self._device, self._model = device, model.to(device).eval()
         self._known: dict[str, float] = {}
         """By sha256 of weights, and by codec and sha256 of deltas: what a site alone has trained is the next round's
         start, and a round that gave nothing leaves its own."""
@@ -69,7 +73,7 @@ class HeldoutGate:
             for batch in self._heldout.batches(
                 self._settings.device_batch_sequences, self._settings.evaluation_sequences
             ):
-                losses = token_losses(self._model, torch.from_numpy(np.asarray(batch, dtype=np.int64)))
+                losses = token_losses(self._model, torch.from_numpy(np.asarray(batch, dtype=np.int64)).to(self._device))
                 total += float(losses.double().sum())
                 count += losses.numel()
         return total / count

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from curtail_pipeline.benchmarks import quality_arms
 from curtail_pipeline.benchmarks.bench_quality import _chosen, _summary
 from curtail_pipeline.benchmarks.quality_arms import CENTRAL, Arm, Curve, arms, plan_of
 from curtail_pipeline.benchmarks.quality_run import experiment_of
@@ -32,14 +33,23 @@ def test_a_larger_batch_takes_fewer_steps_of_more_tokens() -> None:
     assert sum(steps_of(arm, 384).values()) == 128
 
 
-def test_membership_is_what_a_run_decides() -> None:
+def test_membership_is_what_a_run_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     arm = Arm(name="laptop", membership="laptop")
     stretches, shares = plan_of(arm, 96, MCI)
     first, second = stretches[:2]
     assert first.rounds == ({"NEM_SA": 16}, {"NEM_SA": 16}) and second.members == ("SPP_TX", "NEM_SA")
     assert sum(steps_of(arm, 96).values()) == 96 and set(shares) == {"CAISO_NORTH", "SPP_TX", "NEM_SA"}
+    monkeypatch.setattr(quality_arms, "STEPS", 100_000)
     with pytest.raises(SettingsError, match=r"have windows for .* steps, not 100000; ask fewer"):
         plan_of(arm, 100_000, MCI)
+
+
+def test_a_longer_job_has_the_same_windows_and_more_rounds_in_each() -> None:
+    arm = Arm(name="laptop", membership="laptop")
+    (short, _), (long, _) = plan_of(arm, 384, MCI), plan_of(arm, 1536, MCI)
+    assert {member for stretch in short for member in stretch.members} == {m for part in long for m in part.members}
+    assert max(count for stretch in long for part in stretch.rounds for count in part.values()) == 16
+    assert 3 < sum(len(part.rounds) for part in long) / sum(len(part.rounds) for part in short) < 5
 
 
 def curve(arm: str, seed: int, *losses: float) -> Curve:
@@ -69,5 +79,8 @@ def test_settings_of_an_arm_reach_its_experiment() -> None:
     found = experiment_of(task)
     assert (found.rounds.outer_lr, found.rounds.outer_momentum, found.rounds.inner_state) == (0.7, 0.9, "own")
     assert (found.seed, found.job.steps, [site.name for site in found.sites]) == (4, 384, ["A"])
+    assert (found.sites[0].device, found.corpus.source) == ("cpu", "embedded")
+    elsewhere = experiment_of(task.model_copy(update={"device": "cuda", "source": "texts/*.txt"}))
+    assert (elsewhere.sites[0].device, elsewhere.corpus.source) == ("cuda", "texts/*.txt")
     doubled = experiment_of(task.model_copy(update={"arm": known["synchronous2"]}))
     assert (doubled.training.total_batch_tokens, doubled.job.steps, doubled.training.warmup_steps) == (8192, 192, 5)
