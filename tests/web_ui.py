@@ -23,7 +23,8 @@ LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $p
 AGAIN = """mutation ($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 TERMINATE = """mutation ($id: String!) { terminateRun(runId: $id) { __typename } }"""
-RUN = """query ($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"""
+RUN = """query ($id: ID!) { runOrError(runId: $id) { ... on Run { status allPools } } }"""
+POOLS = """query { instance { concurrencyLimits { concurrencyKey limit } } }"""
 SENSOR = """query ($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
     ... on Sensor { sensorState { status ticks(limit: 1) { status skipReason runIds } } } } }"""
 Answer = dict[str, Any]
@@ -83,10 +84,17 @@ class WebUi:
         data = self.ask(RUN, id=run_id)
         return str(data["runOrError"]["status"]) if data else "unknown"
 
-    def tags(self, run_id: str) -> dict[str, str]:
+    def pools(self, run_id: str) -> set[str]:
+        """What the button *View pools* on a run's page shows."""
         data = self.ask(RUN, id=run_id)
         assert data is not None
-        return {tag["key"]: tag["value"] for tag in data["runOrError"]["tags"]}
+        return set(data["runOrError"]["allPools"] or ())
+
+    def pool_limits(self) -> dict[str, int]:
+        """As the page Deployment > Concurrency shows them."""
+        data = self.ask(POOLS)
+        assert data is not None
+        return {each["concurrencyKey"]: each["limit"] for each in data["instance"]["concurrencyLimits"]}
 
     def ended(self, run_id: str, deadline_s: float = 240) -> str:
         """The status with which a run ends."""

@@ -18,7 +18,6 @@ from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.orchestration.open_databases import check_databases, databases_open
 from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
-from curtail_pipeline.orchestration.run_queue import site_tag
 from curtail_pipeline.orchestration.runs import PREPARE_JOB, end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.scheduling.view import Job, View
@@ -49,14 +48,14 @@ telemetry:
 nux:
   enabled: false
 concurrency:
+  pools:
+    granularity: run
   runs:
     max_concurrent_runs: 4
     tag_concurrency_limits:
       - key: curtail/checkpoint
         limit: 2
-      - key: curtail/on_demand
-        limit: 2
-{sites}run_monitoring:
+run_monitoring:
   enabled: true
   poll_interval_seconds: 30
   start_timeout_seconds: 60
@@ -64,10 +63,9 @@ concurrency:
   free_slots_after_run_end_seconds: 60
 retention:
   sensor:
-    purge_after_days: {{skipped: 2, success: 30, failure: -1}}
+    purge_after_days: {skipped: 2, success: 30, failure: -1}
 """
-"""Runs on demand leave room in the queue for live segments, and no two train at one site. Of two segments' runs one
-trains; the other evaluates what it has committed."""
+"""Of two segments' runs one trains; the other evaluates what it has committed."""
 
 INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 """What a run raises when it is told to stop, by whichever handler is in place."""
@@ -77,8 +75,7 @@ def prepare_instance(project: Project) -> None:
     """Write the instance's configuration into the home, where nobody has written another."""
     file = project.home.dagster / "dagster.yaml"
     if not file.exists():
-        limits = [f"      - key: {site_tag(site.name)}\n        limit: 1\n" for site in project.experiment.sites]
-        file.write_text(INSTANCE_YAML.format(sites="".join(limits)))
+        file.write_text(INSTANCE_YAML)
 
 
 @contextmanager

@@ -132,17 +132,31 @@ def test_a_replay_waits_for_the_live_segments_of_its_site(ui: WebUi, instance: d
     wait_until(lambda: committed(ui), 600, "the first segment")
     assert committed(ui)["ckpt-000001"].members == ["NORTH"]
     run_id = ui.materialise("ckpt-000001")
-    assert ui.tags(run_id)["curtail.on_demand/NORTH"] == "ckpt-000001"
+    assert ui.pools(run_id) == {"on_demand", "site/NORTH"}
     replayed_well(ui, instance, run_id, "ckpt-000001")
     assert all(undisturbed(found, ui) for found in committed(ui).values())
 
 
-def test_the_same_key_again_and_twice_at_once_beside_a_live_segment(ui: WebUi, instance: dg.DagsterInstance) -> None:
+def test_the_same_key_at_once_beside_a_live_segment_and_a_worker_is_killed(
+    ui: WebUi, instance: dg.DagsterInstance
+) -> None:
     wait_until(lambda: any(found.mode == "federated" for found in committed(ui).values()), 600, "a federated segment")
     before = set(committed(ui))
     live = wait_until(lambda: training_run(ui, instance), 600, "a live segment")
-    for run_id in [ui.materialise("ckpt-000001") for _ in range(2)]:
-        replayed_well(ui, instance, run_id, "ckpt-000001")
+    runs = [ui.materialise("ckpt-000001") for _ in range(2)]
+
+    def worker() -> tuple[str, int] | None:
+        at_work = [run_id for run_id in runs if ui.status(run_id) == "STARTED"]
+        found = worker_of(instance, at_work[0]) if at_work else None
+        return (at_work[0], found[0]) if found else None
+
+    killed, pid = wait_until(worker, 600, "a replay at work")
+    (other,) = set(runs) - {killed}
+    assert ui.status(other) == "QUEUED", "one at a time at its site"
+    os.kill(pid, signal.SIGKILL)
+    assert ui.ended(killed, NOTICED_S) == "FAILURE"
+    replayed_well(ui, instance, other, "ckpt-000001")
+    assert set(ui.pool_limits()) == {"on_demand", "site/NORTH", "site/SOUTH", "site/EAST"}
     wait_until(lambda: live.tags["curtail/checkpoint"] in committed(ui), 600, "the end of the live segment")
     after = {key: found for key, found in committed(ui).items() if key not in before}
     assert after and all(found.mode == "federated" and undisturbed(found, ui) for found in after.values())

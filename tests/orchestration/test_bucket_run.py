@@ -60,7 +60,7 @@ class Run:
         if postgres is not None:
             (self.home / "dagster").mkdir(parents=True)
             storage = f"storage:\n  postgres:\n    postgres_url: {postgres.url('dagster')}\n"
-            (self.home / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.format(sites="") + storage)
+            (self.home / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML + storage)
 
     def copy(self, source: str, target: str) -> None:
         """Make what is below one prefix of the bucket what is below another."""

@@ -34,7 +34,7 @@ def test_a_run_keeps_its_records_in_postgres_and_its_store_in_a_bucket(s3: S3Ser
     with serving() as postgres:
         dagster.mkdir(parents=True)
         storage = f"storage:\n  postgres:\n    postgres_url: {postgres.url('dagster')}\n"
-        (dagster / "dagster.yaml").write_text(INSTANCE_YAML.format(sites="") + storage)
+        (dagster / "dagster.yaml").write_text(INSTANCE_YAML + storage)
         done = curtail(*words, home=tmp_path / "homes", more=more, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         made = recorded(postgres)

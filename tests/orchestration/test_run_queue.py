@@ -1,5 +1,6 @@
-"""Runs on demand are told apart before they queue, and limited per site by the instance's own configuration."""
+"""Runs on demand wait for the pools of their sites, in Dagster's own queue on a home's own instance."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -8,11 +9,15 @@ from checkpoint_cases import fields
 from dagster._core.launcher import LaunchRunContext, RunLauncher
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.run_coordinator import SubmitRunContext
+from dagster._core.storage.tags import POOL_TAG_PREFIX
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from micro import write_experiment
 
 from curtail_pipeline.orchestration.headless import open_instance, prepare_instance
-from curtail_pipeline.orchestration.run_queue import SiteQueue, on_demand_tags
+from curtail_pipeline.orchestration.on_demand import OnDemand
+from curtail_pipeline.orchestration.run_queue import SiteQueue, pools_of
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
@@ -37,37 +42,29 @@ def run(key: str | None, mode: str | None = None, **more: str) -> dg.DagsterRun:
     )
 
 
-def test_a_run_on_demand_is_tagged_with_the_sites_that_it_trains_at(checkpoints: Checkpoints) -> None:
-    both = {"curtail.on_demand/NORTH": "ckpt-000000", "curtail.on_demand/SOUTH": "ckpt-000000"}
-    assert on_demand_tags(run("ckpt-000000"), checkpoints) == {"curtail/on_demand": "ckpt-000000", **both}
-    assert on_demand_tags(run("ckpt-000000", "extend"), checkpoints) == {"curtail/on_demand": "ckpt-000000", **both}
-    assert on_demand_tags(run("ckpt-000000", "export"), checkpoints) == {"curtail/on_demand": "ckpt-000000"}
+def test_a_run_on_demand_needs_the_pools_of_the_sites_that_it_trains_at(checkpoints: Checkpoints) -> None:
+    both = {"on_demand", "site/NORTH", "site/SOUTH"}
+    assert pools_of(run("ckpt-000000"), checkpoints) == pools_of(run("ckpt-000000", "extend"), checkpoints) == both
+    assert pools_of(run("ckpt-000000", "export"), checkpoints) == {"on_demand"}
 
 
-def test_live_segments_and_other_runs_are_not_limited(checkpoints: Checkpoints) -> None:
+def test_live_segments_and_other_runs_need_none(checkpoints: Checkpoints) -> None:
     sensors_own = {"curtail/checkpoint": "ckpt-000000"}
-    assert on_demand_tags(run("ckpt-000000", **sensors_own), checkpoints) == {}
-    assert on_demand_tags(run("ckpt-000001"), checkpoints) == {}, "it is not committed: a segment to be trained"
-    assert on_demand_tags(run(None), checkpoints) == {}
+    assert not pools_of(run("ckpt-000000", **sensors_own), checkpoints)
+    assert not pools_of(run("ckpt-000001"), checkpoints), "it is not committed: a segment to be trained"
+    assert not pools_of(run(None), checkpoints)
     other = dg.DagsterRun(job_name="daily_pipeline", tags={"dagster/partition": "2026-05-01"})
-    assert on_demand_tags(other, checkpoints) == {}
+    assert not pools_of(other, checkpoints)
 
 
-def test_the_instance_of_a_home_limits_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = Project.open(write_experiment(tmp_path), "headless", tmp_path / "home")
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    with open_instance(project) as instance:
-        assert isinstance(instance.run_coordinator, SiteQueue)
-        queue = instance.get_concurrency_config().run_queue_config
-        assert queue is not None
-        limits = {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits}
-        assert limits["curtail/checkpoint"] == 2 and limits["curtail/on_demand"] < queue.max_concurrent_runs - 1
-        assert {f"curtail.on_demand/{site.name}": 1 for site in project.experiment.sites}.items() <= limits.items()
+@dg.op
+def aggregated_checkpoint(config: OnDemand) -> None:
+    """Nothing is trained here."""
 
 
 @dg.job
-def segment() -> None:
-    """Nothing is trained here."""
+def local_training() -> None:
+    aggregated_checkpoint()
 
 
 class Noted(RunLauncher, ConfigurableClass):
@@ -97,8 +94,62 @@ class Noted(RunLauncher, ConfigurableClass):
         return False
 
 
-def test_a_live_segment_need_not_queue_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Queue:
+    """A home's instance, whose runs are launched by nothing but the queue's own daemon."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        location = GrpcServerCodeLocationOrigin(host="localhost", port=1, location_name="code")
+        self.origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, "defs"), "local_training")
+        self.daemon = QueuedRunCoordinatorDaemon(interval_seconds=1)
+
+    @property
+    def launched(self) -> list[str]:
+        return self.instance.run_launcher.runs  # type: ignore[attr-defined,no-any-return]
+
+    def submit(self, parent: str | None = None, config: dict[str, object] | None = None, **tags: str) -> dg.DagsterRun:
+        made = self.instance.create_run_for_job(
+            local_training,
+            tags=tags,
+            run_config=config,
+            parent_run_id=parent,
+            root_run_id=parent,
+            remote_job_origin=self.origin,
+        )
+        return self.instance.run_coordinator.submit_run(SubmitRunContext(made, None))  # type: ignore[arg-type]
+
+    def on_demand(self, key: str, mode: str = "replay") -> str:
+        config: dict[str, object] = {"ops": {"aggregated_checkpoint": {"config": {"mode": mode}}}}
+        found = self.submit(config=config, **{"dagster/partition": key})
+        assert found.status == dg.DagsterRunStatus.QUEUED
+        return found.run_id
+
+    def turn(self) -> list[str]:
+        """What the queue's daemon launches when it looks."""
+        before = len(self.launched)
+        with WorkspaceProcessContext(self.instance, None) as workspace:
+            assert list(self.daemon.run_iteration(workspace)) == [None] * (len(self.launched) - before)
+        return self.launched[before:]
+
+    def log(self, run_id: str) -> list[str]:
+        events = [entry.dagster_event for entry in self.instance.all_logs(run_id)]
+        return [event.message or "" for event in events if event is not None]
+
+    def end(self, run_id: str) -> None:
+        """As the watchdog does with a run whose worker was killed."""
+        ended = self.instance.get_run_by_id(run_id)
+        assert ended is not None
+        self.instance.report_run_failed(ended)
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     project = Project.open(write_experiment(tmp_path), "headless", tmp_path / "home")
+    made = tmp_path / "model.safetensors"
+    made.write_bytes(b"weights")
+    for number, members in enumerate((["NORTH", "SOUTH"], ["NORTH"], ["SOUTH"])):
+        key = f"ckpt-{number:06d}"
+        project.checkpoints.commit(key, {made.name: made}, fields(key=key, members=members), 0)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("CURTAIL_EXPERIMENT", str(project.home.experiment_file))
     prepare_instance(project)
@@ -106,25 +157,71 @@ def test_a_live_segment_need_not_queue_where_there_is_room(tmp_path: Path, monke
     launcher = "run_launcher:\n  module: test_run_queue\n  class: Noted\n"
     file.write_text(launcher + "".join(file.read_text().partition("run_coordinator:")[1:]))
     with open_instance(project) as instance:
-        launched = instance.run_launcher.runs  # type: ignore[attr-defined]
-        location = GrpcServerCodeLocationOrigin(host="localhost", port=1, location_name="code")
-        origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, "defs"), "segment")
+        assert isinstance(instance.run_coordinator, SiteQueue)
+        yield Queue(instance)
 
-        def submit(parent: str | None = None, **tags: str) -> dg.DagsterRunStatus:
-            made = instance.create_run_for_job(
-                segment, tags=tags, parent_run_id=parent, root_run_id=parent, remote_job_origin=origin
-            )
-            found = instance.run_coordinator.submit_run(SubmitRunContext(made, None))  # type: ignore[arg-type]
-            assert (found.run_id in launched) == (found.status == dg.DagsterRunStatus.STARTING)
-            return found.status
 
-        ours = {"curtail/checkpoint": "ckpt-000001"}
-        assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "elsewhere than in the daemon"
-        monkeypatch.setattr(SiteQueue, "starts_segments", True)
-        assert submit(**ours) == dg.DagsterRunStatus.STARTING
-        first = launched[0]
-        assert submit(first, **ours) == submit() == dg.DagsterRunStatus.QUEUED, "asked for again; not a segment's"
-        assert submit(**ours) == dg.DagsterRunStatus.STARTING
-        assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "of two segments one trains and one evaluates"
-        instance.report_run_failed(instance.get_run_by_id(first))  # type: ignore[arg-type]
-        assert submit(**ours) == dg.DagsterRunStatus.STARTING
+def test_a_run_on_demand_waits_for_a_slot_of_every_site_that_it_trains_at(queue: Queue) -> None:
+    both = queue.on_demand("ckpt-000000")
+    north, south = queue.on_demand("ckpt-000001"), queue.on_demand("ckpt-000002")
+    assert queue.turn() == [both] and queue.turn() == []
+    evaluation = queue.on_demand("ckpt-000001", "evaluate")
+    assert queue.turn() == [evaluation], "those that wait are in nobody's way"
+    queue.end(both)
+    assert queue.turn() == [north], "of three that run on demand two at once, as half of the queue's"
+    queue.end(evaluation)
+    assert queue.turn() == [south]
+    again = queue.on_demand("ckpt-000000")
+    for ended in (north, south):
+        assert queue.turn() == [], "a slot of one of its sites is not held while it waits for the other"
+        queue.end(ended)
+    assert queue.turn() == [again]
+
+
+def test_its_pools_are_where_an_operator_finds_and_changes_them(queue: Queue) -> None:
+    events = queue.instance.event_log_storage
+    first, second = queue.on_demand("ckpt-000001"), queue.on_demand("ckpt-000001")
+    limits = {pool.name: pool.limit for pool in events.get_pool_limits()}
+    assert limits == {"on_demand": 2, "site/NORTH": 1, "site/SOUTH": 1, "site/EAST": 1}
+    assert queue.turn() == [first]
+    events.set_concurrency_slots("site/NORTH", 2)  # as the page does
+    assert queue.turn() == [second]
+    queue.on_demand("ckpt-000001")
+    assert events.get_concurrency_info("site/NORTH").limit == 2
+    of_the_pool = dg.RunsFilter(tags={f"{POOL_TAG_PREFIX}site/NORTH": "true"})
+    assert queue.instance.get_runs_count(of_the_pool) == 3
+    assert "Needs a slot of each of the pools on_demand, site/NORTH (Deployment > Concurrency)" in queue.log(second)
+
+
+def test_a_run_says_where_pools_do_not_limit_it(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_op = {"pools": {"granularity": "op"}}
+    monkeypatch.setitem(queue.instance._settings, "concurrency", by_op)  # as an operator's own dagster.yaml has it
+    (said,) = [each for each in queue.log(queue.on_demand("ckpt-000001")) if "Needs a slot" in each]
+    assert said.endswith("only with `concurrency: {pools: {granularity: run}}` in dagster.yaml")
+
+
+def test_a_live_segment_waits_for_no_pool(queue: Queue) -> None:
+    for pool in ("on_demand", "site/NORTH"):
+        queue.instance.event_log_storage.set_concurrency_slots(pool, 0)
+    replay = queue.on_demand("ckpt-000001")
+    queued = queue.submit(**{"curtail/checkpoint": "ckpt-000003", "dagster/partition": "ckpt-000003"})
+    assert queue.turn() == [queued.run_id]
+    assert queue.instance.get_run_by_id(replay).status == dg.DagsterRunStatus.QUEUED  # type: ignore[union-attr]
+
+
+def test_a_live_segment_need_not_queue_where_there_is_room(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(parent: str | None = None, **tags: str) -> dg.DagsterRunStatus:
+        found = queue.submit(parent, **tags)
+        assert (found.run_id in queue.launched) == (found.status == dg.DagsterRunStatus.STARTING)
+        return found.status
+
+    ours = {"curtail/checkpoint": "ckpt-000003"}
+    assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "elsewhere than in the daemon"
+    monkeypatch.setattr(SiteQueue, "starts_segments", True)
+    assert submit(**ours) == dg.DagsterRunStatus.STARTING
+    first = queue.launched[0]
+    assert submit(first, **ours) == submit() == dg.DagsterRunStatus.QUEUED, "asked for again; not a segment's"
+    assert submit(**ours) == dg.DagsterRunStatus.STARTING
+    assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "of two segments one trains and one evaluates"
+    queue.end(first)
+    assert submit(**ours) == dg.DagsterRunStatus.STARTING
