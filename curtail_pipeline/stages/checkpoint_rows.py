@@ -72,7 +72,7 @@ def _indexed(
     key_of: Callable[[str], str],
     read: Callable[[str, bytes], str | None],
 ) -> dict[str, str | None]:
-    return dict(project.checkpoints.index.look(kind, [(key, key_of(key)) for key in keys], read))
+    return dict(project.checkpoints.index.look(kind, keys, key_of, read))
 
 
 def _loss(key: str, data: bytes) -> str | None:

@@ -28,7 +28,7 @@ from curtail_pipeline.signals.held import Signal, accounting_kind
 from curtail_pipeline.signals.provider import Provider, make_provider
 from curtail_pipeline.signals.trace_index import TraceIndex, index_traces, stored_index, write_index
 from curtail_pipeline.storage.checkpoints import FIRST_KEY, Checkpoints
-from curtail_pipeline.storage.clock import Clock, HeadlessClock, LiveClock, ReplayClock
+from curtail_pipeline.storage.clock import Clock, HeadlessClock, LiveClock, ReplayClock, is_anchored
 from curtail_pipeline.storage.home import Home, resolved_traces
 from curtail_pipeline.storage.manifest import Manifest
 from curtail_pipeline.storage.store import Store
@@ -175,7 +175,7 @@ class Project:
             return LiveClock()
         if self.clock_mode == "headless":
             return HeadlessClock(self.store, self.start)
-        last = self.checkpoints.last()
+        last = None if is_anchored(self.store) else self.checkpoints.last()
         begin = self.checkpoints.manifest(last).end if last else self.start
         return ReplayClock(self.store, begin, self.experiment.replay.speed)
 

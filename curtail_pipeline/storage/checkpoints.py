@@ -6,7 +6,7 @@ A reader sees a whole checkpoint or none: its manifest is there last. Who may co
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -37,6 +37,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 OWN_FILES = ("manifest.json", "plan.json", "rounds.jsonl", "segment.json", "outer.safetensors")
 """Files of a checkpoint folder that Hugging Face does not know; everything else is exported."""
 _MANIFEST = "manifest"
+_KEY = re.compile(KEY_PATTERN)
 
 
 class ShownCheckpoint(Manifest):
@@ -103,15 +104,15 @@ class Checkpoints:
 
     def last(self) -> str | None:
         """The newest committed key. Its manifest is read and checked, whatever the index says."""
-        for key, found in self._indexed(reversed(self._names())):
+        for key, found in self._indexed(self._names()[::-1]):
             if found is not None:
                 if self.exists(key):
                     return key
                 self.index.forget(_MANIFEST, key)
         return None
 
-    def _indexed(self, names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-        return self.index.look(_MANIFEST, ((key, manifest_key(key)) for key in names), summarise_bytes)
+    def _indexed(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        return self.index.look(_MANIFEST, names, manifest_key, summarise_bytes)
 
     def exists(self, key: str) -> bool:
         return read_manifest(self.store, key) is not None
@@ -293,4 +294,4 @@ class Checkpoints:
         return self._commits.withdraw(key)
 
     def _names(self) -> Sequence[str]:
-        return [name for name in self.store.list("checkpoints") if re.fullmatch(KEY_PATTERN, name)]
+        return [name for name in self.store.list("checkpoints") if _KEY.fullmatch(name)]

@@ -68,6 +68,11 @@ class HeadlessClock:
         return now
 
 
+def is_anchored(store: Store) -> bool:
+    """Whether a replay has begun, so that it does not matter where another one would."""
+    return store.exists(REPLAY_KEY)
+
+
 class ReplayClock:
     """Recorded time replayed at a speed: `virtual = virtual anchor + (wall - wall anchor) * speed`.
 
@@ -78,7 +83,7 @@ class ReplayClock:
         if speed <= 0:
             raise ValueError(f"replay speed {speed} is not positive; 120 replays two hours in a minute")
         self._store, self._end = store, end
-        if not store.exists(REPLAY_KEY):
+        if not is_anchored(store):
             self._anchor_once(start, speed)
 
     def _anchor_once(self, virtual: datetime, speed: float) -> None:

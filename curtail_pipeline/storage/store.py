@@ -8,8 +8,8 @@ object or the new one, never a part. The root is a folder (`folder_store`) or `s
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -145,6 +145,23 @@ class Store(ABC):
     @abstractmethod
     def stamps(self, keys: Iterable[str]) -> Iterator[Stamp | None]:
         """By what each object can be taken as unchanged, lazily; None where there is none."""
+
+    def changed(self, known: Iterable[tuple[str, Sequence[int] | None]]) -> Iterator[tuple[Stamp | None, bytes | None]]:
+        """The stamp of each object, lazily, and its content where the stamp is another one than that which is known.
+
+        Args:
+            known: keys, and the stamp with which each was read before.
+
+        Returns:
+            No stamp where there is no object; no content where it cannot be read.
+        """
+        before = [*known]
+        for (key, stamp), now in zip(before, self.stamps([key for key, _ in before]), strict=True):
+            data = None
+            if now is not None and now != stamp:
+                with suppress(NotStored, CorruptObject, OSError):
+                    data = self.read_bytes(key)
+            yield now, data
 
     @abstractmethod
     def sign(self, method: Method, key: str, seconds: int) -> str:

@@ -1,5 +1,7 @@
 """The index of checkpoints: never believed against the folders, and made again when it is lost."""
 
+import errno
+import itertools
 import os
 import time
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoint_cases import commit_three, fields
 
-from curtail_pipeline.storage import checkpoint_index, file_index
+from curtail_pipeline.storage import checkpoint_index, file_index, folder_store
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import parse_manifest, sealed
@@ -166,3 +168,36 @@ def test_a_commit_is_seen_by_whoever_has_looked_before(store: FolderStore, files
     assert reader.last() == KEYS[-1]
     writer.commit("ckpt-000003", files, fields(KEYS[-1], begin=10, first=10), 3)
     assert reader.last() == "ckpt-000003" and reader.keys() == [*KEYS, "ckpt-000003"]
+
+
+def test_a_file_that_could_not_be_read_is_read_again(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more_files(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    checkpoints = opened(store)
+    with monkeypatch.context() as short:
+        short.setattr(folder_store.os, "open", no_more_files)
+        assert checkpoints.keys() == []
+    assert checkpoints.keys() == opened(store).keys() == KEYS
+
+
+def test_files_changed_and_unchanged_in_any_order_are_told_apart(store: FolderStore) -> None:
+    """Behind a changed file the next is opened without being looked at first."""
+    keys = [f"checkpoints/{key}/manifest.json" for key in KEYS]
+    for changed in itertools.product((False, True), repeat=3):
+        known = [
+            (key, None if new else stamp) for key, stamp, new in zip(keys, store.stamps(keys), changed, strict=True)
+        ]
+        found = list(store.changed(known))
+        assert [stamp for stamp, _ in found] == list(store.stamps(keys))
+        assert [data for _, data in found] == [
+            store.read_bytes(key) if new else None for key, new in zip(keys, changed, strict=True)
+        ]
+    absent = [(keys[0], None), ("checkpoints/none", None), (keys[2], None)]
+    assert [stamp is None for stamp, _ in store.changed(absent)] == [False, True, False]
+
+
+def test_a_file_that_grows_is_read_to_its_end(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write_bytes("long", whole := bytes(range(256)) * 1024)
+    monkeypatch.setattr(folder_store.os, "fstat", lambda _: os.stat_result((0,) * 6 + (100,) + (0,) * 3))
+    assert store.read_bytes("long") == whole
