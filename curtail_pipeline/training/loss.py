@@ -1,7 +1,7 @@
 """Cross-entropy of a language-model head without ever holding all its logits.
 
 Logits of a whole batch (tokens x vocabulary) are by far the largest tensor of a step. Working through the tokens in
-chunks keeps a chunk's logits in cache on a CPU and within 1 GiB on a GPU, and its gradient is made while it is there.
+chunks keeps a chunk's logits in cache on a CPU and within 2 GiB on a GPU, and its gradient is made while it is there.
 
 With `compile: true` what is between a chunk's matrix products is compiled on a GPU, which is bound by memory there: its
 operations are fused instead of each reading and writing all logits in float32. On a CPU it is not.
@@ -19,8 +19,9 @@ from transformers import PreTrainedConfig
 
 from curtail_pipeline.training.presets import real_vocabulary
 
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
-"""Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB on a GPU."""
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 29}
+"""Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB of bfloat16 on a GPU. There each chunk reads
+and writes the head's gradient once, 0.17 ms for that of a d20."""
 
 
 def chunk_rows(device_type: str, vocabulary: int) -> int:
@@ -53,6 +54,14 @@ def chunk_slopes(product: torch.Tensor, targets: torch.Tensor, cap: float | None
 def fused_slopes() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """`chunk_slopes` compiled; made when first asked for, as `torch.compile` alone imports 0.7 s of processor time."""
     return torch.compile(chunk_slopes, fullgraph=True)
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add `a @ b` to a float32 matrix; on a GPU within the product, whose own sums are float32."""
+    if total.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -95,7 +104,7 @@ class _HeadLoss(torch.autograd.Function):
                 else:  # a narrow type holds slopes, not sums of exponentials
                     slope = slope.mul_(share).to(hidden.dtype)
                     torch.mm(slope, matrix, out=grad)
-                    grad_weight += slope.T @ h
+                    add_product(grad_weight, slope.T, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -122,7 +131,7 @@ class _FusedHeadLoss(_HeadLoss):
                 loss, slope = fused_slopes()((h if cap is None else h / cap) @ matrix.T, t, cap)
                 total += loss
                 torch.mm(slope, matrix, out=grad_hidden[start : start + size])
-                grad_weight += slope.T @ h
+                add_product(grad_weight, slope.T, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 

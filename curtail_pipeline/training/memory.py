@@ -114,8 +114,9 @@ def logit_bytes(config: NanoChatConfig, settings: TrainingSettings, device_type:
     fused = settings.compile and device_type == "cuda"
     held = (2 * wide if fused else 8 if wide == 4 else 2 + 4 + 4 + 2) * chunk
     rows = vocabulary * config.hidden_size
-    # the gradient as it is summed, as it is handed on, and in bfloat16 the matrix and a chunk's share of it
-    return held + 2 * 4 * rows + (2 * 2 * rows if wide == 2 else 0) + wide * tokens * config.hidden_size
+    # the gradient as it is summed, as it is handed on, and in bfloat16 the matrix and, on a CPU, a chunk's share of it
+    narrow = (2 if device_type == "cuda" else 2 * 2) * rows if wide == 2 else 0
+    return held + 2 * 4 * rows + narrow + wide * tokens * config.hidden_size
 
 
 def _backward_bytes(config: NanoChatConfig, settings: TrainingSettings, batch: int) -> int:
