@@ -2,7 +2,9 @@
 
     curtail bench train --device cuda --preset d20 --dtype bfloat16 --compile --sequence-length 2048 ...
 
-The tokens are random: what is timed does not depend on what they say. What only a GPU can tell is null on a CPU.
+The tokens are random: what is timed does not depend on what they say. What only a GPU can tell is null on a CPU. With
+`--hand-written` and `--nanochat FOLDER`, a checkout of nanochat as of October 2025, their steps of equal depth, batch
+and length are timed in the same job (`train_references`), before it takes memory of the device itself.
 """
 
 import platform
@@ -13,7 +15,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.records import Json
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.tokens.ranges import Ranges
+
+if TYPE_CHECKING:
+    from curtail_pipeline.benchmarks.train_references import ReferenceSpeed
 
 BINS = 10
 CPU_INFO = Path("/proc/cpuinfo")
@@ -50,6 +55,16 @@ class Histogram(TypedDict):
     steps: list[int]
 
 
+class Reference(TypedDict):
+    """What was measured of something else in the same job."""
+
+    tokens_per_s: float
+    step_s: float
+    """Median."""
+    mfu: float | None
+    peak_mib: int | None
+
+
 class Speed(TypedDict):
     """What `run` measured and what was run."""
 
@@ -69,6 +84,12 @@ class Speed(TypedDict):
     """Of GPU memory; null on a CPU."""
     estimated_mib: int
     """What `training.memory` says beforehand."""
+    hand_written: Reference | None
+    """The same model in a loop without this package; null where it was not asked for."""
+    over_hand_written: float | None
+    """This trainer's speed as a multiple of that."""
+    nanochat: Reference | None
+    over_nanochat: float | None
     preset: str
     device: str
     device_name: str
@@ -95,10 +116,17 @@ def run(
     deterministic: bool = True,
     steps: int = 20,
     rounds: int = 3,
+    hand_written: bool = False,
+    nanochat: str | None = None,
 ) -> Speed:
-    """Train a few rounds and time them."""
+    """Train a few rounds and time them.
+
+    Raises:
+        SettingsError: `nanochat` is no checkout of it, or the preset has no depth to compare at.
+    """
     import torch
 
+    from curtail_pipeline.benchmarks.train_references import require_checkout
     from curtail_pipeline.training.memory import estimate
     from curtail_pipeline.training.presets import model_config, parameter_count
     from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
@@ -115,6 +143,10 @@ def run(
         "deterministic": deterministic,
     }
     experiment = _experiment(training, device, threads)
+    if nanochat is not None:
+        require_checkout(nanochat, preset)
+    loop = _reference("hand_written", None, experiment, vocab_size, steps) if hand_written else None
+    theirs = _reference("nanochat", nanochat, experiment, vocab_size, steps) if nanochat is not None else None
     with tempfile.TemporaryDirectory() as folder:
         step_s, overhead_s, share = _rounds(Path(folder), experiment, vocab_size, steps, rounds)
     place = torch.device(device)
@@ -122,17 +154,22 @@ def run(
     config = model_config(experiment.training, vocab_size)
     counts, edges = np.histogram(step_s, bins=BINS)
     batch = min(device_batch_sequences, experiment.sequences_per_step)
-    utilisation = mfu(total_batch_tokens / step, flops_per_token(config, sequence_length), peak_flops(place))
+    speed = total_batch_tokens / step
+    flops, peak = flops_per_token(config, sequence_length), peak_flops(place)
     return {
-        "tokens_per_s": round(total_batch_tokens / step, 1),
+        "tokens_per_s": round(speed, 1),
         "step_s": round(step, 4),
         "round_overhead_s": round(statistics.median(overhead_s), 4),
         "non_training_share": round(share, 4),
         "step_times": {"edges_s": [round(float(edge), 5) for edge in edges], "steps": counts.tolist()},
-        "mfu": None if utilisation is None else round(utilisation, 4),
+        "mfu": _rounded(mfu(speed, flops, peak)),
         "parameters": parameter_count(config),
         "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "estimated_mib": round(estimate(config, experiment.training, place.type, batch).total / 2**20),
+        "hand_written": _beside(loop, flops, peak),
+        "over_hand_written": round(speed / loop.tokens_per_s, 3) if loop else None,
+        "nanochat": _beside(theirs, flops, peak),
+        "over_nanochat": round(speed / theirs.tokens_per_s, 3) if theirs else None,
         "preset": preset,
         "device": device,
         "device_name": torch.cuda.get_device_name(place) if cuda else cpu_name(),
@@ -143,6 +180,32 @@ def run(
         "deterministic": deterministic,
         "steps": steps,
     }
+
+
+def _reference(
+    kind: Literal["hand_written", "nanochat"], checkout: str | None, experiment: Experiment, vocab_size: int, steps: int
+) -> "ReferenceSpeed":
+    from curtail_pipeline.benchmarks.train_references import ReferenceTask, measure
+
+    site = experiment.sites[0]
+    task = ReferenceTask(
+        kind=kind, checkout=checkout, training=experiment.training, vocab_size=vocab_size,
+        device=site.device, threads=site.threads, steps=steps,
+    )  # fmt: skip
+    return measure(task)
+
+
+def _beside(found: "ReferenceSpeed | None", flops: int, peak: float | None) -> Reference | None:
+    from curtail_pipeline.training.throughput import mfu
+
+    if found is None:
+        return None
+    share = _rounded(mfu(found.tokens_per_s, flops, peak))
+    return {"tokens_per_s": found.tokens_per_s, "step_s": found.step_s, "mfu": share, "peak_mib": found.peak_mib}
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 def _experiment(training: dict[str, Json], device: str, threads: int) -> Experiment:

@@ -1,15 +1,20 @@
 """The training benchmark: what it says on a CPU, and under which names."""
 
+import os
+
 import pytest
 
 from curtail_pipeline.benchmarks import bench_train, bench_training
+from curtail_pipeline.errors import SettingsError
+
+SMALL = {"vocab_size": 512, "sequence_length": 16, "total_batch_tokens": 64, "device_batch_sequences": 2}
+NANOCHAT = "CURTAIL_NANOCHAT"
+"""The environment's name of a checkout of nanochat as of October 2025."""
 
 
 @pytest.mark.slow
 def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
-    found = bench_train.run(
-        vocab_size=512, sequence_length=16, total_batch_tokens=64, device_batch_sequences=2, steps=3, rounds=2
-    )
+    found = bench_train.run(**SMALL, steps=3, rounds=2)
     assert found["mfu"] is None and found["peak_mib"] is None
     assert found["tokens_per_s"] == pytest.approx(64 / found["step_s"], rel=0.05)
     assert 0 < found["non_training_share"] < 1
@@ -18,3 +23,22 @@ def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
     assert times["edges_s"] == sorted(times["edges_s"])
     assert found["device_name"] and found["estimated_mib"] >= 16 * found["parameters"] // 2**21
     assert bench_training.run is bench_train.run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NANOCHAT not in os.environ, reason=f"{NANOCHAT} names no checkout of nanochat")
+def test_a_loop_without_the_trainer_and_nanochats_own_are_timed_beside_it():
+    checkout = os.environ[NANOCHAT]
+    found = bench_train.run(**SMALL, preset="d2", steps=3, rounds=2, hand_written=True, nanochat=checkout)
+    for name in ("hand_written", "nanochat"):
+        assert found[name]["tokens_per_s"] == pytest.approx(64 / found[name]["step_s"], rel=0.05)
+        assert found[f"over_{name}"] == pytest.approx(found["tokens_per_s"] / found[name]["tokens_per_s"], rel=0.01)
+
+
+def test_a_folder_that_is_no_checkout_and_a_preset_without_depth_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="is no checkout of nanochat"):
+        bench_train.run(**SMALL, preset="d2", nanochat=str(tmp_path))
+    (tmp_path / "nanochat").mkdir()
+    (tmp_path / "nanochat/gpt.py").touch()
+    with pytest.raises(SettingsError, match="--preset tiny has none; use one such as d4"):
+        bench_train.run(**SMALL, nanochat=str(tmp_path))
