@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +65,33 @@ class Reference(TypedDict):
     peak_mib: int | None
 
 
-class Speed(TypedDict):
-    """What `run` measured and what was run."""
+class Compared(TypedDict):
+    """This trainer beside others."""
+
+    hand_written: Reference | None
+    """The same model in a loop without this package; null where it was not asked for."""
+    over_hand_written: float | None
+    """This trainer's speed as a multiple of that."""
+    nanochat: Reference | None
+    over_nanochat: float | None
+
+
+class Ran(TypedDict):
+    """What was run."""
+
+    preset: str
+    device: str
+    device_name: str
+    threads: int
+    dtype: str
+    compile: bool
+    tf32: bool
+    deterministic: bool
+    steps: int
+
+
+class Speed(Compared, Ran):
+    """What `run` measured, and of what."""
 
     tokens_per_s: float
     step_s: float
@@ -84,21 +109,6 @@ class Speed(TypedDict):
     """Of GPU memory; null on a CPU."""
     estimated_mib: int
     """What `training.memory` says beforehand."""
-    hand_written: Reference | None
-    """The same model in a loop without this package; null where it was not asked for."""
-    over_hand_written: float | None
-    """This trainer's speed as a multiple of that."""
-    nanochat: Reference | None
-    over_nanochat: float | None
-    preset: str
-    device: str
-    device_name: str
-    threads: int
-    dtype: str
-    compile: bool
-    tf32: bool
-    deterministic: bool
-    steps: int
 
 
 def run(
@@ -126,7 +136,6 @@ def run(
     """
     import torch
 
-    from curtail_pipeline.benchmarks.train_references import require_checkout
     from curtail_pipeline.training.memory import estimate
     from curtail_pipeline.training.presets import model_config, parameter_count
     from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
@@ -143,10 +152,7 @@ def run(
         "deterministic": deterministic,
     }
     experiment = _experiment(training, device, threads)
-    if nanochat is not None:
-        require_checkout(nanochat, preset)
-    loop = _reference("hand_written", None, experiment, vocab_size, steps) if hand_written else None
-    theirs = _reference("nanochat", nanochat, experiment, vocab_size, steps) if nanochat is not None else None
+    references = _references(hand_written, nanochat, experiment, vocab_size, steps)
     with tempfile.TemporaryDirectory() as folder:
         step_s, overhead_s, share = _rounds(Path(folder), experiment, vocab_size, steps, rounds)
     place = torch.device(device)
@@ -166,33 +172,59 @@ def run(
         "parameters": parameter_count(config),
         "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "estimated_mib": round(estimate(config, experiment.training, place.type, batch).total / 2**20),
+        **_compared(speed, *references, flops, peak),
+        **_ran(experiment, steps),
+    }
+
+
+def _references(
+    hand_written: bool, checkout: str | None, experiment: Experiment, vocab_size: int, steps: int
+) -> "tuple[ReferenceSpeed | None, ReferenceSpeed | None]":
+    """What was asked for: the hand-written loop's speed, and nanochat's."""
+    from curtail_pipeline.benchmarks.train_references import ReferenceTask, measure, require_checkout
+
+    site, training = experiment.sites[0], experiment.training
+    if checkout is not None:
+        require_checkout(checkout, training.preset)
+    loop = ReferenceTask(
+        kind="hand_written", checkout=checkout, training=training, vocab_size=vocab_size,
+        device=site.device, threads=site.threads, steps=steps,
+    )  # fmt: skip
+    theirs = loop.model_copy(update={"kind": "nanochat"})
+    return measure(loop) if hand_written else None, measure(theirs) if checkout is not None else None
+
+
+def _compared(
+    speed: float,
+    loop: "ReferenceSpeed | None",
+    theirs: "ReferenceSpeed | None",
+    flops: int,
+    peak: float | None,
+) -> Compared:
+    return {
         "hand_written": _beside(loop, flops, peak),
         "over_hand_written": round(speed / loop.tokens_per_s, 3) if loop else None,
         "nanochat": _beside(theirs, flops, peak),
         "over_nanochat": round(speed / theirs.tokens_per_s, 3) if theirs else None,
-        "preset": preset,
-        "device": device,
-        "device_name": torch.cuda.get_device_name(place) if cuda else cpu_name(),
-        "threads": threads,
-        "dtype": dtype,
-        "compile": compile,
-        "tf32": tf32,
-        "deterministic": deterministic,
-        "steps": steps,
     }
 
 
-def _reference(
-    kind: Literal["hand_written", "nanochat"], checkout: str | None, experiment: Experiment, vocab_size: int, steps: int
-) -> "ReferenceSpeed":
-    from curtail_pipeline.benchmarks.train_references import ReferenceTask, measure
+def _ran(experiment: Experiment, steps: int) -> Ran:
+    import torch
 
-    site = experiment.sites[0]
-    task = ReferenceTask(
-        kind=kind, checkout=checkout, training=experiment.training, vocab_size=vocab_size,
-        device=site.device, threads=site.threads, steps=steps,
-    )  # fmt: skip
-    return measure(task)
+    site, training = experiment.sites[0], experiment.training
+    cuda = torch.device(site.device).type == "cuda"
+    return {
+        "preset": training.preset,
+        "device": site.device,
+        "device_name": torch.cuda.get_device_name(site.device) if cuda else cpu_name(),
+        "threads": site.threads,
+        "dtype": training.dtype,
+        "compile": training.compile,
+        "tf32": training.tf32,
+        "deterministic": training.deterministic,
+        "steps": steps,
+    }
 
 
 def _beside(found: "ReferenceSpeed | None", flops: int, peak: float | None) -> Reference | None:

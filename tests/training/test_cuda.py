@@ -16,7 +16,7 @@ from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training import unfinished
 from curtail_pipeline.training.devices import set_computing
 from curtail_pipeline.training.heldout_loss import evaluate
-from curtail_pipeline.training.learner import Learner, make_learner
+from curtail_pipeline.training.learner import make_learner
 from curtail_pipeline.training.memory import estimate, require_fit
 from curtail_pipeline.training.presets import build_model, init_checkpoint, initialise, model_config
 from curtail_pipeline.training.ranks import GroupRanks, Ranks
