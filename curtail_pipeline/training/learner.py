@@ -19,7 +19,7 @@ from transformers import NanoChatConfig
 
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
-from curtail_pipeline.training.attention import use_causal_attention
+from curtail_pipeline.training.attention import fix_positions, use_causal_attention
 from curtail_pipeline.training.loss import TokenLoss, head_of
 from curtail_pipeline.training.optimisers import Optimisers
 from curtail_pipeline.training.presets import build_model, empty_model
@@ -61,6 +61,7 @@ class Learner:
         if isinstance(ranks, GroupRanks):
             self._spread = Sharded(self.loss, model, ranks) if sharded else Replicated(self.loss, ranks)
         self._device = local(self.model.get_parameter("lm_head.weight")).device
+        fix_positions(model, settings.sequence_length, DTYPES[settings.dtype], self._device)
         self.optimisers = Optimisers(self.model, settings, ranks)
         config = cast(NanoChatConfig, self.model.config)
         self._flops, self._peak = flops_per_token(config, settings.sequence_length), peak_flops(self._device)

@@ -101,7 +101,7 @@ def activation_bytes(config: NanoChatConfig, settings: TrainingSettings, batch: 
     layer = 2 * (norm + wide) * width + norm * (queries + keys) + wide * (2 * queries + 2 * keys + 2 * inner)
     layer += 8 + 8 * heads + 4 * key_heads
     ends = (1 if settings.compile else 2) * norm * width + 8
-    positions = 2 * head if settings.compile else 2 * wide * length * head
+    positions = 2 * wide * length * head
     casts = 2 * layers * (2 * width * (queries + keys) + 2 * width * inner) if wide == 2 else 0
     return tokens * (layers * layer + ends) + 8 * batch * (length + 1) + positions + casts
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from training_case import make_experiment
 
-from curtail_pipeline.training.attention import use_causal_attention
+from curtail_pipeline.training.attention import fix_positions, use_causal_attention
 from curtail_pipeline.training.presets import build_model, initialise, model_config
 
 TOKENS = torch.arange(3 * 8).reshape(3, 8) % 64
@@ -31,6 +31,7 @@ def gradients(model):
 def test_the_bits_are_those_of_transformers_own(key_heads):
     theirs, ours = (small_model(num_key_value_heads=key_heads) for _ in range(2))
     use_causal_attention(ours)
+    fix_positions(ours, 8, torch.float32, torch.device("cpu"))
     assert theirs.config._attn_implementation == "sdpa" != ours.config._attn_implementation
     expected = gradients(theirs)
     assert all(torch.equal(expected[name], found) for name, found in gradients(ours).items())
@@ -57,3 +58,22 @@ def test_a_compiled_model_attends_causally_without_a_mask():
     for call in calls:
         assert call.kwargs["is_causal"] is True
         assert len(call.args) == 3 and call.kwargs.get("attn_mask") is None
+
+
+def test_rotary_factors_are_no_part_of_a_compiled_models_work():
+    graphs = []
+
+    def keep(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    model = small_model()
+    use_causal_attention(model)
+    fix_positions(model, 8, torch.float32, torch.device("cpu"))
+    torch._dynamo.reset()
+    torch.compile(model.model, backend=keep, fullgraph=True)(input_ids=TOKENS, use_cache=False)
+    (graph,) = graphs
+    called = {node.target for node in graph.graph.nodes if node.op.startswith("call")}
+    assert functional.scaled_dot_product_attention in called
+    assert not called & {"cos", "sin", torch.cos, torch.sin}
+    assert [name for name in model.state_dict() if "rotary" in name] == []
