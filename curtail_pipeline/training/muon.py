@@ -74,7 +74,8 @@ class Muon(torch.optim.Muon):
         directions = self._tell(parameters, dict(zip(mine, found, strict=True)), dtype)
         rows, columns = parameters[0].shape
         shares = [local(parameter) for parameter in parameters]
-        torch._foreach_mul_(shares, 1 - group["lr"] * group["weight_decay"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(shares, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(shares, directions, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
     def _momentum_step(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
