@@ -72,9 +72,9 @@ def answer(project: Project, key: str, wanted: OnDemand, on_progress: SegmentPro
 
         found = evaluation_metadata(evaluate_checkpoint(project, key))
     elif wanted.mode is Mode.export:
-        from curtail_pipeline.stages.export import export_checkpoint
+        from curtail_pipeline.stages.export import export_checkpoint, in_home
 
-        where = export_checkpoint(project, key, wanted.destination)
+        where = export_checkpoint(project, key, in_home(project, wanted.destination))
         found = {"exported to": dg.MetadataValue.url(where) if "://" in where else dg.MetadataValue.path(where)}
     elif wanted.mode is Mode.repair:
         from curtail_pipeline.stages.repair import repair_checkpoint

@@ -10,12 +10,32 @@ from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.folder_store import is_uri
 
 HUB = "hf://"
+OWN_FOLDERS = ("store", "dagster", "federation", "ui")
+"""Of a home: what is in them is nobody's to add to."""
 REFUSED = {
     401: "the hub does not know the token: set another HF_TOKEN, or run `hf auth login`",
     403: "give a repository of your own, or a token that may write to this one",
 }
 """What to do, by status."""
 UNREACHED = "check the network, and HF_ENDPOINT if it is set"
+
+
+def in_home(project: Project, destination: str) -> str:
+    """A destination from the web UI, where whoever sees it may write to the home and to the hub and nowhere else.
+
+    Raises:
+        SettingsError: a folder outside the home, or within one that the home has for itself.
+    """
+    if not destination.strip() or is_uri(destination):
+        return destination
+    root = project.home.root
+    folder = (root / destination).resolve()
+    if not folder.is_relative_to(root) or {*folder.relative_to(root).parts[:1]} & {*OWN_FOLDERS}:
+        raise SettingsError(
+            f"{destination!r} is no folder for what the web UI exports; give a new one in {root}, beside "
+            f"{', '.join(OWN_FOLDERS)}, or export with `curtail checkpoints export`, which takes any"
+        )
+    return destination
 
 
 def export_checkpoint(project: Project, key: str, destination: str) -> str:

@@ -9,7 +9,7 @@ from test_account import project_with_a_hole
 
 from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.flower.processes import free_port
-from curtail_pipeline.stages.export import export_checkpoint
+from curtail_pipeline.stages.export import export_checkpoint, in_home
 from curtail_pipeline.stages.project import Project
 
 KEY = "ckpt-000001"
@@ -84,3 +84,22 @@ def test_a_hub_that_cannot_be_reached(project: Project, hub: Hub, monkeypatch: p
 def test_a_destination_that_is_none(project: Project, destination: str) -> None:
     with pytest.raises(SettingsError, match="hf://owner/name"):
         export_checkpoint(project, KEY, destination)
+
+
+@pytest.mark.parametrize("destination", ["exports/one", "one", "", "hf://me/curtailed", "a/../store.old"])
+def test_where_the_web_ui_may_export_to(project: Project, destination: str) -> None:
+    assert in_home(project, destination) == destination
+
+
+@pytest.mark.parametrize(
+    "destination", ["/etc/model", "../model", "exports/../../model", "store/checkpoints/ckpt-000002", "ui"]
+)
+def test_where_it_may_not(project: Project, destination: str) -> None:
+    with pytest.raises(SettingsError, match="curtail checkpoints export"):
+        in_home(project, destination)
+
+
+def test_a_link_out_of_the_home_is_no_way_out(project: Project, tmp_path: Path) -> None:
+    (project.home.root / "out").symlink_to(tmp_path)
+    with pytest.raises(SettingsError, match="'out/model' is no folder"):
+        in_home(project, "out/model")
