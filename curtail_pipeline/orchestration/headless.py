@@ -18,6 +18,7 @@ from curtail_pipeline.flower.standing import connect
 from curtail_pipeline.orchestration.open_databases import check_databases, databases_open
 from curtail_pipeline.orchestration.preparation import missing_parts
 from curtail_pipeline.orchestration.resources import serve_opened
+from curtail_pipeline.orchestration.run_queue import limit_pools, pools_of_all
 from curtail_pipeline.orchestration.runs import PREPARE_JOB, end_abandoned
 from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.scheduling.view import Job, View
@@ -89,6 +90,7 @@ def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
     check_databases(project.home.dagster)
     os.environ["DAGSTER_HOME"] = str(project.home.dagster)
     with dg.DagsterInstance.from_config(str(project.home.dagster)) as instance, databases_open(instance):
+        limit_pools(instance, pools_of_all(project.experiment))
         yield instance
 
 

@@ -47,6 +47,19 @@ def site_pool(site: str) -> str:
     return f"site/{site}"
 
 
+def pools_of_all(experiment: Experiment) -> frozenset[str]:
+    """Every pool of an experiment."""
+    return frozenset({ON_DEMAND_POOL, *(site_pool(site.name) for site in experiment.sites)})
+
+
+def limit_pools(instance: dg.DagsterInstance, pools: AbstractSet[str]) -> None:
+    """Give a limit to those that have none yet, for the operator to see and to change: one run per site."""
+    events, queue = instance.event_log_storage, instance.get_concurrency_config().run_queue_config
+    half = max(1, queue.max_concurrent_runs // 2) if queue is not None else 1
+    for pool in sorted(pools - events.get_concurrency_keys()):
+        events.set_concurrency_slots(pool, half if pool == ON_DEMAND_POOL else 1)
+
+
 def is_live(run: dg.DagsterRun) -> bool:
     """Whether the sensor asked for it, and nobody again."""
     return CHECKPOINT_TAG in run.tags and run.parent_run_id is None
@@ -97,22 +110,12 @@ class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):
             return self._instance.launch_run(run.run_id, context.workspace)
         experiment, store = _experiment()
         pools = pools_of(run, Checkpoints(store))
-        self._limit({ON_DEMAND_POOL, *(site_pool(site.name) for site in experiment.sites), *pools})
+        if new := (pools_of_all(experiment) | pools) - self._limited:
+            limit_pools(self._instance, new)
+            self._limited |= new
         if pools and run.remote_job_origin is not None:
             self._hold(run, pools)
         return super().submit_run(context)
-
-    def _limit(self, pools: AbstractSet[str]) -> None:
-        """Have a limit for each, for the operator to see and to change: of one run per site."""
-        new = pools - self._limited
-        if not new:
-            return
-        events = self._instance.event_log_storage
-        queue = self._instance.get_concurrency_config().run_queue_config
-        half = max(1, queue.max_concurrent_runs // 2) if queue is not None else 1
-        for pool in new - events.get_concurrency_keys():
-            events.set_concurrency_slots(pool, half if pool == ON_DEMAND_POOL else 1)
-        self._limited |= new
 
     def _hold(self, run: dg.DagsterRun, pools: frozenset[str]) -> None:
         """Have the stored run say that it needs these pools, and its log and their pages too."""
