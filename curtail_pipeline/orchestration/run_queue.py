@@ -113,7 +113,7 @@ class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):
         if new := (pools_of_all(experiment) | pools) - self._limited:
             limit_pools(self._instance, new)
             self._limited |= new
-        if pools and run.remote_job_origin is not None:
+        if pools and run.status == dg.DagsterRunStatus.NOT_STARTED:  # else it is in the queue already
             self._hold(run, pools)
         return super().submit_run(context)
 
