@@ -39,8 +39,8 @@ class TrainingSettings(Section):
     on). A CPU computes the same either way."""
     deterministic: bool = True
     """Take only algorithms that give the same bits from the same input. On a GPU some operations then take slower ones
-    (`torch.use_deterministic_algorithms` lists them); how much that costs a step has not been measured. Without it a
-    replay on a GPU is not bit-identical."""
+    (`torch.use_deterministic_algorithms` lists them): a d20's step 11 % longer on an H200, by attention above all
+    (`docs/scale.md`). Without it a replay on a GPU is not bit-identical."""
     keep_inner_states: int | None = Field(default=None, ge=1)
     """Snapshots of a site's optimiser state to keep; all when not given."""
     evaluation_sequences: int | None = Field(default=512, ge=1)
