@@ -26,7 +26,9 @@ from curtail_pipeline.storage.stores import open_store
 
 TTL_S = 7 * 24 * 3600.0
 """How long a message may wait: above the longest window."""
-QUERY_TIMEOUT_S = 60.0
+QUERY_TIMEOUT_S = 20.0
+"""How long a node may take to say who it is; one that is well takes 1 to 3 s. Flower takes one that was cut off for
+online for another minute, and after a jump of its clock for as long as that was."""
 NODES_S = 15.0
 """How long a member's node may take to come online: SuperNodes look for a SuperLink that was away with a backoff."""
 ASK_AGAIN_S = 1.0
@@ -128,6 +130,7 @@ def resolve_nodes(
         SitesDown: no member has.
     """
     members, deadline = list(members), clock() + NODES_S
+    answered_by = deadline
     names: dict[int, str] = {}
     asked: set[int] = set()
     pending: set[str] = set()
@@ -137,12 +140,14 @@ def resolve_nodes(
         found |= {name: node for node, name in names.items() if node in online and name not in found}
         found |= {site: hints[site] for site in members if site not in found and hints.get(site) in online}
         now = clock()
-        if len(found) == len(members) or now > (deadline + QUERY_TIMEOUT_S if pending else deadline):
+        if len(found) == len(members) or now > (answered_by if pending else deadline):
             break
         unknown = sorted({node for node, name in online.items() if not name} - set(found.values()) - asked)
         asked |= {*unknown}
         queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in unknown]
-        pending |= {i for i in grid.push_messages(queries) if i} if queries else set()
+        if queries:
+            pending |= {i for i in grid.push_messages(queries) if i}
+            answered_by = max(deadline, now + QUERY_TIMEOUT_S)
         for reply in grid.pull_messages([*pending]) if pending else ():
             pending.discard(reply.metadata.reply_to_message_id)
             name = _name_in(reply)

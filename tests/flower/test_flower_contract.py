@@ -188,6 +188,19 @@ def test_nodes_by_registered_name_by_hint_and_by_asking() -> None:
         resolve_nodes(grid, ["TX", "NOWHERE"], {}, **waiting)
 
 
+def test_a_node_that_was_cut_off_is_not_waited_for_long() -> None:
+    """Flower may say that it is online for as long as its clock was set back."""
+    now = [100.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    grid = FakeGrid({11: "", 12: ""}, {11: says("CA")})
+    assert resolve_nodes(grid, ["CA", "TX"], {}, clock=lambda: now[0], wait=wait) == {"CA": 11}
+    assert 100 + server.QUERY_TIMEOUT_S <= now[0] <= 100 + server.QUERY_TIMEOUT_S + 1
+    assert max(message.metadata.ttl for message in grid.pushed) <= server.QUERY_TIMEOUT_S
+
+
 def test_members_of_whom_no_node_is_there_are_named_to_whoever_follows_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
