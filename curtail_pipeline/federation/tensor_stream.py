@@ -170,8 +170,11 @@ class TensorWriter:
     """Writes a safetensors file whose tensors follow each other in the given order, and hashes it on the way.
 
     The same tensors give the same bytes: the header is compact JSON in that order, padded with spaces to 8 bytes.
-    Writing and hashing happen in a thread of their own, at most `AHEAD` pieces behind. `sha256` and `bytes` are valid
+    Writing and hashing happen in threads of their own, at most `AHEAD` pieces behind. `sha256` and `bytes` are valid
     once the file is closed.
+
+    Args:
+        sync: whether it is on disk when it is closed.
     """
 
     def __init__(
@@ -179,6 +182,8 @@ class TensorWriter:
         path: Path,
         tensors: Iterable[tuple[str, str, tuple[int, ...]]],
         metadata: Mapping[str, str] = FORMAT,
+        *,
+        sync: bool = True,
     ) -> None:
         header: dict[str, _Entry | Mapping[str, str]] = {"__metadata__": metadata}
         offset = 0
@@ -191,31 +196,34 @@ class TensorWriter:
         self.sha256 = ""
         self.bytes = 0
         self._digest = hashlib.sha256()
-        self._stream = path.open("wb")
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
+        self._stream, self._sync = path.open("wb"), sync
+        self._writing, self._hashing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._pending: deque[tuple[Future[int], Future[None]]] = deque()
         self.write(bytearray(len(text).to_bytes(8, "little") + text))
 
     def write(self, data: bytearray | memoryview) -> None:
         """Take over the data; the caller must not change it afterwards."""
         while len(self._pending) >= AHEAD:
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._put, data))
+            self._wait()
+        self._pending.append(
+            (self._writing.submit(self._stream.write, data), self._hashing.submit(self._digest.update, data))
+        )
 
-    def _put(self, data: bytearray | memoryview) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
-        self.bytes += len(data)
+    def _wait(self) -> None:
+        written, hashed = self._pending.popleft()
+        self.bytes += written.result()
+        hashed.result()
 
     def close(self) -> None:
         if self._stream.closed:
             return
         try:
-            self._thread.shutdown()
-            for pending in self._pending:
-                pending.result()
+            self._shut_down()
+            while self._pending:
+                self._wait()
             self._stream.flush()
-            os.fsync(self._stream.fileno())
+            if self._sync:
+                os.fsync(self._stream.fileno())
             self.sha256 = self._digest.hexdigest()
         finally:
             self._stream.close()
@@ -227,5 +235,9 @@ class TensorWriter:
         if error is None:
             self.close()
         else:  # nobody will read it
-            self._thread.shutdown(cancel_futures=True)
+            self._shut_down(cancel=True)
             self._stream.close()
+
+    def _shut_down(self, cancel: bool = False) -> None:
+        for threads in (self._writing, self._hashing):
+            threads.shutdown(cancel_futures=cancel)

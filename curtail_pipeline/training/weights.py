@@ -1,41 +1,40 @@
 """Named tensors on disk: safetensors only, the same bytes for the same values, checked by hash when read."""
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from curtail_pipeline.errors import TrainingError
+from curtail_pipeline.federation.tensor_stream import TensorWriter
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.store import NotStored, Store, file_sha256
 from curtail_pipeline.training.pending_upload import Files
+
+TYPES = {torch.float32: "F32"}
+"""As safetensors calls what is written. Of several types its order would not be that of names."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """Write a safetensors file atomically; the sha256 (hex) of its bytes.
 
-    The file depends on names, shapes and values alone: safetensors orders tensors by type and name, and the only
-    metadata is the `format` that transformers asks for.
+    The file depends on names, shapes and values alone, and has the bytes that safetensors' own `save_file` gives it:
+    ordered by name, with the `format` that transformers asks for as the only metadata. It is hashed while it is
+    written, and a device's tensor fetched meanwhile: 5.1 GB of a d20's round take as long as their hash alone.
+
+    Args:
+        tensors: float32, as weights and optimiser states are.
     """
+    ordered = sorted(tensors.items())
+    layout = [(name, TYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in ordered]
     with replacing(path) as scratch:
-        try:
-            save_file(
-                {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, scratch, {"format": "pt"}
-            )
-        except safetensors.SafetensorError as error:
-            raise _as_os_error(error, path) from error
+        with TensorWriter(scratch, layout, sync=False) as out:
+            for _, tensor in ordered:
+                out.write(tensor.detach().to("cpu").contiguous().reshape(-1).numpy().data.cast("B"))
         scratch.chmod(0o644)
-        return file_sha256(scratch)
-
-
-def _as_os_error(error: safetensors.SafetensorError, path: Path) -> Exception:
-    """What the system said, where safetensors hides it in a text."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else error
+        return out.sha256
 
 
 def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> dict[str, torch.Tensor]:
