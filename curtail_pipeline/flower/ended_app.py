@@ -6,8 +6,11 @@ SuperNode is told what an app itself says when it fails.
 """
 
 import argparse
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 SERVER_APP, CLIENT_APP = "flwr-serverapp", "flwr-clientapp"
@@ -54,3 +57,18 @@ def speak(argv: Sequence[str], code: int) -> None:
     # what cannot be said is logged there and nothing more: the other side then finds out by its silence
     runtime.push_task_output(client=client, context=None, sub_status=runtime.SubStatus.FAILED, details=ended)
     client.close()
+
+
+def speak_for_all(database: Path) -> None:
+    """Have a SuperLink that starts again know that all apps of the one before it have ended: they were its children.
+
+    Their time is up; what that means for each Flower says itself when it looks.
+
+    Args:
+        database: of the SuperLink, which does not run; nothing where it is not there or has no apps yet.
+    """
+    if not database.exists():
+        return
+    with closing(sqlite3.connect(database, timeout=30)) as opened, opened:
+        if opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'task'").fetchone():
+            opened.execute("UPDATE task SET active_until = pending_at WHERE token IS NOT NULL AND finished_at IS NULL")

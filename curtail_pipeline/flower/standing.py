@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.flower import control_api as control
-from curtail_pipeline.flower import processes, supernode
+from curtail_pipeline.flower import ended_app, processes, supernode
 from curtail_pipeline.flower.fork_server import ForkServer
 from curtail_pipeline.flower.hangs import HANGS_S, Hangs
 from curtail_pipeline.flower.keys import KeyFolder
@@ -97,14 +97,16 @@ def run_superlink(host: str, port: int, folder: Path, keys: KeyFolder | None = N
             "--ssl-keyfile", str(keys.certificate_key), "--enable-supernode-auth",
         ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
+    database = folder / "superlink.db"
     command = [
         sys.executable, "-c", f"import {control.__name__} as control; control.entry_point('flower-superlink')()",
         *secured, "--host", host, "--port", str(port),
-        "--database", str(folder / "superlink.db"), "--disable-runtime-dependency-installation",
+        "--database", str(database), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     told = _end_on_signals()
     os.environ |= _environment(folder / "flwr")
     link: subprocess.Popen[bytes] | None = None
+    ended_app.speak_for_all(database)
     try:
         with ForkServer(folder / "forks") as forks:
             link = subprocess.Popen(command, preexec_fn=processes.die_with_parent)
