@@ -26,7 +26,7 @@ def chosen(run: Experiment, lengths_s: list[int], start_s: int) -> float:
 
 def test_the_length_balances_what_rounds_cost_and_what_joiners_wait_for() -> None:
     run = auto()
-    assert overhead_s(run) == 132
+    assert overhead_s(run, run.sites) == 132
     assert chosen(run, [3600] * 5, 10**6) == np.ceil(sqrt(2 * 132 * 3600))
     assert chosen(run, [3600] * 4, 10**6) == np.ceil(sqrt(2 * 132 * 7200)), "too few windows to go by"
     assert chosen(auto(staleness_s=900), [3600] * 5, 10**6) == 900
@@ -50,8 +50,21 @@ def test_a_slow_link_makes_rounds_longer() -> None:
     assert run.overheads_of(run.site("A")) == PAPER
     assert run.overheads_of(run.site("B")).round_load_s == pytest.approx(80 + 20.1)
     assert run.overheads_of(run.site("B")).round_tail_s == pytest.approx(50 + 80.1)
-    assert overhead_s(run) == pytest.approx(132 + 20.1 + 80.1)
+    assert overhead_s(run, run.sites) == pytest.approx(132 + 20.1 + 80.1)
     assert chosen(run, [3600] * 5, 10**6) > chosen(auto(), [3600] * 5, 10**6)
+
+
+def test_a_site_that_others_would_not_wait_for_does_not_make_their_rounds_longer() -> None:
+    link = {"up_mbit_s": 1, "down_mbit_s": 10, "rtt_ms": 100}
+    site = {"training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.5}
+    sites = [{"name": name, "region": name, **site} for name in "ABC"]
+    linked = [*sites[:2], {**sites[2], "link": link}]
+    rounds = {"round_s": "auto", "update_mb": 1000, "sync": "paying"}
+    run = experiment("ABC", sites=linked, overheads=PAPER.model_dump(), rounds=rounds)
+    near = experiment("AB", sites=sites[:2], overheads=PAPER.model_dump(), rounds=rounds)
+    assert chosen(run, [3600] * 5, 10**6) == chosen(near, [3600] * 5, 10**6) < 1000
+    waiting = experiment("ABC", sites=linked, overheads=PAPER.model_dump(), rounds={**rounds, "sync": "all"})
+    assert chosen(waiting, [3600] * 5, 10**6) > 3600
 
 
 def test_a_view_knows_the_length_and_the_record_to_come_does_not_change_it() -> None:
