@@ -39,8 +39,6 @@ GRID, FINE = 20, 8
 """Prices of the first look, and between the two at which the job just does not and just does finish."""
 SHARES = (0.85, 0.9, 0.95, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
 """Of the steps left, amounts that plans are made for."""
-LADDER, RUNGS = 1.5, 3
-"""Ratio and number of the deadlines that are planned for before the real one."""
 EARLIER_WALKS, EARLIER_WALKS_FEW, FEW_SLOTS = 100, 500, 200
 """Walks spent on each of them; more where there are few slots of all sites, whose plans cost little."""
 KICKS = 30
@@ -78,14 +76,10 @@ class Outlook:
     waits: WithoutWaiting | None = None
     """Where sites wait for each other's loads and transfers."""
 
-
-def rungs(us: int, deadline: int, cadence: int) -> list[int]:
-    """Deadlines to plan for before the real one, whose plans are starts for it, so that slack costs nothing.
-
-    They do not depend on the last one, so that the plans of two deadlines share their starts.
-    """
-    spans = [round(cadence * LADDER**k) for k in range(64)]
-    return [us + span for span in spans if us + span < deadline][-RUNGS:]
+    @property
+    def size(self) -> int:
+        """Slots of all sites."""
+        return sum(len(part.steps) for part in self.slots)
 
 
 def searched(
@@ -97,11 +91,9 @@ def searched(
         most: plans to walk.
         others: plans to try beside its own.
     """
-    starts = list(others)
-    slots = sum(len(part.steps) for part in outlook.slots)
+    starts, slots = list(others), outlook.size
     most = min(most, VAST // slots**2)
-    if most <= THOROUGH:
-        earlier = []
+    earlier = earlier if most > THOROUGH else []
     walks = min(most, EARLIER_WALKS_FEW if slots <= FEW_SLOTS else EARLIER_WALKS)
     for by in earlier:
         search = Search(rollout.by(by), outlook, walks)

@@ -10,8 +10,9 @@ from pydantic import Field
 from curtail_pipeline.emissions.battery import power_at
 from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
+from curtail_pipeline.scheduling.earlier_deadlines import earlier_deadlines
 from curtail_pipeline.scheduling.joint_rounds import WithoutWaiting, waits
-from curtail_pipeline.scheduling.plan_search import Outlook, rungs, searched
+from curtail_pipeline.scheduling.plan_search import Outlook, searched
 from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, or_dearest, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like
@@ -140,7 +141,7 @@ class ForecastPolicy:
             alone = [self._slots(view, i, us, edges, alone=True) for i in range(len(slots))]
         rollout = Rollout(view, tariffs, standing, job.steps_total, deadline, end)
         outlook = Outlook(slots, alone, edges, up, self.waits)
-        earlier = rungs(us, deadline, self.cadence) if self.perfect else []
+        earlier = earlier_deadlines(us, deadline, self.cadence, outlook.size) if self.perfect else []
         plan, course = searched(rollout, outlook, earlier, PERFECT_WALKS if self.perfect else FORECAST_WALKS, others)
         self.committed = Committed(us, plan, course, self._dearest(view, us, course), rollout.done_before(course))
         return self.committed
