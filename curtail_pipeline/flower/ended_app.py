@@ -6,6 +6,7 @@ SuperNode is told what an app itself says when it fails.
 """
 
 import argparse
+import logging
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,10 +14,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 SERVER_APP, CLIENT_APP = "flwr-serverapp", "flwr-clientapp"
 SPEAKER = "flwr-app-ended"
 """In the place of a command, in lists of processes."""
-TRIES = 3
+KNOWN = (401, 403)
+"""Answers about a token that ended with its task: the app said so itself, or its run is over."""
 
 
 def speaks_for(argv: Sequence[str], code: int) -> bool:
@@ -34,6 +38,8 @@ def speak(argv: Sequence[str], code: int) -> None:
 
     Who has ended too, or knows already, is not told again.
     """
+    import httpx
+
     arguments: Any = import_module("flwr.common.args")
     runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
     tls: Any = import_module("flwr.supercore.tls")
@@ -41,8 +47,6 @@ def speak(argv: Sequence[str], code: int) -> None:
     parser.add_argument("--runtime-api-address", required=True)
     arguments.add_args_flwr_app_common(parser)
     had = parser.parse_args(list(argv[1:]))
-    retries = runtime.make_simple_http_retry_invoker()
-    retries.max_tries = TRIES
     client = runtime.RuntimeHttpClient.from_server_address(
         server_address=had.runtime_api_address,
         insecure=had.insecure,
@@ -51,12 +55,15 @@ def speak(argv: Sequence[str], code: int) -> None:
             runtime.RuntimeVersionHttpInterceptor(component_name=argv[0]),
             runtime.RuntimeTokenHttpInterceptor(had.token),
         ],
-        retry_invoker=retries,
-    )
+    )  # without Flower's tries again, which interrupt the process when the token is not known
     ended = f"it was ended by signal {-code}" if code < 0 else f"it ended with {code}"
-    # what cannot be said is logged there and nothing more: the other side then finds out by its silence
-    runtime.push_task_output(client=client, context=None, sub_status=runtime.SubStatus.FAILED, details=ended)
-    client.close()
+    try:
+        client.PushTaskOutput(runtime.PushTaskOutputRequest(sub_status=runtime.SubStatus.FAILED, details=ended))
+    except httpx.HTTPError as error:  # the other side then finds out by its silence
+        if not (isinstance(error, httpx.HTTPStatusError) and error.response.status_code in KNOWN):
+            log.warning("%s could not be spoken for: %s", argv[0], str(error).partition("\n")[0])
+    finally:
+        client.close()
 
 
 def speak_for_all(database: Path) -> None:

@@ -1,6 +1,8 @@
 """Apps that ended without a word, on Flower's own state; that they are killed for real is in `test_local`."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,67 @@ with quiet():
     from flwr.superlink.federation import NoOpFederationManager
 
 RUNNING = [ended_app.SERVER_APP, "--runtime-api-address", "127.0.0.1:9", "--token", "x", "--insecure"]
+
+
+class Runtime(HTTPServer):
+    """Gives every request the same answer."""
+
+    answer = 200
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[tuple[str, bytes]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Runtime
+
+    def do_POST(self) -> None:
+        self.server.asked.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(self.server.answer)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    with Runtime() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def speak(runtime: Runtime, code: int) -> None:
+    address = f"127.0.0.1:{runtime.server_port}"
+    with control_api.quiet():
+        ended_app.speak([ended_app.CLIENT_APP, "--insecure", "--runtime-api-address", address, "--token", "t"], code)
+
+
+def test_an_app_that_was_killed_is_said_to_have_failed(runtime: Runtime) -> None:
+    speak(runtime, -9)
+    ((path, said),) = runtime.asked
+    assert path == "/v1/runtime/push-task-output"
+    assert b"failed" in said and b"it was ended by signal 9" in said
+
+
+@pytest.mark.parametrize("answer", [401, 403])
+def test_one_that_has_said_so_itself_is_no_fault(
+    runtime: Runtime, answer: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its token is no longer known then; Flower's own client would interrupt the process, or raise."""
+    runtime.answer = answer
+    speak(runtime, 1)
+    assert len(runtime.asked) == 1 and not caplog.records
+
+
+def test_what_cannot_be_said_is_logged(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+    runtime.answer = 500
+    speak(runtime, -9)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("flwr-clientapp could not be spoken for: Server error '500") and "\n" not in said
 
 
 @pytest.mark.parametrize(
