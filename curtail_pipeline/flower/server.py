@@ -142,7 +142,9 @@ def resolve_nodes(
         now = clock()
         if len(found) == len(members) or now > (answered_by if pending else deadline):
             break
-        unknown = sorted({node for node, name in online.items() if not name} - set(found.values()) - asked)
+        # those that come later are not asked: one that crashes as it starts is another node each time
+        nameless = {node for node, name in online.items() if not name and now <= deadline}
+        unknown = sorted(nameless - set(found.values()) - asked)
         asked |= {*unknown}
         queries = [Message(RecordDict(), node, MessageType.QUERY, ttl=QUERY_TIMEOUT_S) for node in unknown]
         if queries:

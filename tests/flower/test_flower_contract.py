@@ -201,6 +201,20 @@ def test_a_node_that_was_cut_off_is_not_waited_for_long() -> None:
     assert max(message.metadata.ttl for message in grid.pushed) <= server.QUERY_TIMEOUT_S
 
 
+def test_nodes_that_come_and_go_are_not_waited_for_again_and_again() -> None:
+    """A SuperNode that crashes as it starts comes back as another node each time."""
+    now = [100.0]
+    grid = FakeGrid({11: ""}, {11: says("CA")})
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+        grid.names = {11: "", 100 + int(now[0] / 5): ""}
+        assert now[0] < 1000, "it waits for as long as they come"
+
+    assert resolve_nodes(grid, ["CA", "TX"], {}, clock=lambda: now[0], wait=wait) == {"CA": 11}
+    assert now[0] <= 100 + server.NODES_S + server.QUERY_TIMEOUT_S + 1
+
+
 def test_members_of_whom_no_node_is_there_are_named_to_whoever_follows_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
