@@ -51,18 +51,17 @@ class FileIndex:
         known = self._loaded(kind)
         found: dict[str, _Known] = {}
         settled = time.time_ns() - SETTLED_NS
-        before = ((key_of(name), known[name][1:5] if name in known else None) for name in names)
+        before = [known.get(name) for name in names]  # what another thread changes meanwhile is for the next look
+        stamped = ((key_of(name), row and row[1:5]) for name, row in zip(names, before, strict=True))
         try:
-            for name, (stamp, data) in zip(names, self._store.changed(before), strict=True):
+            for name, row, (stamp, data) in zip(names, before, self._store.changed(stamped), strict=True):
                 if stamp is not None and data is not None:
                     content = read(name, data)
                     if stamp.ctime_ns < settled:
                         found[name] = (name, *stamp, content)
                     yield name, content
-                elif name in known and known[name][1:5] == stamp:
-                    yield name, known[name][5]
                 else:
-                    yield name, None
+                    yield name, row[5] if row is not None and row[1:5] == stamp else None
         finally:
             if found:
                 known.update(found)

@@ -13,6 +13,7 @@ from curtail_pipeline.storage import checkpoint_index, file_index, folder_store
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import parse_manifest, sealed
+from curtail_pipeline.storage.store import Store
 
 KEYS = ["ckpt-000000", "ckpt-000001", "ckpt-000002"]
 
@@ -179,6 +180,19 @@ def test_a_file_that_could_not_be_read_is_read_again(store: FolderStore, monkeyp
         short.setattr(folder_store.os, "open", no_more_files)
         assert checkpoints.keys() == []
     assert checkpoints.keys() == opened(store).keys() == KEYS
+
+
+def test_what_another_thread_forgets_meanwhile_is_not_taken_for_damaged(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket's stamps are listed at once, and the index goes on to change."""
+    monkeypatch.setattr(FolderStore, "changed", Store.changed)
+    checkpoints = opened(store)
+    assert checkpoints.keys() == KEYS
+    look = checkpoints._indexed(KEYS)
+    first, _ = next(look)
+    checkpoints.index.forget("manifest", KEYS[1])
+    assert [first, *(key for key, found in look if found is not None)] == KEYS
 
 
 def test_files_changed_and_unchanged_in_any_order_are_told_apart(store: FolderStore) -> None:
