@@ -8,10 +8,11 @@ from curtail_pipeline.errors import SettingsError, StoreError
 from curtail_pipeline.stages.card import card_of
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.folder_store import is_uri
+from curtail_pipeline.storage.home import URI_FILE
 
 HUB = "hf://"
-OWN_FOLDERS = ("store", "dagster", "federation", "ui")
-"""Of a home: what is in them is nobody's to add to."""
+OWN_NAMES = ("store", "dagster", "federation", "ui", "experiment.yaml", "run.pid", URI_FILE)
+"""Of a home, whether they are there yet or not: nobody else's to make or to add to. So are hidden ones, its locks."""
 REFUSED = {
     401: "the hub does not know the token: set another HF_TOKEN, or run `hf auth login`",
     403: "give a repository of your own, or a token that may write to this one",
@@ -24,16 +25,17 @@ def in_home(project: Project, destination: str) -> str:
     """A destination from the web UI, where whoever sees it may write to the home and to the hub and nowhere else.
 
     Raises:
-        SettingsError: a folder outside the home, or within one that the home has for itself.
+        SettingsError: a folder outside the home, or one that the home has for itself.
     """
     if not destination.strip() or is_uri(destination):
         return destination
     root = project.home.root
     folder = (root / destination).resolve()
-    if not folder.is_relative_to(root) or {*folder.relative_to(root).parts[:1]} & {*OWN_FOLDERS}:
+    name = next(iter(folder.relative_to(root).parts), "") if folder.is_relative_to(root) else ""
+    if not name or name in OWN_NAMES or name.startswith("."):
         raise SettingsError(
             f"{destination!r} is no folder for what the web UI exports; give a new one in {root}, beside "
-            f"{', '.join(OWN_FOLDERS)}, or export with `curtail checkpoints export`, which takes any"
+            f"{', '.join(OWN_NAMES)}, or export with `curtail checkpoints export`, which takes any"
         )
     return destination
 

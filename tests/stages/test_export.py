@@ -92,7 +92,17 @@ def test_where_the_web_ui_may_export_to(project: Project, destination: str) -> N
 
 
 @pytest.mark.parametrize(
-    "destination", ["/etc/model", "../model", "exports/../../model", "store/checkpoints/ckpt-000002", "ui"]
+    "destination",
+    [
+        "/etc/model",
+        "../model",
+        "exports/../../model",
+        "store/checkpoints/ckpt-000002",
+        "ui",
+        ".",
+        "store.uri",
+        ".run.lock",
+    ],
 )
 def test_where_it_may_not(project: Project, destination: str) -> None:
     with pytest.raises(SettingsError, match="curtail checkpoints export"):
