@@ -1,7 +1,7 @@
 """Cross-entropy of a language-model head without ever holding all its logits.
 
 Logits of a whole batch (tokens x vocabulary) are by far the largest tensor of a step. Working through the tokens in
-chunks keeps a chunk's logits in cache on a CPU and within 2 GiB on a GPU, and its gradient is made while it is there.
+chunks keeps a chunk's logits in cache on a CPU and within 3 GiB on a GPU, and its gradient is made while it is there.
 
 With `compile: true` what is between a chunk's matrix products is compiled on a GPU, which is bound by memory there: its
 operations are fused instead of each reading and writing all logits in float32. On a CPU it is not.
@@ -19,14 +19,16 @@ from transformers import PreTrainedConfig
 
 from curtail_pipeline.training.presets import real_vocabulary
 
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 29}
-"""Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB of bfloat16 on a GPU. There each chunk reads
-and writes the head's gradient once, 0.17 ms for that of a d20."""
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28, "fused": 1 << 29}
+"""Logits held at a time: 1 MiB of float32 on a CPU (a core's cache), 1 GiB on a GPU, where up to three copies of them
+are made. Fused kernels keep them in bfloat16, and twice as many: each chunk reads and writes the head's gradient once,
+0.17 ms for that of a d20."""
 
 
-def chunk_rows(device_type: str, vocabulary: int) -> int:
-    """Tokens whose logits are held at a time."""
-    return max(16, CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
+def chunk_rows(device_type: str, vocabulary: int, fused: bool = False) -> int:
+    """Tokens whose logits are held at a time; `fused` is as of `head_loss`, and changes nothing on a CPU."""
+    kind = "cpu" if device_type == "cpu" else "fused" if fused else "cuda"
+    return max(16, CHUNK_ELEMENTS[kind] // vocabulary)
 
 
 def chunk_slopes(product: torch.Tensor, targets: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +130,7 @@ class _FusedHeadLoss(_HeadLoss):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            for start in range(0, len(hidden), size := chunk_rows(hidden.device.type, weight.shape[0])):
+            for start in range(0, len(hidden), size := chunk_rows(hidden.device.type, weight.shape[0], True)):
                 h, t = hidden[start : start + size], targets[start : start + size, None]
                 loss, slope = fused_slopes()((h if cap is None else h / cap) @ matrix.T, t, cap)
                 total += loss

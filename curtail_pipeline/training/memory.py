@@ -110,8 +110,8 @@ def logit_bytes(config: NanoChatConfig, settings: TrainingSettings, device_type:
     """What `loss.head_loss` holds for so many sequences."""
     wide = 2 if settings.dtype == "bfloat16" else 4
     tokens, vocabulary = batch * settings.sequence_length, config.vocab_size
-    chunk = min(tokens, chunk_rows(device_type, vocabulary)) * vocabulary
     fused = settings.compile and device_type == "cuda"
+    chunk = min(tokens, chunk_rows(device_type, vocabulary, fused)) * vocabulary
     held = (2 * wide if fused else 8 if wide == 4 else 2 + 4 + 4 + 2) * chunk
     rows = vocabulary * config.hidden_size
     # the gradient as it is summed, as it is handed on, and in bfloat16 the matrix and, on a CPU, a chunk's share of it

@@ -14,7 +14,7 @@ from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.training import devices, loss, memory
 from curtail_pipeline.training.learner import Learner
-from curtail_pipeline.training.memory import GIB, Fit, activation_bytes, estimate, require_fit
+from curtail_pipeline.training.memory import GIB, Fit, activation_bytes, estimate, logit_bytes, require_fit
 from curtail_pipeline.training.presets import model_config
 from curtail_pipeline.training.trainer import SiteTrainer
 
@@ -120,6 +120,14 @@ def test_the_papers_model_fits_an_80_gb_card_at_16_sequences_and_not_at_64():
     config = model_config(settings, 65_536)
     sizes = [estimate(config, settings, "cuda", batch).total / 1e9 for batch in (16, 64)]
     assert sizes[0] < 75 and sizes[1] > 85
+
+
+def test_logits_of_a_gpu_that_are_not_fused_take_3_gib_at_the_most():
+    """Each is held in bfloat16 and, at times, three times over in float32 or as slopes."""
+    settings = TrainingSettings(preset="d20", dtype="bfloat16")
+    config = model_config(settings, 65_536)
+    weights = (2 * 4 + 2) * 65_536 * config.hidden_size + 2 * 16 * settings.sequence_length * config.hidden_size
+    assert logit_bytes(config, settings, "cuda", 16) - weights == 3 << 30
 
 
 def test_what_does_not_fit_is_refused_with_the_largest_batch_that_does(monkeypatch):
