@@ -1,11 +1,14 @@
 """The training benchmark: what it says on a CPU, and under which names."""
 
+import math
 import os
 
 import pytest
 
 from curtail_pipeline.benchmarks import bench_train, bench_training
+from curtail_pipeline.benchmarks.train_references import ReferenceTask, hand_written
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.training_settings import TrainingSettings
 
 SMALL = {"vocab_size": 512, "sequence_length": 16, "total_batch_tokens": 64, "device_batch_sequences": 2}
 NANOCHAT = "CURTAIL_NANOCHAT"
@@ -23,6 +26,18 @@ def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
     assert times["edges_s"] == sorted(times["edges_s"])
     assert found["device_name"] and found["estimated_mib"] >= 16 * found["parameters"] // 2**21
     assert bench_training.run is bench_train.run
+
+
+def test_the_hand_written_loop_trains_the_same_model():
+    training = TrainingSettings(sequence_length=16, total_batch_tokens=64, device_batch_sequences=2)
+    step = hand_written(
+        ReferenceTask(
+            kind="hand_written", checkout=None, training=training, vocab_size=512, device="cpu", threads=1, steps=1
+        )
+    )
+    losses = [step().item() for _ in range(6)]
+    assert losses[0] == pytest.approx(math.log(512), abs=0.01), "as it is initialised"
+    assert losses[-1] < losses[0] - 0.1, "it is the same batch each time"
 
 
 @pytest.mark.slow
