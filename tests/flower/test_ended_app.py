@@ -53,7 +53,7 @@ def runtime() -> Iterator[Runtime]:
 
 def speak(runtime: Runtime, code: int) -> None:
     address = f"127.0.0.1:{runtime.server_port}"
-    with control_api.quiet():
+    with quiet():
         ended_app.speak([ended_app.CLIENT_APP, "--insecure", "--runtime-api-address", address, "--token", "t"], code)
 
 
