@@ -5,13 +5,16 @@ Between them the loop asks the timing model when the next thing happens and move
 """
 
 import os
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import dagster as dg
+import yaml
 
 from curtail_pipeline.errors import CurtailError, FederationError
 from curtail_pipeline.flower.standing import connect
@@ -73,10 +76,27 @@ INTERRUPTS: Final = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 
 
 def prepare_instance(project: Project) -> None:
-    """Write the instance's configuration into the home, where nobody has written another."""
+    """Write the instance's configuration into the home, where nobody has written another.
+
+    Of one that does not limit runs by pools it is said that two runs on demand may train at one site at once.
+    """
     file = project.home.dagster / "dagster.yaml"
     if not file.exists():
         file.write_text(INSTANCE_YAML)
+    elif not _limits_by_pools(file):
+        print(
+            f"curtail: warning: {file} has no `concurrency: {{pools: {{granularity: run}}}}`: runs on demand are not "
+            "limited per site; add it, or delete the file and it is written anew",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _limits_by_pools(file: Path) -> bool:
+    found = yaml.safe_load(file.read_text())
+    for name in ("concurrency", "pools", "granularity"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found == "run"
 
 
 @contextmanager

@@ -230,3 +230,18 @@ def test_a_live_segment_need_not_queue_where_there_is_room(queue: Queue, monkeyp
     assert submit(**ours) == dg.DagsterRunStatus.QUEUED, "of two segments one trains and one evaluates"
     queue.end(first)
     assert submit(**ours) == dg.DagsterRunStatus.STARTING
+
+
+@pytest.mark.parametrize("kept", ["concurrency:\n  runs: {max_concurrent_runs: 4}\n", "", "storage: {}\n"])
+def test_a_configuration_that_does_not_limit_sites_is_said_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str
+) -> None:
+    project = Project.open(write_experiment(tmp_path), "headless", tmp_path / "home")
+    prepare_instance(project)
+    prepare_instance(project)
+    assert capsys.readouterr().err == ""
+    file = project.home.dagster / "dagster.yaml"
+    file.write_text(kept)
+    prepare_instance(project)
+    assert file.read_text() == kept
+    assert f"warning: {file} has no `concurrency: {{pools: {{granularity: run}}}}`" in capsys.readouterr().err
