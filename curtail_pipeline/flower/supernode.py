@@ -42,6 +42,7 @@ def _answer_for_ended_tasks() -> None:
     not for one that says that it was stopped (its SuperExec died), nor where the message had not been fetched yet, nor
     where it ended between a reply and the objects that go with it: that node would never take another order.
     """
+    from flwr.common.constant import Status
     from flwr.supercore.constant import TaskType
     from flwr.supernode.nodestate import in_memory_nodestate
 
@@ -67,6 +68,9 @@ def _answer_for_ended_tasks() -> None:
         if finished:
             tasks = self.get_tasks(task_ids=[task_id])
             ended = {task.run_id for task in tasks if task.type == TaskType.CLIENT_APP}
+            # One message at a time: where another app of the run is at work, this one's has been answered for.
+            others = self.get_tasks(run_ids=[*ended]) if ended else ()
+            ended -= {task.run_id for task in others if task.status.status != Status.FINISHED}
             answer_all(self, ended, in_memory_nodestate.CLIENT_APP_CRASHED_ERROR)
         return finished
 

@@ -101,6 +101,24 @@ def test_a_reply_is_not_answered_for_again(state: Any) -> None:
     assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [False]
 
 
+def test_who_is_spoken_for_late_does_not_end_the_next_order(state: Any) -> None:
+    """It was killed when its reply was whole, and the run's next order is under way when that is said."""
+    first = begun(state)
+    (order,) = state.get_messages_legacy(is_reply=False)
+    reply = Message(RecordDict(), reply_to=order)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    state.store_message(reply)
+    assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [False]
+    following = Message(RecordDict({"order": ConfigRecord({"n": 2})}), dst_node_id=NODE, message_type="train")
+    following.metadata.__dict__["_message_id"] = following.object_id
+    state.store_message(following)
+    second = begun(state)
+    assert state.finish_task(first, SubStatus.FAILED, "it was ended by signal 9")
+    assert state.get_messages_legacy(is_reply=True) == [] and len(state.get_messages_legacy(is_reply=False)) == 1
+    assert state.finish_task(second, SubStatus.FAILED, "it was ended by signal 9")
+    assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [True]
+
+
 def replied(state: Any, missing: int) -> Message:
     """What its ClientApp answers, but for the last of the objects that go with it."""
     (order,) = state.get_messages_legacy(is_reply=False)
