@@ -1,10 +1,11 @@
-"""Training speed of a preset on one device: tokens per second through the site trainer, data and storage included.
+"""Training speed of a preset on a site's devices: tokens per second through its trainer, data and storage included.
 
     curtail bench train --device cuda --preset d20 --dtype bfloat16 --compile --sequence-length 2048 ...
 
 The tokens are random: what is timed does not depend on what they say. What only a GPU can tell is null on a CPU. With
 `--hand-written` and `--nanochat FOLDER`, a checkout of nanochat as of October 2025, their steps of equal depth, batch
-and length are timed in the same job (`train_references`), before it takes memory of the device itself.
+and length are timed in the same job (`train_references`), before it takes memory of the device itself; on one device,
+whatever `--devices` says of the trainer.
 """
 
 import platform
@@ -13,9 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,9 @@ from curtail_pipeline.tokens.ranges import Ranges
 
 if TYPE_CHECKING:
     from curtail_pipeline.benchmarks.train_references import ReferenceSpeed
+
+Parallel = Literal["auto", "ddp", "fsdp"]
+"""As a site's setting."""
 
 BINS = 10
 CPU_INFO = Path("/proc/cpuinfo")
@@ -81,6 +86,7 @@ class Ran(TypedDict):
 
     preset: str
     device: str
+    devices: int
     device_name: str
     threads: int
     dtype: str
@@ -102,13 +108,13 @@ class Speed(Compared, Ran):
     """Share of the later rounds' time that is loading, snapshots and weights."""
     step_times: Histogram
     mfu: float | None
-    """Model FLOPs utilisation at the median step, by the formula of `training.throughput`; null where the device's peak
-    is not known."""
+    """Model FLOPs utilisation of all devices at the median step, by the formula of `training.throughput`; null where a
+    device's peak is not known."""
     parameters: int
     peak_mib: int | None
-    """Of GPU memory; null on a CPU."""
+    """Of the first GPU's memory; null on a CPU."""
     estimated_mib: int
-    """What `training.memory` says beforehand."""
+    """What `training.memory` says beforehand, of each device; with `parallel` auto as if each had the whole model."""
 
 
 def run(
@@ -119,6 +125,8 @@ def run(
     total_batch_tokens: int = 4096,
     device_batch_sequences: int = 16,
     device: str = "cpu",
+    devices: int = 1,
+    parallel: Parallel = "auto",
     threads: int = 1,
     dtype: str = "float32",
     compile: bool = False,
@@ -133,6 +141,7 @@ def run(
 
     Raises:
         SettingsError: `nanochat` is no checkout of it, or the preset has no depth to compare at.
+        TrainingError: there are not so many devices.
     """
     import torch
 
@@ -151,7 +160,7 @@ def run(
         "tf32": tf32,
         "deterministic": deterministic,
     }
-    experiment = _experiment(training, device, threads)
+    experiment = _experiment(training, device, threads, devices, parallel)
     references = _references(hand_written, nanochat, experiment, vocab_size, steps)
     with tempfile.TemporaryDirectory() as folder:
         step_s, overhead_s, share = _rounds(Path(folder), experiment, vocab_size, steps, rounds)
@@ -159,7 +168,7 @@ def run(
     cuda, step = place.type == "cuda", statistics.median(step_s)
     config = model_config(experiment.training, vocab_size)
     counts, edges = np.histogram(step_s, bins=BINS)
-    batch = min(device_batch_sequences, experiment.sequences_per_step)
+    batch, sharded = min(device_batch_sequences, experiment.sequences_per_step // devices), parallel == "fsdp"
     speed = total_batch_tokens / step
     flops, peak = flops_per_token(config, sequence_length), peak_flops(place)
     return {
@@ -168,10 +177,12 @@ def run(
         "round_overhead_s": round(statistics.median(overhead_s), 4),
         "non_training_share": round(share, 4),
         "step_times": {"edges_s": [round(float(edge), 5) for edge in edges], "steps": counts.tolist()},
-        "mfu": _rounded(mfu(speed, flops, peak)),
+        "mfu": _rounded(mfu(speed, flops, peak, devices)),
         "parameters": parameter_count(config),
         "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-        "estimated_mib": round(estimate(config, experiment.training, place.type, batch).total / 2**20),
+        "estimated_mib": round(
+            estimate(config, experiment.training, place.type, batch, devices, sharded).total / 2**20
+        ),
         **_compared(speed, *references, flops, peak),
         **_ran(experiment, steps),
     }
@@ -217,6 +228,7 @@ def _ran(experiment: Experiment, steps: int) -> Ran:
     return {
         "preset": training.preset,
         "device": site.device,
+        "devices": site.devices,
         "device_name": torch.cuda.get_device_name(site.device) if cuda else cpu_name(),
         "threads": site.threads,
         "dtype": training.dtype,
@@ -240,13 +252,15 @@ def _rounded(share: float | None) -> float | None:
     return None if share is None else round(share, 4)
 
 
-def _experiment(training: dict[str, Json], device: str, threads: int) -> Experiment:
-    site = {"name": "S", "region": "S", "training_kw": 1, "idle_kw": 1, "steps_per_s": 1}
+def _experiment(
+    training: dict[str, Json], device: str, threads: int, devices: int = 1, parallel: Parallel = "auto"
+) -> Experiment:
+    site: dict[str, Json] = {"name": "S", "region": "S", "training_kw": 1, "idle_kw": 1, "steps_per_s": 1}
     return parse_experiment(
         {
             "name": "benchmark",
             "traces": {"provider": "synthetic", "start": "2026-01-01T00:00:00Z"},
-            "sites": [{**site, "device": device, "threads": threads}],
+            "sites": [{**site, "device": device, "devices": devices, "parallel": parallel, "threads": threads}],
             "job": {"steps": 1_000_000},
             "training": training,
         },
@@ -281,35 +295,36 @@ def _rounds(
     step_s: list[float] = []
     overhead_s: list[float] = []
     whole_s = 0.0
-    for number in range(rounds):
-        order = Order(
-            key="ckpt-000001",
-            attempt=0,
-            round=number,
-            site="S",
-            experiment_uri="experiment.json",
-            store=str(store.root),
-            parent=parent,
-            config="init/config.json",
-            inner_state=inner,
-            first_step=number * steps,
-            members=1,
-            total_steps=1_000_000,
-            max_steps=steps,
-            deadline_s=None,
-            lease=((1, 0, steps * experiment.sequences_per_step),),
-            seed=0,
-            out=f"round-{number}.safetensors",
-        )
-        ends: list[float] = []
-        start = time.perf_counter()
-        result = trainer.train(order, lambda _, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
-        took = time.perf_counter() - start
-        print(f"round {number}: {result.tokens_per_s:.0f} tokens/s, {took:.2f} s", file=sys.stderr)
-        parent = StoredWeights(key=result.weights.key, sha256=result.weights.sha256)
-        inner = result.inner_state.end
-        if number:
-            step_s += [b - a for a, b in pairwise(ends)]
-            overhead_s.append(took - result.seconds)
-            whole_s += took
+    with closing(trainer):
+        for number in range(rounds):
+            order = Order(
+                key="ckpt-000001",
+                attempt=0,
+                round=number,
+                site="S",
+                experiment_uri="experiment.json",
+                store=str(store.root),
+                parent=parent,
+                config="init/config.json",
+                inner_state=inner,
+                first_step=number * steps,
+                members=1,
+                total_steps=1_000_000,
+                max_steps=steps,
+                deadline_s=None,
+                lease=((1, 0, steps * experiment.sequences_per_step),),
+                seed=0,
+                out=f"round-{number}.safetensors",
+            )
+            ends: list[float] = []
+            start = time.perf_counter()
+            result = trainer.train(order, lambda _, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
+            took = time.perf_counter() - start
+            print(f"round {number}: {result.tokens_per_s:.0f} tokens/s, {took:.2f} s", file=sys.stderr)
+            parent = StoredWeights(key=result.weights.key, sha256=result.weights.sha256)
+            inner = result.inner_state.end
+            if number:
+                step_s += [b - a for a, b in pairwise(ends)]
+                overhead_s.append(took - result.seconds)
+                whole_s += took
     return step_s, overhead_s, sum(overhead_s) / whole_s

@@ -7,7 +7,7 @@ import pytest
 
 from curtail_pipeline.benchmarks import bench_train, bench_training
 from curtail_pipeline.benchmarks.train_references import ReferenceTask, hand_written
-from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.errors import SettingsError, TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
 
 SMALL = {"vocab_size": 512, "sequence_length": 16, "total_batch_tokens": 64, "device_batch_sequences": 2}
@@ -26,6 +26,14 @@ def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
     assert times["edges_s"] == sorted(times["edges_s"])
     assert found["device_name"] and found["estimated_mib"] >= 16 * found["parameters"] // 2**21
     assert bench_training.run is bench_train.run
+
+
+@pytest.mark.slow
+def test_several_devices_share_a_step():
+    found = bench_train.run(**SMALL, preset="d2", steps=2, rounds=2, devices=2, parallel="fsdp")
+    assert found["devices"] == 2 and found["tokens_per_s"] == pytest.approx(64 / found["step_s"], rel=0.05)
+    with pytest.raises(TrainingError, match="devices 3 of S do not divide the 4 sequences of a step"):
+        bench_train.run(**SMALL, preset="d2", devices=3)
 
 
 def test_the_hand_written_loop_trains_the_same_model():
