@@ -297,25 +297,7 @@ def _rounds(
     whole_s = 0.0
     with closing(trainer):
         for number in range(rounds):
-            order = Order(
-                key="ckpt-000001",
-                attempt=0,
-                round=number,
-                site="S",
-                experiment_uri="experiment.json",
-                store=str(store.root),
-                parent=parent,
-                config="init/config.json",
-                inner_state=inner,
-                first_step=number * steps,
-                members=1,
-                total_steps=1_000_000,
-                max_steps=steps,
-                deadline_s=None,
-                lease=((1, 0, steps * experiment.sequences_per_step),),
-                seed=0,
-                out=f"round-{number}.safetensors",
-            )
+            order = _order(experiment, store, number, steps, parent, inner)
             ends: list[float] = []
             start = time.perf_counter()
             result = trainer.train(order, lambda _, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
@@ -328,3 +310,27 @@ def _rounds(
                 overhead_s.append(took - result.seconds)
                 whole_s += took
     return step_s, overhead_s, sum(overhead_s) / whole_s
+
+
+def _order(
+    experiment: Experiment, store: FolderStore, number: int, steps: int, parent: StoredWeights, inner: str
+) -> Order:
+    return Order(
+        key="ckpt-000001",
+        attempt=0,
+        round=number,
+        site="S",
+        experiment_uri="experiment.json",
+        store=str(store.root),
+        parent=parent,
+        config="init/config.json",
+        inner_state=inner,
+        first_step=number * steps,
+        members=1,
+        total_steps=1_000_000,
+        max_steps=steps,
+        deadline_s=None,
+        lease=((1, 0, steps * experiment.sequences_per_step),),
+        seed=0,
+        out=f"round-{number}.safetensors",
+    )
