@@ -168,7 +168,8 @@ def run(
     cuda, step = place.type == "cuda", statistics.median(step_s)
     config = model_config(experiment.training, vocab_size)
     counts, edges = np.histogram(step_s, bins=BINS)
-    batch, sharded = min(device_batch_sequences, experiment.sequences_per_step // devices), parallel == "fsdp"
+    batch = min(device_batch_sequences, experiment.sequences_per_step // devices)
+    memory = estimate(config, experiment.training, place.type, batch, devices, parallel == "fsdp")
     speed = total_batch_tokens / step
     flops, peak = flops_per_token(config, sequence_length), peak_flops(place)
     return {
@@ -180,9 +181,7 @@ def run(
         "mfu": _rounded(mfu(speed, flops, peak, devices)),
         "parameters": parameter_count(config),
         "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-        "estimated_mib": round(
-            estimate(config, experiment.training, place.type, batch, devices, sharded).total / 2**20
-        ),
+        "estimated_mib": round(memory.total / 2**20),
         **_compared(speed, *references, flops, peak),
         **_ran(experiment, steps),
     }
