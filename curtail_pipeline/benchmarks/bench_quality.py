@@ -45,7 +45,9 @@ class Quality(TypedDict):
     """Mean loss above the centralised arm's."""
     gap_perplexity: dict[str, float]
     worst_rise: float
-    """Of held-out loss, from one checkpoint of a federated arm to the next."""
+    """Of held-out loss, from one checkpoint to the next one that is federated."""
+    worst_rise_alone: float
+    """To one that a site made alone, in arms with several: what averaging had smoothed comes back."""
 
 
 def run(
@@ -133,7 +135,8 @@ def _table(chosen: Sequence[Arm], curves: Sequence[Curve]) -> pl.DataFrame:
                 "held-out loss": mean,
                 "spread": max(losses) - min(losses),
                 "perplexity": math.exp(mean),
-                "worst rise": max(curve.rise for curve in curves if curve.arm == arm.name),
+                "worst rise": max(curve.rise(True) for curve in curves if curve.arm == arm.name),
+                "by a site alone": max(curve.rise(False) for curve in curves if curve.arm == arm.name),
             }
         )
     return pl.DataFrame(rows)
@@ -144,6 +147,7 @@ def _summary(chosen: Sequence[Arm], curves: Sequence[Curve], preset: str, steps:
     means = {name: statistics.fmean(values) for name, values in losses.items()}
     traced = [name for name in TRACED if name in means and CENTRAL in means]
     centralised = {arm.name for arm in chosen if arm.membership == CENTRAL}
+    federated = [curve for curve in curves if curve.arm not in centralised]
     return {
         "model": f"{preset}, {curves[0].parameters} parameters",
         "steps": steps,
@@ -151,7 +155,8 @@ def _summary(chosen: Sequence[Arm], curves: Sequence[Curve], preset: str, steps:
         "arms": {n: {"loss": losses[n], "perplexity": round(math.exp(mean), 2)} for n, mean in means.items()},
         "gap_nats": {n: round(means[n] - means[CENTRAL], 4) for n in traced},
         "gap_perplexity": {n: round(math.exp(means[n]) - math.exp(means[CENTRAL]), 2) for n in traced},
-        "worst_rise": round(max((c.rise for c in curves if c.arm not in centralised), default=0.0), 4),
+        "worst_rise": round(max((c.rise(True) for c in federated), default=0.0), 4),
+        "worst_rise_alone": round(max((c.rise(False) for c in federated), default=0.0), 4),
     }
 
 

@@ -82,12 +82,15 @@ class Curve(Message):
     seed: int
     steps: tuple[int, ...]
     losses: tuple[float, ...]
+    members: tuple[int, ...]
+    """How many sites made each checkpoint; none the first."""
     parameters: int
 
-    @property
-    def rise(self) -> float:
-        """The largest rise from one checkpoint to the next."""
-        return max((after - before for before, after in pairwise(self.losses)), default=0.0)
+    def rise(self, federated: bool) -> float:
+        """The largest rise from a checkpoint to the next one that is federated, or that a site made alone."""
+        rises = (after - before for before, after in pairwise(self.losses))
+        made = zip(rises, self.members[1:], strict=True)
+        return max((rise for rise, count in made if (count > 1) == federated), default=0.0)
 
 
 def arms(grid: bool) -> tuple[Arm, ...]:

@@ -44,6 +44,8 @@ class Trained:
     store: Store
     steps: list[int]
     losses: list[float]
+    members: list[int]
+    """How many sites trained up to there."""
 
 
 def experiment_of(task: Task) -> Experiment:
@@ -104,21 +106,23 @@ def train(
     trainers = {site: SiteTrainer(store, site, experiment) for site in shares}
     transport = TrainersHere(trainers.__getitem__, threading.Event())
     judge: HeldoutGate | None = None
-    steps, losses = list[int](), list[float]()
+    steps, losses, members = list[int](), list[float](), list[int]()
     for stretch in stretches:
         plan = lineage.plan(stretch)
         judge = judge or HeldoutGate(store, plan, experiment.sites[0].device)
         if not steps and not at_the_end:
             steps.append(0)
+            members.append(0)
             losses.append(_loss(judge, StoredWeights(key=plan.parent.weights, sha256=plan.parent.sha256)))
         segment = run_segment(transport, plan, store, log=lambda _: None)
         lineage.commit(plan, segment)
         if at_the_end and stretch is not stretches[-1]:
             continue
         steps.append(lineage.step)
+        members.append(len(stretch.members))
         losses.append(_loss(judge, segment.weights))
         print(f"{', '.join(stretch.members)}: {losses[-1]:.3f} at {lineage.step}", file=sys.stderr, flush=True)
-    return Trained(store, steps, losses)
+    return Trained(store, steps, losses, members)
 
 
 def train_arm(task: Task, folder: Path, at_the_end: bool = False) -> Curve:
@@ -133,6 +137,7 @@ def train_arm(task: Task, folder: Path, at_the_end: bool = False) -> Curve:
         seed=task.seed,
         steps=tuple(step * task.arm.batch for step in done.steps),
         losses=tuple(done.losses),
+        members=tuple(done.members),
         parameters=parameter_count(config),
     )
 

@@ -15,7 +15,7 @@ NOWHERE = Path("nowhere")
 
 
 def keep(task: Task, folder: Path, loss: float) -> None:
-    curve = Curve(arm=task.arm.name, seed=task.seed, steps=(8,), losses=(loss,), parameters=5)
+    curve = Curve(arm=task.arm.name, seed=task.seed, steps=(8,), losses=(loss,), members=(1,), parameters=5)
     result_of(task, folder).write_text(curve.model_dump_json())
 
 

@@ -53,7 +53,9 @@ def test_a_longer_job_has_the_same_windows_and_more_rounds_in_each() -> None:
 
 
 def curve(arm: str, seed: int, *losses: float) -> Curve:
-    return Curve(arm=arm, seed=seed, steps=tuple(range(len(losses))), losses=losses, parameters=5)
+    """Its odd checkpoints are federated, the even ones made by a site alone."""
+    members = tuple((number % 2 + 1) * (number > 0) for number in range(len(losses)))
+    return Curve(arm=arm, seed=seed, steps=tuple(range(len(losses))), losses=losses, members=members, parameters=5)
 
 
 def test_gaps_and_rises_are_of_federated_arms_against_the_centralised_one() -> None:
@@ -61,12 +63,16 @@ def test_gaps_and_rises_are_of_federated_arms_against_the_centralised_one() -> N
     curves = [
         curve(CENTRAL, 1, 8.0, 4.0, 4.5, 4.2),
         curve(CENTRAL, 2, 8.0, 4.4),
-        curve("laptop", 1, 8.0, 4.33, 4.34),
+        curve("laptop", 1, 8.0, 4.3, 4.33, 4.34),
         curve("laptop", 2, 8.0, 4.36),
     ]
     found = _summary(chosen, curves, "tiny", 384, 2)
     assert found["arms"]["central"]["loss"] == [4.2, 4.4] and found["gap_nats"] == {"laptop": 0.05}
-    assert found["worst_rise"] == 0.01 and found["seeds"] == 2 and found["gap_perplexity"] == {"laptop": 3.78}
+    assert (
+        (found["worst_rise"], found["worst_rise_alone"]) == (0.01, 0.03)
+        and found["seeds"] == 2
+        and found["gap_perplexity"] == {"laptop": 3.78}
+    )
     with pytest.raises(SettingsError, match="no arm 'lap'; there are central; laptop;"):
         _chosen(arms(grid=True), ["lap"])
 
