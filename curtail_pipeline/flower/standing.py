@@ -152,6 +152,7 @@ def _end_all(children: Sequence["subprocess.Popen[bytes]"]) -> None:
     for child in children:
         if child.poll() is None:
             child.terminate()
+            child.send_signal(signal.SIGCONT)  # one that was stopped would not see it
     for child in children:
         try:
             child.wait(STOP_S)

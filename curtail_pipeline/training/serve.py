@@ -62,13 +62,14 @@ def follow_parent(parent: int, ended: threading.Event) -> None:
         ended.set()
 
     def on_parent_death(_signal: int, _frame: FrameType | None) -> None:
-        # The kernel sends this when the *thread* that started us ends; only the process counts.
+        # The kernel sends this when the *thread* that started us ends; only the process counts. It is SIGCONT because
+        # no other signal reaches a process that was stopped, which would stay for ever.
         if os.getppid() != parent:
             ended.set()
 
-    signal.signal(signal.SIGUSR1, on_parent_death)
+    signal.signal(signal.SIGCONT, on_parent_death)
     if sys.platform == "linux" and os.getppid() == parent:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     threading.Thread(target=poll, name="parent", daemon=True).start()
 
 

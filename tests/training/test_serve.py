@@ -309,7 +309,7 @@ time.sleep(600)
 
 @pytest.mark.slow
 def test_killing_the_parent_leaves_nothing(filled, tmp_path):
-    """In the middle of a round, with SIGKILL: no process, no port, no endpoint, no half-written file."""
+    """In the middle of a round, with SIGKILL: no process, also where it was stopped, no port, no half-written file."""
     shutil.copytree(filled.root, tmp_path / "store", ignore=shutil.ignore_patterns("agents"))
     store = FolderStore(tmp_path / "store")
     endpoint, log = tmp_path / "endpoint.json", tmp_path / "log"
@@ -329,9 +329,10 @@ def test_killing_the_parent_leaves_nothing(filled, tmp_path):
 
     order()
     wait_until(lambda: (httpx.get(f"{url}/status", headers=headers, trust_env=False).json()["steps"] or 0) > 1)
+    trainer.suspend()
     parent.kill()
     parent.wait()
-    trainer.wait(120)
+    trainer.wait(60)
     assert not endpoint.exists(), log.read_text()
     assert f"{SITE}.json" not in store.list("agents")
     with socket.socket() as probe:
