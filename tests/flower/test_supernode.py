@@ -91,12 +91,17 @@ def test_a_clientapp_that_ended_without_a_reply_is_answered_for(state: Any, fetc
     assert state.get_messages_legacy() == [], "nothing is left that another ClientApp would take"
 
 
-def test_a_reply_is_not_answered_for_again(state: Any) -> None:
-    task = begun(state)
+def reply_at_once(state: Any) -> None:
+    """What its ClientApp answers, with no objects beside it."""
     (order,) = state.get_messages_legacy(is_reply=False)
     reply = Message(RecordDict(), reply_to=order)
     reply.metadata.__dict__["_message_id"] = reply.object_id
     state.store_message(reply)
+
+
+def test_a_reply_is_not_answered_for_again(state: Any) -> None:
+    task = begun(state)
+    reply_at_once(state)
     assert state.finish_task(task, SubStatus.COMPLETED, "")
     assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [False]
 
@@ -104,10 +109,7 @@ def test_a_reply_is_not_answered_for_again(state: Any) -> None:
 def test_who_is_spoken_for_late_does_not_end_the_next_order(state: Any) -> None:
     """It was killed when its reply was whole, and the run's next order is under way when that is said."""
     first = begun(state)
-    (order,) = state.get_messages_legacy(is_reply=False)
-    reply = Message(RecordDict(), reply_to=order)
-    reply.metadata.__dict__["_message_id"] = reply.object_id
-    state.store_message(reply)
+    reply_at_once(state)
     assert [found.has_error() for found in state.get_messages_legacy(is_reply=True)] == [False]
     following = Message(RecordDict({"order": ConfigRecord({"n": 2})}), dst_node_id=NODE, message_type="train")
     following.metadata.__dict__["_message_id"] = following.object_id

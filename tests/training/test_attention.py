@@ -37,22 +37,27 @@ def test_the_bits_are_those_of_transformers_own(key_heads):
     assert all(torch.equal(expected[name], found) for name, found in gradients(ours).items())
 
 
-def test_a_compiled_model_attends_causally_without_a_mask():
+def traced(model):
+    """The graph that `torch.compile` makes of the whole model, and its last hidden states."""
     graphs = []
 
     def keep(graph, _inputs):
         graphs.append(graph)
         return graph
 
+    torch._dynamo.reset()
+    found = torch.compile(model.model, backend=keep, fullgraph=True)(input_ids=TOKENS, use_cache=False)
+    (graph,) = graphs
+    return graph, found.last_hidden_state
+
+
+def test_a_compiled_model_attends_causally_without_a_mask():
     model = small_model()
     use_causal_attention(model)
     expected = gradients(model)
     model.zero_grad()
-    torch._dynamo.reset()
-    compiled = torch.compile(model.model, backend=keep, fullgraph=True)
-    hidden = compiled(input_ids=TOKENS, use_cache=False).last_hidden_state
+    graph, hidden = traced(model)
     assert torch.equal(hidden.detach(), expected[""])
-    (graph,) = graphs
     calls = [node for node in graph.graph.nodes if node.target is functional.scaled_dot_product_attention]
     assert len(calls) == 2
     for call in calls:
@@ -61,18 +66,10 @@ def test_a_compiled_model_attends_causally_without_a_mask():
 
 
 def test_rotary_factors_are_no_part_of_a_compiled_models_work():
-    graphs = []
-
-    def keep(graph, _inputs):
-        graphs.append(graph)
-        return graph
-
     model = small_model()
     use_causal_attention(model)
     fix_positions(model, 8, torch.float32, torch.device("cpu"))
-    torch._dynamo.reset()
-    torch.compile(model.model, backend=keep, fullgraph=True)(input_ids=TOKENS, use_cache=False)
-    (graph,) = graphs
+    graph, _ = traced(model)
     called = {node.target for node in graph.graph.nodes if node.op.startswith("call")}
     assert functional.scaled_dot_product_attention in called
     assert not called & {"cos", "sin", torch.cos, torch.sin}
