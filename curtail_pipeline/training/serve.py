@@ -63,7 +63,7 @@ def follow_parent(parent: int, ended: threading.Event) -> None:
 
     def on_parent_death(_signal: int, _frame: FrameType | None) -> None:
         # The kernel sends this when the *thread* that started us ends; only the process counts. It is SIGCONT because
-        # no other signal reaches a process that was stopped, which would stay for ever.
+        # a process that was stopped handles no other one, and would stay for ever.
         if os.getppid() != parent:
             ended.set()
 

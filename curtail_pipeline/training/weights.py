@@ -22,7 +22,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
     The file depends on names, shapes and values alone, and has the bytes that safetensors' own `save_file` gives it:
     ordered by name, with the `format` that transformers asks for as the only metadata. It is hashed while it is
-    written, and a device's tensor fetched meanwhile: 5.1 GB of a d20's round take as long as their hash alone.
+    written, and a device's tensors are fetched meanwhile.
 
     Args:
         tensors: float32, as weights and optimiser states are.
