@@ -49,7 +49,7 @@ branch); what is committed is never replaced. `ckpt-000000` is the initialised m
         dg.AssetCheckSpec(TOKEN_LEDGER, asset=SEGMENT_ASSET, blocking=True, description=DESCRIPTION),
         dg.AssetCheckSpec(REPLAY_IDENTICAL, asset=SEGMENT_ASSET, description=REPLAY_DESCRIPTION),
     ],
-    can_subset=True,  # so that a segment without a round, and a check that has nothing to say, may be left out
+    can_subset=True,  # so that a segment without a step, and a check that has nothing to say, may be left out
 )
 def aggregated_checkpoint(
     context: dg.AssetExecutionContext,
@@ -59,7 +59,7 @@ def aggregated_checkpoint(
 ) -> Iterator[dg.MaterializeResult]:
     """See `ABOUT`."""
     from curtail_pipeline.stages.initialise import ensure_initialised
-    from curtail_pipeline.stages.train import NoRound, read_request, train_segment
+    from curtail_pipeline.stages.train import NoStep, read_request, train_segment
 
     project, key = pipeline.project(), context.partition_key
     observe = Story(context.log, progress)
@@ -79,7 +79,7 @@ def aggregated_checkpoint(
         request = read_request(project, key)
         mark_segment(context, request)
         trained = train_segment(project, request, observe)
-        if isinstance(trained, NoRound):
+        if isinstance(trained, NoStep):
             skip(context, key, trained.reason)
         else:
             yield committed(project, trained)

@@ -77,7 +77,7 @@ class SimulatedSite:
 
     def __call__(self, order: Order, kind: FaultKind | None = None) -> Result:
         held = total(order.lease) // self.sequences_per_step
-        steps = min(order.max_steps, held, self.steps_per_round or order.max_steps)
+        steps = min(order.max_steps, held, order.max_steps if self.steps_per_round is None else self.steps_per_round)
         consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step))
         if kind == "greedy":
             consumed = [(part[0], part[1] + 1, part[2] + 1) for part in consumed]

@@ -243,7 +243,7 @@ class Headless:
                 raise
             return
         if not self.project.checkpoints.exists(key):
-            raise FederationError(f"{key} ended before its first round, which a plan has; {plan}")
+            raise FederationError(f"{key} trained no step, which a plan has; {plan}")
         self._failed = 0
         manifest: Manifest = self.project.checkpoints.manifest(key)
         remember(self.project, plan.sites, manifest.key, ended=True)

@@ -106,8 +106,8 @@ def mark_segment(context: dg.AssetExecutionContext, request: SegmentRequest) -> 
 
 
 def skip(context: dg.AssetExecutionContext, key: str, reason: str) -> None:
-    """End a run whose segment had no round: a success without a checkpoint, whose tag says why."""
-    context.log.info(f"{key}: no round was run ({reason}); nothing to commit, the sensor decides again")
+    """End a run whose segment trained no step: a success without a checkpoint, whose tag says why."""
+    context.log.info(f"{key}: no step was trained ({reason}); nothing to commit, the sensor decides again")
     context.instance.add_run_tags(context.run.run_id, {SKIPPED_TAG: reason[:250]})
 
 

@@ -17,7 +17,7 @@ CHECKPOINT_TAG = "curtail/checkpoint"
 """Of every run that trains a segment: its key."""
 MEMBERS_TAG = "curtail/members"
 SKIPPED_TAG = "curtail/skipped"
-"""Of a run whose segment ended before its first round: why."""
+"""Of a run whose segment ended before its first step: why."""
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 CUT_SHORT = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
@@ -55,7 +55,7 @@ def setback(instance: dg.DagsterInstance, key: str) -> Setback | None:
     if failed:
         return Setback(_ended(failed[0]), len(failed))
     if records and SKIPPED_TAG in (tags := records[0].dagster_run.tags):
-        return Setback(_ended(records[0]), without_round=tuple(tags.get(MEMBERS_TAG, "").split(",")))
+        return Setback(_ended(records[0]), without_step=tuple(tags.get(MEMBERS_TAG, "").split(",")))
     return None
 
 

@@ -86,8 +86,8 @@ class Setback:
     """When the last one ended, wall time."""
     failures: int = 1
     """In a row; 1 where the last one was none."""
-    without_round: tuple[str, ...] | None = None
-    """Members of the last one where it ended before its first round, which is no failure."""
+    without_step: tuple[str, ...] | None = None
+    """Members of the last one where it ended before its first step, which is no failure."""
 
     def due(self) -> datetime:
         """When the next attempt may start."""
@@ -186,11 +186,11 @@ def reconcile(
 
 
 def _waits(attempts: Attempts, members: tuple[str, ...], key: str, wall: datetime) -> str | None:
-    """Why the next attempt is not due yet. Other members than those that came to no round need not wait."""
+    """Why the next attempt is not due yet. Other members than those that trained no step need not wait."""
     back = attempts.setback
-    if back is None or back.without_round not in (None, members):
+    if back is None or back.without_step not in (None, members):
         return None
     if not back.at <= wall < back.due():  # no wait for a clock that was set back
         return None
-    what = f"attempt {attempts.number} at {key} " + ("failed" if back.without_round is None else "came to no round")
+    what = f"attempt {attempts.number} at {key} " + ("failed" if back.without_step is None else "trained no step")
     return f"{what}; the next is due at {iso(back.due())}"

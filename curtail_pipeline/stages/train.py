@@ -85,14 +85,14 @@ def read_request(project: Project, key: str) -> SegmentRequest:
 
 
 @dataclass(frozen=True)
-class NoRound:
-    """A segment that ended before its first round: there is nothing to commit, and nothing failed."""
+class NoStep:
+    """A segment that ended before its first step: there is nothing to commit, and nothing failed."""
 
     key: str
     reason: str
 
 
-def train_segment(project: Project, request: SegmentRequest, on_progress: SegmentProgress) -> Manifest | NoRound:
+def train_segment(project: Project, request: SegmentRequest, on_progress: SegmentProgress) -> Manifest | NoStep:
     """Plan, train and commit one segment. Safe to call again after any failure: what is committed stays.
 
     Raises:
@@ -119,9 +119,10 @@ def train_segment(project: Project, request: SegmentRequest, on_progress: Segmen
         _note_absences(project, journal[-1].done.lost if journal else {}, ())
         raise
     _note_absences(project, segment.lost, [site for site, done in segment.sites.items() if done.steps])
-    if not segment.rounds:
-        store.delete(f"scratch/{request.key}")
-        return NoRound(request.key, segment.stop_reason)
+    if not segment.steps:
+        # its rounds stay for the time they took; with an outcome the next attempt would take them for its own
+        store.delete(segment_key(scratch) if segment.rounds else scratch)
+        return NoStep(request.key, segment.stop_reason)
     manifest = _commit(project, prospect, segment, scratch, began)
     steps = manifest.steps.end - manifest.steps.begin
     on_progress(SegmentEnded(manifest.key, manifest.stop_reason, manifest.rounds, steps, manifest.tokens.segment))

@@ -17,7 +17,7 @@ def some_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "failures", "without_round"),
+    ("history", "failures", "without_step"),
     [
         ("", None, None),
         ("S", None, None),
@@ -29,7 +29,7 @@ def some_job() -> None:
     ],
 )
 def test_failures_count_in_a_row_and_a_run_without_a_round_ends_the_row(
-    history: str, failures: int | None, without_round: tuple[str, ...] | None
+    history: str, failures: int | None, without_step: tuple[str, ...] | None
 ) -> None:
     status = {"F": Status.FAILURE, "C": Status.CANCELED, "S": Status.SUCCESS, "n": Status.SUCCESS}
     before = datetime.now(UTC)
@@ -42,5 +42,5 @@ def test_failures_count_in_a_row_and_a_run_without_a_round_ends_the_row(
     if failures is None:
         assert found is None
     else:
-        assert found is not None and (found.failures, found.without_round) == (failures, without_round)
+        assert found is not None and (found.failures, found.without_step) == (failures, without_step)
         assert abs((found.at - before).total_seconds()) < 60

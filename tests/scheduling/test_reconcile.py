@@ -89,13 +89,13 @@ def test_failures_wait_longer_and_longer(failures: int) -> None:
     assert due.request is not None and due.request.attempt == failures + 1
 
 
-def test_a_segment_without_a_round_is_no_failure() -> None:
+def test_a_segment_without_a_step_is_no_failure() -> None:
     """The same members wait a little, so that nothing turns round and round; others are asked for at once."""
-    attempts = Attempts(7, Setback(NOW, without_round=("A",)))
+    attempts = Attempts(7, Setback(NOW, without_step=("A",)))
     same = act(decision({"A": "train"}), attempts=attempts, wall=NOW)
     later = act(decision({"A": "train"}), attempts=attempts, wall=NOW + timedelta(seconds=BACKOFF_S[0]))
     other = act(decision({"A": "train", "B": "train"}), attempts=attempts, wall=NOW)
-    assert same.request is None and "came to no round" in same.reason
+    assert same.request is None and "trained no step" in same.reason
     assert later.request is not None and other.request is not None and other.request.attempt == 8
 
 

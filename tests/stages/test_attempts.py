@@ -84,6 +84,15 @@ def test_an_outcome_whose_weights_are_gone_is_none(bench: Bench) -> None:
     assert place(bench, plan, 2) == SECOND
 
 
+def test_rounds_in_which_no_step_was_trained_are_no_work(bench: Bench) -> None:
+    plan = bench.live(("CA",), max_rounds=2)
+    place(bench, plan, 1)
+    assert bench.run(plan, steps_per_round=0)["steps"] == 0
+    bench.store.delete(f"{FIRST}/segment.json")  # as a caller does that has seen it
+    assert place(bench, plan, 2) == SECOND
+    assert bench.run(plan | {"attempt": 2})["steps"] == 260
+
+
 def test_another_generation_that_wants_the_same_members_goes_on(bench: Bench) -> None:
     place(bench, bench.live(("CA", "TX")), 1)
     plan = bench.live(("CA", "TX"))
