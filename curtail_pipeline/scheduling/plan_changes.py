@@ -7,7 +7,10 @@ import numpy as np
 
 from curtail_pipeline.scheduling.planner import Slots
 from curtail_pipeline.scheduling.stays import Plan, Stay, touching, with_joins, without
-from curtail_pipeline.times import Micros
+from curtail_pipeline.times import SECOND, Micros
+
+NEAR_US = 2_400 * SECOND
+"""Edges so near each other are moved together."""
 
 
 @dataclass
@@ -70,12 +73,8 @@ class Changes:
             yield before + after
             earliest = max(now, before[-1].down + 1 if before else now)
             for up in {max(stay.up - by, earliest), stay.up + by} - {stay.up}:
-                ready = up + self.start_up_us[i]
-                if ready < stay.down:
-                    moved = [(max(low, ready), high) for low, high in stay.train if high > ready]
-                    if moved and stay.train[0][0] == stay.ready:
-                        moved[0] = (ready, moved[0][1])
-                    yield (*before, Stay(up, ready, stay.down, tuple(moved)), *after)
+                if (other := self._begun(i, stay, up)) is not None:
+                    yield (*before, other, *after)
         latest = after[0].up - 1 if after else end
         if self.shifts and not fixed:
             for shift in (max(-by, earliest - stay.up), min(by, max(latest - stay.down, 0))):
@@ -83,11 +82,8 @@ class Changes:
                     spans = tuple((low + shift, high + shift) for low, high in stay.train)
                     yield (*before, Stay(stay.up + shift, stay.ready + shift, stay.down + shift, spans), *after)
         for down in {stay.down - by, min(stay.down + by, latest)} - {stay.down}:
-            if down > max(stay.ready, now):
-                kept = [(low, min(high, down)) for low, high in stay.train if low < down]
-                if kept and stay.train[-1][1] == stay.down:
-                    kept[-1] = (kept[-1][0], down)
-                yield (*before, stay._replace(down=down, train=tuple(kept)), *after)
+            if (other := self._ended(stay, down)) is not None:
+                yield (*before, other, *after)
         for j in range(len(stay.train)):
             yield from ((*before, other, *after) for other in _changed_spans(stay, j, by, now))
         for j in range(len(stay.train) - 1):
@@ -104,6 +100,53 @@ class Changes:
             gap_train = ((stay.down, after[0].up),) if stay.train and stay.train[-1][1] == stay.down else ()
             for train in {(*stay.train, *after[0].train), tuple(touching((*stay.train, *gap_train, *after[0].train)))}:
                 yield (*before, stay._replace(down=after[0].down, train=train), *after[1:])
+
+    def _begun(self, i: int, stay: Stay, up: int) -> Stay | None:
+        """The stay from another time on; None where nothing is left of it."""
+        ready = up + self.start_up_us[i]
+        if ready >= stay.down:
+            return None
+        moved = [(max(low, ready), high) for low, high in stay.train if high > ready]
+        if moved and stay.train[0][0] == stay.ready:
+            moved[0] = (ready, moved[0][1])
+        return Stay(up, ready, stay.down, tuple(moved))
+
+    def _ended(self, stay: Stay, down: int) -> Stay | None:
+        """The stay until another time; None where nothing is left of it, or it ended already."""
+        if down <= max(stay.ready, self.now):
+            return None
+        kept = [(low, min(high, down)) for low, high in stay.train if low < down]
+        if kept and stay.train[-1][1] == stay.down:
+            kept[-1] = (kept[-1][0], down)
+        return stay._replace(down=down, train=tuple(kept))
+
+    def together(self, plan: Plan, by: int) -> Iterator[Plan]:
+        """Two edges of different sites, one near the other, moved by the same: a handover, or a start of both."""
+        at = [
+            (stay.down if last else stay.up, i, k, last)
+            for i, stays in enumerate(plan)
+            for k, stay in enumerate(stays)
+            for last in (False, True)
+        ]
+        for n, (one, i, *first) in enumerate(at):
+            for other, j, *second in at[n + 1 :]:
+                if i == j or abs(one - other) > NEAR_US:
+                    continue
+                for shift in (-by, by):
+                    mine, theirs = self._moved(i, plan[i], *first, shift), self._moved(j, plan[j], *second, shift)
+                    if mine is not None and theirs is not None:
+                        yield tuple(mine if n == i else theirs if n == j else row for n, row in enumerate(plan))
+
+    def _moved(self, i: int, stays: tuple[Stay, ...], k: int, last: bool, by: int) -> tuple[Stay, ...] | None:
+        stay = stays[k]
+        if last:
+            latest = stays[k + 1].up - 1 if k + 1 < len(stays) else self.end
+            other = self._ended(stay, stay.down + by) if stay.down + by <= latest else None
+        else:
+            earliest = stays[k - 1].down + 1 if k else self.now
+            fixed = stay.up <= self.now and self.up[i] is not None
+            other = self._begun(i, stay, stay.up + by) if not fixed and stay.up + by >= earliest else None
+        return None if other is None else (*stays[:k], other, *stays[k + 1 :])
 
 
 def _changed_spans(stay: Stay, j: int, by: int, now: int) -> Iterator[Stay]:

@@ -10,7 +10,7 @@ Where the plans come from does not matter to the result, which is never worse th
   them at random.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
@@ -57,6 +57,8 @@ WORTH = 0.15
 """Of the walks, what is spent on changes at a price: once with joins and once without."""
 POLISH = 150
 """Walks for the edges of each of the best plans at the end."""
+TOGETHER = 150
+"""Walks for moving handovers of each of the best plans that differ."""
 UNLIKE, APART_US, UNLIKE_SHARE = 8, 1_200 * SECOND, 0.6
 """Good plans that differ, how far apart their stays begin or end, and what of the walks left they are given together:
 the best few are often one plan with an edge moved, and what grows out of another may end below them."""
@@ -158,6 +160,8 @@ class Search:
         if thorough:
             self._kicked()
             # The walks before went into other plans; what seconds at its edges are worth is not known of the best yet.
+            for plan in self._unlike(UNLIKE):
+                self._together(plan)
             for plan, _ in self._leaders(BESTS):
                 self._descend(plan, lambda other: self._try(other).rank, self._walked + POLISH, self._moves()[-1:])
                 self._descend(plan, lambda other: self._try(other).rank, self._walked + POLISH, [self._cadence // 60])
@@ -366,12 +370,33 @@ class Search:
     def _at_price(self, plan: Plan, price: float) -> Plan:
         return self._descend(plan, lambda other: (self._loss(other, price),), self.most, self._moves()[1:3])
 
-    def _descend(self, plan: Plan, rank: Callable[[Plan], tuple[float, ...]], most: int, moves: Sequence[int]) -> Plan:
+    def _together(self, plan: Plan) -> None:
+        """Handovers moved as a whole, by parts of a slot or a round: single edges lose by what both win by."""
+
+        def changes(plan: Plan, by: int) -> Iterator[Plan]:
+            for other in self.changes.together(plan, by):
+                yield other
+                yield with_joins(without_cuts(other))
+
+        pace = self.rollout.pace
+        rounds = {pace.round_us + pace.merge_us(members) for members in ((0,), range(len(plan)))}
+        moves = [*sorted(rounds, reverse=True), *self._moves()]
+        self._descend(plan, lambda other: self._try(other).rank, self._walked + TOGETHER, moves, changes)
+
+    def _descend(
+        self,
+        plan: Plan,
+        rank: Callable[[Plan], tuple[float, ...]],
+        most: int,
+        moves: Sequence[int],
+        changes_of: Callable[[Plan, int], Iterable[Plan]] | None = None,
+    ) -> Plan:
         """Small changes as long as one helps; after each, the look goes on where it was."""
         best = rank(plan)
+        changes_of = changes_of or self.changes.of
         for by in moves:
             k = tried = 0
-            changes = list(self.changes.of(plan, by))
+            changes = list(changes_of(plan, by))
             while tried < len(changes):
                 if self._walked >= most:
                     return plan
@@ -380,7 +405,7 @@ class Search:
                 found = rank(changed)
                 if found < best:
                     plan, best, tried = changed, found, 0
-                    changes = list(self.changes.of(plan, by))
+                    changes = list(changes_of(plan, by))
         return plan
 
     @property
