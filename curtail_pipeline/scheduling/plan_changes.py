@@ -1,7 +1,10 @@
 """Small changes to a plan: an edge or a stay moved, one left out or added, a hold trained through, two stays joined."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from random import Random
 
 import numpy as np
 
@@ -121,25 +124,33 @@ class Changes:
         return stay._replace(down=down, train=tuple(kept))
 
     def together(self, plan: Plan, by: int) -> Iterator[Plan]:
-        """Two edges of different sites, one near the other, moved by the same: a handover, or a start of both."""
-        at = [
-            (stay.down if last else stay.up, i, k, last)
+        """Two edges of different sites, one near the other, moved by the same: a handover, or a start of both.
+
+        In no order: who tries only some tries some of everywhere.
+        """
+        at = sorted(
+            (stay.down if ends else stay.up, i, k, ends)
             for i, stays in enumerate(plan)
             for k, stay in enumerate(stays)
-            for last in (False, True)
+            for ends in (False, True)
+        )
+        times = [us for us, *_ in at]
+        near = [
+            (one, other)
+            for n, one in enumerate(at)
+            for other in at[n + 1 : bisect_right(times, one[0] + NEAR_US)]
+            if one[1] != other[1]
         ]
-        for n, (one, i, *first) in enumerate(at):
-            for other, j, *second in at[n + 1 :]:
-                if i == j or abs(one - other) > NEAR_US:
-                    continue
-                for shift in (-by, by):
-                    mine, theirs = self._moved(i, plan[i], *first, shift), self._moved(j, plan[j], *second, shift)
-                    if mine is not None and theirs is not None:
-                        yield tuple(mine if n == i else theirs if n == j else row for n, row in enumerate(plan))
+        Random(0).shuffle(near)
+        for ((_, i, k, ends), (_, j, m, also_ends)), shift in product(near, (-by, by)):
+            mine, theirs = self._moved(i, plan[i], k, ends, shift), self._moved(j, plan[j], m, also_ends, shift)
+            if mine is not None and theirs is not None:
+                yield tuple(mine if n == i else theirs if n == j else row for n, row in enumerate(plan))
 
-    def _moved(self, i: int, stays: tuple[Stay, ...], k: int, last: bool, by: int) -> tuple[Stay, ...] | None:
+    def _moved(self, i: int, stays: tuple[Stay, ...], k: int, ends: bool, by: int) -> tuple[Stay, ...] | None:
+        """A site's stays with the begin or the end of one moved; None where that cannot be."""
         stay = stays[k]
-        if last:
+        if ends:
             latest = stays[k + 1].up - 1 if k + 1 < len(stays) else self.end
             other = self._ended(stay, stay.down + by) if stay.down + by <= latest else None
         else:

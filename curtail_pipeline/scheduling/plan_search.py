@@ -11,14 +11,15 @@ Where the plans come from does not matter to the result, which is never worse th
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from random import Random
 
 import numpy as np
 import numpy.typing as npt
 
-from curtail_pipeline.scheduling.joint_rounds import WithoutWaiting
+from curtail_pipeline.scheduling.outlook import Outlook
 from curtail_pipeline.scheduling.plan_amounts import Amounts
 from curtail_pipeline.scheduling.plan_changes import Changes
 from curtail_pipeline.scheduling.planner import (
@@ -33,7 +34,7 @@ from curtail_pipeline.scheduling.planner import (
 )
 from curtail_pipeline.scheduling.rollout import Course, Rollout
 from curtail_pipeline.scheduling.stays import Plan, Stay, with_joins, without_cuts
-from curtail_pipeline.times import FOREVER, SECOND, Floats, Micros
+from curtail_pipeline.times import FOREVER, SECOND, Floats
 
 GRID, FINE = 20, 8
 """Prices of the first look, and between the two at which the job just does not and just does finish."""
@@ -62,26 +63,6 @@ TOGETHER = 150
 UNLIKE, APART_US, UNLIKE_SHARE = 8, 1_200 * SECOND, 0.6
 """Good plans that differ, how far apart their stays begin or end, and what of the walks left they are given together:
 the best few are often one plan with an edge moved, and what grows out of another may end below them."""
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What is expected of the sites, per slot, and how they stand."""
-
-    slots: Sequence[Slots]
-    """In rounds with the others."""
-    alone: Sequence[Slots] | None
-    """In open-ended rounds of their own; None where there are none."""
-    edges: Micros
-    up: Sequence[Stay | None]
-    """Per site, its stay in progress, with what it trains now as an open stretch; None while it is off."""
-    waits: WithoutWaiting | None = None
-    """Where sites wait for each other's loads and transfers."""
-
-    @property
-    def size(self) -> int:
-        """Slots of all sites."""
-        return sum(len(part.steps) for part in self.slots)
 
 
 def searched(
@@ -374,7 +355,7 @@ class Search:
         """Handovers moved as a whole, by parts of a slot or a round: single edges lose by what both win by."""
 
         def changes(plan: Plan, by: int) -> Iterator[Plan]:
-            for other in self.changes.together(plan, by):
+            for other in islice(self.changes.together(plan, by), TOGETHER):
                 yield other
                 yield with_joins(without_cuts(other))
 

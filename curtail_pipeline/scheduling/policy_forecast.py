@@ -12,7 +12,8 @@ from curtail_pipeline.errors import PolicyError
 from curtail_pipeline.scheduling.committed import FORECAST_WALKS, PERFECT_WALKS, Committed, standing_of
 from curtail_pipeline.scheduling.earlier_deadlines import earlier_deadlines
 from curtail_pipeline.scheduling.joint_rounds import WithoutWaiting, waits
-from curtail_pipeline.scheduling.plan_search import Outlook, searched
+from curtail_pipeline.scheduling.outlook import Outlook
+from curtail_pipeline.scheduling.plan_search import searched
 from curtail_pipeline.scheduling.planner import TOP_PRICE, Advice, Slots, advise, capacity, or_dearest, prices_by_spread
 from curtail_pipeline.scheduling.policies import Parameters, lost_at_start_us, start_up_us
 from curtail_pipeline.scheduling.predictors import Forecast, SeasonalForecast, forecast_like

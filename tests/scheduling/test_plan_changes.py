@@ -10,8 +10,9 @@ from simulation_cases import START, experiment, minutes, traces
 from test_rollout import planned, times_paper
 
 from curtail_pipeline.scheduling import policy_forecast
+from curtail_pipeline.scheduling.outlook import Outlook
 from curtail_pipeline.scheduling.plan_changes import NEAR_US, Changes
-from curtail_pipeline.scheduling.plan_search import Outlook, Search
+from curtail_pipeline.scheduling.plan_search import Search
 from curtail_pipeline.scheduling.rollout import Rollout
 from curtail_pipeline.scheduling.stays import Plan, Stay
 from curtail_pipeline.times import SECOND, to_us
