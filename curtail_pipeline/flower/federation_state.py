@@ -55,6 +55,8 @@ class FederationState(Message):
     """When that process was created (`processes.started_at`)."""
     owner: int | None = None
     """The process with which it ends."""
+    owner_created: float | None = None
+    """When that one was created."""
     store: str = ""
     superlink: SuperLinkState = SuperLinkState()
     sites: dict[str, SiteProcesses] = Field(default_factory=dict)

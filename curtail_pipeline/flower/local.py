@@ -31,8 +31,8 @@ _STOP_S = 15.0
 _START_TRIES = 3
 
 
-class _Killed(FederationError):
-    """A supervisor that ended without a word while it started."""
+class _Gone(FederationError):
+    """A supervisor that ended without a word while it started, or another command's that ended with that."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Federation:
     limits: LivenessLimits = DEFAULT_LIMITS
 
     def state(self) -> FederationState:
-        """What the supervisor last wrote, `down` when it does not run."""
+        """What the supervisor last wrote; `down` when it does not run, `stopping` as soon as its owner has ended."""
         path = self.folder / STATE_FILE
         try:
             content = FederationState.read(path.read_bytes(), str(path))
@@ -77,6 +77,9 @@ class Federation:
             return DOWN
         if content.state != "failed" and not processes.is_alive(content.pid, content.created):
             return DOWN
+        owner = content.owner
+        if content.state in ("starting", "ready") and owner and not processes.is_alive(owner, content.owner_created):
+            return content.model_copy(update={"state": "stopping", "error": "the owner has ended"})
         return content
 
     def is_down(self) -> bool:
@@ -206,7 +209,7 @@ class LocalFederation:
         try:
             with lock.acquire(timeout=self._federation.start_timeout_s + _STOP_S):
                 for _ in range(_START_TRIES - 1):
-                    with contextlib.suppress(_Killed):
+                    with contextlib.suppress(_Gone):
                         return self._started(owner)
                 return self._started(owner)
         except Timeout as error:
@@ -220,11 +223,12 @@ class LocalFederation:
         try:
             self._federation.wait_ready(self.sites)
         except BaseException as error:
-            killed = isinstance(error, FederationError) and self.status().state == "down"
+            over = ("down",) if mine else ("down", "stopping")
+            gone = isinstance(error, FederationError) and self.status().state in over
             if mine:
                 self._stop(*mine)
-            if killed:
-                raise _Killed(str(error)) from error
+            if gone:
+                raise _Gone(str(error)) from error
             raise
         return mine
 
@@ -256,7 +260,7 @@ class LocalFederation:
             if code is not None or time.monotonic() > deadline:
                 if code is None:
                     process.kill()
-                raise (_Killed if code is not None and code < 0 else FederationError)(
+                raise (_Gone if code is not None and code < 0 else FederationError)(
                     f"the supervisor in {self.folder} did not start (exit code {code}); its log {log} ends:\n"
                     + processes.tail(log)
                 )

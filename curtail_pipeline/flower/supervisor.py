@@ -314,6 +314,7 @@ class Supervisor:
             pid=os.getpid(),
             created=self.created or 0.0,
             owner=self.owner,
+            owner_created=self.owner_created,
             store=self.store.uri,
             superlink=SuperLinkState(
                 pid=link.pid if link else None, ready=bool(link and link.ready), address=self.address

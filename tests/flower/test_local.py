@@ -360,6 +360,24 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
         assert local.status().state == "down"
 
 
+def test_a_command_that_starts_again_at_once_takes_nothing_from_the_one_that_was_killed(tmp_path: Path) -> None:
+    """Its federation still starts, and ends with it in a moment."""
+    new_store(tmp_path)
+    local = LocalFederation(tmp_path, experiment(["CA"]), trainer=STUB)
+    owner = _owner(tmp_path)
+    with ExitStack() as stack:
+        stack.callback(owner.wait)
+        stack.callback(owner.kill)
+        wait_until(lambda: local.status().state == "starting", 30)
+        first = local.status().pid
+        owner.kill()
+        with local.ensure() as federation:
+            assert federation.state().state == "ready" and federation.state().pid != first
+        assert owner.stdout is not None
+        owner.stdout.close()
+    assert local.status().state == "down"
+
+
 def _busy(local: LocalFederation, site: str) -> bool:
     return Trainer(Federation(local.folder).endpoint(site)).status().busy
 
