@@ -45,6 +45,8 @@ ENVIRONMENT = {
 """For every Flower process: nothing is sent to or fetched from the Internet."""
 
 
+IDLE_S = 2.0
+"""A connection that was idle for longer is not used again."""
 PASSING = {408, 425, 429}
 """Answers below 500 that another try may not get: a front that waits, or has too much to do."""
 
@@ -120,8 +122,10 @@ class Control:
             verify=False,
         )
         self._client._client.close()
-        # a proxy from the environment must not see loopback requests
-        self._client._client = httpx.Client(trust_env=False, verify=verify, timeout=30.0)
+        # a proxy from the environment must not see loopback requests; the server closes what was idle for 5 s, just
+        # when httpx by itself would still use it
+        limits = httpx.Limits(keepalive_expiry=IDLE_S)
+        self._client._client = httpx.Client(trust_env=False, verify=verify, timeout=30.0, limits=limits)
 
     def close(self) -> None:
         self._client._client.close()

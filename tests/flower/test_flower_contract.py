@@ -4,12 +4,16 @@ import inspect
 import io
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from flower_orders import context, order_for, result_of
 
 from curtail_pipeline.errors import FederationError, SitesDown
@@ -319,3 +323,35 @@ def test_without_the_supervisor_a_command_starts_the_usual_way(tmp_path: Path) -
 def test_no_superlink() -> None:
     with control.Control("127.0.0.1:9") as nowhere, pytest.raises(FederationError, match="curtail federation up"):
         nowhere.nodes()
+
+
+def test_an_idle_connection_is_left_before_the_superlink_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert uvicorn.Config("any").timeout_keep_alive > control.IDLE_S
+    opened: list[int] = []
+
+    class Link(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            opened.append(1)
+            super().setup()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(control, "IDLE_S", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Link) as link:
+        link.daemon_threads = True
+        threading.Thread(target=link.serve_forever).start()
+        try:
+            with control.Control(f"127.0.0.1:{link.server_port}") as found:
+                assert found.runs() == found.runs() == {} and len(opened) == 1
+                time.sleep(0.3)  # idle for longer
+                assert found.runs() == {} and len(opened) == 2
+        finally:
+            link.shutdown()
