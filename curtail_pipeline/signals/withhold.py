@@ -25,6 +25,9 @@ SAID: Final[Mapping[Reason, str]] = {
 }
 """What the trace's `warnings` say of a value that was withheld."""
 
+COARSE_S, COARSE_VALUES = 16 * 3600.0, 6
+"""Of a feed that is too coarse for FROZEN_VALUES: an hourly one may repeat itself for some hours, not for two thirds of
+a day."""
 FROZEN_PRICE_S: Final = 12 * 3600.0
 """Longest legal run of a price: a market may clear at one bid, often that of curtailed plants, for all hours of sun."""
 REPEATED_SHARE: Final = 0.5
@@ -34,8 +37,12 @@ BOUND_RUNS, BOUND_S = 2, 3600.0
 administered prices in Australia."""
 BAND_SHARE, BAND_G_PER_KWH = 0.1, 5.0
 """Of the median, and of an intensity at least so many g/kWh: a signal that never left so narrow a band is flat."""
-SENTINELS: Final = (-1.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, 999999.0, 1e6)
-"""Marks for a missing value that are met in the files of grids and of weather services."""
+SENTINELS: Final = (
+    *(-1.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, 999999.0, 1e6, 1e20),
+    *(32767.0, -32768.0, 65535.0, 2147483647.0, -2147483648.0),
+)
+"""Marks for a missing value that are met in the files of grids and of weather services: nines, and the ends of integer
+types."""
 _NEVER: Final[Mapping[Kind, tuple[float, float]]] = {
     "marginal_intensity": (0.0, 2000.0),
     "average_intensity": (0.0, 2000.0),
@@ -43,7 +50,7 @@ _NEVER: Final[Mapping[Kind, tuple[float, float]]] = {
     "curtailed_power": (0.0, 90_000.0),
 }
 """Outside of this a sentinel cannot be a value of its kind. Inside (a price of -999) it is one only far from all
-other values."""
+other values of its sign: a market of which spikes of 500 are known has no less a floor."""
 _FAR, _LEAST_FAR = 3.0, 100.0
 _DIGITS: Final = 6
 """Behind the point; what differs by less is one value, in a file that was computed or converted."""
@@ -73,11 +80,11 @@ def _without_sentinels(signal: Values) -> tuple[Micros, list[Stretch]]:
     is_sentinel = np.zeros(len(values), dtype=bool)
     marks = np.isin(np.round(values / signal.factor, _DIGITS), SENTINELS)
     if marks.any():
-        rest = np.abs(values[~marks])
-        largest = float(rest.max()) if len(rest) else 0.0
+        rest = values[~marks]
+        lowest, largest = (float(rest.min()), float(rest.max())) if len(rest) else (0.0, 0.0)
         low, high = _NEVER[signal.kind]
         never = (values < low) | (values > high)
-        far = np.abs(values) > _FAR * max(largest, _LEAST_FAR)
+        far = (values > _FAR * max(largest, _LEAST_FAR)) | (values < -_FAR * max(-lowest, _LEAST_FAR))
         is_sentinel = marks & (never | far)
     places = np.flatnonzero(is_sentinel)
     parts = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
@@ -94,7 +101,9 @@ def _stuck(signal: Values) -> tuple[Micros, Micros]:
         return none, none
     lasted = (times[after - 1] - times[first]) / 1e6 + signal.cadence_s
     long = lasted > (FROZEN_PRICE_S if signal.kind == "price" else FROZEN_S)
-    suspect = np.flatnonzero((values[first] != 0) & (after - first >= FROZEN_VALUES) & long)
+    count = after - first
+    many = (count >= FROZEN_VALUES) | ((count >= COARSE_VALUES) & (lasted >= COARSE_S))
+    suspect = np.flatnonzero((values[first] != 0) & many & long)
     if not len(suspect) or _is_flat(values, signal.kind):
         return none, none
     repeats = (after - first - 1).sum()

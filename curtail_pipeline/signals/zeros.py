@@ -44,6 +44,8 @@ HISTORY_S: Final = 2 * 86_400.0
 """Less than this is little."""
 CLEAN_G_PER_KWH: Final = 100.0
 """The default threshold of the rules. Below it a zero opens no window that would not be open anyway."""
+NOTHING_G_PER_KWH: Final = 0.01
+"""An intensity below this is a zero: of 125,000 real values that are not exactly 0 the least is 0.17."""
 ENOUGH: Final = 12
 """Values that are not zero; with fewer nothing is known of a region."""
 OUTAGE_S: Final = 3600.0
@@ -117,6 +119,8 @@ def wrong_zeros(signals: Sequence[Values]) -> list[tuple[Micros, Micros]]:
 def _episodes(signal: Values) -> _Zeros | None:
     """None where there is no zero, too little else to judge it by, or zero is an ordinary value of the signal."""
     values, times = signal.values, signal.times
+    if signal.kind != "price":
+        values = np.where(np.abs(values) < NOTHING_G_PER_KWH, 0.0, values)
     others = np.abs(values[values != 0])
     if signal.kind == "curtailed_power" or len(others) < ENOUGH or len(others) == len(values):
         return None
