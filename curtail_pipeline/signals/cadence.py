@@ -22,6 +22,8 @@ _SHORTEST_FOUND_S: Final = 60
 _CHANGED_AFTER_S: Final = 86_400
 _SAME: Final = 1.5
 """Differences up to this factor are one cadence with a jitter."""
+_REGULAR: Final = 0.9
+"""Of the differences of a signal that is coarser than its rows are one cadence; a feed that drops points has others."""
 _RARELY: Final = 0.1
 """A difference that divides all others is the cadence when so many of the differences are that short."""
 
@@ -55,6 +57,24 @@ def local_cadence(seconds: Floats) -> tuple[Floats, int]:
     neighbour = np.where(left >= 0, steps[left], steps[first] if first >= 0 else finest)
     valid = np.minimum(steps, np.where(established, steps, neighbour))
     return np.r_[valid, valid[-1]], finest
+
+
+def coarser_step(stamps: Floats, known: Floats) -> float | None:
+    """The cadence of a signal whose values stand in rows of a finer one, as in a table of 5-minute prices and hourly
+    intensities; None where its rows without a value are holes.
+
+    Args:
+        stamps: sorted unique stamps of all rows, seconds.
+        known: of those that have a value.
+    """
+    rows, steps = np.diff(stamps), np.diff(known)
+    if len(steps) < _ESTABLISHED:
+        return None
+    values, counts = np.unique(steps, return_counts=True)
+    common = float(values[np.argmax(counts)])
+    finer = float(np.median(rows))
+    regular = counts.max() >= _REGULAR * len(steps) and not (steps % common).any()
+    return common if regular and common > finer and not common % finer and common <= _CHANGED_AFTER_S else None
 
 
 def _finest(steps: Floats, established: Bools) -> int:

@@ -12,6 +12,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, FileFormat, Kind, Unit
+from curtail_pipeline.signals.cadence import coarser_step
 from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
 from curtail_pipeline.signals.kinds import OFTEN, is_intensity, require_believable_values
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 ROUNDING_MW = 0.5
 """A curtailed power above its negative is 0: possible less dispatched power, each rounded to a MW or less."""
+
+
+_LONGEST_CADENCE_S = 86_400
 
 
 class FileProvider(Provider):
@@ -100,6 +104,12 @@ class FileProvider(Provider):
             keep="first" if settings.combine == "first" else "last",
         )
         require_small_grid(series.points["time"], series.cadence_s, f"{self.source.name}, {region}")
+        if kind != "average_intensity" and series.cadence_s > _LONGEST_CADENCE_S and settings.cadence_s is None:
+            raise TraceError(
+                f"{self.source.name}: the values of {region!r} are {series.cadence_s / 86_400:g} days apart, which "
+                "says nothing about hours; give hourly or finer values, or declare traces.cadence_s: "
+                f"{series.cadence_s} if each really holds for so long"
+            )
         if settings.combine is None and disagrees_much(series):
             require_one_row_per_stamp(self.source.name, region, series, self.source.telling(region))
         if "kind" not in settings.model_fields_set and kind == settings.kind and not self._has_intensities(kind):
@@ -132,6 +142,9 @@ class FileProvider(Provider):
         times, note = snapped(rows["time"], name, self.settings.cadence_s, self.settings.snap_s)
         notes = [note] if note is not None else []
         rows = rows.with_columns(times.alias("time"))
+        if self.settings.cadence_s is None and (coarser := _coarser(rows)) is not None:
+            rows = rows.drop_nulls("value")
+            notes.append(f"values stand every {coarser:g} s in rows that are closer, and hold for so long each")
         rounded = pl.col("value").is_between(-ROUNDING_MW, 0, closed="left")
         if kind == "curtailed_power" and (count := rows.filter(rounded).height):
             rows = rows.with_columns(value=pl.when(rounded).then(0.0).otherwise("value"))
@@ -230,6 +243,16 @@ class FileProvider(Provider):
 
     def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
         return combine_hashes([hash_file(path) for path in self.source.files])
+
+
+def _coarser(rows: pl.DataFrame) -> float | None:
+    """The cadence of values that stand in rows of a finer one; None where rows without a value are holes."""
+    if not rows["value"].null_count():
+        return None
+    stamps, known = (
+        part["time"].unique().sort().dt.epoch("s").to_numpy().astype(float) for part in (rows, rows.drop_nulls("value"))
+    )
+    return coarser_step(stamps, known)
 
 
 def combine_hashes(hashes: Sequence[str]) -> str:

@@ -1,0 +1,72 @@
+"""Signals that are coarser than the rows they stand in, and too coarse to say anything about hours."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curtail_pipeline.cli.windows_of_file import windows_of_file
+from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.trace_settings import FileTraces
+from curtail_pipeline.signals.files import FileProvider
+
+START = datetime(2024, 4, 1, tzinfo=UTC)
+
+
+Value = Callable[[datetime], float | str]
+
+
+def written(path: Path, *columns: Value, step_s: int = 300, days: int = 2) -> Path:
+    """Columns A and B, by the time."""
+    stamps = [START + timedelta(seconds=step_s * i) for i in range(days * 86_400 // step_s)]
+    rows = [",".join([f"{t:%Y-%m-%dT%H:%M:%SZ}", *(str(column(t)) for column in columns)]) for t in stamps]
+    path.write_text("\n".join(["time,A,B"[: 4 + 2 * len(columns)], *rows]))
+    return path
+
+
+def fine(t: datetime) -> float:
+    return 40.5 if 10 <= t.hour < 14 else 400.0 + t.minute
+
+
+def hourly(t: datetime) -> float | str:
+    return "" if t.minute else fine(t) + t.hour / 100
+
+
+def test_hourly_values_in_rows_of_five_minutes_hold_for_an_hour(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = windows_of_file(written(tmp_path / "t.csv", fine, hourly), policy="threshold")
+    assert found.hours == {"A": 8.0, "B": 8.0} and found.nulls == 0
+    assert "B marginal_intensity: values stand every 3600 s in rows that are closer" in caplog.text
+
+
+def test_a_hole_of_a_coarse_signal_stays_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", fine, lambda t: "" if t.day == 1 and 11 <= t.hour < 13 else hourly(t))
+    found = windows_of_file(path, policy="threshold")
+    assert found.hours == {"A": 8.0, "B": 7.0}, "a value counts for two cadences"
+
+
+def test_a_feed_that_drops_points_is_not_coarser_for_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", fine, lambda t: "" if 9 <= t.hour < 15 and t.minute else fine(t))
+    found = windows_of_file(path, policy="threshold")
+    assert found.hours["B"] == pytest.approx(8 / 6, abs=1e-5), "10 minutes for each value"
+
+
+def opened(path: Path, **given: Any) -> FileProvider:
+    return FileProvider(FileTraces(path=str(path), kind="marginal_intensity", **given))
+
+
+@pytest.mark.parametrize("days", [7, 365])
+def test_values_that_are_days_apart_define_no_window(tmp_path: Path, days: int) -> None:
+    path = tmp_path / "t.csv"
+    stamps = [START + timedelta(days=days * i) for i in range(6)]
+    path.write_text("\n".join(["time,A", *(f"{t:%Y-%m-%d},{40 if i % 2 else 400}" for i, t in enumerate(stamps))]))
+    with pytest.raises(TraceError, match=f"'A' are {days} days apart.*declare traces.cadence_s: {days * 86_400} if"):
+        opened(path).span()
+    assert opened(path, cadence_s=days * 86_400).span() is not None
+    mean = FileProvider(FileTraces(path=str(path), kind="average_intensity"))
+    assert mean.span() is not None, "for accounting it may do"
+    daily = written(tmp_path / "t.csv", lambda t: 400.0 + t.day, step_s=86_400, days=6)
+    assert opened(daily).span() is not None
