@@ -10,6 +10,7 @@ from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.flags import parse_flags
 from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone
 from curtail_pipeline.signals.local_time import Ambiguous, Clock, localise
+from curtail_pipeline.signals.midnights import require_midnights_in_order
 from curtail_pipeline.signals.period_columns import HOURS, PARTS_OF_HOURS, PERIODS, TIMES, PeriodColumn, plain_name
 from curtail_pipeline.signals.stamps import Stamps, parse_stamps, to_utc
 from curtail_pipeline.signals.time_zones import parse_zone
@@ -91,6 +92,7 @@ class FileTimes:
             days = stamps.naive.dt.strftime("%Y-%m-%d ")
             stamps = parse_stamps((days + clock_texts).alias(column), source, None, self.zone, numbers)
         self.begins = stamps.begins
+        require_midnights_in_order(stamps.naive, groups, source)
         if stamps.at_24 and settings.interval == "begin" and not stamps.begins:
             raise TraceError(
                 f"{source}: has stamps at 24:00, the end of a day's last interval; set traces.interval to end"
@@ -166,8 +168,9 @@ class FileTimes:
         second: pl.Series | None,
     ) -> pl.Series:
         settings, source = self.settings, str(self.path)
-        numbered = period.numbered(dates.naive, groups, self.zone)
+        numbered = period.numbered(dates.naive, groups, self.zone, needed)
         self.begins = numbered.begins
+        require_midnights_in_order(numbered.naive, groups, source)
         if second is None and numbered.second.is_not_null().any():
             second = numbered.second
         ambiguous: Ambiguous = settings.ambiguous

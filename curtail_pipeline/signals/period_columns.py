@@ -8,12 +8,13 @@ are in use: by the clock (1 to 24, one number skipped in spring, one twice in au
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final
+from typing import Final, NoReturn
 from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.time_zones import offset_text
 
 HOURS: Final = (
     *("he", "hour", "hr", "hours", "hourending", "hourend", "oprhr", "deliveryhour", "hora", "stunde", "heure"),
@@ -92,24 +93,28 @@ class PeriodColumn:
             )
         return number, self.text.str.extract(_LABEL, 2).is_not_null()
 
-    def numbered(self, dates: pl.Series, groups: pl.Series | None, zone: str | timedelta) -> Numbered:
+    def numbered(
+        self, dates: pl.Series, groups: pl.Series | None, zone: str | timedelta, needed: pl.Series | None = None
+    ) -> Numbered:
         """Begins of the intervals that dates and numbers name.
 
         Args:
             dates: local midnights, Datetime[us].
             groups: what each row belongs to.
+            needed: whether a row has a value; a table of 24 rows for every day has one without in spring.
 
         Raises:
             TraceError: numbers that do not say which interval is meant.
         """
         number, marked = self.numbers()
         table = pl.DataFrame({"day": dates, "number": number, "marked": marked}).with_columns(
-            group=pl.lit(0) if groups is None else groups
+            group=pl.lit(0) if groups is None else groups,
+            needed=pl.lit(True) if needed is None else needed,
         )
         period = timedelta(seconds=self._period(table))
         first = self._first(table)
         usual = timedelta(days=1) // period
-        self._require_numbers(table, first, usual)
+        self._require_numbers(table, first, usual, zone)
         elapsed_days = [] if first == 0 or isinstance(zone, timedelta) else self._elapsed_days(table, zone, period)
         since = (number - first) * period
         elapsed = pl.select(pl.when(table["day"].is_in(elapsed_days)).then(since)).to_series()
@@ -147,8 +152,11 @@ class PeriodColumn:
             "begins at 04:00 or at 05:00; set traces.hours_from to 1 where the day's first hour is 1, or to 0"
         )
 
-    def _require_numbers(self, table: pl.DataFrame, first: int, usual: int) -> None:
+    def _require_numbers(self, table: pl.DataFrame, first: int, usual: int, zone: str | timedelta) -> None:
         most = usual - 1 if first == 0 else usual + max(1, usual // 24)
+        over = table.filter(pl.col("number").is_between(usual + 1, most), pl.col("needed"))
+        if isinstance(zone, timedelta) and len(over):
+            self._refuse_long_day(over["day"][0], over["number"][0], usual, f"UTC{offset_text(zone) if zone else ''}")
         bad = (~table["number"].is_between(first, most)).arg_true()
         if len(bad):
             row = int(bad[0])
@@ -156,6 +164,12 @@ class PeriodColumn:
                 f"{self.source}: {self.given[row]!r} in column {self.name!r}, data row {self.rows[row]}, is not in "
                 f"{first} to {most}; correct it, or set traces.period_s and traces.hours_from"
             )
+
+    def _refuse_long_day(self, day: datetime, number: int, usual: int, zone: str) -> NoReturn:
+        raise TraceError(
+            f"{self.source}: {day:%Y-%m-%d} has a number {number} in column {self.name!r}, but the day has {usual} "
+            f"periods in {zone}; set traces.timezone to the zone whose clock it follows"
+        )
 
     def _elapsed_days(self, table: pl.DataFrame, zone: str, period: timedelta) -> list[datetime]:
         """The days on which clocks change whose numbers count elapsed time.
@@ -166,15 +180,14 @@ class PeriodColumn:
         found: list[datetime] = []
         usual = timedelta(days=1) // period
         for stamp in table["day"].unique().sort():
-            rows = table.filter(pl.col("day") == stamp)
+            rows = table.filter(pl.col("day") == stamp, pl.col("needed"))
+            if rows.is_empty():
+                continue
             numbers = set(rows["number"])
             length = _length(stamp.date(), zone)
             if length == timedelta(days=1):
                 if max(numbers) > usual:
-                    raise TraceError(
-                        f"{self.source}: {stamp:%Y-%m-%d} has a number {max(numbers)} in column {self.name!r}, but the "
-                        f"day has {usual} periods in {zone}; set traces.timezone to the zone whose clock it follows"
-                    )
+                    self._refuse_long_day(stamp, max(numbers), usual, zone)
                 continue
             first, end = _changed(stamp.date(), zone, period)
             if max(numbers) < first:

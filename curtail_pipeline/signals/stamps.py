@@ -26,9 +26,9 @@ _NATIONAL = tuple(
     f"{date} {time}".strip()
     for date in (
         *("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%y", "%m-%d-%Y", "%d-%m-%Y", "%Y.%m.%d"),
-        *("%d-%b-%Y", "%d %b %Y", "%b %d %Y", "%d-%b-%y"),
+        *("%d-%b-%Y", "%d %b %Y", "%b %d %Y", "%b %d, %Y", "%d-%b-%y"),
     )
-    for time in ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "")
+    for time in ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%H", "")
 )
 """Formats that are not read unasked, since day and month cannot be told apart, but proposed where they fit."""
 _OFFSET = r"\s*([+-]\d{2}(?::?\d{2})?)$"
@@ -37,6 +37,8 @@ _RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
 _ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 _24 = r"([ T])24(:00(?::00(?:\.0+)?)?)?$"
+_SPREADSHEET_DAYS = (25_569, 73_050)
+"""1970 and 2099 as days since the end of 1899."""
 _EPOCHS = {10: 1_000_000, 13: 1_000, 16: 1, 19: 0.001}
 """Microseconds in the unit of an epoch, by its number of digits."""
 
@@ -103,6 +105,13 @@ def _epoch(values: pl.Series) -> Stamps | None:
     return None
 
 
+def _with_minutes(text: pl.Series, form: str) -> tuple[pl.Series, str]:
+    """Stamps and their format, which needs minutes where it has hours."""
+    if re.search("%[HI]", form) and not re.search("%[MTRrX]", form):
+        return text + ":00", f"{form}:%M"
+    return text, form
+
+
 class _Parser:
     """Texts of one column, brought step by step to what a format can parse."""
 
@@ -160,7 +169,8 @@ class _Parser:
                 )
             self.format = stripped
         names = self.text.str.extract(_ABBREVIATION, 1)
-        names = pl.select(pl.when(~names.is_in(["AM", "PM"])).then(names)).to_series()
+        timed = ~names.is_in(["AM", "PM"]) & self.text.str.contains(r"\d")
+        names = pl.select(pl.when(timed).then(names)).to_series()
         known = {name: self._offset_of(name, names) for name in names.drop_nulls().unique(maintain_order=True)}
         if not known:
             return none
@@ -176,9 +186,7 @@ class _Parser:
     def _formatted(self) -> tuple[pl.Series, pl.Series]:
         """Stamps in the declared format and their offsets (null: none)."""
         assert self.format is not None
-        form, text = self.format, self.text
-        if re.search("%[HI]", form) and not re.search("%[MTRrX]", form):
-            form, text = f"{form}:%M", text + ":00"
+        text, form = _with_minutes(self.text, self.format)
         try:
             stamp = text.str.to_datetime(form, time_unit="us", strict=False)
         except pl.exceptions.PolarsError as error:
@@ -196,6 +204,7 @@ class _Parser:
 
     def _iso(self) -> tuple[pl.Series, pl.Series]:
         cleaned = self.text.str.replace(r"\s*[Zz]$", "+00:00").str.replace(r"(\d)[Tt]", "$1 ")
+        cleaned = cleaned.str.replace(r"(:\d{2}),(\d+)", "$1.$2")
         cleaned = cleaned.str.replace(r"^(\d{4})/(\d{1,2})/(\d{1,2})", "$1-$2-$3")
         cleaned = cleaned.str.replace(r"^(\d{4}-\d{2}-\d{2}|\d{8}) (\d{2})((?:[+-]\d{2}(?::?\d{2})?)?)$", "$1 $2:00$3")
         cleaned = cleaned.str.replace(r"^((?:19|20)\d{6})(\d{2})$", "$1 $2:00")
@@ -223,9 +232,13 @@ class _Parser:
         """The formats of traces.time_format that all rows fit."""
         fitting: dict[str, pl.Series] = {}
         for form in _NATIONAL:
-            parsed = self.text.str.to_datetime(form, time_unit="us", strict=False)
+            text, whole = _with_minutes(self.text, form)
+            parsed = text.str.to_datetime(whole, time_unit="us", strict=False)
             if not parsed.null_count() and (parsed.dt.year() > 1900).all():
                 fitting[form] = parsed
+        days = self.text.cast(pl.Float64, strict=False)
+        if days.is_between(*_SPREADSHEET_DAYS).fill_null(False).all():
+            return "it looks like a spreadsheet's number of a day; format its cells as times and save the file anew"
         if not fitting:
             return (
                 "write e.g. 2026-01-11T17:00:00Z, give the file's format as traces.time_format, or name the column of "

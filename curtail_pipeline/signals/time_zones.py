@@ -82,6 +82,8 @@ def parse_zone(text: str, source: str) -> str | timedelta:
     if name in _known():
         return name
     exact = {zone.lower(): zone for zone in _known()}.get(name.lower())
+    city = name.lower().replace(" ", "_")
+    exact = exact or min((zone for zone in _known() if zone.lower().endswith(f"/{city}")), default=None)
     near = [exact] if exact else difflib.get_close_matches(name, sorted(_known()), 1, 0.8)
     meant = f" (did you mean {near[0]}?)" if near else ""
     raise TraceError(

@@ -89,6 +89,38 @@ def test_advice_time_format(csv: Any) -> None:
         read(either)
 
 
+@pytest.mark.parametrize(
+    ("stamp", "form"),
+    [
+        ("Apr 13, 2024 12:00 AM", "%b %d, %Y %I:%M %p"),
+        ("04/13/2024 00", "%m/%d/%Y %H"),
+        ("13-Apr-24 00:00", "%d-%b-%y %H:%M"),
+    ],
+)
+def test_advice_for_forms_of_exports(csv: Any, stamp: str, form: str) -> None:
+    path = csv("time,A", f'"{stamp}",0')
+    with pytest.raises(TraceError, match=r"set traces.time_format to '") as caught:
+        read(path)
+    assert repr(form) in str(caught.value)
+    assert list(read(path, time_format=form)) == [utc("2024-04-13T00:00")]
+
+
+def test_numbers_of_a_spreadsheets_days_are_named(csv: Any) -> None:
+    with pytest.raises(TraceError, match=r"'45383.5' in column 'time', data row 1, .* a spreadsheet's number of a day"):
+        read(csv("time,A", "45383.5,0", "45383.75,1"))
+
+
+def test_a_note_below_the_values_is_no_zone(csv: Any) -> None:
+    with pytest.raises(TraceError, match="'Source: AEMO' in column 'time', data row 2, is not a time"):
+        read(csv("time,A", "2024-04-01T00:00Z,0", "Source: AEMO,"))
+
+
+def test_a_city_leads_to_its_zone(csv: Any) -> None:
+    for city, zone in (("Brisbane", "Australia/Brisbane"), ("los angeles", "America/Los_Angeles")):
+        with pytest.raises(TraceError, match=rf"unknown timezone '{city}' \(did you mean {zone}\?\)"):
+            read(csv("time,A", "2024-04-01 00:00,0"), timezone=city)
+
+
 def test_advice_hours_from(csv: Any) -> None:
     path = csv("Date,Hour,A", "2024-04-01,5,0", "2024-04-01,6,1")
     assert read(path, hours_from=1) == hours("2024-04-01T04:00", 0, 1)

@@ -131,6 +131,26 @@ def test_periods_of_a_day_with_a_clock_change(csv: Any, day: str, minutes: int, 
     assert read(path, timezone="Europe/London") == truth
 
 
+def test_a_table_of_24_hours_has_one_without_a_value_in_spring(csv: Any) -> None:
+    rows = [f"2024-03-31,{n},{'' if n == 3 else n}" for n in range(1, 25)]
+    path = csv("Date,Hour,A", *rows)
+    assert read(path, timezone="Europe/Berlin") == hours("2024-03-30T23:00", 1, 2, *range(4, 25))
+    elapsed = [f"2024-03-31,{n},{'' if n == 24 else n}" for n in range(1, 25)]
+    assert read(csv("Date,Hour,A", *elapsed), timezone="Europe/Berlin") == hours("2024-03-30T23:00", *range(1, 24))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "+01:00", "Australia/Brisbane"])
+def test_a_long_day_is_none_of_a_zone_whose_clocks_do_not_change(csv: Any, zone: str) -> None:
+    counts = {25: 48, 26: 48, 27: 50}
+    rows = [f"2024-10-{day},{n},{n}" for day, count in counts.items() for n in range(1, count + 1)]
+    path = csv("Date,Settlement Period,A", *rows)
+    with pytest.raises(
+        TraceError, match=r"2024-10-27 has a number (49|50) in column .* set traces.timezone to the zone"
+    ):
+        read(path, timezone=zone)
+    assert len(read(path, timezone="Europe/London")) == 146
+
+
 def test_hours_in_every_spelling(csv: Any) -> None:
     expected = hours("2024-04-01T05:00", 1, 2, *([3] * 21), 4)
     values = [1, 2, *([3] * 21), 4]
@@ -220,6 +240,11 @@ def test_what_does_not_tell_its_hours_is_refused(
 )  # fmt: skip
 def test_forms_of_a_stamp(csv: Any, stamps: list[str], given: dict[str, Any]) -> None:
     assert read(csv("stamp,A", *(f"{s},{i}" for i, s in enumerate(stamps))), **given) == hours("2024-04-01T00:00", 0, 1)
+
+
+def test_a_comma_before_parts_of_a_second(csv: Any) -> None:
+    rows = [f'"2024-04-01 0{n}:00:00,000",{n}' for n in range(3)]
+    assert read(csv("time,A", *rows)) == hours("2024-04-01T00:00", 0, 1, 2)
 
 
 def test_24_hours_are_the_end_of_the_day(csv: Any) -> None:
