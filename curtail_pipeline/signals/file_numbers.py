@@ -13,6 +13,15 @@ MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "no
 
 _THOUSANDS = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"
 """Numbers with a decimal comma, with or without points between thousands."""
+_PARTED = r"^[+-]?[1-9]\d{0,2}(?:[ '’\u00a0\u2009\u202f]\d{3})+(?:[.,]\d*)?$"
+"""Numbers with spaces or apostrophes between thousands, where no number has them otherwise."""
+_GROUPED = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
+"""Numbers whose point may stand between thousands or before three decimals."""
+_WHOLE = r"^[+-]?[1-9]\d{1,2}$"
+_DECIMALS = r"\.(?:\d{1,2}|\d{4,})$|^[+-]?0\.|[,eE]"
+"""What a number has only where its point is a decimal one."""
+_FEW = 3
+_HEAD = 1_000
 
 
 def parse_numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str = ".") -> pl.Series:
@@ -33,7 +42,8 @@ def parse_numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str =
             f"{path}: column {column.name!r} holds {column.dtype}, not numbers; name the columns to read in "
             "traces.columns"
         )
-    text = column.cast(pl.String).str.strip_chars()
+    text = _without_marks(column.cast(pl.String).str.strip_chars())
+    _require_clear_points(text, path, decimal)
     plain = text
     if decimal == ",":
         fitting = text.str.contains(_THOUSANDS)
@@ -58,3 +68,40 @@ def parse_numbers(column: pl.Series, path: Path, rows: pl.Series, decimal: str =
             f"{path}: {column[row]!r} in column {column.name!r}, data row {rows[row]}, is not a number; {fix}"
         )
     return numbers
+
+
+def _without_marks(text: pl.Series) -> pl.Series:
+    """Numbers with a plain minus, and without the spaces or apostrophes that part their thousands."""
+    odd = text.str.contains(r"[−' ’\u00a0\u2009\u202f]")
+    if not odd.any():
+        return text
+    minus = text.str.replace("−", "-", literal=True)
+    joined = minus.str.replace_all(r"[ '’\u00a0\u2009\u202f]", "")
+    return pl.select(pl.when(minus.str.contains(_PARTED)).then(joined).otherwise(minus)).to_series()
+
+
+def _require_clear_points(text: pl.Series, path: Path, decimal: str) -> None:
+    """Refuse a column in which all points may stand where the setting does not say.
+
+    Where they part thousands, numbers of two and three digits have none (850, 1.420); where three decimals follow,
+    all have one (85.000, 1.420).
+
+    Raises:
+        TraceError: points would be read as decimal that part thousands, or the other way round.
+    """
+    if text.head(_HEAD).str.contains(_DECIMALS).any() or text.str.contains(_DECIMALS).any():
+        return
+    grouped = text.filter(text.str.contains(_GROUPED).fill_null(False))
+    if len(grouped) < _FEW:
+        return
+    whole, example = text.str.contains(_WHOLE).sum(), str(grouped[0])
+    if decimal == "." and whole >= _FEW:
+        raise TraceError(
+            f"{path}: {example!r} in column {text.name!r} would be read as {float(example):g}, and all points of the "
+            f"column may part thousands; set traces.decimal to ',' if they do, or write {example}0 if they do not"
+        )
+    if decimal == "," and not whole:
+        raise TraceError(
+            f"{path}: {example!r} in column {text.name!r} would be read as {example.replace('.', '')}, and the column "
+            "has no decimal comma; set traces.decimal to '.', or write numbers without points"
+        )
