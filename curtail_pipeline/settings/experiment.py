@@ -24,7 +24,7 @@ from curtail_pipeline.settings.metrics_settings import MetricsSettings
 from curtail_pipeline.settings.model_size import parameters_of
 from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName, product
 from curtail_pipeline.settings.rule_settings import RuleSettings
-from curtail_pipeline.settings.section import Section, UtcTime
+from curtail_pipeline.settings.section import Name, Section, UtcTime
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.settings.trace_settings import TracesSettings, on_file
 from curtail_pipeline.settings.training_settings import TrainingSettings
@@ -77,11 +77,11 @@ class Experiment(Section):
     traces: TracesSettings
     checks: CheckLimits = CheckLimits()
     sites: list[Site] = Field(min_length=1)
-    baseline_regions: list[str] = Field(default_factory=list)
+    baseline_regions: list[Name] = Field(default_factory=list)
     """Regions without a site whose always-on baseline is reported too."""
     overheads: Overheads = Overheads()
     policy: PolicySettings = PolicySettings()
-    rules: dict[str, RuleSettings] = Field(default_factory=dict)
+    rules: dict[Name, RuleSettings] = Field(default_factory=dict)
     """Window rules by region, in place of the policy's own."""
     rounds: RoundSettings = RoundSettings()
     job: JobSettings

@@ -1,5 +1,7 @@
 """The base of every settings section, and types that several share."""
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import UnionType
@@ -11,6 +13,18 @@ UtcTime = Annotated[
     datetime, AfterValidator(lambda stamp: stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp)
 ]
 """A time; one without an offset is in UTC."""
+
+_INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
+
+
+def tidy(name: str) -> str:
+    """A name of a file or of the settings as people read it: one form of each accented letter, plain single spaces
+    inside, none around, and nothing invisible."""
+    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
+
+
+Name = Annotated[str, AfterValidator(tidy)]
+"""A name that also stands in files; both are compared as `tidy` makes them."""
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from curtail_pipeline.settings.overheads import Overheads
 from curtail_pipeline.settings.provisioner_settings import NoProvisioner, ProvisionerSettings
-from curtail_pipeline.settings.section import Section
+from curtail_pipeline.settings.section import Name, Section
 
 PowerState = Literal["training", "idle", "start_up", "transfer", "failed"]
 """What a site draws power for. By the wall clock, `transfer` is the rest of a round beside its steps, and `failed` is
@@ -15,6 +15,8 @@ training that came to nothing."""
 MOST_KW_PER_DEVICE: Final = 10.0
 """IT power above this is a wrong unit or a wrong count. The hungriest accelerator of 2026, NVIDIA's B300, takes 1.4 kW
 (https://huggingface.co/hardware/b300), and a whole server of CPUs, which counts as one device, a few kW."""
+MOST_BATTERY: Final = 500.0
+"""Times its site's power: a battery's that is larger is in W."""
 MOST_PUE: Final = 4.0
 """The average of the industry was 2.5 in 2007 and 1.58 in 2023 (Uptime Institute, Global Data Center Survey)."""
 
@@ -33,8 +35,8 @@ class Battery(Section):
     """Share of the power drawn from the store that is given."""
     initial_share: float = Field(default=0.0, ge=0, le=1)
     """How full it is at the start; what it holds then counts as free of CO2."""
-    reserve_share: float = Field(default=0.0, ge=0, le=1)
-    """It is never discharged below this."""
+    reserve_share: float = Field(default=0.0, ge=0, lt=1)
+    """It is never discharged below this; of all of it nothing would ever be used."""
 
 
 class OnSiteGeneration(Section):
@@ -90,7 +92,7 @@ class Site(Section):
     """A GPU cluster in a grid region."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    region: str = Field(min_length=1)
+    region: Name = Field(min_length=1)
     training_kw: float = Field(gt=0)
     idle_kw: float = Field(ge=0)
     start_up_kw: float | None = Field(default=None, ge=0)
@@ -131,6 +133,12 @@ class Site(Section):
                 raise ValueError(
                     f"site {self.name!r} has {name} {power:g} for {self.devices} device(s), and no device takes more "
                     f"than {MOST_KW_PER_DEVICE:g} kW; give kW, not W, or raise devices"
+                )
+        for name in ("charge_kw", "discharge_kw"):
+            if self.battery is not None and getattr(self.battery, name) > MOST_BATTERY * self.training_kw * self.pue:
+                raise ValueError(
+                    f"site {self.name!r} takes {self.training_kw * self.pue:g} kW and its battery has {name} "
+                    f"{getattr(self.battery, name):g}; give kW and kWh, not W and Wh"
                 )
         if self.pue > MOST_PUE:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from curtail_pipeline.settings.section import Section
+from curtail_pipeline.settings.section import Name, Section
 
 Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_power"]
 """What a signal measures. `average_intensity` is for accounting only; it never defines a window."""
@@ -64,7 +64,7 @@ class SyntheticTraces(ProviderSettings):
 class Column(Section):
     """What a column of a file holds, where the file's `kind` and `unit` do not fit."""
 
-    region: str
+    region: Name
     kind: Kind | None = None
     unit: Unit | None = None
 
@@ -82,7 +82,7 @@ class ForecastColumns(Section):
     """Name of a column; `{step}` stands for 1, 2, ..."""
     step_s: int = Field(default=300, ge=1)
     """Column 1 is for this long after the row's time, column 2 for twice that, ..."""
-    region: str | None = None
+    region: Name | None = None
     """Whose forecast it is; needed when the file has several regions."""
     kind: Kind | None = None
     unit: Unit | None = None
@@ -101,25 +101,25 @@ class FileFormat(ProviderSettings):
     """A file, a glob pattern, or a list of them; values of later files win where stamps overlap."""
     layout: Literal["auto", "wide", "long"] = "auto"
     """`auto` is long where the file has the region and value columns of a long one."""
-    time_column: str | None = None
+    time_column: Name | None = None
     """The first column of a wide file, `time` of a long one when not given."""
     time_format: str | None = None
     """strftime format of stamps that are not ISO 8601, e.g. `%m/%d/%y %H:%M`. Of ranges that of the begin or of both
     ends; `%Z` at its end reads abbreviations such as CDT as the timezone's."""
-    hour_column: str | None = None
+    hour_column: Name | None = None
     """Beside a column of dates: hours or settlement periods of the day (1 to 25, HE01, 0 to 23, 1 to 50) or times of
     day. Found by its name (Hour, HE, Period, ...) where the time column holds nothing but dates."""
     period_s: int | None = Field(default=None, ge=60, le=86_400)
     """What one number of the hour column stands for; an hour, or found from a day's last number, when not given."""
     hours_from: Literal[0, 1] | None = None
     """The first number of a day in the hour column, where it does not show."""
-    fold_column: str | None = None
+    fold_column: Name | None = None
     """Column that is true (Y, 1) in the second pass of the hour that is repeated when clocks go back."""
-    region_column: str = "region"
+    region_column: Name = "region"
     """Of a long file."""
-    value_column: str = "value"
+    value_column: Name = "value"
     """Of a long file."""
-    columns: dict[str, str | Column] = Field(default_factory=dict)
+    columns: dict[Name, Name | Column] = Field(default_factory=dict)
     """Of a wide file: column in the file -> region, or region, kind and unit. When given, other columns are not read.
     Of a long file: name in the region column -> region."""
     unit: Unit | None = None
@@ -149,7 +149,7 @@ class FileFormat(ProviderSettings):
     """Lines before the header."""
     sheet: str | None = None
     """Of a spreadsheet; needed where it has several."""
-    where: dict[str, str | float] = Field(default_factory=dict)
+    where: dict[Name, str | float] = Field(default_factory=dict)
     """Column -> the value that the rows to read have in it, e.g. `INTERVENTION: 0`."""
     combine: Literal["sum", "first", "last"] | None = None
     """What several rows of a stamp and region come to. When not given, more than a few that disagree are refused."""
@@ -242,7 +242,7 @@ class WattTimeTraces(LiveTraces):
     implementation: ClassVar[str] = "curtail_pipeline.signals.watttime:WattTimeProvider"
     provider: Literal["watttime"] = "watttime"
     base_url: str = "https://api.watttime.org"
-    regions: dict[str, str] = Field(default_factory=dict)
+    regions: dict[Name, str] = Field(default_factory=dict)
     """Region -> WattTime's name of it; a region that is not here has the same name there."""
     model: str | None = None
     """Pin of the model date, e.g. `2023-03-01`; WattTime's newest when not given."""
@@ -256,7 +256,7 @@ class ElectricityMapsTraces(LiveTraces):
     implementation: ClassVar[str] = "curtail_pipeline.signals.electricity_maps:ElectricityMapsProvider"
     provider: Literal["electricity_maps"] = "electricity_maps"
     base_url: str = "https://api.electricitymaps.com/v3"
-    zones: dict[str, str] = Field(default_factory=dict)
+    zones: dict[Name, str] = Field(default_factory=dict)
     """Region -> Electricity Maps' zone, e.g. CAISO_NORTH -> US-CAL-CISO; otherwise the same name."""
     granularity: Literal["5_minutes", "15_minutes", "hourly"] = "hourly"
     emission_factors: Literal["lifecycle", "direct"] = "lifecycle"

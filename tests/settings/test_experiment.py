@@ -111,6 +111,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ({"training_kw": 90, "devices": 8}, r"training_kw 90 for 8 device"),
         ({"start_up_kw": 468}, r"start_up_kw 468"),
         ({"pue": 12}, r"pue 12.*above 4; give facility power over IT power"),
+        (
+            {"battery": {"capacity_kwh": 4000, "charge_kw": 4000, "discharge_kw": 4}},
+            r"its battery has charge_kw 4000; give kW and kWh, not W and Wh",
+        ),
         ({"training_kw": 0.3, "idle_kw": 0.468}, r"idle_kw 0\.468 above training_kw 0\.3; swap"),
     ],
 )
