@@ -10,12 +10,14 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.signals.header_names import require_header
+from curtail_pipeline.settings.section import tidy
+from curtail_pipeline.signals.header_names import require_header, require_values_below
 
 ROW = "\x00row"
 """Column of a read table: number of the data row in the file, from 1; no file's own column has such a name."""
@@ -24,6 +26,18 @@ _GZIP, _PARQUET, _ZIP, _OLD_EXCEL = b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xd0\
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = 100_000
 """Bytes within which a header ends."""
+_FIRST_LINES = 20
+"""Within which values begin below a header."""
+_PACKED = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7-Zip",
+    b"Rar!": "RAR",
+    _GZIP: "gzip in another archive",
+    _ZIP: "zip in another archive",
+}
+"""How tables begin that are packed in a way that is not read."""
 _UNNAMED = "__UNNAMED__"
 """How fastexcel calls columns without a name."""
 _SEPARATORS = (";", "\t", "|", ",")
@@ -64,7 +78,7 @@ class FileContent:
             if head.startswith(_PARQUET) or path.suffix == ".parquet":
                 self.kind = "parquet"
                 self._own_names = list(pl.read_parquet_schema(path))
-                self.names = self._stripped(self._own_names)
+                self.names = self._tidied(self._own_names)
                 return
             raw = path.read_bytes()
         except (*_REFUSED, OSError) as error:
@@ -77,7 +91,7 @@ class FileContent:
         else:
             self._text = self._plain_text(raw)
             self._own_names = self._header(skip_lines)
-        self.names = self._stripped(self._own_names)
+        self.names = self._tidied(self._own_names)
         require_header(str(path), self.names)
 
     def read(self, columns: Iterable[str]) -> pl.DataFrame:
@@ -106,13 +120,13 @@ class FileContent:
         kept = table.with_columns(rows)
         return kept.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
 
-    def _stripped(self, names: list[str]) -> list[str]:
-        """Names without the spaces around them.
+    def _tidied(self, names: list[str]) -> list[str]:
+        """Names as people read them.
 
         Raises:
             TraceError: two are equal.
         """
-        clean = [name.strip() for name in names]
+        clean = [tidy(name) for name in names]
         twice = next((name for name in clean if clean.count(name) > 1), None)
         if twice is not None:
             raise TraceError(f"{self.path} has two columns {twice!r}; give each column a name of its own")
@@ -127,6 +141,10 @@ class FileContent:
                 raw = gzip.decompress(raw)
             elif self._grows and not raw.startswith(_UTF16):
                 raw = raw[: max(raw.rfind(b"\n"), raw.rfind(b"\r")) + 1]
+            inside = next((what for mark, what in _PACKED.items() if raw.startswith(mark)), None)
+            inside = "tar" if raw[257:262] == b"ustar" else inside
+            if inside is not None:
+                raise TraceError(f"{self.path} is packed ({inside}); unpack it, or pack it by gzip or zip alone")
             if raw.startswith(_UTF16):
                 return raw.decode("utf-16").encode()
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -164,6 +182,7 @@ class FileContent:
         """The names of a CSV's columns; what stands before its header is cut off the text."""
         lines = self._text.split(b"\n", skip_lines)
         self._text = lines[-1] if len(lines) > skip_lines else b""
+        before = self._text.count(b"\n")
         self._text = _EXCELS_SEPARATOR.sub(b"", self._text, 1)
         while (end := self._text.find(b"\n")) >= 0 and not self._text[:end].strip(b" \t\r,;|\x00\xef\xbb\xbf"):
             self._text = self._text[end + 1 :]
@@ -175,13 +194,15 @@ class FileContent:
             raise TraceError(f"{self.path} holds bytes that are no text; give CSV, Parquet or a spreadsheet")
         try:
             head = self._text[:_HEAD].decode(errors="replace")
-            names = next(csv.reader(io.StringIO(head, newline=""), delimiter=self.separator), [])
+            first = list(islice(csv.reader(io.StringIO(head, newline=""), delimiter=self.separator), _FIRST_LINES))
+            names = first[0] if first else []
         except csv.Error as error:
             raise unreadable(self.path, "CSV", error) from error
         if not names or not any(name.strip() for name in names):
             raise TraceError(f"{self.path}: is empty; a trace needs a header line, a time column and a value column")
         if len(names) == 1:
             self._refuse_one_column(names[0], skip_lines)
+        require_values_below(str(self.path), skip_lines + before - self._text.count(b"\n"), first)
         return names
 
     def _refuse_one_column(self, name: str, skip_lines: int) -> None:

@@ -49,8 +49,9 @@ _SHORT: Final = {
 _INTENSITY_KINDS: Final[frozenset[Kind]] = frozenset({"marginal_intensity", "average_intensity"})
 
 _END: Final = re.compile(
-    r"(?:^|[^a-z])(?:end|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt))(?:[^a-z]|$)"
-    r"|(?:hour|interval|period|time)end(?:ing|ed|s|time)?(?:[^a-z]|$)|^(?:he|to)$"
+    r"(?:^|[^a-z])(?:end|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt|stamp|timestamp|datetime))"
+    r"(?:[^a-z]|$)|(?:hour|interval|period|time)end(?:ing|ed|s|time)?(?:[^a-z]|$)"
+    r"|^(?:he|to)$|^(?:valid|date|time|datetime)[^a-z]*to$"
 )
 _BEGIN: Final = re.compile(r"(?:^|[^a-z])(?:start|starts|begin|begins|beginning|from|von)(?:[^a-z]|$)")
 
@@ -62,12 +63,18 @@ _CLOCKS: Final = ("local", "prevailing", "eastern", "central", "mountain", "paci
 _UTC: Final = ("utc", "gmt", "zulu")
 
 _COUNT: Final = re.compile(r"(?P<prefix>.*?)(?P<count>\d{1,3})(?:h|:00)?")
-_CLOCK: Final = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_CLOCK: Final = re.compile(
+    r"(?:\d{1,2}:\d{2}(?::\d{2})?|\d{1,2}(?= ?[-–—] ?\d)|\d{1,2}(?= ?[ap]m))(?: ?[ap]m)?"
+    r"(?: ?[-–—] ?\d{1,2}(?::\d{2}(?::\d{2})?)?(?: ?[ap]m)?)?",
+    re.IGNORECASE,
+)
+"""A time of day, or a range of two."""
 _PER_DAY: Final = (range(23, 26), range(46, 51), range(92, 101))
 """How many hours, half-hours and quarters a day has, also where clocks change."""
 
 _STAMP: Final = re.compile(r"\d{4}[-/.]?\d{2}[-/.]?\d{2}(?:[T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4} .*")
 _EPOCH: Final = 1e9
+_DIGITS: Final = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -184,18 +191,17 @@ def require_no_hours_across(file: str, columns: Sequence[str], days: pl.Series) 
     steps = days.unique().sort().diff().drop_nulls()
     if len(steps) and steps.min() < timedelta(hours=23):  # type: ignore[operator]
         return
-    counted: dict[str, list[int]] = {}
+    counted: dict[str, dict[int, str]] = {}
     for name in columns:
         if (found := _COUNT.fullmatch(name)) is not None:
-            counted.setdefault(found["prefix"].rstrip("0"), []).append(int(found["count"]))
+            counted.setdefault(found["prefix"].rstrip("0"), {})[int(found["count"])] = name
     clocks = [name for name in columns if _CLOCK.fullmatch(name)]
-    for numbers in [sorted(numbers) for numbers in counted.values()] + [list(range(len(clocks)))]:
-        if any(len(numbers) in size for size in _PER_DAY) and numbers == list(
-            range(numbers[0], numbers[0] + len(numbers))
-        ):
+    for numbered in [*counted.values(), dict(enumerate(clocks))]:
+        numbers = sorted(numbered)
+        if any(len(numbers) in size for size in _PER_DAY) and numbers[-1] - numbers[0] == len(numbers) - 1:
             raise TraceError(
-                f"{file}: the columns {columns[0]!r} to {columns[-1]!r} are the hours of a day by their names, and "
-                "would be read as regions; write one row per hour, with the columns time and value"
+                f"{file}: the columns {numbered[numbers[0]]!r} to {numbered[numbers[-1]]!r} are the hours of a day by "
+                "their names, and would be read as regions; write one row per hour, with the columns time and value"
             )
 
 
@@ -211,3 +217,28 @@ def require_header(file: str, names: Sequence[str]) -> None:
         raise TraceError(
             f"{file}: has no header: its first line is {','.join(names)[:80]!r}; add one, such as time,REGION"
         )
+
+
+def require_values_below(file: str, skipped: int, lines: Sequence[Sequence[str]]) -> None:
+    """For the first lines of a table that begins with its header.
+
+    Args:
+        skipped: lines before them.
+        lines: their cells.
+
+    Raises:
+        TraceError: the line below the header is another header, or gives units.
+    """
+    below = [any(map(_may_be_value, cells)) for cells in lines]
+    at = below.index(True, 1) if True in below[1:] else 0
+    if at > 1 and any(cell.strip() for cell in lines[at - 1]):
+        shown = ",".join(lines[at - 1])[:80]
+        raise TraceError(
+            f"{file}: its first line is {','.join(lines[0])[:80]!r}, and {shown!r} below it holds neither a time nor a "
+            f"number; set traces.skip_lines to {skipped + at - 1} if that is the header, or delete it if it gives units"
+        )
+
+
+def _may_be_value(cell: str) -> bool:
+    """Whether a cell may be a time or a number: both have digits, and a time has more than one group of them."""
+    return len(_DIGITS.findall(cell)) > 1 or is_number(cell.strip())

@@ -1,9 +1,12 @@
 """Files as people have them: packed, from a spreadsheet, in UTF-16, with other marks; never a traceback."""
 
+import bz2
 import gzip
 import io
+import lzma
 import sys
 import zipfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -338,7 +341,7 @@ def test_any_table(tmp_path: Path, header: list[str], rows: list[list[str]], giv
 
 def test_a_refusal_is_one_line_whatever_the_names(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('first\na,"b\nc",d\n1,2,3\n')
-    with pytest.raises(TraceError, match=r"it has a, b\\nc, d$") as refused:
+    with pytest.raises(TraceError, match=r"it has a, b c, d$") as refused:
         read(tmp_path / "t.csv", skip_lines=1, hour_column="hour")
     assert "\n" not in str(refused.value)
 
@@ -349,3 +352,18 @@ def test_a_row_without_a_region_is_named(tmp_path: Path, name: str) -> None:
     path.write_text(f"time,region,value\n2026-03-01T00:00Z,R,400\n2026-03-01T00:05Z,{name},20\n")
     with pytest.raises(TraceError, match="data row 2 has no 'region'; name each row's region"):
         make_provider(FileTraces(path=str(path))).regions()
+
+
+@pytest.mark.parametrize(
+    ("pack", "what"),
+    [
+        (bz2.compress, "bzip2"),
+        (lzma.compress, "xz"),
+        (lambda raw: gzip.compress(gzip.compress(raw)), "gzip in another archive"),
+    ],
+)
+def test_what_is_packed_otherwise_is_named(tmp_path: Path, pack: Callable[[bytes], bytes], what: str) -> None:
+    path = tmp_path / "t.csv.packed"
+    path.write_bytes(pack(b"time,R\n2026-01-01T00:00:00Z,400\n"))
+    with pytest.raises(TraceError, match=rf"is packed \({what}\); unpack it"):
+        read(path)

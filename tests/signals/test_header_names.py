@@ -182,7 +182,20 @@ def test_a_header_that_says_utc_of_times_declared_otherwise_is_warned_of(
     assert "column 'time_utc' holds UTC by its name, and is read as Asia/Tokyo" in caplog.text
 
 
-@pytest.mark.parametrize("form", ["HE{:02}", "H{}", "{}", "{:02}:00", "Values_Hour{:02}", "hour {}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "HE{:02}",
+        "H{}",
+        "{}",
+        "{:02}:00",
+        "Values_Hour{:02}",
+        "hour {}",
+        "{0:02}:00-{0:02}:59",
+        "{0} - {0}",
+        "{:02}:00 PM",
+    ],
+)
 def test_hours_of_a_day_are_no_regions(tmp_path: Path, form: str) -> None:
     first, path = 0 if ":" in form else 1, tmp_path / "t.csv"
     names = [form.format(hour) for hour in range(first, first + 24)]
@@ -221,3 +234,29 @@ def test_parts_of_a_second_shift_nothing(tmp_path: Path) -> None:
 def test_points_that_cannot_part_thousands_are_no_decimal_commas(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"'0.575' in column 'R'.*is not a number; write 1.234,5"):
         opened(tmp_path / "t.csv", rows("time,R").replace("400.0", "0.575"), kind="price", decimal=",").span()
+
+
+@pytest.mark.parametrize("name", ["time_to", "valid_to", "datetime_to", "endtimestamp", "EndDateTime"])
+def test_ends_in_other_words(name: str) -> None:
+    with pytest.raises(TraceError, match="holds interval ends by its name"):
+        require_declared_end("t.csv", name)
+
+
+@pytest.mark.parametrize(
+    ("above", "skipped"),
+    [
+        ("# Source: WattTime, exported 2024\n# lat, lon\n", 2),
+        ("\nReport, 2024-04-01, NP15\n", 2),
+    ],
+)
+def test_a_second_header_is_named(tmp_path: Path, above: str, skipped: int) -> None:
+    text = above + rows("time,R")
+    with pytest.raises(TraceError, match=f"'time,R' below it holds neither .* set traces.skip_lines to {skipped} if"):
+        opened(tmp_path / "t.csv", text).regions()
+    assert first_value(opened(tmp_path / "t.csv", text, skip_lines=skipped)) == 400.0
+
+
+def test_a_row_of_units_below_the_header_is_named(tmp_path: Path) -> None:
+    text = rows("time,R").replace("time,R\n", "time,R\nUTC,gCO2/kWh\n")
+    with pytest.raises(TraceError, match=r"'UTC,gCO2/kWh' below it holds .*delete it if it gives units"):
+        opened(tmp_path / "t.csv", text).regions()
