@@ -12,7 +12,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.signals.kinds import is_period_column
+from curtail_pipeline.signals.kinds import is_part_of_times
 from curtail_pipeline.signals.period_columns import is_number
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
 from curtail_pipeline.times import iso
@@ -68,9 +68,9 @@ def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Seq
     combined = "say what they come to with traces.combine (sum, first or last)"
     if not apart:
         fix = f"no column tells them apart: keep one row per stamp, or {combined}"
-    elif is_period_column(apart[0].columns[0]):
+    elif is_part_of_times(apart[0].columns[0]):
         fix = (
-            f"the column {apart[0].columns[0]!r} holds the hour or period that the stamps lack: write whole stamps, "
+            f"the column {apart[0].columns[0]!r} says when, which the stamps do not say in full: write whole stamps, "
             "date and time, into the time column"
         )
     else:

@@ -17,16 +17,17 @@ from curtail_pipeline.signals.flags import estimate_columns, parse_estimates
 from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names, require_intensity_names
 from curtail_pipeline.signals.period_columns import plain_name
+from curtail_pipeline.signals.region_names import require_named, require_one_spelling, tidied
 from curtail_pipeline.signals.time_zones import sign_warning
 from curtail_pipeline.signals.trace import POINT_SCHEMA
 
 log = logging.getLogger(__name__)
 
-_NO_NAME = ("", "nan", "null", "none", "#n/a")
-"""What programs write where a region has none."""
-
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 """One slash: a second one is lost where a path is made of it."""
+
+_REVISED = ("updated", "updatedat", "lastupdated", "lastupdate", "lastupdatedat", "lastmodified", "modifiedat")
+"""Names of a long file's column of revision times, without case and marks."""
 
 UNIT_COLUMNS = ("unit", "units", "uom", "unitofmeasure")
 """Names of a long file's column of units, without case and marks."""
@@ -73,6 +74,8 @@ class TraceFiles:
     def __init__(self, settings: FileFormat) -> None:
         self.settings = settings
         self._begins: set[bool] = set()
+        self._hours: set[str] = set()
+        """Columns of hours that belong to the time column."""
         self.files = find_files(settings.path)
         self.name = ", ".join(
             Path(p).name for p in ([settings.path] if isinstance(settings.path, str) else settings.path)
@@ -104,7 +107,9 @@ class TraceFiles:
             )
         if (text := sign_warning(self.settings.timezone)) is not None:
             log.warning("%s: %s", self.name, text)
-        return pl.concat(parts)
+        values = pl.concat(parts)
+        require_one_spelling(self.name, values["region"].unique(maintain_order=True).to_list())
+        return values
 
     @property
     def end_stamped(self) -> bool:
@@ -183,9 +188,10 @@ class TraceFiles:
     def _wide(self, content: FileContent) -> pl.DataFrame:
         path, names = content.path, content.names
         time = self._time_column(path, names, names[0])
-        columns = [name for name in names if self._may_be_signal(name, time)]
+        flags = self._flags(names, time)
+        columns = [name for name in names if name not in flags and self._may_be_signal(name, time)]
         times = FileTimes(self.settings, content, time)
-        raw = self._read(content, [time, *times.columns, *columns])
+        raw = self._read(content, [time, *times.columns, *columns, *flags])
         if not self.settings.columns:
             columns = [name for name in columns if not is_no_signal(name, raw[name])]
             if not columns:
@@ -195,11 +201,12 @@ class TraceFiles:
             require_intensity_names(str(path), [name for name in columns if name not in self.settings.columns])
         numbers = {name: parse_numbers(raw[name], path, raw[ROW], self.settings.decimal) for name in columns}
         stamps = times.utc(raw, needed=_any_value(numbers) if columns else None)
-        self._begins.add(times.begins)
+        self._noted(times)
         if not self.settings.columns:
             require_no_hours_across(str(path), columns, stamps)
+        estimated = parse_estimates(raw.select(flags), str(path), raw[ROW])
         parts = [
-            pl.DataFrame({"time": stamps, "value": numbers[name]})
+            pl.DataFrame({"time": stamps, "value": numbers[name], "estimated": estimated})
             .drop_nulls("time")
             .with_columns(region=pl.lit(region), kind=pl.lit(kind), unit=pl.lit(unit))
             for name in columns
@@ -207,6 +214,17 @@ class TraceFiles:
             for region, kind, unit in [self._meaning(name)]
         ]
         return pl.concat([_with_schema(part) for part in parts] or [pl.DataFrame(schema=VALUES_SCHEMA)])
+
+    def _noted(self, times: FileTimes) -> None:
+        self._begins.add(times.begins)
+        if times.hour_column is not None:
+            self._hours.add(times.hour_column)
+
+    def _flags(self, names: list[str], *others: str) -> list[str]:
+        """The columns that say which values are estimates."""
+        return estimate_columns(
+            [n for n in names if n not in (*others, self.settings.fold_column, *self.settings.columns)]
+        )
 
     def _may_be_signal(self, name: str, time: str) -> bool:
         """Whether a wide file's column can hold the values of a region."""
@@ -221,22 +239,18 @@ class TraceFiles:
         settings, path, names = self.settings, content.path, content.names
         others = [name for name in names if name not in (settings.region_column, settings.value_column)]
         time = self._time_column(path, names, "time" if "time" in names else (others or names)[0])
-        extra = [name for name in ("kind", "model", "warnings", "updated") if name in others]
-        flags = estimate_columns([name for name in others if name != settings.fold_column])
+        extra = [name for name in ("kind", "model", "warnings") if name in others]
+        revised = next((name for name in others if plain_name(name) in _REVISED), None)
+        flags = self._flags(others, time)
         times = FileTimes(settings, content, time)
         if self._undeclared(names):
             require_believable_names(str(path), [settings.value_column])
         units_of = [name for name in others if plain_name(name) in UNIT_COLUMNS]
         used = [time, settings.region_column, settings.value_column, *times.columns, *extra, *units_of]
-        raw = self._read(content, [*used, *flags])
+        raw = self._read(content, [*used, *flags, *([revised] if revised else [])])
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
-        regions = raw[settings.region_column].cast(pl.String).str.strip_chars()
-        nameless = (regions.is_null() | regions.str.to_lowercase().is_in(_NO_NAME)).arg_true()
-        if len(nameless):
-            raise TraceError(
-                f"{path}: data row {raw[ROW][int(nameless[0])]} has no {settings.region_column!r}; name each "
-                "row's region"
-            )
+        regions = tidied(raw[settings.region_column])
+        require_named(regions, path, raw[ROW])
         kinds = (
             raw["kind"].cast(pl.String) if "kind" in extra else pl.Series([settings.kind] * len(raw), dtype=pl.String)
         )
@@ -250,7 +264,7 @@ class TraceFiles:
         values = parse_numbers(raw[settings.value_column], path, raw[ROW], settings.decimal)
         groups = pl.select(pl.concat_str(regions, kinds, separator="/")).to_series()
         stamps = times.utc(raw, groups, needed=values.is_not_null())
-        self._begins.add(times.begins)
+        self._noted(times)
         table = pl.DataFrame(
             {
                 "time": stamps,
@@ -261,8 +275,9 @@ class TraceFiles:
             }
         )
         for name in set(extra) - {"kind"}:
-            column = times.revised(raw[name], raw[ROW]) if name == "updated" else raw[name]
-            table = table.with_columns(column.alias(name))
+            table = table.with_columns(raw[name].alias(name))
+        if revised is not None and (revised == "updated" or _has_dates(raw[revised])):
+            table = table.with_columns(times.revised(raw[revised], raw[ROW]).alias("updated"))
         estimated = parse_estimates(raw.select(flags), str(path), raw[ROW])
         return _with_schema(table.with_columns(estimated.alias("estimated")).drop_nulls("time"))
 
@@ -307,10 +322,11 @@ class TraceFiles:
             rows = self._read(content, names)
             if is_long:
                 own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
-                rows = rows.filter(rows[used[0]].cast(pl.String).str.strip_chars().is_in([region, *own]))
+                rows = rows.filter(tidied(rows[used[0]]).is_in([region, *own]))
             # Where nothing else can be a region, what is read as one is.
             only = [region] if len(names) == 2 else []
-            found = telling_columns(rows, [time], [ROW, *used, *self.settings.columns, *only])
+            keys = [time, *(name for name in names if name in self._hours)]
+            found = telling_columns(rows, keys, [ROW, *used, *self.settings.columns, *only])
             if found:
                 return found
         return []
@@ -346,6 +362,14 @@ class TraceFiles:
 
 def _region_of(entry: str | Column) -> str:
     return entry if isinstance(entry, str) else entry.region
+
+
+def _has_dates(column: pl.Series) -> bool:
+    """Whether a column holds times of ISO 8601, or nothing."""
+    known = column.drop_nulls()
+    return column.dtype.is_temporal() or (
+        column.dtype == pl.String and bool(known.str.contains(r"^\s*\d{4}-\d{2}-\d{2}").all())
+    )
 
 
 def _any_value(numbers: dict[str, pl.Series]) -> pl.Series:

@@ -15,9 +15,14 @@ from curtail_pipeline.errors import TraceError
 _PRICE: Final = {
     *("rrp", "lmp", "hoep", "price", "prices", "spot", "mcp", "smp", "prc", "tariff", "cost", "preis", "prix"),
     *("precio", "prezzo", "eur", "euro", "usd", "aud", "gbp", "cad", "nzd", "nok", "sek", "dkk", "pln", "chf", "jpy"),
-    *("dollar", "dollars", "dayahead", "lbmp", "mcpc", "pvpc", "pun"),
+    *("dollar", "dollars", "dayahead", "mcpc", "mcpe", "pvpc", "pun", "omie", "omel", "epex", "dam", "rtm", "charge"),
+    *("preço", "preco", "prijs", "prijzen", "hinta", "cena", "ceny", "pris", "fiyat"),
 }
-_PRICE_ENDS: Final = ("price", "preis", "prices", "preise")
+_PRICE_ENDS: Final = ("price", "preis", "prices", "preise", "lmp", "lbmp", "pris", "prijs")
+_CURTAILED: Final = re.compile(
+    r"curtail(?:ed|ment|ments|ing)?|spill(?:ed|age|s)?|uigf|dispatch_?down|abregelung|abgeregelt|[eé]cr[eê]tement|"
+    r"vertimientos?"
+)
 _AVERAGE: Final = {
     *("avg", "average", "averaged", "mean", "aoer", "aer", "aef", "lifecycle", "lca", "durchschnitt", "mittelwert"),
     *("moyenne", "promedio", "media"),
@@ -27,7 +32,8 @@ _FORECAST: Final = {"forecast", "forecasted", "fcst", "predicted", "prediction",
 _OTHER: Final = {
     *("percent", "percentage", "perc", "pct", "share", "ratio", "renewable", "renewables", "cfe", "lcp", "version"),
     *("frequency", "temperature", "temp", "humidity", "irradiance", "load", "demand", "generation", "consumption"),
-    *("capacity", "production", "rank", "count", "latitude", "longitude", "population"),
+    *("capacity", "production", "rank", "count", "latitude", "longitude", "population", "percentile", "health"),
+    *("damage", "damages", "speed", "solar", "wind", "gas", "coal", "nuclear", "biomass"),
 }
 """What is published beside intensities and is none."""
 _ELECTRICITY_MAPS: Final = re.compile(r"carbon[ _]?intensity.*\((direct|life ?cycle)\)", re.IGNORECASE)
@@ -37,26 +43,29 @@ _PERIOD: Final = re.compile(
 )
 _PART: Final = re.compile(
     r"year|yr|month|day|week|week_?day|dow|doy|day_?of_?(week|month|year)|(is_?)?(holiday|weekend)|minutes?|seconds?|"
-    r"index|idx|id|row|row_?(id|no|nr|number)|unnamed(_?\d+)?|(is_?)?dst(_?flag)?|(utc|tz|gmt)_?offset|offset|fold|season|"
+    r"index|idx|id|row|row_?(id|no|nr|number)|(zone|region|area|p?node|location)_?id|ptid|unnamed(_?\d+)?|(is_?)?dst(_?flag)?|(utc|tz|gmt)_?offset|offset|fold|season|"
 )
 """Parts of a date, counters of rows and remarks about the clock."""
 _COUNTRY: Final = re.compile("[A-Z]{2}")
 """HR is Croatia, ID Indonesia and SP a part of Brazil, unless the values count hours."""
-_STAMP: Final = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(\D.*)?$"
+_STAMP: Final = (
+    r"^\s*(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:\D.*)?|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}(?:\D.*)?"
+    r"|\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{2,4}(?:\D.*)?|\d{1,2}:\d{2}(?::\d{2})?(?: ?[AaPp]\.?[Mm]\.?)?)\s*$"
+)
 _MOST_COUNTED: Final = 50
-_TOKENS: Final = re.compile(r"[A-Za-z]+")
+_TOKENS: Final = re.compile(r"[^\W\d_]+")
 _SMALL_P95: Final = 150.0
-_SMALL_MAX: Final = 300.0
-"""g/kWh. The 95th percentile of real marginal intensities is 450 to 890, their largest above 490, because the next kWh
-of a grid comes from a fossil unit most of the time."""
+"""g/kWh. The 95th percentile of real marginal intensities is 450 to 890, because the next kWh of a grid comes from a
+fossil unit most of the time. The largest value says less: a price has spikes."""
 OFTEN: Final = 0.8
+_INTENSITY: Final = 300.0
 _ENOUGH_S: Final = 12 * 3600.0
 """A grid can be without a fossil unit for half a day."""
 
 
-def is_period_column(name: str) -> bool:
-    """Whether a column counts hours or periods of a day, by its name; it is never a region."""
-    return _PERIOD.fullmatch(_plain(name)) is not None
+def is_part_of_times(name: str) -> bool:
+    """Whether a column counts hours, periods or minutes, by its name, and so belongs to the stamps."""
+    return _PERIOD.fullmatch(_plain(name)) is not None or re.fullmatch("minutes?", _plain(name)) is not None
 
 
 def is_no_signal(name: str, values: pl.Series) -> bool:
@@ -77,7 +86,7 @@ def is_no_signal(name: str, values: pl.Series) -> bool:
 
 
 def _holds_stamps(values: pl.Series) -> bool:
-    """Whether texts are dates, such as the ends of intervals beside their begins."""
+    """Whether texts are dates or times of day, such as the ends of intervals beside their begins."""
     if values.dtype != pl.String:
         return False
     known = values.drop_nulls()
@@ -92,12 +101,17 @@ def require_believable_names(file: str, columns: Sequence[str]) -> None:
     """For columns whose kind nobody declared.
 
     Raises:
-        TraceError: one of them holds a price or an average intensity by its name.
+        TraceError: one of them holds a price, curtailed power or an average intensity by its name.
     """
     for name in columns:
-        tokens = {token.lower() for token in _TOKENS.findall(_split(name))}
+        tokens = _tokens(name)
+        if _CURTAILED.search("_".join(tokens)):
+            raise TraceError(
+                f"{file}: column {name!r} holds curtailed power by its name, and would be read as gCO2/kWh; declare it "
+                "with --kind curtailed_power (traces.kind: curtailed_power), or --kind marginal_intensity if it is one"
+            )
         if (
-            tokens & _PRICE
+            not _PRICE.isdisjoint([*tokens, "".join(tokens)])
             or any(token.endswith(_PRICE_ENDS) for token in tokens)
             or any(sign in name for sign in "$€£")
         ):
@@ -105,7 +119,7 @@ def require_believable_names(file: str, columns: Sequence[str]) -> None:
                 f"{file}: column {name!r} holds a price by its name, and would be read as gCO2/kWh; declare it with "
                 "--kind price (traces.kind: price), or --kind marginal_intensity if it is one"
             )
-        if (tokens & _AVERAGE and not tokens & _MARGINAL) or _ELECTRICITY_MAPS.search(name):
+        if (not _AVERAGE.isdisjoint(tokens) and _MARGINAL.isdisjoint(tokens)) or _ELECTRICITY_MAPS.search(name):
             raise TraceError(
                 f"{file}: column {name!r} holds an average intensity by its name, which cannot define a curtailment "
                 "window; name the columns to read in traces.columns, with kind: average_intensity for accounting, or "
@@ -120,7 +134,7 @@ def require_intensity_names(file: str, columns: Sequence[str]) -> None:
         TraceError: one of them is a forecast or something else by its name.
     """
     for name in columns:
-        tokens = {token.lower() for token in _TOKENS.findall(_split(name))}
+        tokens = set(_tokens(name))
         what = "holds a forecast" if tokens & _FORECAST else "holds no intensity" if tokens & _OTHER else ""
         if what or "%" in name:
             raise TraceError(
@@ -131,7 +145,7 @@ def require_intensity_names(file: str, columns: Sequence[str]) -> None:
 
 def is_intensity(high: float) -> bool:
     """Whether values [g/kWh] are a marginal intensity's, by their quantile `OFTEN`: prices are rarely so high."""
-    return high >= _SMALL_MAX
+    return high >= _INTENSITY
 
 
 def require_believable_values(file: str, region: str, values: pl.Series, cadence_s: float) -> None:
@@ -145,12 +159,17 @@ def require_believable_values(file: str, region: str, values: pl.Series, cadence
     if len(others) * cadence_s < _ENOUGH_S or len(others) < len(known) / 2:
         return
     high, largest = float(others.quantile(0.95, "lower") or 0.0), float(others.max() or 0.0)  # type: ignore[arg-type]
-    if 2.0 <= largest < _SMALL_MAX and high < _SMALL_P95:
+    if largest >= 2.0 and high < _SMALL_P95:
+        most = f"never exceeds {largest:g}" if largest < _INTENSITY else f"exceeds {high:g} in 1 of 20 values only"
         raise TraceError(
-            f"{file}: {region!r} never exceeds {largest:g}, which as gCO2/kWh would be a grid without a fossil unit at "
-            "the margin; declare what it holds with --kind price or --kind curtailed_power (traces.kind), or --kind "
+            f"{file}: {region!r} {most}, which as gCO2/kWh would be a grid without a fossil unit at the margin; "
+            "declare what it holds with --kind price or --kind curtailed_power (traces.kind), or --kind "
             "marginal_intensity if the region really is that clean"
         )
+
+
+def _tokens(name: str) -> list[str]:
+    return [token.lower() for token in _TOKENS.findall(_split(name))]
 
 
 def _split(name: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.files import FileProvider
-from curtail_pipeline.signals.kinds import is_period_column
+from curtail_pipeline.signals.kinds import is_part_of_times
 
 STAMPS = [f"2024-04-01T{hour:02d}:00:00Z" for hour in range(24)]
 
@@ -139,11 +139,57 @@ def test_small_values_beside_a_region_that_has_intensities_are_a_clean_grids(tmp
         values(opened(tmp_path, lines))
 
 
+def test_a_price_with_spikes_is_no_intensity(tmp_path: Path) -> None:
+    lines = ["time,NP15", *(f"{day}T{h:02}:00Z,{1000 if h == 18 and d == 1 else 40 + h}" for d, day in
+             enumerate(["2024-04-01", "2024-04-02"]) for h in range(24))]  # fmt: skip
+    with pytest.raises(TraceError, match=r"'NP15' exceeds 62 in 1 of 20 values only.*--kind price"):
+        values(opened(tmp_path, lines), "NP15")
+    assert values(opened(tmp_path, lines, kind="price"), "NP15")[0] == 40
+
+
+def test_what_tells_rows_apart_beside_their_hours_is_named(tmp_path: Path) -> None:
+    halves = [(day, period) for day in (1, 2) for period in range(1, 49)]
+    rows = [row for d, n in halves for row in (f"2024-04-0{d},{n},N2EX,0", f"2024-04-0{d},{n},APX,{50 + n}")]
+    lines = ["settlementDate,settlementPeriod,dataProvider,price", *rows]
+    given = {"kind": "price", "columns": {"price": "GB"}, "timezone": "Europe/London"}
+    with pytest.raises(TraceError, match=r"column 'dataProvider' tells them apart \(APX, N2EX\).*{dataProvider: APX}"):
+        values(opened(tmp_path, lines, **given), "GB")
+    assert values(opened(tmp_path, lines, where={"dataProvider": "APX"}, **given), "GB")[:2] == [51, 52]
+    quarters = ["Date,Hour,Minute,GB", *(f"2024-04-01,{h},{m},{h + m}" for h in range(24) for m in (0, 15, 30, 45))]
+    with pytest.raises(TraceError, match="the column 'Minute' says when, which the stamps do not say in full"):
+        values(opened(tmp_path, quarters, kind="price"), "GB")
+
+
+@pytest.mark.parametrize("column", ["updated", "updatedAt", "last_updated", "LastModified"])
+def test_the_later_revision_counts_wherever_it_stands(tmp_path: Path, column: str) -> None:
+    lines = [f"time,region,value,{column}"]
+    lines += [f"{stamp},R,{400 + i},2024-05-02T00:00:00Z" for i, stamp in enumerate(STAMPS)]
+    lines += [f"{STAMPS[5]},R,40,2024-05-01T00:00:00Z"]
+    assert values(opened(tmp_path, lines))[5] == 405
+    if column != "updated":
+        notes = [lines[0], *(line.rpartition(",")[0] + ",yes" for line in lines[1:])]
+        assert values(opened(tmp_path, notes))[5] == 40
+
+
 def test_hours_and_periods_are_no_regions(tmp_path: Path) -> None:
     names = ["Hour", "HE", "Period", "Interval", "HourEnding", "Hour Ending", "settlement_period", "OPR_HR"]
-    assert [name for name in names if not is_period_column(name)] == []
-    assert [name for name in ("DE", "SPP_TX", "SE3", "HEAD", "NEM_SA", "R") if is_period_column(name)] == []
-    for name in ("Hour", "Year", "Month", "Day", "DayOfWeek", "Minute", "index", "Unnamed: 0", "is_dst", "HR", "ID"):
+    assert [name for name in names if not is_part_of_times(name)] == []
+    assert [name for name in ("DE", "SPP_TX", "SE3", "HEAD", "NEM_SA", "R") if is_part_of_times(name)] == []
+    parts = [
+        "Hour",
+        "Year",
+        "Month",
+        "Day",
+        "DayOfWeek",
+        "Minute",
+        "index",
+        "Unnamed: 0",
+        "is_dst",
+        "HR",
+        "ID",
+        "zone_id",
+    ]
+    for name in parts:
         lines = [f"time,{name},R", *(f"{stamp},{i},{400 + i}" for i, stamp in enumerate(STAMPS))]
         assert opened(tmp_path, lines).regions() == ["R"], name
 

@@ -1,7 +1,8 @@
-"""Which values a long file calls estimates, and how it says so."""
+"""Which values a file calls estimates, and how it says so."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,13 @@ from curtail_pipeline.signals.files import FileProvider
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def estimated(path: Path, column: str, marks: list[str]) -> list[bool]:
+def estimated(path: Path, column: str, marks: list[str], *, wide: bool = False, **given: Any) -> list[bool]:
     """What is read of a column of marks, one per hour."""
-    lines = [f"{START + timedelta(hours=k):%Y-%m-%dT%H:%MZ},R,{-k},{mark}" for k, mark in enumerate(marks)]
-    path.write_text("\n".join([f"time,region,value,{column}", *lines]))
-    provider = FileProvider(FileTraces(path=str(path), kind="price"))
+    region, header = ("", "time,R") if wide else ("R,", "time,region,value")
+    lines = [f"{START + timedelta(hours=k):%Y-%m-%dT%H:%MZ},{region}{-k},{mark}" for k, mark in enumerate(marks)]
+    path.write_text("\n".join([f"{header},{column}", *lines]))
+    provider = FileProvider(FileTraces(path=str(path), kind="price", **given))
+    assert provider.regions() == ["R"]
     span = provider.span()
     assert span is not None
     return provider.fetch("R", *span)["estimated"].to_list()
@@ -36,10 +39,22 @@ def estimated(path: Path, column: str, marks: list[str]) -> list[bool]:
         ("data_quality", "Estimated", "Actual"),
         ("status", "INTERPOLATED", "FINAL"),
         ("type", "forecast", "actual"),
+        ("value_type", "Model", "E"),
+        ("quality", "E", "A"),
+        ("flag", "e", "m"),
+        ("estimated", "Estimated", "Actual"),
+        ("isEstimated", "E", "A"),
+        ("is_forecast", "1", "0"),
+        ("isActual", "false", "true"),
+        ("is_measured", "0", "1"),
+        ("Is Observed", "N", ""),
     ],
 )
 def test_estimates_in_every_spelling(tmp_path: Path, column: str, yes: str, no: str) -> None:
-    assert estimated(tmp_path / "t.csv", column, [yes, no, yes, no]) == [True, False, True, False]
+    marks, expected = [yes, no, yes, no], [True, False, True, False]
+    assert estimated(tmp_path / "t.csv", column, marks) == expected
+    assert estimated(tmp_path / "t.csv", column, marks, wide=True) == expected
+    assert estimated(tmp_path / "t.csv", column, marks, wide=True, columns={"R": "R"}) == expected
 
 
 def test_several_columns_say_so_together(tmp_path: Path) -> None:
