@@ -6,6 +6,7 @@ full or empty are exact, so that a result does not depend on how time is cut.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,8 +25,11 @@ from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, iso, 
 
 log = logging.getLogger(__name__)
 
+_STANDBY = 0.01
+"""Of the most power: so much an inverter may take at night, which counts as none."""
 _MANY_TIMES = 200.0
 """What a site takes: generation above this beside it looks like W for kW."""
+_COVERED = 0.95
 _NO_BATTERY = Battery(capacity_kwh=1e-12, charge_kw=1e-12, discharge_kw=1e-12)
 
 
@@ -62,14 +66,21 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
         stamps = parse_stamps(table["time"], str(path), None, "UTC", table[ROW]).naive
         values = parse_numbers(table["kw"], path, table[ROW])
     except TraceError as error:
-        what = str(error).split(";")[0]
-        raise TraceError(f"on-site generation: {what}; it needs the columns time (ISO 8601, UTC) and kw") from error
+        what = re.split("; (?=if |set )", str(error))[0]  # what helps with traces has no setting here
+        raise TraceError(
+            f"on-site generation: {what}; it needs the columns time (ISO 8601, UTC) and kw, separated by commas"
+        ) from error
     rows = pl.DataFrame({"time": stamps.dt.epoch("us"), "kw": values}).filter(pl.col("kw").is_finite()).unique()
     rows = rows.sort("time")
     if rows.is_empty():
         raise TraceError(f"on-site generation {path} has no values")
-    if rows.filter(pl.col("kw") < 0).height:
-        raise TraceError(f"on-site generation {path} has negative power; generation counts from 0 up")
+    least = rows.row(rows["kw"].arg_min() or 0, named=True)
+    if least["kw"] < -_STANDBY * float(rows["kw"].max()):  # type: ignore[arg-type]
+        raise TraceError(
+            f"on-site generation {path} has negative power, {least['kw']:g} kW at {iso(from_us(least['time']))}; "
+            "generation counts from 0 up: correct the sign, or leave out what the site takes"
+        )
+    rows = rows.with_columns(pl.col("kw").clip(0.0))
     times = rows["time"].to_numpy()
     twice = times[1:][times[1:] == times[:-1]]
     if len(twice):
@@ -93,6 +104,12 @@ def require_generation(sites: Sequence[Site], span: tuple[datetime, datetime]) -
             raise TraceError(
                 f"on-site generation {site.on_site.path} of site {site.name!r} goes from {first} to {last}, and the "
                 f"traces from {iso(span[0])} to {iso(span[1])}; give generation of that time"
+            )
+        begin, end = max(int(signal.times[0]), to_us(span[0])), min(signal.valid_until, to_us(span[1]))
+        if end - begin < _COVERED * (to_us(span[1]) - to_us(span[0])):
+            log.warning(
+                "on-site generation %s of site %s goes from %s to %s only; outside of that there counts none",
+                *(site.on_site.path, site.name, iso(from_us(int(signal.times[0]))), iso(from_us(signal.end))),
             )
         most = float(signal.values.max())
         if most > _MANY_TIMES * site.training_kw * site.pue:

@@ -1,6 +1,7 @@
 """Batteries and on-site generation, also against the co-simulator vessim."""
 
 import itertools
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,10 @@ def test_on_site_power_opens_a_window_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("time,kw\n2026-01-11T17:00:00Z,-1\n", "negative power"),
-        ("time,watts\n", "has no column 'kw'; it has time, watts|needs the columns time"),
+        ("time,kw\n2026-01-11T17:00:00Z,-1\n", r"negative power, -1 kW at 2026-01-11T17:00:00Z; .*correct the sign"),
+        ("time,kw\n2026-01-11T17:00:00Z,3\n2026-01-11T18:00:00Z,-0.1\n", "negative power, -0.1 kW at"),
+        ("time,watts\n", "has no column 'kw'; it has time, watts; it needs the columns time"),
+        ("time;kw\n2026-01-11T17:00:00Z;1\n", r"has only the column 'time;kw'; it needs .*separated by commas"),
         ("time,kw\n2026-01-11T17:00:00Z,1\n2026-01-11T17:00:00Z,2\n", "has two values at 2026-01-11T17:00:00Z"),
         ("time,kw\n01/11/2026 17:00,1\n", "'01/11/2026 17:00' in column 'time', data row 1, is not a time in ISO 8601"),
         ("time,kw\n2026-01-11T17:00:00Z,much\n", "'much' in column 'kw', data row 1, is not a number"),
@@ -224,6 +227,26 @@ def test_generation_of_another_time_is_refused_and_watts_are_warned_of(
     path.write_text("time,kw\n2026-01-11T17:00:00Z,5000\n2026-01-11T18:00:00Z,5000\n")
     simulate(run, rows)
     assert "reaches 5000 kW, 2500 times what the site takes; if it is in W" in caplog.text
+
+
+def test_what_an_inverter_takes_at_night_is_no_generation(tmp_path: Path) -> None:
+    path = tmp_path / "sun.csv"
+    path.write_text("time,kw\n2026-01-11T17:00:00Z,-0.002\n2026-01-11T18:00:00Z,3\n")
+    assert read_on_site(OnSiteGeneration(path=str(path))).values.tolist() == [0.0, 3.0]
+
+
+def test_generation_of_a_part_of_the_time_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "sun.csv"
+    stamps = [minutes(m) for m in range(0, 120, 5)]
+
+    def simulated(part: list[datetime]) -> str:
+        caplog.clear()
+        path.write_text("time,kw\n" + "".join(f"{stamp:%Y-%m-%dT%H:%M:%SZ},1\n" for stamp in part))
+        simulate(*run_with([450.0] * 24, on_site={"path": str(path)}))
+        return caplog.text
+
+    assert "of site A goes from" in simulated(stamps[:12]) and "outside of that there counts none" in caplog.text
+    assert not simulated(stamps)
 
 
 def test_generation_outside_its_record_and_in_gaps_is_nothing(tmp_path: Path) -> None:
