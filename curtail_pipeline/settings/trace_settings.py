@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
+from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.section import Name, Section
 
 Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_power"]
@@ -211,20 +212,31 @@ class LiveFileTraces(FileFormat):
 def on_file(
     declared: ProviderSettings | None, path: str | Path, given: Mapping[str, object] | None = None
 ) -> FileTraces:
-    """The settings of another file, read as the declared traces are where those are a file (or one of several).
+    """The settings of another file, read as the declared traces are where those are files, or some of several sources.
 
     Args:
         given: keys of FileFormat that are set in place of the declared ones. A kind without a unit is in its own unit.
 
     Raises:
         pydantic.ValidationError: a value that cannot be.
+        SettingsError: several declared files are read differently, and what differs is not given.
     """
     sources = declared.sources if isinstance(declared, CombinedTraces) else [declared]
-    files = [source for source in sources if isinstance(source, FileFormat)]
-    base = files[0].model_dump(exclude_unset=True, exclude={"provider"}) if len(files) == 1 else {}
+    files = [
+        source.model_dump(exclude_unset=True, exclude={"provider", "path"})
+        for source in sources
+        if isinstance(source, FileFormat)
+    ]
     given = given or {}
-    if "kind" in given and "unit" not in given:
-        base.pop("unit", None)
+    replaced = {*given, "unit"} if "kind" in given else set(given)
+    names = dict.fromkeys(name for settings in files for name in settings if name not in replaced)
+    differing = [name for name in names if any(settings.get(name) != files[0].get(name) for settings in files)]
+    if differing:
+        raise SettingsError(
+            f"{path}: the experiment reads its {len(files)} files with different {', '.join(differing)}; say how this "
+            f"one is read, e.g. --set {differing[0]}=..., or leave the experiment's other files out"
+        )
+    base = {name: files[0][name] for name in names}
     return FileTraces.model_validate({**base, **given, "path": str(path)})
 
 

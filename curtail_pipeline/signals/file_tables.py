@@ -195,7 +195,10 @@ class TraceFiles:
         if not self.settings.columns:
             columns = [name for name in columns if not is_no_signal(name, raw[name])]
             if not columns:
-                raise TraceError(f"{path}: has no value column beside {time!r}; add a value column per region")
+                raise TraceError(
+                    f"{path}: has no value column beside {time!r}; add one per region, or name the column of times in "
+                    "traces.time_column"
+                )
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
             require_intensity_names(str(path), [name for name in columns if name not in self.settings.columns])

@@ -20,8 +20,8 @@ _PRICE: Final = {
 }
 _PRICE_ENDS: Final = ("price", "preis", "prices", "preise", "lmp", "lbmp", "pris", "prijs")
 _CURTAILED: Final = re.compile(
-    r"curtail(?:ed|ment|ments|ing)?|spill(?:ed|age|s)?|uigf|dispatch_?down|abregelung|abgeregelt|[eé]cr[eê]tement|"
-    r"vertimientos?"
+    r"(?:^|_)(?:curtail(?:ed|ment|ments|ing)?|spill(?:ed|age|s)?|uigf|dispatch_?down|abregelung|abgeregelt|"
+    r"[eé]cr[eê]tement|vertimientos?)(?:_|$)"
 )
 _AVERAGE: Final = {
     *("avg", "average", "averaged", "mean", "aoer", "aer", "aef", "lifecycle", "lca", "durchschnitt", "mittelwert"),

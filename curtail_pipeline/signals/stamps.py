@@ -26,7 +26,7 @@ _NATIONAL = tuple(
     f"{date} {time}".strip()
     for date in (
         *("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%y", "%m-%d-%Y", "%d-%m-%Y", "%Y.%m.%d"),
-        *("%d-%b-%Y", "%d %b %Y", "%b %d %Y", "%b %d, %Y", "%d-%b-%y"),
+        *("%y-%m-%d", "%y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d %Y", "%b %d, %Y", "%d-%b-%y"),
     )
     for time in ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%H", "")
 )
@@ -37,6 +37,8 @@ _RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
 _ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 _24 = r"([ T])24(:00(?::00(?:\.0+)?)?)?$"
+_FIRST_YEAR = 1900
+"""An earlier one has two digits in the file."""
 _SPREADSHEET_DAYS = (25_569, 73_050)
 """1970 and 2099 as days since the end of 1899."""
 _EPOCHS = {10: 1_000_000, 13: 1_000, 16: 1, 19: 0.001}
@@ -217,8 +219,9 @@ class _Parser:
             if not stamp.null_count():
                 break
             stamp = stamp.fill_null(text.str.to_datetime(form, time_unit="us", strict=False))
-        if stamp.null_count():
-            self._refuse(stamp.is_null(), "is not a time in ISO 8601", self._proposal())
+        wrong = stamp.is_null() | (stamp.dt.year() < _FIRST_YEAR)
+        if wrong.any():
+            self._refuse(wrong, "is not a time in ISO 8601", self._proposal())
         digits = pl.col("sign").str.replace(":", "")
         size = pl.duration(
             hours=digits.str.slice(1, 2).cast(pl.Int64),
@@ -234,7 +237,7 @@ class _Parser:
         for form in _NATIONAL:
             text, whole = _with_minutes(self.text, form)
             parsed = text.str.to_datetime(whole, time_unit="us", strict=False)
-            if not parsed.null_count() and (parsed.dt.year() > 1900).all():
+            if not parsed.null_count() and (parsed.dt.year() >= _FIRST_YEAR).all():
                 fitting[form] = parsed
         days = self.text.cast(pl.Float64, strict=False)
         if days.is_between(*_SPREADSHEET_DAYS).fill_null(False).all():

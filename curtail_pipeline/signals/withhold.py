@@ -25,9 +25,8 @@ SAID: Final[Mapping[Reason, str]] = {
 }
 """What the trace's `warnings` say of a value that was withheld."""
 
-COARSE_S, COARSE_VALUES = 16 * 3600.0, 6
-"""Of a feed that is too coarse for FROZEN_VALUES: an hourly one may repeat itself for some hours, not for two thirds of
-a day."""
+COARSE_S, COARSE_VALUES = 86_400.0, 6
+"""Of a feed that is too coarse for FROZEN_VALUES in a day: so long and so many values."""
 FROZEN_PRICE_S: Final = 12 * 3600.0
 """Longest legal run of a price: a market may clear at one bid, often that of curtailed plants, for all hours of sun."""
 REPEATED_SHARE: Final = 0.5

@@ -70,6 +70,22 @@ def test_another_trace_is_another_experiment_with_its_own_name(tmp_path: Path) -
     assert after.sha256() != before.sha256()
 
 
+def test_another_trace_is_read_as_all_files_of_the_experiment_are(tmp_path: Path) -> None:
+    content = laptop()
+
+    def read(*formats: dict, **given: object) -> dict:
+        files = [{"provider": "file", "path": f"{i}.csv", **form} for i, form in enumerate(formats)]
+        content["traces"] = {"provider": "combined", "sources": files}
+        found = with_traces(parse_experiment(content, "laptop"), tmp_path / "t.csv", given).traces
+        return found.model_dump(exclude_unset=True, exclude={"provider", "path"})
+
+    pounds, price = {"unit": "lb/MWh", "timezone": "+10:00"}, {"kind": "price", "timezone": "+10:00"}
+    assert read(pounds, pounds) == pounds
+    with pytest.raises(SettingsError, match=r"reads its 2 files with different unit, kind; say how .* --set unit="):
+        read(pounds, price)
+    assert read(pounds, price, kind="price") == price
+
+
 def test_what_cannot_change_a_result_is_not_part_of_the_identity() -> None:
     before = laptop()
     after = parse_experiment(before | {"replay": {"speed": 7}, "federation": {"liveness_s": 99}}, "x.yaml")

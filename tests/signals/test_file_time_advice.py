@@ -95,6 +95,8 @@ def test_advice_time_format(csv: Any) -> None:
         ("Apr 13, 2024 12:00 AM", "%b %d, %Y %I:%M %p"),
         ("04/13/2024 00", "%m/%d/%Y %H"),
         ("13-Apr-24 00:00", "%d-%b-%y %H:%M"),
+        ("24/04/13 00:00", "%y/%m/%d %H:%M"),
+        ("24-04-13 00:00", "%y-%m-%d %H:%M"),
     ],
 )
 def test_advice_for_forms_of_exports(csv: Any, stamp: str, form: str) -> None:
