@@ -199,6 +199,7 @@ class Experiment(Section):
 
 _MEMBER: Final = re.compile(r"str|int|float|constrained-\w+|(?:literal|list|dict|function-\w+)\[.*\]")
 """What pydantic adds to the path of a value that may be of several types."""
+_DECIMAL_COMMA: Final = re.compile(r"[+-]?\d+,\d+")
 
 
 def explain(error: ValidationError, source: str) -> str:
@@ -210,8 +211,12 @@ def explain(error: ValidationError, source: str) -> str:
             parts.append(f"unknown key {where!r}: remove it or correct its spelling")
         elif item["type"] == "missing":
             parts.append(f"missing key {where!r}: add it")
+        elif item["type"] == "invalid_key":
+            parts.append(f"{where}: a key is a name; if its comma is a decimal one, write a point, as in 2.5")
         else:
             shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            if isinstance(item["input"], str) and _DECIMAL_COMMA.fullmatch(item["input"]):
+                shown = f" (got {item['input']!r}; write {item['input'].replace(',', '.')})"
             parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
     return f"{source}: " + "; ".join(parts)
 

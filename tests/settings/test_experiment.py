@@ -8,6 +8,7 @@ import yaml
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import EXPERIMENTS, load_experiment, parse_experiment, with_traces
+from curtail_pipeline.settings.yaml_text import parse_yaml
 
 
 def laptop() -> dict:
@@ -43,6 +44,18 @@ def test_a_mistake_is_named(change: dict, words: list[str]) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in ["x.yaml", *words])
+
+
+def test_a_decimal_comma_is_explained() -> None:
+    content = laptop()
+    content["sites"][0] |= {"training_kw": "2,5"}
+    with pytest.raises(SettingsError, match=r"sites.0.training_kw: .* \(got '2,5'; write 2\.5\)"):
+        parse_experiment(content, "laptop")
+    content["sites"][0] |= parse_yaml("{training_kw: 2,5, pue: 1.2}")
+    with pytest.raises(
+        SettingsError, match=r"sites.0.5: a key is a name; if its comma is a decimal one, write a point"
+    ):
+        parse_experiment(content, "laptop")
 
 
 def test_a_site_declared_twice_is_refused() -> None:
