@@ -9,10 +9,10 @@ from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.orders import SharedState
 from curtail_pipeline.federation.state_file import read_state
 from curtail_pipeline.storage.manifest import FRESH
-from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
+from curtail_pipeline.storage.store import CorruptObject, NotStored, file_sha256
 from curtail_pipeline.training.pending_upload import Files
 from curtail_pipeline.training.retention import SNAPSHOTS, snapshot_key
-from curtail_pipeline.training.weights import read_tensors, write_tensors
+from curtail_pipeline.training.weights import checked_tensors, write_tensors
 
 
 class StateLost(TrainingError):
@@ -29,21 +29,22 @@ def save_snapshot(files: Files, site: str, tensors: Mapping[str, torch.Tensor], 
     return name
 
 
-def load_snapshot(store: Store, site: str, state: str, folder: str = SNAPSHOTS) -> dict[str, torch.Tensor]:
-    """Read a state by name.
+def load_snapshot(files: Files, site: str, state: str, folder: str = SNAPSHOTS) -> dict[str, torch.Tensor]:
+    """Read a state by name; one that is on its way to the store is had from there.
 
     Raises:
         StateLost: it was pruned, lost or damaged.
     """
     key = snapshot_key(site, state, folder)
-    if not store.exists(key):
+    try:
+        with files.local(key) as path:
+            return checked_tensors(path, key, state.removeprefix("sha256:"))
+    except NotStored:
         raise StateLost(
             f"the inner optimiser state {state} of site {site} is not in the store ({key}): it was pruned under "
             "training.keep_inner_states or removed; restore the file, or send the order with inner_state 'fresh' "
             "(then a replay is no longer bit-identical)"
-        )
-    try:
-        return read_tensors(store, key, state.removeprefix("sha256:"))
+        ) from None
     except (TrainingError, CorruptObject) as error:
         raise StateLost(str(error)) from error
 

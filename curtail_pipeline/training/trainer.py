@@ -282,7 +282,7 @@ class SiteTrainer:
                 begin = FRESH
         if begin == FRESH:
             learner.reset()
-        self._residual.load(self.store, order, _snapshots(order))
+        self._residual.load(files, order, _snapshots(order))
         self._inner = begin
         return begin, start
 
@@ -290,7 +290,7 @@ class SiteTrainer:
         """The inner state that an order begins with; raises StateLost."""
         if order.shared is not None:
             return load_merged(files, order.shared)
-        return load_snapshot(self.store, self.site.name, order.inner_state, _snapshots(order))
+        return load_snapshot(files, self.site.name, order.inner_state, _snapshots(order))
 
     def _build(self, config: bytes, source: str) -> None:
         self._config = self._weights = self._inner = None

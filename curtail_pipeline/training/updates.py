@@ -37,7 +37,7 @@ class Residual:
         self._left: dict[str, Floats] = {}
         """Flat, by name of tensor."""
 
-    def load(self, store: Store, order: Order, folder: str) -> None:
+    def load(self, files: Files, order: Order, folder: str) -> None:
         """Bring it to what the order begins with; to nothing where that is lost and the order's terms allow it.
 
         Raises:
@@ -49,7 +49,7 @@ class Residual:
         if order.residual == FRESH:
             return
         try:
-            state = load_snapshot(store, order.site, order.residual, folder)
+            state = load_snapshot(files, order.site, order.residual, folder)
         except StateLost as error:
             if order.replay or order.terms.lost_state == "refuse":
                 raise

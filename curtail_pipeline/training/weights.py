@@ -45,17 +45,22 @@ def read_tensors(store: Store, key: str, sha256: str, device: str = "cpu") -> di
     """
     try:
         with store.local(key) as path:
-            found = file_sha256(path)
-            if found != sha256:
-                raise TrainingError(
-                    f"{key} is corrupt: its sha256 is {found}, expected {sha256}; restore the file or go back to an "
-                    "earlier checkpoint (`curtail checkpoints verify` tells which are whole)"
-                )
-            return load_file(path, device=device)
+            return checked_tensors(path, key, sha256, device)
     except NotStored:
         raise TrainingError(
             f"{key} is not in the store {store.uri}; restore it or start from a checkpoint that exists"
         ) from None
+
+
+def checked_tensors(path: Path, key: str, sha256: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """`read_tensors` of a file that is here; `key` is what errors call it."""
+    if (found := file_sha256(path)) != sha256:
+        raise TrainingError(
+            f"{key} is corrupt: its sha256 is {found}, expected {sha256}; restore the file or go back to an "
+            "earlier checkpoint (`curtail checkpoints verify` tells which are whole)"
+        )
+    try:
+        return load_file(path, device=device)
     except safetensors.SafetensorError as error:
         raise TrainingError(f"{key} is not a safetensors file ({error}); restore it from its checkpoint") from error
 

@@ -159,6 +159,26 @@ def test_a_replay_in_between_waits_for_no_upload(store: FolderStore, monkeypatch
     assert store.exists(order.out) and store.exists(f"{folder}/a")
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own", "merged"])
+def test_states_that_are_on_their_way_are_there_for_the_next_round(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """Also when a replay of other text came between, so that they are not in memory any more."""
+    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), overlapping(store)
+    order = changed(order, shared=None, inner_out="") if own else order
+    gate = Gate(store, monkeypatch)
+    result = trainer.train(order)
+    folder = "scratch/replays/again/r0"
+    places = {"out": f"{folder}/a", "inner_out": "" if own else f"{folder}/b", "delivered": f"{folder}/c.json"}
+    trainer.train(changed(order, **places, replay="again", lease=[(1, 40, 200)]))
+    second = behind(order, result, **({"shared": None, "inner_out": ""} if own else {}))
+    assert not store.exists(order.delivered)
+    after = trainer.train(second, on_phase=lambda phase: gate.open.set() if phase == "store" else None)
+    trainer.close()
+    assert after.inner_state.begin == result.inner_state.end
+    assert after.residual.begin == result.residual.end
+
+
 def test_an_upload_that_fails_is_told_and_training_goes_on(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, order = SiteTrainer(store, SITE, EXPERIMENT), overlapping(store)
 
