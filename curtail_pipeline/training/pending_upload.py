@@ -105,6 +105,12 @@ class PendingUploads:
         if self._thread is not None:
             self._thread.join()
 
+    def remove(self) -> None:
+        """Wait until nothing is on its way, and leave nothing here."""
+        self.wait()
+        self._made, self._sent = {}, {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _upload(self, order: Order, weights_sha256: str, files: dict[str, Path]) -> None:
         begin = time.perf_counter()
         try:

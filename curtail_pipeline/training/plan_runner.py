@@ -53,6 +53,7 @@ class TrainersHere:
             self._trainers[site] = self._trainer_of(site)
         try:
             result = self._trainers[site].train(order, should_stop=self._ended.is_set)
+            self._trainers[site].settle()  # no heartbeat would show that this process is storing what it has answered
         except CurtailError as error:
             return Failure(str(error))
         if self._ended.is_set():

@@ -204,10 +204,9 @@ class SiteTrainer:
         weights, state = self._built().weights(), self._built().state() if moved else {}
         written, residual = self._residual.store_update(files, order, weights, snapshots, moved, start and start.path)
         inner = begin
-        if steps and order.inner_out:
-            inner = store_inner(files, order, state)
-        elif steps:
-            inner = save_snapshot(files, self.site.name, state, snapshots)
+        if steps:
+            own = not order.inner_out
+            inner = save_snapshot(files, self.site.name, state, snapshots) if own else store_inner(files, order, state)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
         self._inner = inner if not order.inner_out or order.inner_codec == "fp32" else None
         if not order.replay and (residual or not order.inner_out):
@@ -253,8 +252,7 @@ class SiteTrainer:
         return self._made_with
 
     def _load(self, order: Order, files: Files) -> tuple[str, Start | None]:
-        """Bring model and optimisers to the state the order begins with; the name of the inner state, and the weights
-        that were made for it.
+        """Bring model and optimisers to what the order begins with; the inner state's name, and weights made for it.
 
         The state is the order's, or `fresh` where it is lost and the order's terms allow it.
         """
@@ -299,10 +297,13 @@ class SiteTrainer:
         self._learner = build_learner(config, source, self.settings, self.site, self._devices, ranks)
         self._config, self._warm = hashlib.sha256(config).hexdigest(), self.site.devices > 1
 
+    def settle(self) -> None:
+        """Wait for what is on its way, in either direction."""
+        self._workplace.settle()
+
     def close(self) -> None:
-        """Wait for what is on its way, and end the processes on the site's other devices, where there are any; the next
-        order starts them again."""
-        self._workplace.close()
+        """`settle`, and end the processes on the site's other devices; the next order starts them again."""
+        self.settle()
         if self._learner is not None and self._learner.ranks.size > 1:
             self._learner.ranks.close()
             self._config = self._weights = self._inner = self._learner = None

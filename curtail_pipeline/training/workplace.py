@@ -62,7 +62,7 @@ class Workplace:
         folder, found = self.store.here(pending_folder(order)), self._uploads.get(bool(order.replay))
         if found is None or (found.store, found.folder) != (self.store, folder):
             if found is not None:
-                found.wait()
+                found.remove()
             found = self._uploads[bool(order.replay)] = PendingUploads(self.store, folder)
         found.discard()
         return found
@@ -79,7 +79,7 @@ class Workplace:
     def _on_its_way(self, key: str) -> bool:
         return any(uploads.has(key) for uploads in [*self._uploads.values()])
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """Wait for what is on its way, in either direction."""
         if self._prefetch is not None:
             self._prefetch.wait()

@@ -179,6 +179,41 @@ def test_states_that_are_on_their_way_are_there_for_the_next_round(
     assert after.residual.begin == result.residual.end
 
 
+def test_a_repetition_in_one_process_is_not_taken_for_silent(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sites write no heartbeat, and storing takes longer than one may be away for."""
+    plan, put, now, over = plan_of(store, None), store.put_file, [0.0], threading.Event()
+
+    def slow(source: Path, key: str) -> None:
+        over.wait(0.2)
+        put(source, key)
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(store, "put_file", slow)
+    trainers = {site: SiteTrainer(store, site, EXPERIMENT) for site in plan.members}
+    transport = TrainersHere(trainers.__getitem__, threading.Event())
+    segment = run_segment(transport, plan, store, folder="scratch/own", clock=lambda: now[0], wait=wait)
+    over.set()
+    for trainer in trainers.values():
+        trainer.close()
+    assert not segment.refused and segment.steps == 12
+
+
+def test_what_a_replay_had_on_its_way_goes_with_the_next_one(store: FolderStore) -> None:
+    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), overlapping(store)
+    for replay in ("first", "second"):
+        folder = f"scratch/replays/{replay}"
+        places = {"out": f"{folder}/a", "inner_out": f"{folder}/b", "delivered": f"{folder}/c.json", "replay": replay}
+        trainer.train(changed(order, **places))
+    trainer.close()
+    assert store.exists("scratch/replays/first/a")
+    left = [path.parts[-3] for path in store.here("scratch/replays").glob("*/pending/*")]
+    assert left == ["second"]
+
+
 def test_an_upload_that_fails_is_told_and_training_goes_on(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, order = SiteTrainer(store, SITE, EXPERIMENT), overlapping(store)
 
