@@ -36,12 +36,14 @@ class HeldoutGate:
         model: torch.nn.Module = build_model(read_config(store.read_bytes(plan.parent.config), plan.parent.config))
         self._device, self._model = device, model.to(device).eval()
         self._known: dict[str, float] = {}
-        """By sha256 of weights, and by codec and sha256 of deltas: what a site alone has trained is the next round's
+        """By sha256 of weights, and of deltas with what they move: what a site alone has trained is the next round's
         start, and a round that gave nothing leaves its own."""
 
     def __call__(self, weights: StoredWeights | StoredDelta) -> float | None:
         """None for weights that cannot be read or do not fit the model; the merge refuses them by name."""
-        name = f"{weights.codec} {weights.sha256}" if isinstance(weights, StoredDelta) else weights.sha256
+        name = weights.sha256
+        if isinstance(weights, StoredDelta):  # that of a round without a step is the same in every round
+            name = f"{weights.codec} {weights.sha256} {weights.base.sha256}"
         if name not in self._known:
             try:
                 sha256 = self._take(weights)

@@ -202,4 +202,7 @@ def test_the_gate_judges_the_weights_that_an_update_makes(store: FolderStore) ->
     weights, before = committed(store, order, result), gate(order.parent)
     delta = StoredDelta(key=order.out, sha256=result.weights.sha256, codec="int4", base=order.parent)
     assert gate(delta) == gate(weights) < before
+    assert gate(delta.model_copy(update={"base": weights})) not in (gate(weights), None), (
+        "it moves what it is taken off"
+    )
     assert gate(delta.model_copy(update={"codec": "int8"})) is None
