@@ -43,7 +43,8 @@ _PERIOD: Final = re.compile(
 )
 _PART: Final = re.compile(
     r"year|yr|month|day|week|week_?day|dow|doy|day_?of_?(week|month|year)|(is_?)?(holiday|weekend)|minutes?|seconds?|"
-    r"index|idx|id|row|row_?(id|no|nr|number)|(zone|region|area|p?node|location)_?id|ptid|unnamed(_?\d+)?|(is_?)?dst(_?flag)?|(utc|tz|gmt)_?offset|offset|fold|season|"
+    r"index|idx|id|row|row_?(id|no|nr|number)|(zone|region|area|p?node|location)_?id|ptid|unnamed(_?\d+)?|"
+    r"(is_?)?dst(_?flag)?|(utc|tz|gmt)_?offset|offset|fold|season|"
 )
 """Parts of a date, counters of rows and remarks about the clock."""
 _COUNTRY: Final = re.compile("[A-Z]{2}")
