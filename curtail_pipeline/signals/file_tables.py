@@ -74,6 +74,8 @@ class TraceFiles:
     def __init__(self, settings: FileFormat) -> None:
         self.settings = settings
         self._begins: set[bool] = set()
+        self.shares_rows = False
+        """Whether signals stand side by side in the rows of `values`."""
         self._hours: set[str] = set()
         """Columns of hours that belong to the time column."""
         self.files = find_files(settings.path)
@@ -187,6 +189,7 @@ class TraceFiles:
 
     def _wide(self, content: FileContent) -> pl.DataFrame:
         path, names = content.path, content.names
+        self.shares_rows = True
         time = self._time_column(path, names, names[0])
         flags = self._flags(names, time)
         columns = [name for name in names if name not in flags and self._may_be_signal(name, time)]
@@ -208,6 +211,12 @@ class TraceFiles:
         if not self.settings.columns:
             require_no_hours_across(str(path), columns, stamps)
         estimated = parse_estimates(raw.select(flags), str(path), raw[ROW])
+        if estimated.any() and len({self._meaning(name)[1] for name in columns}) > 1:
+            log.warning(
+                "%s: %s says which values are estimates, which counts for all columns; if it speaks of one kind only, "
+                "remove it from the file, or raise estimated_limit_s of the rule",
+                *(path, ", ".join(map(repr, flags))),
+            )
         parts = [
             pl.DataFrame({"time": stamps, "value": numbers[name], "estimated": estimated})
             .drop_nulls("time")

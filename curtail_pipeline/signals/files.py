@@ -38,6 +38,8 @@ ROUNDING_MW = 0.5
 
 
 _LONGEST_CADENCE_S = 86_400
+_OTHERS = 0.9
+"""Of the rows without a value that another signal has one in: they are there because of it."""
 
 
 class FileProvider(Provider):
@@ -139,12 +141,13 @@ class FileProvider(Provider):
     def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
         """Rows on their cadence, without the negative powers that rounding leaves; what was changed is noted."""
         name = f"{self.source.name}, {rows['region'][0]}"
+        coarser = self._coarser(rows)
+        rows = rows if coarser is None else rows.drop_nulls("value")
         times, note = snapped(rows["time"], name, self.settings.cadence_s, self.settings.snap_s)
         notes = [note] if note is not None else []
         rows = rows.with_columns(times.alias("time"))
-        if self.settings.cadence_s is None and (coarser := _coarser(rows)) is not None:
-            rows = rows.drop_nulls("value")
-            notes.append(f"values stand every {coarser:g} s in rows that are closer, and hold for so long each")
+        if coarser is not None:
+            notes.append(f"values stand every {coarser:g} s in rows of a finer signal, and hold for so long each")
         rounded = pl.col("value").is_between(-ROUNDING_MW, 0, closed="left")
         if kind == "curtailed_power" and (count := rows.filter(rounded).height):
             rows = rows.with_columns(value=pl.when(rounded).then(0.0).otherwise("value"))
@@ -154,6 +157,25 @@ class FileProvider(Provider):
             log.warning("%s %s: %s", name, kind, text)
         self._notes[rows["region"][0], kind] = notes
         return rows
+
+    def _coarser(self, rows: pl.DataFrame) -> float | None:
+        """The cadence of a signal whose values stand in the rows of a finer one; None where rows without a value are
+        its own holes."""
+        if self.settings.cadence_s is not None or not self.source.shares_rows or not rows["value"].null_count():
+            return None
+        known = rows.drop_nulls("value")
+        stamps, own = (part["time"].unique().sort().dt.epoch("us").to_numpy() / 1e6 for part in (rows, known))
+        step = coarser_step(stamps, own)
+        if step is None:
+            return None
+        empty = rows["time"].filter(~rows["time"].is_in(known["time"].implode()))
+        others = empty.is_in(self._valued.implode()).sum()
+        return step if others >= _OTHERS * len(empty) else None
+
+    @cached_property
+    def _valued(self) -> pl.Series:
+        """The stamps at which any signal has a value."""
+        return self._values.drop_nulls("value")["time"].unique()
 
     def ingest(self, region: str, start: datetime, end: datetime, kind: Kind | None = None) -> Ingested:
         chosen = self._kind(region, kind)
@@ -243,16 +265,6 @@ class FileProvider(Provider):
 
     def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
         return combine_hashes([hash_file(path) for path in self.source.files])
-
-
-def _coarser(rows: pl.DataFrame) -> float | None:
-    """The cadence of values that stand in rows of a finer one; None where rows without a value are holes."""
-    if not rows["value"].null_count():
-        return None
-    stamps, known = (
-        part["time"].unique().sort().dt.epoch("s").to_numpy().astype(float) for part in (rows, rows.drop_nulls("value"))
-    )
-    return coarser_step(stamps, known)
 
 
 def combine_hashes(hashes: Sequence[str]) -> str:

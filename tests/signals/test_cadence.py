@@ -39,7 +39,7 @@ def test_hourly_values_in_rows_of_five_minutes_hold_for_an_hour(
 ) -> None:
     found = windows_of_file(written(tmp_path / "t.csv", fine, hourly), policy="threshold")
     assert found.hours == {"A": 8.0, "B": 8.0} and found.nulls == 0
-    assert "B marginal_intensity: values stand every 3600 s in rows that are closer" in caplog.text
+    assert "B marginal_intensity: values stand every 3600 s in rows of a finer signal" in caplog.text
 
 
 def test_a_hole_of_a_coarse_signal_stays_one(tmp_path: Path) -> None:
@@ -52,6 +52,16 @@ def test_a_feed_that_drops_points_is_not_coarser_for_it(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", fine, lambda t: "" if 9 <= t.hour < 15 and t.minute else fine(t))
     found = windows_of_file(path, policy="threshold")
     assert found.hours["B"] == pytest.approx(8 / 6, abs=1e-5), "10 minutes for each value"
+
+
+def test_empty_rows_of_a_signal_alone_are_its_holes(tmp_path: Path) -> None:
+    found = windows_of_file(written(tmp_path / "t.csv", hourly), policy="threshold")
+    assert found.hours["A"] == pytest.approx(8 / 6, abs=1e-5), "10 minutes for each value"
+    wide = [line.split(",") for line in written(tmp_path / "t.csv", fine, hourly).read_text().splitlines()[1:]]
+    rows = [f"{time},{region},{value}" for time, *values in wide for region, value in zip("AB", values, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["time,region,value", *rows]))
+    long = windows_of_file(tmp_path / "t.csv", policy="threshold")
+    assert long.hours == {"A": 8.0, "B": pytest.approx(8 / 6, abs=1e-5)}, "a row of a long file is of its region only"
 
 
 def opened(path: Path, **given: Any) -> FileProvider:

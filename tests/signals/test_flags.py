@@ -70,3 +70,13 @@ def test_a_column_of_other_words_says_nothing(tmp_path: Path) -> None:
 def test_a_flag_that_is_neither_yes_nor_no_is_named(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="'perhaps' in column 'estimated', data row 2, is neither yes nor no"):
         estimated(tmp_path / "t.csv", "estimated", ["yes", "perhaps"])
+
+
+def test_flags_beside_signals_of_two_kinds_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"{START + timedelta(hours=k):%Y-%m-%dT%H:%MZ},{-k},{300 + k},true" for k in range(6)]
+    path.write_text("\n".join(["time,P,C,isEstimated", *rows]))
+    kinds = {"P": {"region": "R", "kind": "price"}, "C": {"region": "R", "kind": "average_intensity"}}
+    provider = FileProvider(FileTraces.model_validate({"path": str(path), "columns": kinds}))
+    assert provider.kinds("R") == ["price", "average_intensity"]
+    assert "'isEstimated' says which values are estimates, which counts for all columns" in caplog.text
