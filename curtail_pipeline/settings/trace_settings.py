@@ -144,8 +144,8 @@ class FileFormat(ProviderSettings):
     separator: Literal[",", ";", "\t", "|"] = ","
     """Of the columns of a CSV."""
     decimal: Literal[".", ","] = "."
-    """The mark in 400.5; with a comma, a point separates thousands. Where commas separate columns too, such numbers
-    stand in quotes."""
+    """The mark in 400.5; with a comma, a point separates thousands, as spaces and apostrophes do with either. Where
+    commas separate columns too, such numbers stand in quotes."""
     skip_lines: int = Field(default=0, ge=0)
     """Lines before the header."""
     sheet: str | None = None
