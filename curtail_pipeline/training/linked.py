@@ -79,10 +79,10 @@ class LinkedFolder:
         if delta is not None and not path.exists():
             base = self.store.path(delta.base.key)
             if base.exists() and file_sha256(base) == delta.base.sha256:
-                self._bring(links, delta.key, delta.sha256)
                 try:
+                    self._bring(links, delta.key, delta.sha256)
                     write_weights(base, self.store.path(delta.key), delta.codec, path)
-                except FederationError as error:
+                except (FederationError, NotStored, CorruptObject) as error:
                     log.warning("%s fetches %s whole: %s", site, weights.key, error)
                 self.store.delete(delta.key)
         self._bring(links, weights.key, weights.sha256)

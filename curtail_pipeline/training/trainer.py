@@ -191,13 +191,13 @@ class SiteTrainer:
         set_computing(self.site.threads, self.settings)
         software = self._checked_software(order)
         begin, start = self._load(order, files)
+        self._workplace.look_ahead(order)
         self._weights = self._inner = None  # unknown until this round is stored
         work = work_name(order, begin, self.site, self.experiment.sha256(), str(self._config), software)
         done = self._unfinished.begin(work, order, self._built())
         losses, seconds, stop = self._steps(order, done, progress, should_stop, on_phase)
         drawn = self._meter.end()
         on_phase("store")
-
         steps, per_step = len(losses), self.experiment.sequences_per_step
         tokens = steps * self.settings.total_batch_tokens
         snapshots, moved = _snapshots(order), steps > 0

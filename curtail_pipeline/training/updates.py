@@ -21,7 +21,7 @@ from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import write_update, write_weights
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
-from curtail_pipeline.storage.store import NotStored, Store, file_sha256
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 from curtail_pipeline.training.pending_upload import Files, pending_folder
 from curtail_pipeline.training.snapshots import StateLost, load_snapshot, save_snapshot
 from curtail_pipeline.training.weights import store_tensors
@@ -178,7 +178,7 @@ def receive(store: Store, site: str, weights: StoredWeights, delta: StoredDelta 
         try:
             with store.local(delta.key) as path:
                 written = write_weights(base, path, delta.codec, made)
-        except FederationError as error:
+        except (FederationError, NotStored, CorruptObject) as error:
             log.warning("%s fetches %s whole: %s", site, weights.key, error)
             return
         if written.sha256 == weights.sha256:

@@ -34,14 +34,20 @@ class Workplace:
         """What the order reads is in `store` within the block; yields where its files are written, and read again."""
         if self._prefetch is not None:
             self._prefetch.wait()
+        self._prefetch = None
         self.store = self._linked.store if order.links else self._own
         with self._linked.working(order, order.links, self._on_its_way) if order.links else nullcontext():
-            self._prefetch = Prefetch(order.coming, *self._ways(order)) if order.coming else None
             try:
                 yield self._files_of(order)
             finally:
                 if self._prefetch is not None:
                     self._prefetch.end()
+
+    def look_ahead(self, order: Order) -> None:
+        """Have what the next round starts from fetched while this one trains. To be called once this one's weights are
+        here: what comes is told by how far it is from them."""
+        if order.coming:
+            self._prefetch = Prefetch(order.coming, *self._ways(order))
 
     def _ways(self, order: Order) -> tuple[Callable[[str], bytes], Callable[[Merged], None]]:
         """How a record is read, and how weights are brought to this machine."""

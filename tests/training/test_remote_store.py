@@ -198,10 +198,9 @@ def test_who_holds_the_base_fetches_the_delta_alone(s3: S3Server, filled: Folder
     other = S3Store(coordinator.place, tmp_path / "other", 1 << 26, s3.connect)
     with other.local(first.parent.key):
         pass  # holds the base
-    with pytest.raises(CorruptObject):  # a delta that does not fit: falls back to the whole
-        SiteTrainer(other, SITE, EXPERIMENT).train(
-            changed(second, delta=second.delta.model_copy(update={"codec": "int8"}))
-        )
+    for change in ({"codec": "int8"}, {"key": "scratch/gone"}):  # does not fit, or is not there: the whole is fetched
+        with pytest.raises(CorruptObject):
+            SiteTrainer(other, SITE, EXPERIMENT).train(changed(second, delta=second.delta.model_copy(update=change)))
 
 
 def test_a_site_without_credentials_makes_weights_of_a_delta(
@@ -216,6 +215,10 @@ def test_a_site_without_credentials_makes_weights_of_a_delta(
     got = trainer.train(second.with_links(links.model_copy(update={"get": reached})))
     alone = SiteTrainer(coordinator, SITE, EXPERIMENT).train(changed(second, inner_state="fresh"))
     assert got.parent_sha256 == alone.parent_sha256 and got.loss_first == alone.loss_first
+    holder = SiteTrainer(FolderStore(tmp_path / "other"), SITE, EXPERIMENT)
+    holder.train(linked(coordinator, first))
+    gone = changed(second, delta=second.delta.model_copy(update={"key": "scratch/gone"}))
+    assert holder.train(linked(coordinator, gone)).weights == got.weights, "fetched whole, where there is no delta"
 
 
 def test_a_merged_inner_state_goes_by_addresses_too(
@@ -285,6 +288,9 @@ def test_weights_are_fetched_while_the_round_before_them_trains(
     mine = FolderStore(tmp_path / "site") if by_addresses else bucket_of(s3, filled, tmp_path / "site")
     site = SiteTrainer(mine, SITE, EXPERIMENT)
     sent = linked(coordinator, second) if by_addresses else second
+    if isinstance(mine, S3Store):  # the delta alone is fetched, however soon the merge is there
+        place, claimed = mine.place, {"sha256": written.sha256}
+        s3.connect().put_object(Bucket=place.bucket, Key=f"{place.prefix}/{key}", Body=b"no weights", Metadata=claimed)
     site.train(sent)
     site.close()
     if by_addresses:
