@@ -47,7 +47,7 @@ class Answered(Message):
     lost: dict[str, str]
     overdue: dict[str, str]
     wall_s: float
-    """From the sending of the orders to the last answer."""
+    """From the sending of the orders until the last answer is here and the round before it is merged."""
 
     def fitting(self, unmerged: Mapping[str, object]) -> dict[str, Result]:
         """Results that count as far as is known.
