@@ -12,8 +12,9 @@ import dagster as dg
 import psutil
 from dagster._core.launcher import DefaultRunLauncher
 
-LAUNCH_TIMEOUT = timedelta(seconds=45)
-"""Within which a launched run's worker says that it has started (5 to 15 s on two busy cores)."""
+LAUNCH_TIMEOUT = timedelta(seconds=120)
+"""Within which a launched run's worker says that it has started: 5 to 15 s on two busy cores, 50 s on two that many
+processes waited for, whose run was taken for lost by a limit of 45 s."""
 MOST_RUNS = 100
 """Runs looked at in one tick: far above what an instance runs at once."""
 WATCHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -68,7 +69,7 @@ def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime)
     if record.dagster_run.status != dg.DagsterRunStatus.STARTED and waiting > LAUNCH_TIMEOUT:
         return (
             f"no run worker has started in {waiting.total_seconds():.0f} s: "
-            "what starts it, the daemon or the code server, was killed"
+            "what starts it, the daemon or the code server, was killed, or the machine has too much to do"
         )
     return None
 
