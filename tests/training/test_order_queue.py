@@ -15,12 +15,14 @@ from waiting import wait_until
 
 from curtail_pipeline.federation.orders import Order, Result, Watch
 from curtail_pipeline.federation.simulated import SimulatedSite
-from curtail_pipeline.federation.trainer_api import StopOrder
+from curtail_pipeline.federation.trainer_api import Endpoint, StopOrder
+from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
+from curtail_pipeline.training.order_server import OrderServer
 from curtail_pipeline.training.step_progress import StepProgress
 from curtail_pipeline.training.trains import Trains
 
@@ -135,6 +137,25 @@ def test_an_order_that_another_server_sends_again_is_the_same(bench: Bench) -> N
     assert bench.queue.enter(second) is job and bench.queue.links == second.links
     with pytest.raises(Refused, match="ordered before with other content"):
         bench.queue.enter(second.model_copy(update={"seed": order.seed + 1}))
+
+
+def test_an_order_that_another_server_sends_again_is_waited_for_and_answered(bench: Bench, tmp_path: Path) -> None:
+    order = bench.order("ckpt-000001")
+    bench.queue.enter(order.with_links(Links(get={"k": "signed 1"}, put={})))
+    wait_until(lambda: bench.running(""))
+    bench.queue._note(order, "train")
+    server = OrderServer(bench.queue)
+    server.start()
+    endpoint = tmp_path / "CA.json"
+    endpoint.write_text(Endpoint(port=server.port, pid=os.getpid(), token=server.token).model_dump_json())
+    try:
+        again, answers = order.with_links(Links(get={"k": "signed 2"}, put={})), list[Result]()
+        threading.Thread(target=lambda: answers.append(Trainer(endpoint).train(again)), daemon=True).start()
+        wait_until(lambda: bench.queue.activity is not None and bench.queue.activity.waited_for, 10)
+        bench.trainer.may_end.set()
+        assert wait_until(lambda: answers, 10)[0].site == "CA"
+    finally:
+        server.close()
 
 
 def test_another_live_order_is_refused_while_one_is_waited_for(bench: Bench) -> None:
