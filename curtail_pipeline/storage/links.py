@@ -7,6 +7,7 @@ object only. What is read is checked against the hash that its writer gave, wher
 import atexit
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import httpx
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Record, Sha256
-from curtail_pipeline.storage.s3_calls import PATIENCE_S, trying_again
+from curtail_pipeline.storage.s3_calls import PATIENCE_S, is_passing, trying_again
 from curtail_pipeline.storage.s3_transfer import SHA256
 from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, StoreUnavailable, file_sha256
 
@@ -28,6 +29,7 @@ TRIES = 3
 KEPT_S = 50.0
 """How long an idle connection is kept; servers close theirs after a minute or so."""
 _PIECE = 1 << 20
+_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
 class Links(Record):
@@ -109,7 +111,7 @@ def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
         status = error.response.status_code
         if status == 404:
             raise NotStored(f"{key} is not in the store") from None
-        if status >= 500:
+        if _passes(error):
             raise StoreUnavailable(f"{key}: the store answered {status} for {patience_s:.0f} s; try again") from None
         raise StoreError(
             f"{key}: its pre-signed address was refused with {status}: it has expired or was changed, or the clock of "
@@ -124,7 +126,8 @@ def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
 
 def _passes(error: BaseException) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500
+        said = _CODE.search(error.response.content)
+        return is_passing(error.response.status_code, said[1].decode() if said else "")
     return isinstance(error, httpx.TransportError)
 
 
@@ -141,6 +144,8 @@ def _download(url: str, path: Path) -> str | None:
     with _client(os.getpid()).stream("GET", url, headers=headers) as answer:
         if answer.status_code == 416:
             return answer.headers.get(f"x-amz-meta-{SHA256}")
+        if answer.is_error:
+            answer.read()  # what it says is in its body
         answer.raise_for_status()
         with path.open("ab" if answer.status_code == 206 else "wb") as out:
             for data in answer.iter_raw(_PIECE):
