@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,8 @@ import psutil
 
 SUPERVISOR_VARIABLE = "CURTAIL_SUPERVISOR_PID"
 """Set for every process of a local federation: the one that it must not outlive."""
+
+LOOPBACK = "127.0.0.1,localhost"
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -206,6 +208,13 @@ def tail(path: Path, lines: int = 25) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which no proxy is asked for this machine itself; what they except already stays excepted."""
+    given = {name: environment.get(name, "") for name in ("NO_PROXY", "no_proxy")}
+    either = given["no_proxy"] or given["NO_PROXY"]
+    return {name: ",".join(filter(None, (value or either, LOOPBACK))) for name, value in given.items()}
 
 
 def free_port() -> int:

@@ -162,9 +162,11 @@ def _end_all(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 def _environment(flower_home: Path) -> dict[str, str]:
-    """Flower's programs start each other by name, which has to be found without an activated environment too."""
+    """Flower's programs start each other by name, which has to be found without an activated environment too, and speak
+    to each other on this machine."""
     path = f"{BINARIES}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(flower_home), "PATH": path}
+    own = {"FLWR_HOME": str(flower_home), "PATH": path}
+    return {**os.environ, **control.ENVIRONMENT, **processes.without_proxy(os.environ), **own}
 
 
 @dataclass(frozen=True)
