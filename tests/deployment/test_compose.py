@@ -13,6 +13,7 @@ from micro import EXPERIMENT, ROOT, curtail
 from curtail_pipeline.deployment.compose import Deployment, compose_file, front
 from curtail_pipeline.deployment.secret_files import CREDENTIALS, make_secrets
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.flower.keys import lacking_hosts
 from curtail_pipeline.settings.experiment import load_experiment, parse_experiment
 
 
@@ -143,6 +144,26 @@ def test_the_command_makes_secrets_once(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert all(f"DNS:{name}" in shown for name in ("superlink", "front", "superlink.example", "localhost"))
+
+
+def test_another_host_gets_a_certificate_of_the_same_authority(tmp_path: Path) -> None:
+    make_secrets(tmp_path, ["A"], ["one.example"], own_store=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    make_secrets(tmp_path, ["A"], ["one.example", "10.0.0.7"], own_store=True)
+    changed = {path.name for path in tmp_path.iterdir() if path.is_file() and path.read_bytes() != before[path.name]}
+    assert changed == {"superlink.crt", "superlink.key"}
+    assert lacking_hosts(tmp_path / "superlink.crt", ["superlink", "one.example", "10.0.0.7"]) == []
+    assert stat.S_IMODE((tmp_path / "superlink.key").stat().st_mode) == 0o644
+
+
+def test_what_else_lies_in_the_folder_of_secrets_stays_as_it_is(tmp_path: Path) -> None:
+    for name, mode in (("backup.sh", 0o750), ("other.key", 0o600)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    make_secrets(tmp_path, ["A"], (), own_store=True)
+    assert {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("backup.sh", "other.key", "sites/A")} == {
+        "backup.sh": 0o750, "other.key": 0o600, "sites/A": 0o644,
+    }  # fmt: skip
 
 
 def test_the_images_have_what_the_services_name(laptop: dict[str, Any]) -> None:
