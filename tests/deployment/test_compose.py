@@ -23,15 +23,16 @@ def laptop() -> dict[str, Any]:
     return found
 
 
-def written(folder: Path, *, store: str | None = None, **changes: Any) -> dict[str, Any]:
+def written(
+    folder: Path, *, store: str | None = None, secrets: str = "./secrets", deployed: Any = None, **changes: Any
+) -> dict[str, Any]:
     content = {**EXPERIMENT, "traces": {"provider": "synthetic", "start": "2026-03-21T00:00:00Z", "days": 2}, **changes}
     regions = ("CAISO_NORTH", "SPP_TX", "NEM_SA")
     if "sites" not in changes:
         sites: list[dict[str, Any]] = EXPERIMENT["sites"]
         content["sites"] = [{**site, "region": region} for site, region in zip(sites, regions, strict=True)]
-    text = compose_file(
-        parse_experiment(content, "case"), Deployment(folder / "compose.yaml", "./secrets", "x", store), ["ca.crt"]
-    )
+    deployment = Deployment(folder / "compose.yaml", secrets, "x", store, **(deployed or {}))
+    text = compose_file(parse_experiment(content, "case"), deployment, ["ca.crt", "superlink.key"])
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 
@@ -116,8 +117,40 @@ def test_a_bucket_of_ones_own(tmp_path: Path) -> None:
     environment = found["services"]["code"]["environment"]
     assert environment["CURTAIL_STORE"] == "s3://mine/runs" and "AWS_ENDPOINT_URL" not in environment
     assert found["networks"]["sites"] == {}, "sites reach the bucket"
+    assert environment["AWS_DEFAULT_REGION"] == "us-east-1"
+    elsewhere = written(tmp_path, store="s3://mine/runs", deployed={"region": "eu-west-1"})
+    assert elsewhere["services"]["superlink"]["environment"]["AWS_DEFAULT_REGION"] == "eu-west-1"
     with pytest.raises(SettingsError, match=rf"{CREDENTIALS} does not exist; write it as ~/.aws/credentials is"):
         make_secrets(tmp_path / "secrets", ["A"], (), own_store=False)
+
+
+def test_a_site_elsewhere_is_admitted_and_has_no_service(tmp_path: Path) -> None:
+    found = written(tmp_path, store="s3://mine/runs", deployed={"elsewhere": ("EAST",)})
+    assert [name for name in found["services"] if name.startswith("site-")] == ["site-north", "site-south"]
+    assert {"source": "site-east.pub", "target": "/sites/EAST.pub"} in found["services"]["admission"]["configs"]
+    assert "site-east.key" not in found["secrets"] and "site-east" not in found["volumes"]
+    with pytest.raises(SettingsError, match="unknown site 'WEST'"):
+        written(tmp_path, store="s3://mine/runs", deployed={"elsewhere": ("WEST",)})
+    words = ("deploy", "compose", "-e", "laptop", "--file", str(tmp_path / "c.yaml"), "--elsewhere", "SPP_TX")
+    refused = curtail(*words, home=tmp_path)
+    assert refused.returncode == 2 and "give --store with a bucket that it reaches, and" in refused.stderr
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / CREDENTIALS).touch()
+    done = curtail(*words, "--store", "s3://mine/runs", "--host", "superlink.example", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "curtail site run SPP_TX --linked --superlink superlink.example:8443 --ca ca.crt --key SPP_TX" in done.stdout
+
+
+def test_names_and_paths_mean_what_they_say(tmp_path: Path) -> None:
+    sites: list[dict[str, Any]] = [
+        dict(EXPERIMENT["sites"][0], name=name, region="SPP_TX") for name in ("007", "superlink")
+    ]
+    found = written(tmp_path, sites=sites, secrets="/keys, of $mine", corpus={**EXPERIMENT["corpus"], "source": "/a$b"})
+    assert found["services"]["site-007"]["command"][3] == "007"
+    assert found["secrets"]["superlink.key"] == {"file": "/keys, of $$mine/superlink.key"}
+    assert found["secrets"]["site-superlink.key"] == {"file": "/keys, of $$mine/sites/superlink"}
+    (bound,) = [volume for volume in found["services"]["code"]["volumes"] if isinstance(volume, dict)]
+    assert bound["source"] == "/a$$b"
 
 
 def test_services_of_one_name_are_refused(tmp_path: Path) -> None:
