@@ -1,6 +1,7 @@
 """The work of a site without credentials of the store: orders bring addresses, the rest stays in a folder of the site.
 
-Shards are fetched once; of weights and updates those of the last order are kept.
+Shards are fetched once; of weights and updates those of the last order are kept, by a trainer that was started since,
+too.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
+from curtail_pipeline.training.retention import SNAPSHOTS
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,9 @@ class LinkedFolder:
 
     def __init__(self, own: Store) -> None:
         self.store = FolderStore(own.here(FOLDER))
-        self._last: set[str] = set()
+        found = (path.relative_to(self.store.root) for path in self.store.root.rglob("*.safetensors"))
+        self._last = {path.as_posix() for path in found if SNAPSHOTS not in path.parts}
+        """What the last order was about, or whatever an earlier process has left."""
 
     @contextlib.contextmanager
     def working(self, order: Order, links: Links, has: Callable[[str], bool]) -> Iterator[None]:
