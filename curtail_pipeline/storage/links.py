@@ -24,6 +24,8 @@ from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, Sto
 
 T = TypeVar("T")
 
+BROUGHT = "linked"
+"""Folder of a site's own store for what orders bring by addresses, under its keys."""
 TRIES = 3
 """At an object that arrives damaged."""
 KEPT_S = 50.0

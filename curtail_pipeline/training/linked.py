@@ -13,14 +13,11 @@ from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.orders import Order, StoredDelta, StoredWeights
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.storage.links import Links
+from curtail_pipeline.storage.links import BROUGHT, Links
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 from curtail_pipeline.training.retention import SNAPSHOTS
 
 log = logging.getLogger(__name__)
-
-FOLDER = "linked"
-"""Of the site's own store, where the keys of orders lie."""
 
 
 class LinkedFolder:
@@ -31,7 +28,7 @@ class LinkedFolder:
     """
 
     def __init__(self, own: Store) -> None:
-        self.store = FolderStore(own.here(FOLDER))
+        self.store = FolderStore(own.here(BROUGHT))
         found = (path.relative_to(self.store.root) for path in self.store.root.rglob("*.safetensors"))
         self._last = {path.as_posix() for path in found if SNAPSHOTS not in path.parts}
         """What the last order was about, or whatever an earlier process has left."""

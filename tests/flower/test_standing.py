@@ -8,7 +8,11 @@ import httpx
 import pytest
 
 from curtail_pipeline.flower.processes import without_proxy
-from curtail_pipeline.flower.standing import _environment
+from curtail_pipeline.flower.standing import _Brought, _environment
+from curtail_pipeline.settings.experiment import load_experiment
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.home import EXPERIMENT_KEY
+from curtail_pipeline.storage.links import BROUGHT
 
 CODE = """
 import os, signal
@@ -50,3 +54,16 @@ def test_a_sites_parts_reach_each_other_where_a_proxy_is_set(tmp_path: Path, mon
         direct = [client._transport_for_url(httpx.URL(f"http://{host}")) for host in ("127.0.0.1:8000", "localhost")]
         assert direct == [client._transport] * 2
         assert client._transport_for_url(httpx.URL("http://superlink.example")) is not client._transport
+
+
+def test_a_linked_site_is_held_to_the_limits_of_the_experiment_that_its_orders_bring(tmp_path: Path) -> None:
+    brought, store = _Brought(tmp_path), FolderStore(tmp_path / BROUGHT)
+    assert brought.newer() is None, "no order has come yet"
+    experiment = load_experiment("laptop").model_dump(mode="json")
+    for transfer_s in (900.0, 1800.0):
+        store.write_json(EXPERIMENT_KEY, experiment | {"federation": {"transfer_s": transfer_s, "compile_s": 3600}})
+        found = brought.newer()
+        assert found is not None and (found.transfer_s, found.compile_s) == (transfer_s, 3600)
+        assert brought.newer() is None, "it is read once"
+    store.write_json(EXPERIMENT_KEY, {"of": "another version"})
+    assert brought.newer() is None
