@@ -56,7 +56,9 @@ class KeyFolder:
         """
         for path in (self.authority, self.certificate, self.certificate_key):
             if not path.is_file():
-                raise FederationError(f"{path} does not exist; make it with `curtail deploy keys {self.folder}`")
+                raise FederationError(
+                    f"{path} does not exist; make it with `curtail deploy keys {self.folder} --host NAME`"
+                )
 
 
 def make_keys(folder: Path, hosts: Sequence[str]) -> KeyFolder:
