@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from waiting import wait_until
 
+from curtail_pipeline.federation.liveness import last_beat
 from curtail_pipeline.federation.orders import Order, Result, Watch
 from curtail_pipeline.federation.simulated import SimulatedSite
 from curtail_pipeline.federation.trainer_api import Endpoint, StopOrder
@@ -20,6 +21,7 @@ from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training import heartbeat as heartbeat_module
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
 from curtail_pipeline.training.order_server import OrderServer
@@ -202,7 +204,24 @@ def test_a_heartbeat_that_cannot_be_written_is_told_of_once(tmp_path: Path, capl
     store = Full(tmp_path)
     heartbeat = HeartbeatWriter(store, SimpleNamespace(site="CA", activity=None, links=None))
     heartbeat._closed = cast(Any, SimpleNamespace(wait=lambda _: store.tries >= 3, set=lambda: None))
-    heartbeat._beat()
+    heartbeat._beat(heartbeat._write)
     assert store.tries == 3 and [record.getMessage() for record in caplog.records] == [
         "no heartbeat: [Errno 28] No space left on device"
     ]
+
+
+def test_a_line_that_is_silent_does_not_silence_the_sign_on_the_sites_own_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "HEARTBEAT_S", 0.02)
+    store, held = FolderStore(tmp_path), threading.Event()
+    links = SimpleNamespace(write=lambda *_: held.wait(30))
+    heartbeat = HeartbeatWriter(store, SimpleNamespace(site="CA", activity=None, links=cast(Any, links)))
+    heartbeat.start()
+    try:
+        first = wait_until(lambda: last_beat(store, "CA"), 10)
+        wait_until(lambda: last_beat(store, "CA") not in (None, first), 10)
+    finally:
+        held.set()
+        heartbeat.close()
+    assert last_beat(store, "CA") is None
