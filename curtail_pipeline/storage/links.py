@@ -30,6 +30,8 @@ TRIES = 3
 """At an object that arrives damaged."""
 KEPT_S = 50.0
 """How long an idle connection is kept; servers close theirs after a minute or so."""
+LARGEST = 5 << 30
+"""Bytes that S3 takes in one request."""
 _PIECE = 1 << 20
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
 
@@ -83,12 +85,16 @@ class Links(Record):
 
     def send(self, key: str, path: Path) -> None:
         """Make the object of a file's content. Errors as of `read`."""
-        url = self._address(self.put, key)
-        size = str(path.stat().st_size)
+        url, size = self._address(self.put, key), path.stat().st_size
+        if size > LARGEST:
+            raise StoreError(
+                f"{key} has {size / 2**30:.1f} GiB, and a pre-signed address takes {LARGEST / 2**30:.0f} at most; choose "
+                "a smaller rounds.upload_codec and state_codec, or give the site an account and start it with --store"
+            )
         _patiently(
             key,
             PATIENCE_S,
-            lambda: _request("PUT", url, content=_pieces(path), headers={"Content-Length": size}),
+            lambda: _request("PUT", url, content=_pieces(path), headers={"Content-Length": str(size)}),
         )
 
     def _address(self, addresses: dict[str, str], key: str) -> str:

@@ -64,3 +64,13 @@ def test_a_refusal_is_one_at_once_and_names_no_address(answers: list[Answer], tm
         with pytest.raises(StoreError, match="its pre-signed address was refused with 403") as caught:
             do()
         assert not answers and "Signature" not in str(caught.value)
+
+
+def test_what_no_address_takes_is_not_sent(answers: list[Answer], tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with path.open("wb") as stream:
+        stream.truncate(links.LARGEST + (1 << 29))
+    answers.append(REFUSED)
+    with pytest.raises(StoreError, match=r"x has 5\.5 GiB, and a pre-signed address takes 5 at most; choose a smaller"):
+        LINKS.send("x", path)
+    assert answers == [REFUSED]
