@@ -88,8 +88,8 @@ class Links(Record):
         url, size = self._address(self.put, key), path.stat().st_size
         if size > LARGEST:
             raise StoreError(
-                f"{key} has {size / 2**30:.1f} GiB, and a pre-signed address takes {LARGEST / 2**30:.0f} at most; choose "
-                "a smaller rounds.upload_codec and state_codec, or give the site an account and start it with --store"
+                f"{key} has {size / 2**30:.1f} GiB, and a pre-signed address takes {LARGEST / 2**30:.0f} at most; "
+                "choose a smaller rounds.upload_codec and state_codec, or give the site an account and --store"
             )
         _patiently(
             key,
