@@ -22,6 +22,8 @@ WORKER = "curtail_pipeline.orchestration.run_worker"
 """The module that is a worker which `WarmLauncher` has started."""
 _SLACK_S = 2.0
 """By which the clocks of the kernel and of the log may differ."""
+_BOOTED = psutil.boot_time()
+"""By the clock when this process began."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,13 @@ def worker_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | 
 def is_alive(pid: int, since: float) -> bool:
     """Whether that process still runs: not another one that was given its number, and no zombie.
 
-    A clock that was set ahead moves the time at which all processes seem to have started; then its command tells.
+    A clock that was set ahead moves the time at which all processes seem to have started. By how much it was since this
+    process began the machine's own start tells; for what was before that, a worker's command.
     """
     try:
         process = psutil.Process(pid)
-        its_own = process.create_time() <= since + _SLACK_S or WORKER in process.cmdline()
+        ahead = max(0.0, psutil.boot_time() - _BOOTED)
+        its_own = process.create_time() <= since + _SLACK_S + ahead or WORKER in process.cmdline()
         return its_own and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

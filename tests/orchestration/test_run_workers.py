@@ -21,6 +21,7 @@ from micro import EXPERIMENT, environment
 from waiting import wait_until
 
 from curtail_pipeline.flower.processes import free_port
+from curtail_pipeline.orchestration import run_workers
 from curtail_pipeline.orchestration.headless import prepare_instance
 from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, WORKER, dead_runs, end_dead, is_alive
 from curtail_pipeline.orchestration.watchdog import code_servers, watching
@@ -226,6 +227,14 @@ def test_a_process_that_was_killed_and_not_reaped_does_not_hide_the_code_server(
         for each in [*psutil.Process(process.pid).children(recursive=True), process]:
             each.kill()
         process.wait()
+
+
+def test_any_launchers_worker_lives_though_the_clock_was_set_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        assert not is_alive(worker.pid, time.time() - 3600), "a later process with its number"
+        monkeypatch.setattr(run_workers, "_BOOTED", psutil.boot_time() - 3600)
+        assert is_alive(worker.pid, time.time() - 3600)
+        worker.kill()
 
 
 def test_a_worker_lives_though_the_clock_was_set_ahead_and_another_process_of_its_number_is_none() -> None:
