@@ -65,7 +65,7 @@ def compose_file(experiment: Experiment, deployment: Deployment, secret_names: S
     """The text of the compose file.
 
     Raises:
-        SettingsError: two sites' services would have one name, or one elsewhere is no site.
+        SettingsError: two sites' services would have one name, one elsewhere is no site, or a setting cannot be had.
         StoreError: the store is no `s3://bucket/prefix`.
     """
     sites = _services(experiment)
@@ -75,6 +75,11 @@ def compose_file(experiment: Experiment, deployment: Deployment, secret_names: S
     content["federation"] = {**(federation if isinstance(federation, dict) else {}), "linked": linked}
     for name in deployment.elsewhere:
         experiment.site(name)
+    if experiment.federation.replay == "own":
+        raise SettingsError(
+            "federation.replay is own: the machine that asks would train, and the control plane's image has no torch; "
+            "set it to spare"
+        )
     own_store = deployment.store is None
     place = Place.parse(deployment.store or f"s3://{BUCKET}/{experiment.name}")
     environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)

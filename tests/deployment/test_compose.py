@@ -153,6 +153,11 @@ def test_names_and_paths_mean_what_they_say(tmp_path: Path) -> None:
     assert bound["source"] == "/a$$b"
 
 
+def test_a_control_plane_without_torch_repeats_nothing_itself(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"federation\.replay is own: .* has no torch; set it to spare"):
+        written(tmp_path, federation={"replay": "own"})
+
+
 def test_services_of_one_name_are_refused(tmp_path: Path) -> None:
     sites: list[dict[str, Any]] = [dict(EXPERIMENT["sites"][0], name=name, region="SPP_TX") for name in ("a_b", "A-B")]
     with pytest.raises(SettingsError, match="the service of site 'A-B' would be called 'site-a-b', as that of 'a_b'"):
