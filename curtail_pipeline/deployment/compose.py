@@ -75,11 +75,7 @@ def compose_file(experiment: Experiment, deployment: Deployment, secret_names: S
     content["federation"] = {**(federation if isinstance(federation, dict) else {}), "linked": linked}
     for name in deployment.elsewhere:
         experiment.site(name)
-    if experiment.federation.replay == "own":
-        raise SettingsError(
-            "federation.replay is own: the machine that asks would train, and the control plane's image has no torch; "
-            "set it to spare"
-        )
+    _require_images(experiment)
     own_store = deployment.store is None
     place = Place.parse(deployment.store or f"s3://{BUCKET}/{experiment.name}")
     environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
@@ -132,6 +128,24 @@ def front(superlink: str, keys: str) -> str:
 
 def _template(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _require_images(experiment: Experiment) -> None:
+    """
+    Raises:
+        SettingsError: a setting asks for what is in neither image.
+    """
+    if experiment.federation.replay == "own":
+        raise SettingsError(
+            "federation.replay is own: the machine that asks would train, and the control plane's image has no torch; "
+            "set it to spare"
+        )
+    for name in ("prometheus_port", "tensorboard", "wandb"):
+        if getattr(experiment.metrics, name):
+            raise SettingsError(
+                f"metrics.{name} needs a package that the image of a site has not; take it out: a site's steps are "
+                "lines in /data/sites/SITE/trainers/SITE.steps.jsonl of its container"
+            )
 
 
 def _dollars(text: str) -> str:

@@ -153,9 +153,17 @@ def test_names_and_paths_mean_what_they_say(tmp_path: Path) -> None:
     assert bound["source"] == "/a$$b"
 
 
-def test_a_control_plane_without_torch_repeats_nothing_itself(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"federation\.replay is own: .* has no torch; set it to spare"):
-        written(tmp_path, federation={"replay": "own"})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"federation": {"replay": "own"}}, r"federation\.replay is own: .* has no torch; set it to spare"),
+        ({"metrics": {"prometheus_port": 9400}}, r"metrics\.prometheus_port needs a package that .* has not; take it"),
+        ({"metrics": {"wandb": "grid"}}, r"metrics\.wandb needs a package"),
+    ],
+)
+def test_what_the_images_do_not_have_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        written(tmp_path, **changes)
 
 
 def test_services_of_one_name_are_refused(tmp_path: Path) -> None:
