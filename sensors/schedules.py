@@ -6,6 +6,7 @@ import dagster as dg
 
 from curtail_pipeline.orchestration.jobs import daily_pipeline, intraday_pipeline
 from curtail_pipeline.orchestration.partitions import DAYS, range_tags
+from curtail_pipeline.orchestration.runs import UNFINISHED
 from sensors.membership import SWITCHED_ON
 
 LOOKBACK_DAYS = 3
@@ -40,9 +41,13 @@ def daily_pipeline_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequ
     default_status=DEFAULT_STATUS,
 )
 def intraday_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Every five minutes: today so far."""
+    """Every five minutes: today so far, unless the run before is still at it: a source that does not answer is waited
+    for, and runs would fill the queue."""
     day = context.scheduled_execution_time.date().isoformat()
     known = DAYS.get_partition_keys()
     if day not in known:
         return dg.SkipReason(f"{day} is outside the recorded trace ({known[0]} to {known[-1]})")
+    unfinished = dg.RunsFilter(job_name=intraday_pipeline.name, statuses=UNFINISHED)
+    for run in context.instance.get_runs(unfinished, limit=1):
+        return dg.SkipReason(f"run {run.run_id[:8]} of it is still at work")
     return dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M}", partition_key=day)

@@ -14,7 +14,7 @@ from sensors.schedules import daily_pipeline_schedule, intraday_schedule
 
 
 def requested(schedule: dg.ScheduleDefinition, at: datetime) -> list[dg.RunRequest]:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.local_temp() as instance:
         found = schedule(dg.build_schedule_context(instance=instance, scheduled_execution_time=at))
     return [found] if isinstance(found, dg.RunRequest) else []
 
@@ -36,6 +36,23 @@ def test_outside_the_trace_nothing_is_requested() -> None:
 def test_today_is_one_partition() -> None:
     (request,) = requested(intraday_schedule, datetime(2026, 3, 22, 10, 5, tzinfo=UTC))
     assert request.partition_key == "2026-03-22"
+
+
+def test_a_run_that_is_still_at_work_is_not_joined_by_another() -> None:
+    at = datetime(2026, 3, 22, 10, 5, tzinfo=UTC)
+    with dg.DagsterInstance.local_temp() as instance:
+
+        def asked() -> dg.RunRequest | dg.SkipReason | None:
+            found = intraday_schedule(dg.build_schedule_context(instance=instance, scheduled_execution_time=at))
+            assert found is None or isinstance(found, dg.RunRequest | dg.SkipReason)
+            return found
+
+        run = dg.DagsterRun(job_name="intraday_pipeline", status=dg.DagsterRunStatus.STARTED)
+        instance.add_run(run)
+        skipped = asked()
+        assert isinstance(skipped, dg.SkipReason) and f"run {run.run_id[:8]} of it" in str(skipped.skip_message)
+        instance.report_run_failed(run, "the source did not answer")
+        assert isinstance(asked(), dg.RunRequest)
 
 
 CODE = """
