@@ -214,6 +214,8 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables by which no proxy is asked for this machine itself; what they except already stays excepted."""
     given = {name: environment.get(name, "") for name in ("NO_PROXY", "no_proxy")}
     either = given["no_proxy"] or given["NO_PROXY"]
+    if either.strip() == "*":  # of all; in a list it would be none
+        return dict.fromkeys(given, "*")
     return {name: ",".join(filter(None, (value or either, LOOPBACK))) for name, value in given.items()}
 
 

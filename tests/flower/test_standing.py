@@ -43,7 +43,9 @@ def test_a_signal_counts_also_where_python_drops_what_its_handler_raises() -> No
 def test_what_is_excepted_from_a_proxy_stays_so(name: str, other: str) -> None:
     found = without_proxy({name: "store.example", "HTTPS_PROXY": "http://proxy.example:3128"})
     assert found == {name: "store.example,127.0.0.1,localhost", other: "store.example,127.0.0.1,localhost"}
-    assert set(without_proxy({}).values()) == {"127.0.0.1,localhost"}
+    assert set(without_proxy({}).values()) == {"127.0.0.1,localhost"} and set(without_proxy({name: "*"}).values()) == {
+        "*"
+    }
 
 
 def test_a_sites_parts_reach_each_other_where_a_proxy_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
