@@ -47,6 +47,8 @@ class Keeper:
         self._want: Want | None = None
         self._came, self._closed = threading.Event(), threading.Event()
         self._record: Provisioned | None = None
+        self._stop_failed = False
+        """When it was tried last: it is tried again after a wait."""
         self._thread = threading.Thread(target=self._work, name=f"provision-{site}", daemon=True)
 
     def start(self) -> None:
@@ -86,12 +88,15 @@ class Keeper:
             return
         record = self._record = self._record or self._stored()
         failed = record.failed
-        if failed is not None and failed.waits(utc_now()) and record.phase != "up":
+        waits = failed is not None and failed.waits(utc_now()) and record.phase != "up"
+        if waits and (want.up or self._stop_failed):
             return
         if want.up:
             self._bring_up(record)
-        else:
-            self._bring_down(record)
+            return
+        self._stop_failed = True  # until it has not: one that only failed to start is stopped at once, it draws power
+        self._bring_down(record)
+        self._stop_failed = False
 
     def _bring_up(self, record: Provisioned) -> None:
         found = self._provisioner.state(self.site)

@@ -27,7 +27,7 @@ class Machine:
         self.calls: list[str] = []
         self.error: str | None = None
         self.hold: threading.Event | None = None
-        self.connects = True
+        self.connects = self.stops = True
 
     def start(self, site: str) -> None:
         self.calls.append("start")
@@ -39,6 +39,8 @@ class Machine:
 
     def stop(self, site: str) -> None:
         self.calls.append("stop")
+        if not self.stops:
+            raise ProvisionError(f"site {site}: not to be stopped")
         self.on = self.connected = False
 
     def state(self, site: str) -> Standing:
@@ -115,6 +117,20 @@ def test_a_start_that_fails_is_an_absence_and_is_tried_again(store: FolderStore,
     assert len(machine.calls) == calls == 2, "it is not asked again before its wait is over"
     store.write_record(provisioned_key("fresno"), known(store))
     assert known(store).phase == "starting"
+
+
+def test_what_failed_to_start_is_stopped_as_soon_as_it_is_not_wanted(store: FolderStore, make: Made) -> None:
+    before = Absence(times=7, last=utc_now(), reason="no quota")  # tried again in a quarter of an hour
+    store.write_record(provisioned_key("fresno"), Provisioned(phase="starting", failed=before))
+    keeper, machine = make()
+    keeper.want(UP)
+    time.sleep(0.1)
+    assert machine.calls == []
+    machine.stops = False
+    keeper.want(DOWN)
+    wait_until(lambda: machine.calls == ["stop"] and (f := known(store).failed) and f.times == 8, 10)
+    time.sleep(0.1)
+    assert machine.calls == ["stop"], "one that cannot be stopped is tried again after its wait"
 
 
 def test_a_clock_that_was_set_back_makes_no_wait_longer(store: FolderStore, make: Made) -> None:
