@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer = own = SiteTrainer(store, site, experiment, meter=meter)
             own.prepare()
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
-        orders = OrderQueue(trainer, ended, on_step=reporter)
+        orders = OrderQueue(trainer, store, ended, on_step=reporter)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
         server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)
     except CurtailError as error:
