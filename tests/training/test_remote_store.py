@@ -134,7 +134,7 @@ def test_a_site_without_credentials_gives_the_same_bits(
     for order, result in wanted:
         got = trainer.train(linked(coordinator, order))
         assert got.weights == result.weights and got.inner_state == result.inner_state
-        assert trainer.store.exists(got.weights.key), "the same order again is answered with it"
+        assert trainer.has(got.weights.key), "the same order again is answered with it"
         with coordinator.local(order.out) as path:
             assert file_sha256(path) == result.weights.sha256
     assert not front.refused and {method for method, _ in front.accepted} == {"GET", "PUT"}
