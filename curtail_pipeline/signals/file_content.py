@@ -94,8 +94,11 @@ class FileContent:
         self.names = self._tidied(self._own_names)
         require_header(str(path), self.names)
 
-    def read(self, columns: Iterable[str]) -> pl.DataFrame:
+    def read(self, columns: Iterable[str], first: int | None = None) -> pl.DataFrame:
         """Columns of the file, and ROW; rows in which all are empty are left out. A CSV's values are texts.
+
+        Args:
+            first: so many rows; all when not given.
 
         Raises:
             TraceError: the rows cannot be read.
@@ -105,13 +108,15 @@ class FileContent:
         own = [self._own_names[place] for place in places]
         try:
             if self.kind == "parquet":
-                table = pl.read_parquet(self.path, columns=own)
+                table = pl.read_parquet(self.path, columns=own, n_rows=first)
             elif self._table is not None:
-                table = self._table
+                table = self._table if first is None else self._table.head(first)
             else:
                 # By place: polars would call a second unnamed column something else.
                 order = sorted(places)
-                table = pl.read_csv(self._text, columns=order, infer_schema=False, separator=self.separator)
+                table = pl.read_csv(
+                    self._text, columns=order, infer_schema=False, separator=self.separator, n_rows=first
+                )
                 table.columns = [self._own_names[place] for place in order]
         except _REFUSED as error:
             raise self._explained(error) from error
@@ -129,7 +134,11 @@ class FileContent:
         clean = [tidy(name) for name in names]
         twice = next((name for name in clean if clean.count(name) > 1), None)
         if twice is not None:
-            raise TraceError(f"{self.path} has two columns {twice!r}; give each column a name of its own")
+            which = repr(twice) if twice else "without a name"
+            raise TraceError(
+                f"{self.path} has two columns {which}; give each column a name of its own, or, if the line "
+                f"{','.join(clean)[:80]!r} is no header, set traces.skip_lines to the number of lines before it"
+            )
         return clean
 
     def _plain_text(self, raw: bytes) -> bytes:

@@ -335,6 +335,7 @@ class TraceFiles:
             if is_long:
                 own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
                 rows = rows.filter(tidied(rows[used[0]]).is_in([region, *own]))
+            rows = rows.with_columns(FileTimes(self.settings, content, time).stamps(rows).naive.alias(time))
             # Where nothing else can be a region, what is read as one is.
             only = [region] if len(names) == 2 else []
             keys = [time, *(name for name in names if name in self._hours)]

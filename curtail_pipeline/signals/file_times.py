@@ -1,5 +1,6 @@
 """The times of a file's rows, from its time column and what stands beside it: hours, periods, repeated-hour flags."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
@@ -11,9 +12,18 @@ from curtail_pipeline.signals.flags import parse_flags
 from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone
 from curtail_pipeline.signals.local_time import Ambiguous, Clock, localise
 from curtail_pipeline.signals.midnights import require_midnights_in_order
-from curtail_pipeline.signals.period_columns import HOURS, PARTS_OF_HOURS, PERIODS, TIMES, PeriodColumn, plain_name
+from curtail_pipeline.signals.period_columns import (
+    HOURS,
+    PARTS_OF_HOURS,
+    PERIODS,
+    TIMES,
+    PeriodColumn,
+    is_clock,
+    plain_name,
+)
 from curtail_pipeline.signals.stamps import Stamps, parse_stamps, to_utc
 from curtail_pipeline.signals.time_zones import parse_zone
+from curtail_pipeline.signals.utc_beside import require_no_other_utc
 from curtail_pipeline.times import TIME
 
 _MIDNIGHT = pl.time(0, 0)
@@ -38,7 +48,7 @@ class FileTimes:
         Raises:
             TraceError: a column of the settings is not there, or the time zone is none.
         """
-        self.settings, self.time, self.path = settings, time, content.path
+        self.settings, self.time, self.path, self._content = settings, time, content.path, content
         for setting, name in (("hour_column", settings.hour_column), ("fold_column", settings.fold_column)):
             if name is not None and name not in content.names:
                 raise TraceError(
@@ -62,6 +72,14 @@ class FileTimes:
         fold = [self.settings.fold_column] if self.settings.fold_column is not None else []
         return [*self._hours, *self._clocks, *fold]
 
+    def stamps(self, rows: pl.DataFrame) -> Stamps:
+        """The time column alone, as it is written.
+
+        Raises:
+            TraceError: as `parse_stamps`.
+        """
+        return parse_stamps(rows[self.time], str(self.path), self.settings.time_format, self.zone, rows[ROW])
+
     def utc(self, rows: pl.DataFrame, groups: pl.Series | None = None, needed: pl.Series | None = None) -> pl.Series:
         """The time of each row in UTC, null where the row is to be left out.
 
@@ -75,11 +93,27 @@ class FileTimes:
         """
         if rows.is_empty():
             return pl.Series("time", [], dtype=TIME)
-        settings, source = self.settings, str(self.path)
-        numbers = rows[ROW]
-        stamps = parse_stamps(rows[self.time], source, settings.time_format, self.zone, numbers)
-        if not stamps.utc.all():
-            require_declared_zone(source, self.time, settings.timezone, "timezone" in settings.model_fields_set)
+        settings, source, declared = self.settings, str(self.path), "timezone" in self.settings.model_fields_set
+        stamps = self.stamps(rows)
+        if stamps.utc.all():
+            return self._in_utc(stamps, rows, groups, needed)
+        require_declared_zone(source, self.time, settings.timezone, declared)
+        times = self._in_utc(stamps, rows, groups, needed)
+        require_no_other_utc(
+            self._content,
+            self.time,
+            times,
+            rows[ROW],
+            ends=settings.interval == "end" and not self.begins,
+            time_format=settings.time_format,
+            zone=settings.timezone if declared else "",
+        )
+        return times
+
+    def _in_utc(
+        self, stamps: Stamps, rows: pl.DataFrame, groups: pl.Series | None, needed: pl.Series | None
+    ) -> pl.Series:
+        settings, source, numbers = self.settings, str(self.path), rows[ROW]
         second = None
         if settings.fold_column is not None:
             second = parse_flags(rows[settings.fold_column], source, numbers)
@@ -91,6 +125,7 @@ class FileTimes:
                 return self._numbered(period, stamps, groups, needed, second)
             days = stamps.naive.dt.strftime("%Y-%m-%d ")
             stamps = parse_stamps((days + clock_texts).alias(column), source, None, self.zone, numbers)
+            stamps = replace(stamps, begins=period.ranges)
         self.begins = stamps.begins
         require_midnights_in_order(stamps.naive, groups, source)
         if stamps.at_24 and settings.interval == "begin" and not stamps.begins:
@@ -147,7 +182,8 @@ class FileTimes:
                     "traces.time_column to a column of dates"
                 )
             return self.settings.hour_column
-        found = [*self._hours, *self._clocks]
+        # A column named for a start may as well have full times: it is none of times of day.
+        found = [*self._hours, *(name for name in self._clocks if is_clock(rows[name]))]
         if not days or not found or (len(rows) > 1 and rows[self.time].is_unique().all() and not self._hours):
             return None
         if len(found) > 1:

@@ -49,7 +49,7 @@ _SHORT: Final = {
 _INTENSITY_KINDS: Final[frozenset[Kind]] = frozenset({"marginal_intensity", "average_intensity"})
 
 _END: Final = re.compile(
-    r"(?:^|[^a-z])(?:end|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt|stamp|timestamp|datetime))"
+    r"(?:^|[^a-z])(?:end|ende|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt|stamp|timestamp|datetime))"
     r"(?:[^a-z]|$)|(?:hour|interval|period|time)end(?:ing|ed|s|time)?(?:[^a-z]|$)"
     r"|^(?:he|to)$|^(?:valid|date|time|datetime)[^a-z]*to$"
 )
@@ -140,12 +140,27 @@ def require_declared_end(file: str, name: str) -> None:
     Raises:
         TraceError: its name says that they are the ends of intervals.
     """
-    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
-    if _END.search(plain) and not _BEGIN.search(plain):
+    if says_end(name):
         raise TraceError(
             f"{file}: column {name!r} holds interval ends by its name, and would be read as begins; declare "
             "--interval end (traces.interval: end), or --interval begin if they are begins"
         )
+
+
+def says_end(name: str) -> bool:
+    """Whether a column's name says that its times are interval ends."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    return _END.search(plain) is not None and _BEGIN.search(plain) is None
+
+
+def says_utc(name: str) -> bool:
+    """Whether a column's name says that its times are UTC."""
+    return any(token.lower() in _UTC for token in _words(name)) and _ZONE.search(name) is None
+
+
+def _words(name: str) -> list[str]:
+    """CamelCase as words, too, and abbreviations before one: `GMTIntervalEnd`, `HourUTC`."""
+    return re.findall("[A-Za-z]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name))
 
 
 def require_declared_zone(file: str, name: str, timezone: str, declared: bool) -> None:
@@ -158,7 +173,7 @@ def require_declared_zone(file: str, name: str, timezone: str, declared: bool) -
     Raises:
         TraceError: its name says another zone than what nobody declared.
     """
-    tokens = re.findall("[A-Za-z]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name))
+    tokens = _words(name)
     short = next((token.upper() for token in tokens if token.upper() in ABBREVIATIONS), None)
     clock = next((token for token in tokens if token.lower() in _CLOCKS), None)
     said, fix = "", "the zone's IANA name, or its offset from UTC"

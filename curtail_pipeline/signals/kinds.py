@@ -11,6 +11,7 @@ from typing import Final
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.period_columns import is_clock
 
 _PRICE: Final = {
     *("rrp", "lmp", "hoep", "price", "prices", "spot", "mcp", "smp", "prc", "tariff", "cost", "preis", "prix"),
@@ -76,7 +77,7 @@ def is_no_signal(name: str, values: pl.Series) -> bool:
         values: of a name that may be a country's as well, which they tell.
     """
     plain = _plain(name)
-    if values.dtype.is_temporal() or _holds_stamps(values):
+    if values.dtype.is_temporal() or is_clock(values) or _holds_stamps(values):
         return True
     if _PERIOD.fullmatch(plain) is None and _PART.fullmatch(plain) is None:
         return False
