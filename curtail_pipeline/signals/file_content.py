@@ -241,9 +241,11 @@ class FileContent:
                 header = next(reader)
                 for number, cells in enumerate(reader, 1):
                     if len(cells) > len(header):
+                        commas = self.separator == "," and all(cell.strip("0123456789") == "" for cell in cells[2:])
+                        fix = ", or put numbers with decimal commas in quotes" if commas else ""
                         return TraceError(
                             f"{self.path}: data row {number} has {len(cells)} values, but the header names "
-                            f"{len(header)} columns ({cells[-1]!r} is one too many); correct the row"
+                            f"{len(header)} columns ({cells[-1]!r} is one too many); correct the row{fix}"
                         )
             except csv.Error as wrong:
                 return unreadable(self.path, self.kind, wrong)

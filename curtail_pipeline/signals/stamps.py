@@ -33,6 +33,9 @@ _NATIONAL = tuple(
 """Formats that are not read unasked, since day and month cannot be told apart, but proposed where they fit."""
 _OFFSET = r"\s*([+-]\d{2}(?::?\d{2})?)$"
 _ABBREVIATION = r"\s*\(?\b([A-Z]{2,5})\)?$"
+_ZONE_BEHIND = r"((?:[Zz]|[+-]\d{2}(?::?\d{2})?))\[[A-Za-z0-9_/+-]+\]$"
+"""An offset with its zone's name behind it, as Java writes them."""
+_UTC_OFFSET = r"\s*\(?(?:UTC|GMT)\s*([+-])(\d{1,2})(?::?(\d{2}))?\)?$"
 _RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
 _ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
@@ -114,6 +117,16 @@ def _with_minutes(text: pl.Series, form: str) -> tuple[pl.Series, str]:
     return text, form
 
 
+def _plain_offsets(text: pl.Series) -> pl.Series:
+    """`UTC+2` as `+02:00`."""
+    if not text.str.contains(_UTC_OFFSET).any():
+        return text
+    sign, hours, minutes = (text.str.extract(_UTC_OFFSET, part) for part in (1, 2, 3))
+    offset = sign + hours.str.zfill(2) + ":" + minutes.fill_null("00")
+    bare = text.str.replace(_UTC_OFFSET, "")
+    return pl.select(pl.when(offset.is_null()).then(text).otherwise(bare + offset)).to_series().alias(text.name)
+
+
 class _Parser:
     """Texts of one column, brought step by step to what a format can parse."""
 
@@ -129,6 +142,8 @@ class _Parser:
             epoch = _epoch(self.text.cast(pl.Float64, strict=False))
             if epoch is not None:
                 return epoch
+        if self.format is None:
+            self.text = _plain_offsets(self.text.str.replace(_ZONE_BEHIND, "$1"))
         self._take_begins()
         abbreviated = self._take_abbreviations()
         end_of_day = self.text.str.contains(_24)
@@ -257,6 +272,8 @@ class _Parser:
         rows = bad.arg_true()
         if len(rows):
             row = int(rows[0])
+            if self.text[row].casefold() == self.given.name.casefold():
+                fix = "it is the column's own name: the header stands there again; remove that line"
             raise TraceError(
                 f"{self.source}: {self.given[row]!r} in column {self.given.name!r}, data row {self.rows[row]}, {what}; "
                 f"{fix}"
