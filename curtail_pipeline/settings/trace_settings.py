@@ -5,15 +5,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.section import Name, Section
+from curtail_pipeline.settings.unit_names import as_spelled
 
 Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_power"]
 """What a signal measures. `average_intensity` is for accounting only; it never defines a window."""
 
 Unit = Literal["g/kWh", "kg/kWh", "lb/MWh", "currency/MWh", "MW"]
+
+SpelledUnit = Annotated[Unit, BeforeValidator(as_spelled)]
+"""A unit in any usual spelling: kg/MWh and tCO2/GWh are g/kWh."""
 
 Reason = Literal["zero", "stuck", "sentinel"]
 """Why a value is no measurement: a zero or a mark that means missing, or a feed that repeats its last answer."""
@@ -67,7 +71,7 @@ class Column(Section):
 
     region: Name
     kind: Kind | None = None
-    unit: Unit | None = None
+    unit: SpelledUnit | None = None
 
     @model_validator(mode="after")
     def _measurable(self) -> "Column":
@@ -86,7 +90,7 @@ class ForecastColumns(Section):
     region: Name | None = None
     """Whose forecast it is; needed when the file has several regions."""
     kind: Kind | None = None
-    unit: Unit | None = None
+    unit: SpelledUnit | None = None
 
     @model_validator(mode="after")
     def _has_step(self) -> "ForecastColumns":
@@ -123,7 +127,7 @@ class FileFormat(ProviderSettings):
     columns: dict[Name, Name | Column] = Field(default_factory=dict)
     """Of a wide file: column in the file -> region, or region, kind and unit. When given, other columns are not read.
     Of a long file: name in the region column -> region."""
-    unit: Unit | None = None
+    unit: SpelledUnit | None = None
     """The kind's canonical unit when not given; refused where a column's name says another one."""
     kind: Kind = "marginal_intensity"
     timezone: str = "UTC"

@@ -9,12 +9,13 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, Column, FileFormat, Kind, LiveFileTraces, Unit
+from curtail_pipeline.settings.unit_names import said_unit
 from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import estimate_columns, parse_estimates
-from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
+from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit
 from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names, require_intensity_names
 from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.region_names import require_named, require_one_spelling, tidied

@@ -7,7 +7,6 @@ Nothing that a name says is believed over a setting; a name that says otherwise 
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -15,38 +14,11 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit
+from curtail_pipeline.settings.unit_names import said_unit
 from curtail_pipeline.signals.period_columns import is_number
 from curtail_pipeline.signals.time_zones import ABBREVIATIONS
 
 log = logging.getLogger(__name__)
-
-_ENERGY: Final = r"(?P<per>kwh|mwh|gwh)(?:rs?)?(?![a-z])"
-_CO2: Final = r"[ _]*(?:of[ _]*)?(?:co[ _]?2)?[ _-]*(?:eq|e)?[ _.]*"
-_MASS: Final = re.compile(
-    rf"(?<![a-z])(?:(?P<mass>g|grams?|kg|t|tonnes?|tons?|mt|lbs?|pounds?){_CO2}(?:/|per)"
-    rf"|(?P<word>kg|lbs?|pounds?|tonnes?){_CO2}(?<=[ _.2e]))[ _.]*{_ENERGY}"
-)
-_MONEY: Final = re.compile(rf"(?:[€$£¥円]|(?<![a-z])[a-z]{{1,3}}|cents?|euros?)[ _.]*(?:/|per)[ _.]*{_ENERGY}")
-_POWER: Final = re.compile(r"(?<![a-z/])(?P<unit>kw|mw|gw|kwh|mwh|gwh)(?![a-z])")
-_INTENSITIES: Final[dict[tuple[str, str], Unit]] = {
-    ("g", "kwh"): "g/kWh",
-    ("kg", "mwh"): "g/kWh",
-    ("t", "gwh"): "g/kWh",
-    ("kg", "kwh"): "kg/kWh",
-    ("t", "mwh"): "kg/kWh",
-    ("lb", "mwh"): "lb/MWh",
-}
-_SHORT: Final = {
-    "gram": "g",
-    "grams": "g",
-    "tonne": "t",
-    "tonnes": "t",
-    "mt": "t",
-    "lbs": "lb",
-    "pound": "lb",
-    "pounds": "lb",
-}
-_INTENSITY_KINDS: Final[frozenset[Kind]] = frozenset({"marginal_intensity", "average_intensity"})
 
 _END: Final = re.compile(
     r"(?:^|[^a-z])(?:end|ende|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt|stamp|timestamp|datetime))"
@@ -75,34 +47,6 @@ _PER_DAY: Final = (range(23, 26), range(46, 51), range(92, 101))
 _STAMP: Final = re.compile(r"\d{4}[-/.]?\d{2}[-/.]?\d{2}(?:[T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4} .*")
 _EPOCH: Final = 1e9
 _DIGITS: Final = re.compile(r"\d+")
-
-
-@dataclass(frozen=True)
-class SaidUnit:
-    """A unit in a name."""
-
-    text: str
-    """As the name writes it."""
-    unit: Unit | None
-    """None where it is none that values are read in."""
-    kinds: frozenset[Kind]
-    """What it measures."""
-
-
-def said_unit(name: str) -> SaidUnit | None:
-    """The unit in a column's name or in a column of units, e.g. lb/MWh of `MOER [lbs CO2/MWh]`; None without one."""
-    plain = name.replace("₂", "2").lower()
-    if (found := _MASS.search(plain)) is not None:
-        mass = found["mass"] or found["word"]
-        unit = _INTENSITIES.get((_SHORT.get(mass, mass), found["per"]))
-        return SaidUnit(name[slice(*found.span())], unit, _INTENSITY_KINDS)
-    if (found := _MONEY.search(plain)) is not None:
-        money: Unit | None = "currency/MWh" if found["per"] == "mwh" else None
-        return SaidUnit(name[slice(*found.span())], money, frozenset({"price"}))
-    if (found := _POWER.search(plain)) is not None:
-        power: Unit | None = "MW" if found["unit"] == "mw" else None
-        return SaidUnit(name[slice(*found.span())], power, frozenset({"curtailed_power"}))
-    return None
 
 
 def require_said_unit(file: str, name: str, kind: Kind, unit: Unit, *, kind_chosen: bool, declared: bool) -> None:
