@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.settings.section import Name, Section
+from curtail_pipeline.settings.section import Name, Section, UtcTime
 from curtail_pipeline.settings.unit_names import as_spelled
 
 Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_power"]
@@ -56,14 +56,14 @@ class SyntheticTraces(ProviderSettings):
     implementation: ClassVar[str] = "curtail_pipeline.signals.synthetic:SyntheticProvider"
     provider: Literal["synthetic"] = "synthetic"
     seed: int = 0
-    start: datetime
+    start: UtcTime
     days: int = Field(default=2, ge=1)
     cadence_s: int = Field(default=300, ge=60)
 
     @field_validator("start")
     @classmethod
     def _utc(cls, start: datetime) -> datetime:
-        return start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+        return start.astimezone(UTC)
 
 
 class Column(Section):
