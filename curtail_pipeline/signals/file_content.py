@@ -10,6 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -36,8 +37,11 @@ _PACKED = {
     b"Rar!": "RAR",
     _GZIP: "gzip in another archive",
     _ZIP: "zip in another archive",
+    _PARQUET: "Parquet in an archive",
 }
 """How tables begin that are packed in a way that is not read."""
+_DAY_0 = datetime(1899, 12, 31)
+"""Of spreadsheets."""
 _UNNAMED = "__UNNAMED__"
 """How fastexcel calls columns without a name."""
 _SEPARATORS = (";", "\t", "|", ",")
@@ -121,6 +125,7 @@ class FileContent:
         except _REFUSED as error:
             raise self._explained(error) from error
         table = table.select(pl.col(old).alias(new) for old, new in zip(own, wanted, strict=True))
+        table = table.with_columns(map(_clock_texts, table))
         rows = pl.int_range(1, pl.len() + 1).alias(ROW)
         kept = table.with_columns(rows)
         return kept.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
@@ -250,6 +255,20 @@ class FileContent:
             except csv.Error as wrong:
                 return unreadable(self.path, self.kind, wrong)
         return unreadable(self.path, self.kind, error)
+
+
+def _clock_texts(column: pl.Series) -> pl.Series:
+    """Times of day, which spreadsheets hold as times of the day 0 (or as lengths of time), as HH:MM:SS up to 24:00:00;
+    any other column as it is."""
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is None:
+        if not len(column.drop_nulls()) or not column.is_between(_DAY_0, _DAY_0 + timedelta(days=2)).all():
+            return column
+        column = column - _DAY_0
+    elif column.dtype != pl.Duration:
+        return column
+    seconds = (column.dt.total_milliseconds() / 1_000).round().cast(pl.Int64)
+    parts = [part.cast(pl.String).str.zfill(2) for part in (seconds // 3600, seconds // 60 % 60, seconds % 60)]
+    return (parts[0] + ":" + parts[1] + ":" + parts[2]).alias(column.name)
 
 
 def _spreadsheet(path: Path, raw: bytes, sheet: str | None, skip_lines: int) -> pl.DataFrame:

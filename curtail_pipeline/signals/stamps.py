@@ -90,8 +90,12 @@ def parse_stamps(
         return Stamps(naive.cast(pl.Datetime("us")), pl.Series([aware] * len(text), dtype=pl.Boolean))
     if text.dtype == pl.Date:
         return Stamps(text.cast(pl.Datetime("us")), pl.Series([False] * len(text), dtype=pl.Boolean))
-    if text.dtype.is_numeric() and time_format is None and (epoch := _epoch(text.cast(pl.Float64))) is not None:
-        return epoch
+    if text.dtype.is_numeric():
+        if time_format is None and (epoch := _epoch(text.cast(pl.Float64))) is not None:
+            return epoch
+        # 20240401, or days of a spreadsheet.
+        whole = (text == text.cast(pl.Int64, strict=False)).fill_null(False).all()
+        text = (text.cast(pl.Int64) if whole else text).cast(pl.String)
     if text.dtype != pl.String:
         raise TraceError(
             f"{source}: the time column {text.name!r} holds {text.dtype}, not times; choose another with "
@@ -272,6 +276,8 @@ class _Parser:
         rows = bad.arg_true()
         if len(rows):
             row = int(rows[0])
+            if len(rows) < len(bad) and not re.search(r"\d", self.text[row]):
+                fix = "remove the row if it is a note"
             if self.text[row].casefold() == self.given.name.casefold():
                 fix = "it is the column's own name: the header stands there again; remove that line"
             raise TraceError(

@@ -32,3 +32,22 @@ def test_offsets_in_every_form(text: str) -> None:
 def test_a_header_that_stands_there_again_is_named() -> None:
     with pytest.raises(TraceError, match=r"'Time' .* data row 2, .*the header stands there again; remove that line"):
         parsed("2024-04-01 00:00", "Time")
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [([20240401, 20240402], None), ([20240401.0, 20240402.0], None), ([2024040100, 2024040200], "%Y%m%d%H")],
+)
+def test_numbers_may_be_dates(values: list[float], form: str | None) -> None:
+    found = parse_stamps(pl.Series("time", values), "t.parquet", form)
+    assert found.naive.dt.day().to_list() == [1, 2] and not found.utc.any()
+
+
+def test_numbers_of_a_spreadsheets_days_are_named_in_its_own_cells_too() -> None:
+    with pytest.raises(TraceError, match="looks like a spreadsheet's number of a day"):
+        parse_stamps(pl.Series("time", [45446.0, 45446.25]), "t.xlsx")
+
+
+def test_a_note_below_the_values_is_named() -> None:
+    with pytest.raises(TraceError, match=r"'Source: operator' .* remove the row if it is a note"):
+        parsed("2024-04-01 00:00", "Source: operator")
