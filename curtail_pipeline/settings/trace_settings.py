@@ -99,6 +99,11 @@ class ForecastColumns(Section):
         return self
 
 
+def _tab(separator: object) -> object:
+    """A tab may be written as such a text: shells and most quotes of YAML leave it as two characters."""
+    return "\t" if separator in ("\\t", "tab", "TAB") else separator
+
+
 class FileFormat(ProviderSettings):
     """CSV (also .gz and .zip), Parquet or .xlsx files, wide (`time, REGION, ...`) or long (`time, region, value`)."""
 
@@ -145,7 +150,7 @@ class FileFormat(ProviderSettings):
     snap_s: float | None = Field(default=None, ge=0)
     """How far stamps that jitter by seconds are moved to their cadence; a tenth of it, at most a minute, when not
     given."""
-    separator: Literal[",", ";", "\t", "|"] = ","
+    separator: Annotated[Literal[",", ";", "\t", "|"], BeforeValidator(_tab)] = ","
     """Of the columns of a CSV."""
     decimal: Literal[".", ","] = "."
     """The mark in 400.5; with a comma, a point separates thousands, as spaces and apostrophes do with either. Where

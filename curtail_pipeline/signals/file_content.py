@@ -236,7 +236,8 @@ class FileContent:
                 f"{skip_lines + later} if "
                 f"the header is {head[later][:80]!r}"
             )
-        raise TraceError(f"{self.path}: has only the column {name!r}; add a value column per region")
+        parted = "separate its columns by commas, and " if re.search(r"\S\s+\S", name) else ""
+        raise TraceError(f"{self.path}: has only the column {name!r}; {parted}add a value column per region")
 
     def _explained(self, error: BaseException) -> TraceError:
         """The first line of a CSV that does not fit its header."""

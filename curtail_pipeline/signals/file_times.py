@@ -7,11 +7,12 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import FileFormat
+from curtail_pipeline.signals.event_rows import require_no_events
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.flags import parse_flags
 from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone
 from curtail_pipeline.signals.local_time import Ambiguous, Clock, localise
-from curtail_pipeline.signals.midnights import require_midnights_in_order
+from curtail_pipeline.signals.midnights import last_seconds, require_midnights_in_order
 from curtail_pipeline.signals.period_columns import (
     HOURS,
     PARTS_OF_HOURS,
@@ -128,11 +129,20 @@ class FileTimes:
             stamps = replace(stamps, begins=period.ranges)
         self.begins = stamps.begins
         require_midnights_in_order(stamps.naive, groups, source)
+        if column is None or not stamps.begins:
+            require_no_events(self._content, self.time, stamps, rows, settings.time_format, settings.cadence_s)
         if stamps.at_24 and settings.interval == "begin" and not stamps.begins:
             raise TraceError(
                 f"{source}: has stamps at 24:00, the end of a day's last interval; set traces.interval to end"
             )
         ends = self._are_ends(stamps.begins)
+        if not stamps.begins and (later := last_seconds(stamps.naive)) is not None:
+            if "interval" not in settings.model_fields_set:
+                raise TraceError(
+                    f"{source}: stamps such as {stamps.naive[0]} are the last seconds of intervals, and would be read "
+                    "as begins; set traces.interval to end, or to begin if they are begins"
+                )
+            stamps = replace(stamps, naive=later) if ends else stamps
         length = timedelta(seconds=settings.cadence_s) if settings.cadence_s else None
         return self._local(stamps, Clock(self.zone, source, settings.ambiguous, ends, length), groups, needed, second)
 

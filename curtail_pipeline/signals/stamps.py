@@ -36,7 +36,8 @@ _ABBREVIATION = r"\s*\(?\b([A-Z]{2,5})\)?$"
 _ZONE_BEHIND = r"((?:[Zz]|[+-]\d{2}(?::?\d{2})?))\[[A-Za-z0-9_/+-]+\]$"
 """An offset with its zone's name behind it, as Java writes them."""
 _UTC_OFFSET = r"\s*\(?(?:UTC|GMT)\s*([+-])(\d{1,2})(?::?(\d{2}))?\)?$"
-_RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
+RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
+"""`a - b`."""
 _ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 _24 = r"([ T])24(:00(?::00(?:\.0+)?)?)?$"
@@ -166,7 +167,7 @@ class _Parser:
         if self.format is not None and (both := re.match(r"^(.*%[HIsT].*?)\s+[-–—]\s+(%.+)$", self.format)):
             self.format = both[1]
         first, last = (
-            pl.select(pl.coalesce(self.text.str.extract(_RANGE, n), self.text.str.extract(_ISO_RANGE, n))).to_series()
+            pl.select(pl.coalesce(self.text.str.extract(RANGE, n), self.text.str.extract(_ISO_RANGE, n))).to_series()
             for n in (1, 2)
         )
         # A date and a time of day that are joined by a dash are no range.

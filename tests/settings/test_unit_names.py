@@ -62,6 +62,12 @@ def test_masses_per_heat_or_time_are_no_unit_of_intensities(name: str) -> None:
     assert said is not None and "marginal_intensity" in said.kinds and said.unit is None
 
 
+@pytest.mark.parametrize("name", ["Curtailment (%)", "curtailment_pct", "percent curtailed"])
+def test_a_share_is_no_unit_of_any_kind(name: str) -> None:
+    said = said_unit(name)
+    assert said is not None and said.unit is None and {"curtailed_power", "price"} <= said.kinds
+
+
 @pytest.mark.parametrize(
     ("written", "kind", "unit"),
     [
@@ -91,3 +97,8 @@ def test_other_units_are_refused(written: object) -> None:
         return
     with pytest.raises(ValidationError, match="Input should be 'g/kWh', 'kg/kWh', 'lb/MWh'"):
         FileTraces.model_validate({"path": "t.csv", "unit": written})
+
+
+@pytest.mark.parametrize("written", ["\t", "\\t", "tab"])
+def test_a_tab_may_be_written_as_a_text(written: str) -> None:
+    assert FileTraces.model_validate({"path": "t.csv", "separator": written}).separator == "\t"
