@@ -223,15 +223,14 @@ class TraceFiles:
             .drop_nulls("time")
             .with_columns(region=pl.lit(region), kind=pl.lit(kind), unit=pl.lit(unit))
             for name in columns
-            if name != times.hour_column
+            if name not in times.hour_columns
             for region, kind, unit in [self._meaning(name)]
         ]
         return pl.concat([_with_schema(part) for part in parts] or [pl.DataFrame(schema=VALUES_SCHEMA)])
 
     def _noted(self, times: FileTimes) -> None:
         self._begins.add(times.begins)
-        if times.hour_column is not None:
-            self._hours.add(times.hour_column)
+        self._hours.update(times.hour_columns)
 
     def _flags(self, names: list[str], *others: str) -> list[str]:
         """The columns that say which values are estimates."""

@@ -59,8 +59,8 @@ class FileTimes:
         self.zone = parse_zone(settings.timezone, str(self.path))
         self.begins = False
         """Whether `utc` gave begins whatever traces.interval says."""
-        self.hour_column: str | None = None
-        """The column of hours that `utc` used."""
+        self.hour_columns: tuple[str, ...] = ()
+        """The columns of hours that `utc` used."""
         own = [name for name in content.names if name != time and name not in settings.columns]
         self._hours = [name for name in own if plain_name(name) in (*HOURS, *PERIODS)]
         self._clocks = [name for name in own if plain_name(name) in TIMES]
@@ -118,18 +118,18 @@ class FileTimes:
         second = None
         if settings.fold_column is not None:
             second = parse_flags(rows[settings.fold_column], source, numbers)
-        column = self.hour_column = self._hour_column(stamps, rows)
-        if column is not None:
-            period = PeriodColumn(rows[column], source, numbers, settings.period_s, settings.hours_from)
+        period = self._period_column(stamps, rows)
+        self.hour_columns = () if period is None else period.names
+        if period is not None:
             clock_texts = period.clock_texts()
             if clock_texts is None:
                 return self._numbered(period, stamps, groups, needed, second)
             days = stamps.naive.dt.strftime("%Y-%m-%d ")
-            stamps = parse_stamps((days + clock_texts).alias(column), source, None, self.zone, numbers)
+            stamps = parse_stamps((days + clock_texts).alias(period.name), source, None, self.zone, numbers)
             stamps = replace(stamps, begins=period.ranges)
         self.begins = stamps.begins
         require_midnights_in_order(stamps.naive, groups, source)
-        if column is None or not stamps.begins:
+        if period is None or not period.ranges:
             require_no_events(self._content, self.time, stamps, rows, settings.time_format, settings.cadence_s)
         if stamps.at_24 and settings.interval == "begin" and not stamps.begins:
             raise TraceError(
@@ -153,7 +153,7 @@ class FileTimes:
             TraceError: their column's name says so, and no setting does.
         """
         if not begins and "interval" not in self.settings.model_fields_set:
-            require_declared_end(str(self.path), self.hour_column or self.time)
+            require_declared_end(str(self.path), next(iter(self.hour_columns), self.time))
         return self.settings.interval == "end" and not begins
 
     def revised(self, column: pl.Series, rows: pl.Series) -> pl.Series:
@@ -178,32 +178,42 @@ class FileTimes:
         naive = pl.select(pl.when(~stamps.utc).then(stamps.naive)).to_series()
         return to_utc(stamps, localise(naive, clock, groups, needed, second))
 
-    def _hour_column(self, stamps: Stamps, rows: pl.DataFrame) -> str | None:
-        """The column of hours that belongs to a column of dates; None where the stamps have their own hours.
+    def _period_column(self, stamps: Stamps, rows: pl.DataFrame) -> PeriodColumn | None:
+        """The hours that belong to a column of dates; None where the stamps have their own.
 
         Raises:
             TraceError: there are several, or the column of the settings stands beside full times.
         """
+        settings = self.settings
+
+        def column(name: str) -> PeriodColumn:
+            return PeriodColumn(rows[name], str(self.path), rows[ROW], settings.period_s, settings.hours_from)
+
         days = not stamps.utc.any() and bool((stamps.naive.dt.time() == pl.select(_MIDNIGHT).item()).all())
-        if self.settings.hour_column is not None:
+        if settings.hour_column is not None:
             if not days:
                 raise TraceError(
                     f"{self.path}: column {self.time!r} has times of day already; leave out traces.hour_column, or set "
                     "traces.time_column to a column of dates"
                 )
-            return self.settings.hour_column
+            return column(settings.hour_column)
         # A column named for a start may as well have full times: it is none of times of day.
         found = [*self._hours, *(name for name in self._clocks if is_clock(rows[name]))]
         if not days or not found or (len(rows) > 1 and rows[self.time].is_unique().all() and not self._hours):
             return None
         if len(found) > 1:
-            together = any(name in PARTS_OF_HOURS for name in map(plain_name, found))
+            parts = [name for name in found if plain_name(name) in PARTS_OF_HOURS]
+            together = bool(parts)
+            if len(found) == 2 and len(parts) == 1:
+                hours, part = (column(name) for name in sorted(found, key=parts.count))
+                if (both := PeriodColumn.of_parts(hours, part)) is not None:
+                    return both
             fix = "" if together else "set traces.hour_column to one of them, or "
             raise TraceError(
                 f"{self.path}: {', '.join(map(repr, found))} {'' if together else 'may all '}say the time of day "
                 f"{'together, ' if together else ''}beside {self.time!r}; {fix}give one column of full times"
             )
-        return found[0]
+        return column(found[0])
 
     def _numbered(
         self,

@@ -33,6 +33,7 @@ _LABEL = r"(?i)^(?:HE|HR|H|SP|P|Hour)?\s*0*(\d{1,3})(?:\.0+)?\s*([X*])?$"
 _CLOCK = r"^(\d{1,2}):(\d{2})(?::\d{2}(?:\.\d+)?)?$"
 _RANGE = r"^(\d{1,2}(?::\d{2}){0,2})\s*[-–—]\s*\d{1,2}(?::\d{2}){0,2}$"
 _HALF_DAYS = r"^(\d{1,2})((?::\d{2}){0,2})\s*([AaPp])\.?\s*[Mm]\.?$"
+_PER_HOUR = (2, 3, 4, 6, 12)
 _PER_DAY = (24, 48, 96, 144, 288)
 _DAY_S = 86_400
 
@@ -72,6 +73,8 @@ class PeriodColumn:
         self, column: pl.Series, source: str, rows: pl.Series, period_s: int | None, hours_from: int | None
     ) -> None:
         self.source, self.name, self.rows = source, column.name, rows
+        self.names: tuple[str, ...] = (column.name,)
+        """The columns it was made of."""
         self.period_s, self.hours_from = period_s, hours_from
         self.given = column
         self.text = _by_24_hours(column.cast(pl.String, strict=False).str.strip_chars())
@@ -102,6 +105,27 @@ class PeriodColumn:
                 "period; write 1 to 25, HE01 or 01:00, or set traces.hour_column to another column"
             )
         return number, self.text.str.extract(_LABEL, 2).is_not_null()
+
+    @classmethod
+    def of_parts(cls, hours: "PeriodColumn", parts: "PeriodColumn") -> "PeriodColumn | None":
+        """A column of hours and one of the intervals of each (ERCOT, CAISO) as periods of the day; None where the
+        second does not count the equal parts of an hour.
+
+        Raises:
+            TraceError: as `numbers`, or it does not show whether hours count from 0 or from 1.
+        """
+        hour, marked = hours.numbers()
+        part, _ = parts.numbers()
+        least, most = part.min(), part.max()
+        assert isinstance(least, int) and isinstance(most, int)
+        count = most - min(least, 1) + 1
+        if count not in _PER_HOUR or marked.any():
+            return None
+        first = hours._first(pl.DataFrame({"number": hour}))
+        number = (hour - first) * count + part - min(least, 1) + 1
+        found = cls(number.alias(f"{hours.name}, {parts.name}"), hours.source, hours.rows, 3600 // count, 1)
+        found.names = (hours.name, parts.name)
+        return found
 
     def numbered(
         self, dates: pl.Series, groups: pl.Series | None, zone: str | timedelta, needed: pl.Series | None = None
