@@ -13,7 +13,6 @@ _MASS: Final = re.compile(
 )
 _MONEY: Final = re.compile(rf"(?:[€$£¥円]|(?<![a-z])[a-z]{{1,3}}|cents?|euros?)[ _.]*(?:/|per)[ _.]*{_ENERGY}")
 _POWER: Final = re.compile(r"(?<![a-z/])(?P<unit>kw|mw|gw|kwh|mwh|gwh)(?![a-z])")
-_SHARE: Final = re.compile(r"%|(?<![a-z])(?:pct|perc|percent(?:age)?)(?![a-z])")
 _INTENSITIES: Final = {
     ("g", "kwh"): "g/kWh",
     ("kg", "mwh"): "g/kWh",
@@ -68,6 +67,4 @@ def said_unit(name: str) -> SaidUnit | None:
     if (found := _POWER.search(plain)) is not None:
         power = "MW" if found["unit"] == "mw" else None
         return SaidUnit(name[slice(*found.span())], power, frozenset({"curtailed_power"}))
-    if (found := _SHARE.search(plain)) is not None:  # of whatever: no kind is measured in it
-        return SaidUnit(name[slice(*found.span())], None, frozenset({*_INTENSITY_KINDS, "price", "curtailed_power"}))
     return None

@@ -9,7 +9,10 @@ from curtail_pipeline.errors import TraceError
 from curtail_pipeline.signals.flags import NO, YES
 from curtail_pipeline.signals.period_columns import is_number
 
-MISSING = ("", "-", "--", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none")
+MISSING = (
+    *("", "-", "--", "–", "—", ".", "..", ":", "na", "n/a", "#n/a", "n.a.", "n/e", "nan", "null", "none"),
+    *("nd", "n.d.", "n/d", "s/d", "no data", "nodata", "missing"),
+)
 """Texts that stand for a missing value, in any case."""
 
 _THOUSANDS = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d*)?$|^[+-]?\d*(?:,\d*)?(?:[eE][+-]?\d+)?$"

@@ -16,7 +16,7 @@ from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import estimate_columns, parse_estimates
 from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit
-from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names, require_intensity_names
+from curtail_pipeline.signals.kinds import require_believable_names, require_intensity_names, signals_among
 from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.region_names import require_named, require_one_spelling, tidied
 from curtail_pipeline.signals.time_zones import sign_warning
@@ -197,12 +197,7 @@ class TraceFiles:
         times = FileTimes(self.settings, content, time)
         raw = self._read(content, [time, *times.columns, *columns, *flags])
         if not self.settings.columns:
-            columns = [name for name in columns if not is_no_signal(name, raw[name])]
-            if not columns:
-                raise TraceError(
-                    f"{path}: has no value column beside {time!r}; add one per region, or name the column of times in "
-                    "traces.time_column"
-                )
+            columns = signals_among(str(path), time, raw.select(columns))
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
             require_intensity_names(str(path), [name for name in columns if name not in self.settings.columns])
@@ -339,7 +334,8 @@ class TraceFiles:
             # Where nothing else can be a region, what is read as one is.
             only = [region] if len(names) == 2 else []
             keys = [time, *(name for name in names if name in self._hours)]
-            found = telling_columns(rows, keys, [ROW, *used, *self.settings.columns, *only])
+            used = [ROW, *used, *self.settings.columns, *only]
+            found = telling_columns(rows, keys, used, time_named=self.settings.time_column is not None)
             if found:
                 return found
         return []

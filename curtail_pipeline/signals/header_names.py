@@ -14,7 +14,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit
-from curtail_pipeline.settings.unit_names import said_unit
+from curtail_pipeline.settings.unit_names import SaidUnit, said_unit
 from curtail_pipeline.signals.period_columns import is_number
 from curtail_pipeline.signals.time_zones import ABBREVIATIONS
 
@@ -33,6 +33,8 @@ _ZONE: Final = re.compile(
 )
 _CLOCKS: Final = ("local", "prevailing", "eastern", "central", "mountain", "pacific")
 _UTC: Final = ("utc", "gmt", "zulu")
+
+_SHARE: Final = re.compile(r"%|(?<![a-z])(?:pct|perc|percent(?:age)?)(?![a-z])")
 
 _COUNT: Final = re.compile(r"(?P<prefix>.*?)(?P<count>\d{1,3})(?:h|:00)?")
 _CLOCK: Final = re.compile(
@@ -61,7 +63,10 @@ def require_said_unit(file: str, name: str, kind: Kind, unit: Unit, *, kind_chos
     """
     said = said_unit(name)
     if said is None:
-        return
+        share = _SHARE.search(name.lower())
+        if share is None or declared or kind not in ("price", "curtailed_power"):
+            return
+        said = SaidUnit(share[0], None, frozenset({kind}))
     if kind not in said.kinds:
         if not kind_chosen:
             raise TraceError(

@@ -62,12 +62,6 @@ def test_masses_per_heat_or_time_are_no_unit_of_intensities(name: str) -> None:
     assert said is not None and "marginal_intensity" in said.kinds and said.unit is None
 
 
-@pytest.mark.parametrize("name", ["Curtailment (%)", "curtailment_pct", "percent curtailed"])
-def test_a_share_is_no_unit_of_any_kind(name: str) -> None:
-    said = said_unit(name)
-    assert said is not None and said.unit is None and {"curtailed_power", "price"} <= said.kinds
-
-
 @pytest.mark.parametrize(
     ("written", "kind", "unit"),
     [

@@ -48,6 +48,17 @@ def test_a_unit_in_a_header_is_declared_or_refused(tmp_path: Path, caplog: pytes
     assert first_value(opened(path, text, columns=column)) == pytest.approx(400 * 0.45359237)
 
 
+@pytest.mark.parametrize("name", ["Curtailment (%)", "curtailment_pct", "percent curtailed"])
+def test_a_share_is_no_curtailed_power(tmp_path: Path, name: str) -> None:
+    text, path = rows(f"time,{name}"), tmp_path / "t.csv"
+    for given in ({}, {"columns": {name: "R"}}):
+        with pytest.raises(
+            TraceError, match=r"by its name, and would be read as MW; convert its values to MW, or declare"
+        ):
+            opened(path, text, kind="curtailed_power", **given).span()
+    assert first_value(opened(path, text, kind="curtailed_power", unit="MW")) == 400
+
+
 def test_a_column_in_the_unit_of_another_kind_is_named_or_refused(tmp_path: Path) -> None:
     text, path = rows("time,Wind - MW,DE"), tmp_path / "t.csv"
     text = "\n".join(line if n == 0 else f"{line},50" for n, line in enumerate(text.split("\n")))
