@@ -29,7 +29,7 @@ def explain(error: ValidationError, source: str, model: type[Section]) -> str:
 
 def _said(item: ErrorDetails, model: type[Section]) -> str:
     path, sections = _place(item["loc"], model)
-    where = ".".join(path) or "experiment"
+    where = ".".join(path) or ("traces" if "path" in model.model_fields else "experiment")
     given, kind = item["input"], item["type"]
     if kind == "extra_forbidden":
         return f"unknown key {where!r}: {_meant(path, sections, model)}"
@@ -42,8 +42,9 @@ def _said(item: ErrorDetails, model: type[Section]) -> str:
     if kind in _SECTION:
         return f"{where}: is a section of keys, each with a value, and not {given!r}"
     if kind == "list_type":
-        shown = "a section of keys" if isinstance(given, dict) else repr(given)
-        return f"{where}: is a list, each entry after '- ', and not {shown}"
+        if isinstance(given, dict):
+            return f"{where}: is a list, each entry after '- ', and not a section of keys"
+        return f"{where}: is a list; write [{given}]"
     if kind == "string_type" and isinstance(given, bool | int | float):
         return f"{where}: is a text, which YAML reads as {given!r}; write it in quotes"
     shown = "" if isinstance(given, dict) else f" (got {given!r})"

@@ -25,6 +25,7 @@ ROW = "\x00row"
 
 _GZIP, _PARQUET, _ZIP, _OLD_EXCEL = b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ODS = b"opendocument.spreadsheet"
 _HEAD = 100_000
 """Bytes within which a header ends."""
 _FIRST_LINES = 20
@@ -88,7 +89,7 @@ class FileContent:
         except (*_REFUSED, OSError) as error:
             raise unreadable(path, path.suffix.lstrip(".") or "CSV", error) from error
         self.kind = "CSV"
-        if head.startswith(_OLD_EXCEL) or (head.startswith(_ZIP) and b"xl/workbook" in raw):
+        if head.startswith(_OLD_EXCEL) or (head.startswith(_ZIP) and (b"xl/workbook" in raw or _ODS in raw[:200])):
             self.kind = "xlsx"
             self._table = _spreadsheet(path, raw, sheet, skip_lines)
             self._own_names = self._table.columns

@@ -79,6 +79,8 @@ class TraceFiles:
         """Whether signals stand side by side in the rows of `values`."""
         self._hours: set[str] = set()
         """Columns of hours that belong to the time column."""
+        self._regions: set[str] = set()
+        """Names in the region columns of long files."""
         self.files = find_files(settings.path)
         self.name = ", ".join(
             Path(p).name for p in ([settings.path] if isinstance(settings.path, str) else settings.path)
@@ -100,13 +102,14 @@ class TraceFiles:
         for path in self.files:
             content = self._opened(path)
             is_long = self._is_long(path, content.names)
-            unmapped = set() if is_long else unmapped - set(content.names)
             part = self._long(content) if is_long else self._wide(content)
+            unmapped -= self._regions if is_long else set(content.names)
             parts.append(summed(part) if self.settings.combine == "sum" else part)
-        if unmapped:
+        if unmapped and not (self._regions and isinstance(self.settings, LiveFileTraces)):
+            known = sorted(self._regions) or self._opened(self.files[0]).names
+            what = "region" if self._regions else "column"
             raise TraceError(
-                f"{self.name}: has no column {min(unmapped)!r}, which traces.columns names; it has "
-                f"{', '.join(self._opened(self.files[0]).names)}"
+                f"{self.name}: has no {what} {min(unmapped)!r}, which traces.columns names; it has {', '.join(known)}"
             )
         if (text := sign_warning(self.settings.timezone)) is not None:
             log.warning("%s: %s", self.name, text)
@@ -159,14 +162,15 @@ class TraceFiles:
     def _is_long(self, path: Path, names: list[str]) -> bool:
         settings = self.settings
         needed = {settings.region_column, settings.value_column}
-        if settings.layout == "auto":
+        named = {"region_column", "value_column"} & settings.model_fields_set
+        if settings.layout == "auto" and not named:
             return needed <= set(names)
-        if settings.layout == "long" and not needed <= set(names):
+        if settings.layout != "wide" and not needed <= set(names):
             raise TraceError(
                 f"{path}: a long file needs the columns {' and '.join(sorted(needed))}; it has {', '.join(names)}. Set "
                 "traces.region_column and traces.value_column, or traces.layout to wide"
             )
-        return settings.layout == "long"
+        return settings.layout != "wide"
 
     def _time_column(self, path: Path, names: list[str], default: str) -> str:
         name = self.settings.time_column or default
@@ -258,6 +262,7 @@ class TraceFiles:
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = tidied(raw[settings.region_column])
         require_named(regions, path, raw[ROW])
+        self._regions.update(regions.unique())
         kinds = (
             raw["kind"].cast(pl.String) if "kind" in extra else pl.Series([settings.kind] * len(raw), dtype=pl.String)
         )
