@@ -34,6 +34,8 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
     CMD ["curtail", "health"]
 
 FROM runtime AS site
+# For `training.compile`, whose kernels are made where they run.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=build-site /opt/venv /opt/venv
 RUN pip install --no-deps --editable . && pip uninstall --yes pip setuptools && python -m compileall -q .
 USER curtail

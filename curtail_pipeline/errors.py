@@ -20,11 +20,16 @@ class CurtailError(Exception):
     """Base of every error that a user can mend."""
 
 
+def one_line(text: str) -> str:
+    """A text as one line that says what its control characters are."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class InputError(CurtailError):
     """What a user's file says and cannot be used. The message is one line, whatever names and values the file holds."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_CONTROL.sub(lambda found: repr(found[0])[1:-1], message))
+        super().__init__(one_line(message))
 
 
 class SettingsError(InputError):

@@ -25,6 +25,10 @@ def deploy_compose(
     host: Annotated[
         list[str] | None, typer.Option(help="Name or address under which sites elsewhere reach it; repeatable.")
     ] = None,
+    region: Annotated[str | None, typer.Option(help="Of that bucket; us-east-1 when not given.")] = None,
+    elsewhere: Annotated[
+        list[str] | None, typer.Option(help="A site that runs on another machine, without a service here; repeatable.")
+    ] = None,
     build: Annotated[
         str | None, typer.Option(help="Folder with the Dockerfile, as seen from the file; where images are built.")
     ] = None,
@@ -34,20 +38,38 @@ def deploy_compose(
     from curtail_pipeline.deployment.secret_files import make_secrets
     from curtail_pipeline.settings.experiment import load_experiment
 
-    if endpoint is not None and store is None:
-        raise typer.BadParameter("--endpoint is that of the bucket of --store; give --store as well")
+    for option, value in (("--endpoint", endpoint), ("--region", region)):
+        if value is not None and store is None:
+            raise typer.BadParameter(f"{option} is that of the bucket of --store; give --store as well")
+    if elsewhere and (store is None or not host):
+        raise typer.BadParameter(
+            "--elsewhere is a site that reaches neither a store of this deployment nor its names; give --store with a "
+            "bucket that it reaches, and --host"
+        )
     loaded = load_experiment(experiment)
     folder = secrets if secrets is not None else file.parent / "secrets"
     file.parent.mkdir(parents=True, exist_ok=True)
     options = [("--file", str(file)), ("--secrets", secrets), ("--store", store), ("--endpoint", endpoint)]
-    options += [("--build", build), *(("--host", name) for name in host or ())]
+    options += [("--region", region), ("--build", build), *(("--host", name) for name in host or ())]
+    options += [("--elsewhere", name) for name in elsewhere or ()]
     words = [f"{option} {value}" for option, value in options if value is not None]
     command = " ".join([f"curtail deploy compose -e {experiment}", *words])
     seen = f"./{folder.relative_to(file.parent)}" if folder.is_relative_to(file.parent) else str(folder.resolve())
     sites = [site.name for site in loaded.sites]
     names = make_secrets(folder, sites, host or (), store is None, given_secrets(loaded))
-    file.write_text(compose_file(loaded, Deployment(file, seen, command, store, endpoint, build), names))
-    typer.echo(f"{file}: docker compose -f {file} up --detach; keep {folder}, which has the keys and passwords")
+    deployment = Deployment(
+        file, seen, command, store, endpoint, build, region or Deployment.region, tuple(elsewhere or ())
+    )
+    file.write_text(compose_file(loaded, deployment, names), encoding="utf-8")
+    away = set(elsewhere or ())
+    gpu = any(site.device != "cpu" and site.name not in away for site in loaded.sites)
+    profile = "--profile gpu " if gpu else ""
+    typer.echo(f"{file}: docker compose -f {file} {profile}up --detach; keep {folder}, with the keys and passwords")
+    for name in elsewhere or ():
+        typer.echo(
+            f"{name}: bring it {folder / 'ca.crt'} and {folder / 'sites' / name}; there: curtail site run {name} "
+            f"--linked --superlink {(host or [''])[0]}:8443 --ca ca.crt --key {name}"
+        )
 
 
 @deploy_app.command("keys")

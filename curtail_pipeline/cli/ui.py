@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from curtail_pipeline.errors import CurtailError
-from curtail_pipeline.flower.processes import die_with_parent, free_port, tail
+from curtail_pipeline.flower.processes import die_with_parent, free_port, tail, without_proxy
 from curtail_pipeline.orchestration.watchdog import watching
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 from curtail_pipeline.storage.clock import ReplayClock
@@ -49,6 +49,7 @@ def environment(project: Project, sensors: bool) -> dict[str, str]:
     recorded = project.span is not None
     return {
         **os.environ,
+        **without_proxy(os.environ),  # gRPC asks one for the code server, too
         EXPERIMENT_ENV: str(project.home.experiment_file),
         CLOCK_ENV: "replay" if recorded else "live",
         "CURTAIL_SENSORS": "on" if sensors else "off",

@@ -46,6 +46,8 @@ class Deployment:
         command: that writes it again.
         store: `s3://bucket/prefix` of the user's own; None for a service of the deployment.
         endpoint: of that bucket's server; Amazon's when not given.
+        region: of that bucket: addresses that are signed for another one are refused.
+        elsewhere: sites that run on other machines. They are admitted and have no service here.
         build: folder with the Dockerfile, relative to the file; None where the images are there.
     """
 
@@ -55,13 +57,15 @@ class Deployment:
     store: str | None = None
     endpoint: str | None = None
     build: str | None = None
+    region: str = "us-east-1"
+    elsewhere: tuple[str, ...] = ()
 
 
 def compose_file(experiment: Experiment, deployment: Deployment, secret_names: Sequence[str]) -> str:
     """The text of the compose file.
 
     Raises:
-        SettingsError: two sites' services would have one name.
+        SettingsError: two sites' services would have one name, or one elsewhere is no site.
         StoreError: the store is no `s3://bucket/prefix`.
     """
     sites = _services(experiment)
@@ -69,10 +73,14 @@ def compose_file(experiment: Experiment, deployment: Deployment, secret_names: S
     federation = content.get("federation")
     linked = [site.name for site in experiment.sites]  # whatever the file says: sites have no account here
     content["federation"] = {**(federation if isinstance(federation, dict) else {}), "linked": linked}
+    for name in deployment.elsewhere:
+        experiment.site(name)
     own_store = deployment.store is None
     place = Place.parse(deployment.store or f"s3://{BUCKET}/{experiment.name}")
     environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    environment.filters["dollars"] = lambda text: text.rstrip().replace("$", "$$")
+    environment.filters["dollars"] = lambda text: _dollars(text.rstrip())
+    environment.filters["quoted"] = lambda text: _dollars(json.dumps(text, ensure_ascii=False))
+    here = [site for site in sites if site.name not in deployment.elsewhere]
     return environment.from_string(_template("compose.yaml.j2")).render(
         command=deployment.command,
         file=deployment.file.name if deployment.file.parent == Path() else deployment.file,
@@ -86,8 +94,10 @@ def compose_file(experiment: Experiment, deployment: Deployment, secret_names: S
         endpoint=ENDPOINT if own_store else deployment.endpoint,
         own_store=own_store,
         gate=experiment.federation.heldout_gate is not None,
-        gpu=any(site.gpu for site in sites),
+        region=deployment.region,
+        gpu=any(site.gpu for site in here),
         sites=sites,
+        here=here,
         secrets=secret_names,
         folder=deployment.secrets,
         given=given_secrets(experiment),
@@ -119,8 +129,14 @@ def _template(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
+def _dollars(text: str) -> str:
+    """As Compose writes what it is not to replace."""
+    return text.replace("$", "$$")
+
+
 def _bind(mount: Mount) -> str:
-    return json.dumps({"type": "bind", "source": str(mount.source), "target": mount.target, "read_only": True})
+    bound = {"type": "bind", "source": str(mount.source), "target": mount.target, "read_only": True}
+    return _dollars(json.dumps(bound, ensure_ascii=False))
 
 
 def _services(experiment: Experiment) -> list[SiteService]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.flower.keys import make_keys, public_key_of
+from curtail_pipeline.flower.keys import lacking_hosts, make_keys, public_key_of
 
 DATABASE = ("pg_service.conf", "postgres_password")
 STORE = ("store_user", "store_password")
@@ -25,7 +25,8 @@ def make_secrets(
     """Make those that are missing; the names of all that services mount, but for those of sites (`sites/<name>`).
 
     Args:
-        hosts: names and addresses under which sites elsewhere reach the SuperLink.
+        hosts: names and addresses under which sites elsewhere reach the SuperLink. Where its certificate is without one
+            of them, another is signed by the same authority.
         own_store: the store is a service of the deployment; otherwise `aws_credentials` has to be there.
         given: those that only the user has: of live signals.
 
@@ -51,14 +52,15 @@ def make_secrets(
     for name in given:
         if not (folder / name).exists():
             raise SettingsError(f"{folder / name} does not exist; write {name.upper()} into it, and run this again")
-    if not (folder / "superlink.crt").exists():
+    if lacking_hosts(folder / "superlink.crt", [*HOSTS, *hosts]):
         make_keys(folder, [*HOSTS, *hosts])
     for site in sites:
         public_key_of(folder / "sites" / site)
-    for path in folder.rglob("*"):
-        if path.is_file() and path.name != "ca.key":  # which no service mounts
-            path.chmod(0o644)
-    return (*DATABASE, *(STORE if own_store else ()), CREDENTIALS, *TLS, *given)
+    names = (*DATABASE, *(STORE if own_store else ()), CREDENTIALS, *TLS, *given)
+    keys = (f"sites/{site}{end}" for site in sites for end in ("", ".pub"))
+    for name in (*names, *keys):  # and nothing else that lies there
+        (folder / name).chmod(0o644)
+    return names
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:

@@ -38,6 +38,7 @@ from curtail_pipeline.federation.plan import answered_key, merged_key
 from curtail_pipeline.federation.round_merge import admitted, line_of, merge_round, told
 from curtail_pipeline.federation.segment_run import SegmentRun
 from curtail_pipeline.federation.segment_state import OUTER, SegmentState
+from curtail_pipeline.federation.transport import site_said
 from curtail_pipeline.storage.store import CorruptObject, NotStored, StoreUnavailable
 from curtail_pipeline.times import utc_now
 
@@ -78,7 +79,7 @@ class Pending:
     def _reason(self, site: str) -> str:
         found = self._run.store.read_record(self._orders[site].delivered, Delivered)
         if found.error:
-            return f"its update was not stored: {found.error}"
+            return f"its update was not stored: {site_said(found.error)}"
         if found.weights_sha256 != self._due[site].weights.sha256:
             return f"it stored an update {found.weights_sha256[:12]}, not the one it answered with"
         return ""

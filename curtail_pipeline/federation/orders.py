@@ -20,6 +20,7 @@ from curtail_pipeline.tokens.ranges import Range
 
 StopReason = Literal["steps", "deadline", "membership", "exhausted"]
 Loss = Annotated[float, Field(allow_inf_nan=False)]
+Word = Annotated[str, Field(max_length=100)]
 
 
 class StoredWeights(Record):
@@ -158,7 +159,7 @@ class Result(Message):
     """What it really began with: `fresh` where the one it was given is lost."""
     residual: InnerStates | None = None
     """Likewise; None where the codec leaves nothing out."""
-    made_with: dict[str, str] = Field(default_factory=dict)
+    made_with: dict[Word, Word] = Field(default_factory=dict, max_length=64)
     """Versions of the site's packages, and its `corpus` and `tokenizer` as `SiteTerms` has them."""
     stop: StopReason
     drawn: Drawn | None = None

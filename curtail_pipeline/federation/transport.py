@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from curtail_pipeline.errors import one_line
 from curtail_pipeline.federation.orders import Order, Result
+
+LONGEST = 1000
+"""Characters of what a site gives as a reason, in records and logs."""
+
+
+def site_said(text: str) -> str:
+    """A reason that a site gives, fit to be written down here: whatever it sends is one line of so many characters."""
+    line = one_line(" ".join(text[: 4 * LONGEST].split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,12 @@ class Hangs:
     _pulses: dict[int, Pulse] = field(default_factory=dict)
     _looked: float = 0.0
 
+    def hold_to(self, limits: LivenessLimits) -> None:
+        """Have these count from now on."""
+        self.limits = limits
+        for pulse in self._pulses.values():
+            pulse.limits = limits
+
     def found(
         self, pids: Collection[int], trainers: Mapping[str, int], superlink: tuple[int, str] | None, now: float
     ) -> dict[int, str]:

@@ -56,7 +56,9 @@ class KeyFolder:
         """
         for path in (self.authority, self.certificate, self.certificate_key):
             if not path.is_file():
-                raise FederationError(f"{path} does not exist; make it with `curtail deploy keys {self.folder}`")
+                raise FederationError(
+                    f"{path} does not exist; make it with `curtail deploy keys {self.folder} --host NAME`"
+                )
 
 
 def make_keys(folder: Path, hosts: Sequence[str]) -> KeyFolder:
@@ -92,6 +94,23 @@ def make_keys(folder: Path, hosts: Sequence[str]) -> KeyFolder:
     _write_private(found.certificate_key, _pem(key))
     found.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return found
+
+
+def lacking_hosts(certificate: Path, hosts: Sequence[str]) -> list[str]:
+    """Which of these names and addresses a certificate does not vouch for; all where there is none.
+
+    Raises:
+        FederationError: a host is no name, or the file is no certificate.
+    """
+    wanted = {host: _name_of(host) for host in hosts}
+    if not certificate.exists():
+        return [*wanted]
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        known = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise FederationError(f"{certificate} is no certificate of a server ({error}); remove it") from None
+    return [host for host, name in wanted.items() if name not in known]
 
 
 def public_key_of(private: Path) -> bytes:

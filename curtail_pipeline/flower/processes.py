@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +19,8 @@ from curtail_pipeline.parent_death import sent_at_parents_end
 
 SUPERVISOR_VARIABLE = "CURTAIL_SUPERVISOR_PID"
 """Set for every process of a local federation: the one that it must not outlive."""
+
+LOOPBACK = "127.0.0.1,localhost"
 
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
@@ -207,6 +209,13 @@ def tail(path: Path, lines: int = 25) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which no proxy is asked for this machine itself; what they except already stays excepted."""
+    given = {name: environment.get(name, "") for name in ("NO_PROXY", "no_proxy")}
+    either = given["no_proxy"] or given["NO_PROXY"]
+    return {name: ",".join(filter(None, (value or either, LOOPBACK))) for name, value in given.items()}
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from curtail_pipeline.federation.orders import Answer, Order, Plan
 from curtail_pipeline.federation.plan import folder_of
 from curtail_pipeline.federation.rounds import run_plan
 from curtail_pipeline.federation.server_life import LifeWriter, ServerFailure, failure_key
-from curtail_pipeline.federation.transport import Failure, Malformed, Reply
+from curtail_pipeline.federation.transport import Failure, Malformed, Reply, site_said
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig
 from curtail_pipeline.storage.store import Store, StoreUnavailable
@@ -95,15 +95,15 @@ def _answer(reply: Message) -> Answer:
 def _read(reply: Message) -> Reply | None:
     """What came of an order; None while it waits or is worked on."""
     if reply.has_error():
-        return Failure(f"Flower error {reply.error.code}: {reply.error.reason}")
+        return Failure(f"Flower error {reply.error.code}: {site_said(reply.error.reason or "no reason given")}")
     try:
         answer = _answer(reply)
     except MessageError as error:
-        return Malformed(str(error))
+        return Malformed(site_said(str(error)))
     if answer.waiting:
         return None
     if answer.result is None:
-        return Failure(answer.error or "its agent answered without a result")
+        return Failure(site_said(answer.error or "its agent answered without a result"))
     return answer.result
 
 

@@ -6,6 +6,7 @@ authority that vouches for the SuperLink; with it all that is said to the SuperL
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NoReturn
 
-from curtail_pipeline.errors import FederationError
+from curtail_pipeline.errors import FederationError, SettingsError
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import ended_app, processes, supernode
 from curtail_pipeline.flower.fork_server import ForkServer
@@ -30,6 +31,7 @@ from curtail_pipeline.flower.local import Contact, Federation, LocalFederation
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.federation_settings import DEFAULT_LIMITS, LivenessLimits
 from curtail_pipeline.storage.home import EXPERIMENT_KEY, Home, homes_root
+from curtail_pipeline.storage.links import BROUGHT
 from curtail_pipeline.storage.stores import open_store
 
 SUPERLINK_ENV, AUTHORITY_ENV = "CURTAIL_SUPERLINK", "CURTAIL_CA"
@@ -162,9 +164,11 @@ def _end_all(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 def _environment(flower_home: Path) -> dict[str, str]:
-    """Flower's programs start each other by name, which has to be found without an activated environment too."""
+    """Flower's programs start each other by name, which has to be found without an activated environment too, and speak
+    to each other on this machine."""
     path = f"{BINARIES}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, **control.ENVIRONMENT, "FLWR_HOME": str(flower_home), "PATH": path}
+    own = {"FLWR_HOME": str(flower_home), "PATH": path}
+    return {**os.environ, **control.ENVIRONMENT, **processes.without_proxy(os.environ), **own}
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,32 @@ def run_site_of_store(store: str, name: str, superlink: str, credentials: Creden
     return run_site(folder, opened.uri, name, superlink, credentials, experiment.federation.limits)
 
 
+class _Brought:
+    """The experiment that the orders of a linked site have brought, for the limits that it is held to.
+
+    Args:
+        own: the site's own store.
+    """
+
+    def __init__(self, own: Path) -> None:
+        self._file = own / BROUGHT / EXPERIMENT_KEY
+        self._seen: int | None = None
+
+    def newer(self) -> LivenessLimits | None:
+        """Where it is another one than before, or there was none."""
+        try:
+            stamp = self._file.stat().st_mtime_ns
+        except FileNotFoundError:  # no order has come yet
+            return None
+        if stamp == self._seen:
+            return None
+        self._seen = stamp
+        try:
+            return parse_experiment(json.loads(self._file.read_bytes()), str(self._file)).federation.limits
+        except SettingsError:  # of another version: the trainer has refused the order for that, and said so
+            return None
+
+
 def run_linked_site(name: str, superlink: str, credentials: Credentials | None = None) -> int:
     """As `run_site`, for a site that `federation.linked` names: it needs neither the store nor the experiment."""
     folder = homes_root() / "sites" / name
@@ -252,7 +282,7 @@ def run_site(
         folder: for what is the site's own.
         store: address of the store; with `linked` a folder of the site's own.
         credentials: for a SuperLink that has keys; plain HTTP without.
-        limits: how long a part may show no progress.
+        limits: how long a part may show no progress; with `linked` until an order has brought the experiment.
         linked: orders bring addresses of what they need.
 
     Raises:
@@ -280,9 +310,11 @@ def run_site(
     try:
         with ForkServer(folder / f"forks-{name}") as forks:
             children.append(subprocess.Popen(node, preexec_fn=processes.die_with_parent))
-            hangs = Hangs(open_store(store, patience_s=HANGS_S), limits)
+            hangs, brought = Hangs(open_store(store, patience_s=HANGS_S), limits), _Brought(Path(store))
             named = {child.pid: part for part, child in zip(("trainer", "SuperNode"), children, strict=True)}
             while all(child.poll() is None for child in children) and not told.is_set():
+                if linked and (changed := brought.newer()):
+                    hangs.hold_to(changed)
                 _end_hung(hangs, {name: children[0].pid}, f"site {name}", named)
                 if forks.serve(HANGS_S, children[1].pid):
                     print(f"site {name}: its SuperExec has ended and was started again", file=sys.stderr, flush=True)

@@ -151,8 +151,7 @@ class Supervisor:
         os.environ[SUPERVISOR_VARIABLE] = str(os.getpid())
         os.environ["PATH"] = os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)])
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        for name in ("NO_PROXY", "no_proxy"):
-            os.environ[name] = "127.0.0.1,localhost"
+        os.environ |= processes.without_proxy(os.environ)
 
     # Children
 

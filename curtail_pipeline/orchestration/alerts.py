@@ -1,10 +1,14 @@
 """What is said of a failed run, and where it is posted."""
 
 from typing import Final
+from urllib.parse import urlsplit
 
 import dagster as dg
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.settings.alert_settings import WEBHOOK_ENV
 
 ATTEMPTS: Final = 3
 UNEXPLAINED: Final = "This run has been marked as failed from outside"
@@ -41,10 +45,10 @@ def _reason(context: dg.RunFailureSensorContext) -> str:
 
 
 def post(address: str, text: str, timeout_s: float) -> None:
-    """Post to a Slack-compatible webhook.
+    """Post to a Slack-compatible webhook. Errors name its host alone: whoever knows the address may post there.
 
     Raises:
-        httpx.HTTPError: it was not accepted, three times.
+        SettingsError: it was not accepted, three times.
     """
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
@@ -52,4 +56,13 @@ def post(address: str, text: str, timeout_s: float) -> None:
         retry=retry_if_exception_type(httpx.HTTPError),
         reraise=True,
     )
-    retrying(lambda: httpx.post(address, json={"text": text}, timeout=timeout_s).raise_for_status())
+    try:
+        retrying(lambda: httpx.post(address, json={"text": text}, timeout=timeout_s).raise_for_status())
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = f"was not reached ({type(error).__name__})"
+        if isinstance(error, httpx.HTTPStatusError):
+            why = f"answered {error.response.status_code}"
+        raise SettingsError(
+            f"nobody was told: the webhook at {urlsplit(address).hostname} {why}; correct {WEBHOOK_ENV} or "
+            "alerts.webhook"
+        ) from None

@@ -1,6 +1,6 @@
-"""Watches `dagster dev` from outside: what the sensors cannot do while the code server they run in is dead.
+"""Watches the UI's code server from outside: what the sensors cannot do while the code server they run in is dead.
 
-`dagster dev` keeps one code server for webserver and daemon, behind a proxy that starts it once. When it is killed,
+There is one for webserver and daemon, behind a proxy (`dagster code-server`) that starts it once. When it is killed,
 every sensor stands still, and so do runs that were its children. And keeps Dagster's databases open meanwhile, so that
 the daemon's writes, every second, are cheap between runs too.
 """
@@ -31,7 +31,7 @@ def watching(dagster_home: Path, pid: int, address: str) -> Iterator[None]:
     """While inside: a code server that is killed is started again, and runs whose worker is gone are ended.
 
     Args:
-        pid: of `dagster dev`.
+        pid: of the process that has started webserver, daemon and the proxy.
         address: of its web UI, e.g. http://127.0.0.1:3000.
     """
     over = threading.Event()
@@ -55,11 +55,17 @@ def _watch(dagster_home: Path, pid: int, address: str, over: threading.Event) ->
                 servers = code_servers(pid)
                 if seen and not servers & seen:
                     _log.warning("the code server is gone: starting it again")
-                    httpx.post(f"{address}/graphql", json={"query": RELOAD}, timeout=RELOAD_S).raise_for_status()
+                    _reload(address)
                     servers = code_servers(pid)
                 seen = servers or seen
             except (httpx.HTTPError, psutil.Error) as error:
-                _log.warning("watching dagster dev: %s", error)  # and again in a moment
+                _log.warning("watching the code server: %s", error)  # and again in a moment
+
+
+def _reload(address: str) -> None:
+    """A proxy from the environment must not see requests to this machine."""
+    with httpx.Client(trust_env=False, timeout=RELOAD_S) as client:
+        client.post(f"{address}/graphql", json={"query": RELOAD}).raise_for_status()
 
 
 def code_servers(pid: int) -> set[int]:

@@ -86,7 +86,7 @@ class Keeper:
             return
         record = self._record = self._record or self._stored()
         failed = record.failed
-        if failed is not None and utc_now() < failed.due and record.phase != "up":
+        if failed is not None and failed.waits(utc_now()) and record.phase != "up":
             return
         if want.up:
             self._bring_up(record)

@@ -29,6 +29,10 @@ class Absence(Record):
         """When it is tried again."""
         return self.last + timedelta(seconds=BACKOFF_S[min(self.times, len(BACKOFF_S)) - 1])
 
+    def waits(self, wall: datetime) -> bool:
+        """Whether that is still to come. Not where the clock was set back since: no wait grows by that."""
+        return self.last <= wall < self.due
+
 
 class Absences(Message):
     """`absences.json`: sites that were lost and have not delivered since."""
@@ -36,11 +40,11 @@ class Absences(Message):
     sites: dict[str, Absence] = Field(default_factory=dict)
 
     def away(self, wall: datetime) -> dict[str, str]:
-        """The sites that take no part now, with why and until when. None where the clock was set back since."""
+        """The sites that take no part now, with why and until when."""
         return {
             site: f"lost {found.times} times in a row ({found.reason}), tried again at {iso(found.due)}"
             for site, found in self.sites.items()
-            if found.last <= wall < found.due
+            if found.waits(wall)
         }
 
     def after(self, lost: Mapping[str, str], delivered: Collection[str], wall: datetime) -> "Absences":

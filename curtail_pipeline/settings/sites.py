@@ -20,6 +20,9 @@ MOST_BATTERY: Final = 500.0
 MOST_PUE: Final = 4.0
 """The average of the industry was 2.5 in 2007 and 1.58 in 2023 (Uptime Institute, Global Data Center Survey)."""
 
+ROUND_FILES: Final = ("model", "outer", "delta", "inner")
+"""What a round's merge leaves beside the sites' updates, without the ending: no site can have one of these names."""
+
 
 class Battery(Section):
     """A battery beside a site: it fills up on surplus on-site power, and from the grid while that is curtailed."""
@@ -126,6 +129,8 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
+        if self.name in ROUND_FILES:
+            raise ValueError(f"no site can be called {self.name!r}, as a file of every round is; rename it")
         most = MOST_KW_PER_DEVICE * self.devices
         for name in ("training_kw", "idle_kw", "start_up_kw"):
             power = getattr(self, name)

@@ -137,12 +137,16 @@ def _remove_abandoned(store: Store) -> None:
 def run_aside(project: Project, place: Aside, plan: Plan, on_progress: SegmentProgress) -> Segment:
     """Run a plan in its place, as `federation.replay` says; the segment it came to.
 
+    Addresses go to members that have no account at the store now, whatever was so when a plan of old was made.
+
     Raises:
         FederationError: it failed, or its outcome is not its own.
     """
-    key = plan_key(place.folder)
-    place.store.write_record(key, plan)
-    if project.experiment.federation.replay == "own":
+    key, settings = plan_key(place.folder), project.experiment.federation
+    own = settings.replay == "own"
+    linked = () if own else tuple(site for site in plan.members if site in settings.linked)
+    place.store.write_record(key, plan.model_copy(update={"linked": linked}))
+    if own:
         segment = _own_process(place, key, on_progress)
     else:
         with connect(project.home, project.experiment) as federation:

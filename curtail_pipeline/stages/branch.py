@@ -92,6 +92,7 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
             exchange=plan.exchange,
             norm_bound=plan.norm_bound,
             norm_history=tuple(manifest.norm_history),
+            step_size=plan.step_size,
             ledger={site: SiteLedger.model_validate(part) for site, part in ledger.to_json().items()},
             replay=place.identity,
             stop_reason=f"branch of {rounds} more rounds",

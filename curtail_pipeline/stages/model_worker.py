@@ -13,6 +13,7 @@ What is refused is a `Refusal` with status 400.
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ WORKER_ENV = "CURTAIL_WORKER"
 AWAY_S = 60.0
 """How long a worker may be away: it is started again by whoever watches over it."""
 PAUSE_S = 1.0
+STILL_THERE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""A worker that dies closes the connection; its machine is asked after 30 s without a word, and given up 30 s later."""
 
 T = TypeVar("T", bound=Message)
 
@@ -68,8 +76,9 @@ class ModelWorker:
 
     def _asked(self, what: str, body: Message | None, kind: type[T]) -> T:
         content = body.model_dump_json() if body is not None else "{}"
-        timeout = httpx.Timeout(10.0, read=None)  # a large model takes a while; a dead worker closes the connection
-        with httpx.Client(trust_env=False, timeout=timeout) as client:
+        timeout = httpx.Timeout(10.0, read=None)  # a large model takes a while
+        transport = httpx.HTTPTransport(trust_env=False, socket_options=STILL_THERE)
+        with httpx.Client(trust_env=False, timeout=timeout, transport=transport) as client:
             answer = self._patiently(what, lambda: client.post(f"{self.url}/{what}", content=content))
         try:
             if answer.status_code == 400:

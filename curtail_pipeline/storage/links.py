@@ -7,6 +7,7 @@ object only. What is read is checked against the hash that its writer gave, wher
 import atexit
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,17 +18,22 @@ import httpx
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.atomic import replacing
 from curtail_pipeline.storage.records import Record, Sha256
-from curtail_pipeline.storage.s3_calls import PATIENCE_S, trying_again
+from curtail_pipeline.storage.s3_calls import PATIENCE_S, is_passing, trying_again
 from curtail_pipeline.storage.s3_transfer import SHA256
 from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, StoreUnavailable, file_sha256
 
 T = TypeVar("T")
 
+BROUGHT = "linked"
+"""Folder of a site's own store for what orders bring by addresses, under its keys."""
 TRIES = 3
 """At an object that arrives damaged."""
 KEPT_S = 50.0
 """How long an idle connection is kept; servers close theirs after a minute or so."""
+LARGEST = 5 << 30
+"""Bytes that S3 takes in one request."""
 _PIECE = 1 << 20
+_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
 class Links(Record):
@@ -79,12 +85,16 @@ class Links(Record):
 
     def send(self, key: str, path: Path) -> None:
         """Make the object of a file's content. Errors as of `read`."""
-        url = self._address(self.put, key)
-        size = str(path.stat().st_size)
+        url, size = self._address(self.put, key), path.stat().st_size
+        if size > LARGEST:
+            raise StoreError(
+                f"{key} has {size / 2**30:.1f} GiB, and a pre-signed address takes {LARGEST / 2**30:.0f} at most; "
+                "choose a smaller rounds.upload_codec and state_codec, or give the site an account and --store"
+            )
         _patiently(
             key,
             PATIENCE_S,
-            lambda: _request("PUT", url, content=_pieces(path), headers={"Content-Length": size}),
+            lambda: _request("PUT", url, content=_pieces(path), headers={"Content-Length": str(size)}),
         )
 
     def _address(self, addresses: dict[str, str], key: str) -> str:
@@ -109,7 +119,7 @@ def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
         status = error.response.status_code
         if status == 404:
             raise NotStored(f"{key} is not in the store") from None
-        if status >= 500:
+        if _passes(error):
             raise StoreUnavailable(f"{key}: the store answered {status} for {patience_s:.0f} s; try again") from None
         raise StoreError(
             f"{key}: its pre-signed address was refused with {status}: it has expired or was changed, or the clock of "
@@ -124,7 +134,8 @@ def _patiently(key: str, patience_s: float, do: Callable[[], T]) -> T:
 
 def _passes(error: BaseException) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500
+        said = _CODE.search(error.response.content)
+        return is_passing(error.response.status_code, said[1].decode() if said else "")
     return isinstance(error, httpx.TransportError)
 
 
@@ -141,6 +152,8 @@ def _download(url: str, path: Path) -> str | None:
     with _client(os.getpid()).stream("GET", url, headers=headers) as answer:
         if answer.status_code == 416:
             return answer.headers.get(f"x-amz-meta-{SHA256}")
+        if answer.is_error:
+            answer.read()  # what it says is in its body
         answer.raise_for_status()
         with path.open("ab" if answer.status_code == 206 else "wb") as out:
             for data in answer.iter_raw(_PIECE):

@@ -24,6 +24,8 @@ T = TypeVar("T")
 PATIENCE_S = 60.0
 """How long a request is tried again."""
 CONNECT_S, READ_S = 5.0, 30.0
+_PASSING = {408, 425, 429}
+"""Statuses below 500 that another try may not get."""
 _RETRIED = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException"}
 _RETRIED |= {"ConditionalRequestConflict", "OperationAborted", "RequestTimeTooSlow"}
 
@@ -120,7 +122,7 @@ class Calls:
             )
         if status == 404:
             return NotStored(f"{where.replace(' in ', ' is not in the store ', 1)}")
-        if status >= 500 or code in _RETRIED:
+        if is_passing(status, code):
             return StoreUnavailable(
                 f"{where}: {self._endpoint} answered {status} {code} for {self._patience_s:.0f} s; try again later"
             )
@@ -195,12 +197,18 @@ def trying_again(patience_s: float, passes: Callable[[BaseException], bool]) -> 
     )
 
 
+def is_passing(status: int, code: str) -> bool:
+    """Whether a refusal is for a passing reason: a server that has too much to do, or a line that was too slow, for
+    which S3 has a status of 400 and the code RequestTimeout."""
+    return status >= 500 or status in _PASSING or code in _RETRIED
+
+
 def passes(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     import botocore.exceptions as aws
 
     if isinstance(error, aws.ClientError):
-        return _status(error) >= 500 or code_of(error) in _RETRIED
+        return is_passing(_status(error), code_of(error))
     return isinstance(error, aws.HTTPClientError | aws.ConnectionError | aws.IncompleteReadError)
 
 

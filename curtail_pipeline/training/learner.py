@@ -8,8 +8,8 @@ of a step's sequences, the first rank the first ones: which tokens a step takes 
 """
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import numpy as np
@@ -189,7 +189,7 @@ class Learner:
         for number, part in enumerate(parts, 1):
             run = self._spread or self.loss
             more = self._spread.accumulating() if self._spread and number < len(parts) else nullcontext()
-            with more:
+            with more, _compiling(self._settings):
                 loss = run(part) / count
                 loss.backward()
             total += loss.detach()
@@ -205,6 +205,29 @@ class Learner:
         self.optimisers.set_multiplier(multiplier)
         self.optimisers.step()
         self.model.zero_grad()
+
+
+@contextmanager
+def _compiling(settings: TrainingSettings) -> Iterator[None]:
+    """What torch says where a model is compiled that cannot be, as one of our errors.
+
+    Raises:
+        TrainingError: it cannot, on this machine.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not settings.compile:
+            raise
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise
+        why = " ".join(str(error.inner_exception).split())[:300]
+        raise TrainingError(
+            f"training.compile: the model cannot be compiled on this machine ({why}); install a C++ compiler (g++) "
+            "there, or take the setting out"
+        ) from error
 
 
 def make_learner(config: NanoChatConfig, settings: TrainingSettings, ranks: Ranks, sharded: bool) -> Learner:

@@ -1,6 +1,7 @@
 """The work of a site without credentials of the store: orders bring addresses, the rest stays in a folder of the site.
 
-Shards are fetched once; of weights and updates those of the last order are kept.
+Shards are fetched once; of weights and updates those of the last order are kept, by a trainer that was started since,
+too.
 """
 
 import contextlib
@@ -12,13 +13,11 @@ from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.orders import Order, StoredDelta, StoredWeights
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.storage.links import Links
+from curtail_pipeline.storage.links import BROUGHT, Links
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
+from curtail_pipeline.training.retention import SNAPSHOTS
 
 log = logging.getLogger(__name__)
-
-FOLDER = "linked"
-"""Of the site's own store, where the keys of orders lie."""
 
 
 class LinkedFolder:
@@ -29,10 +28,12 @@ class LinkedFolder:
     """
 
     def __init__(self, own: Store) -> None:
-        self.store = FolderStore(own.here(FOLDER))
+        self.store = FolderStore(own.here(BROUGHT))
         self.made: dict[str, str] = {}
         """What the last order has left here, key by sha256: to a site alone its own work comes back, by another key."""
-        self._last: set[str] = set()
+        found = (path.relative_to(self.store.root) for path in self.store.root.rglob("*.safetensors"))
+        self._last = {path.as_posix() for path in found if SNAPSHOTS not in path.parts}
+        """What the last order was about, or whatever an earlier process has left."""
 
     @contextlib.contextmanager
     def working(self, order: Order, links: Links, has: Callable[[str], bool]) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """What a trainer shows of every step: a line of JSON in a file, and gauges for Prometheus where a port is set."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -25,6 +26,8 @@ log = logging.getLogger("curtail.trainer")
 
 SIGNAL_S = 60.0
 """The store is asked for a newer signal at most so often."""
+LONGEST_S = 5.0
+"""That a step waits for it; what comes later counts for the next."""
 
 
 class StepMetrics(Message):
@@ -55,23 +58,33 @@ class StepMetrics(Message):
 
 
 class PresentSignal:
-    """Carbon intensity of a region now, from the traces in the store."""
+    """Carbon intensity of a region now, from the traces in the store. Steps do not wait for a store that is silent."""
 
     def __init__(self, store: Store, region: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._region, self._clock = store, region, clock
         self._asked: float | None = None
+        self._asking: threading.Thread | None = None
         self._known: pl.DataFrame | None = None
 
     def at(self, now: datetime) -> float | None:
         """gCO2/kWh; None where no intensity holds, as in a replay of recorded days."""
         seconds = self._clock()
-        if self._asked is None or seconds - self._asked >= SIGNAL_S:
-            self._asked, self._known = seconds, self._read(trace_key(day_of(now).isoformat(), self._region))
-        if self._known is None:
+        due = self._asked is None or seconds - self._asked >= SIGNAL_S
+        if due and (self._asking is None or not self._asking.is_alive()):
+            key = trace_key(day_of(now).isoformat(), self._region)
+            self._asking = threading.Thread(target=self._ask, args=(key,), name="signal", daemon=True)
+            self._asked = seconds
+            self._asking.start()
+            self._asking.join(LONGEST_S)
+        known = self._known
+        if known is None:
             return None
-        signal = read_signals(self._known).get(self._region)
+        signal = read_signals(known).get(self._region)
         value = signal.at(to_us(now)) if signal else float("nan")
         return None if value != value else value
+
+    def _ask(self, key: str) -> None:
+        self._known = self._read(key)
 
     def _read(self, key: str) -> pl.DataFrame | None:
         try:

@@ -46,7 +46,7 @@ class OrderServer:
         self._socket.listen(128)  # whoever finds the endpoint may ask before the server's thread gets to it
         app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])])
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=FAREWELL_S
+            app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=FAREWELL_S
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -107,7 +107,7 @@ class OrderServer:
     async def _train(self, request: Request) -> Reply:
         """The result of an order, once it is done."""
         order = Order.read(await _body(request), "the order")
-        while (job := self.orders.enter(order)).order != order:
+        while (job := self.orders.enter(order)).order.name != order.name:
             await asyncio.wrap_future(job.outcome)
         if order.replay:
             await asyncio.wait({asyncio.wrap_future(job.outcome)}, timeout=REPLAY_ANSWER_S)

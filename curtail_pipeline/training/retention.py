@@ -1,10 +1,11 @@
 """Which snapshots of inner optimiser states there are, and which go. Needs no torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from curtail_pipeline.federation.orders import Order
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.storage.records import Message
 from curtail_pipeline.storage.store import Store
 
 SNAPSHOTS = "inner_state"
@@ -60,14 +61,14 @@ def prune_snapshots(store: Store, site: str, keep: int, protected: Collection[st
             found += [s for s in ((states.end, states.begin) if states else ()) if s != FRESH and s not in found]
         if len(named) >= keep:
             break
-    spared = {snapshot_key(site, state) for state in [*named[:keep], *residuals[:keep], *protected]}
-    removed = []
-    for name in store.list(f"inner_state/{site}"):
-        key = f"inner_state/{site}/{name}"
-        if not name.startswith(".") and key not in spared:
-            store.delete(key)
-            removed.append(f"sha256:{name.removesuffix('.safetensors')}")
-    return removed
+    return _remove_others(store, site, [*named[:keep], *residuals[:keep], *protected])
+
+
+class Begun(Message):
+    """What the last segments of a site that sees no manifest began with, each what the one before had ended with."""
+
+    states: tuple[tuple[str, str], ...] = ()
+    """Inner state and residual, the newest last."""
 
 
 class RecentStates:
@@ -79,8 +80,40 @@ class RecentStates:
 
     def prune(self, store: Store, order: Order, ended: Collection[str], keep: int | None) -> None:
         """Behind a round that ended with these states."""
-        if self._segment != (order.key, order.attempt):
+        begins = self._segment != (order.key, order.attempt)
+        if begins:
             self._segment, self._recent = (order.key, order.attempt), set()
-        self._recent |= {order.inner_state, *ended}
-        if keep is not None and order.links is None:  # which sees no manifest, so keeps all
+        self._recent |= {order.inner_state, order.residual, *ended}
+        if keep is None:
+            return
+        if order.links is None:
             prune_snapshots(store, order.site, keep, self._recent)
+        else:
+            _remove_others(store, order.site, {*_begun(store, order, keep, begins), *self._recent})
+
+
+def _begun(store: Store, order: Order, keep: int, begins: bool) -> Iterator[str]:
+    """What the newest `keep` segments began with at a site that sees no manifest; it is written down there.
+
+    Args:
+        begins: the order is the first of its segment since this process has started.
+    """
+    key = f"{SNAPSHOTS}/{order.site}/.begun.json"
+    known = store.read_record(key, Begun).states if store.exists(key) else ()
+    if begins:
+        states = order.inner_state, order.residual
+        known = (*(each for each in known if each != states), states)[-keep:]
+        store.write_record(key, Begun(states=known))
+    for pair in known:
+        yield from pair
+
+
+def _remove_others(store: Store, site: str, states: Collection[str]) -> list[str]:
+    """Remove a site's snapshots but these. The names of those removed."""
+    spared, removed = {snapshot_key(site, state) for state in states}, []
+    for name in store.list(f"{SNAPSHOTS}/{site}"):
+        key = f"{SNAPSHOTS}/{site}/{name}"
+        if not name.startswith(".") and key not in spared:
+            store.delete(key)
+            removed.append(f"sha256:{name.removesuffix('.safetensors')}")
+    return removed

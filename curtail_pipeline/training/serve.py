@@ -159,14 +159,13 @@ def main(argv: list[str] | None = None) -> int:
         from curtail_pipeline.training.dashboards import reporter_of
         from curtail_pipeline.training.heartbeat import HEARTBEAT_S, HeartbeatWriter
         from curtail_pipeline.training.linked_trainer import LinkedTrainer
-        from curtail_pipeline.training.metrics import StepReporter
         from curtail_pipeline.training.order_queue import OrderQueue
         from curtail_pipeline.training.order_server import OrderServer
         from curtail_pipeline.training.trainer import SiteTrainer
         from curtail_pipeline.training.trains import Trains
 
-        trainer: Trains = LinkedTrainer(store, arguments.site)
-        reporter: StepReporter | None = None
+        linked, reporter = LinkedTrainer(store, arguments.site, arguments.endpoint), None
+        trainer: Trains = linked
         if experiment is not None:
             site = experiment.site(arguments.site)
             meter = make_meter(site, os.cpu_count() or 1)
@@ -174,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer = own = SiteTrainer(store, site, experiment, meter=meter)
             own.prepare()
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
-        orders = OrderQueue(trainer, store, ended, on_step=reporter)
+        orders = OrderQueue(trainer, store, ended, on_step=reporter or linked.report)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
         server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)
     except CurtailError as error:

@@ -1,5 +1,7 @@
 """Parts of the UI that end by themselves are started again, one that never lasts is an error."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 
 from curtail_pipeline.cli import ui
 from curtail_pipeline.cli.ui import MOST_ENDS, Services, UiError
+from curtail_pipeline.orchestration import watchdog
 
 
 @pytest.fixture
@@ -46,3 +49,24 @@ def test_a_part_that_is_killed_while_it_starts_is_started_again(
     services._running.pop("webserver").wait()
     with pytest.raises(UiError, match="the daemon of the UI ended with exit code 0"):
         services._await("daemon", "127.0.0.1", 1)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert services._environment["no_proxy"].endswith("127.0.0.1,localhost"), "gRPC would ask it for the code server"
+    asked = []
+
+    class Webserver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), Webserver) as server:
+        threading.Thread(target=server.handle_request).start()
+        watchdog._reload(f"http://127.0.0.1:{server.server_port}")
+    assert asked == ["/graphql"]

@@ -13,6 +13,7 @@ from micro import EXPERIMENT, ROOT, curtail
 from curtail_pipeline.deployment.compose import Deployment, compose_file, front
 from curtail_pipeline.deployment.secret_files import CREDENTIALS, make_secrets
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.flower.keys import lacking_hosts
 from curtail_pipeline.settings.experiment import load_experiment, parse_experiment
 
 
@@ -22,15 +23,16 @@ def laptop() -> dict[str, Any]:
     return found
 
 
-def written(folder: Path, *, store: str | None = None, **changes: Any) -> dict[str, Any]:
+def written(
+    folder: Path, *, store: str | None = None, secrets: str = "./secrets", deployed: Any = None, **changes: Any
+) -> dict[str, Any]:
     content = {**EXPERIMENT, "traces": {"provider": "synthetic", "start": "2026-03-21T00:00:00Z", "days": 2}, **changes}
     regions = ("CAISO_NORTH", "SPP_TX", "NEM_SA")
     if "sites" not in changes:
         sites: list[dict[str, Any]] = EXPERIMENT["sites"]
         content["sites"] = [{**site, "region": region} for site, region in zip(sites, regions, strict=True)]
-    text = compose_file(
-        parse_experiment(content, "case"), Deployment(folder / "compose.yaml", "./secrets", "x", store), ["ca.crt"]
-    )
+    deployment = Deployment(folder / "compose.yaml", secrets, "x", store, **(deployed or {}))
+    text = compose_file(parse_experiment(content, "case"), deployment, ["ca.crt", "superlink.key"])
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 
@@ -115,8 +117,40 @@ def test_a_bucket_of_ones_own(tmp_path: Path) -> None:
     environment = found["services"]["code"]["environment"]
     assert environment["CURTAIL_STORE"] == "s3://mine/runs" and "AWS_ENDPOINT_URL" not in environment
     assert found["networks"]["sites"] == {}, "sites reach the bucket"
+    assert environment["AWS_DEFAULT_REGION"] == "us-east-1"
+    elsewhere = written(tmp_path, store="s3://mine/runs", deployed={"region": "eu-west-1"})
+    assert elsewhere["services"]["superlink"]["environment"]["AWS_DEFAULT_REGION"] == "eu-west-1"
     with pytest.raises(SettingsError, match=rf"{CREDENTIALS} does not exist; write it as ~/.aws/credentials is"):
         make_secrets(tmp_path / "secrets", ["A"], (), own_store=False)
+
+
+def test_a_site_elsewhere_is_admitted_and_has_no_service(tmp_path: Path) -> None:
+    found = written(tmp_path, store="s3://mine/runs", deployed={"elsewhere": ("EAST",)})
+    assert [name for name in found["services"] if name.startswith("site-")] == ["site-north", "site-south"]
+    assert {"source": "site-east.pub", "target": "/sites/EAST.pub"} in found["services"]["admission"]["configs"]
+    assert "site-east.key" not in found["secrets"] and "site-east" not in found["volumes"]
+    with pytest.raises(SettingsError, match="unknown site 'WEST'"):
+        written(tmp_path, store="s3://mine/runs", deployed={"elsewhere": ("WEST",)})
+    words = ("deploy", "compose", "-e", "laptop", "--file", str(tmp_path / "c.yaml"), "--elsewhere", "SPP_TX")
+    refused = curtail(*words, home=tmp_path)
+    assert refused.returncode == 2 and "give --store with a bucket that it reaches, and" in refused.stderr
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / CREDENTIALS).touch()
+    done = curtail(*words, "--store", "s3://mine/runs", "--host", "superlink.example", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "curtail site run SPP_TX --linked --superlink superlink.example:8443 --ca ca.crt --key SPP_TX" in done.stdout
+
+
+def test_names_and_paths_mean_what_they_say(tmp_path: Path) -> None:
+    sites: list[dict[str, Any]] = [
+        dict(EXPERIMENT["sites"][0], name=name, region="SPP_TX") for name in ("007", "superlink")
+    ]
+    found = written(tmp_path, sites=sites, secrets="/keys, of $mine", corpus={**EXPERIMENT["corpus"], "source": "/a$b"})
+    assert found["services"]["site-007"]["command"][3] == "007"
+    assert found["secrets"]["superlink.key"] == {"file": "/keys, of $$mine/superlink.key"}
+    assert found["secrets"]["site-superlink.key"] == {"file": "/keys, of $$mine/sites/superlink"}
+    (bound,) = [volume for volume in found["services"]["code"]["volumes"] if isinstance(volume, dict)]
+    assert bound["source"] == "/a$$b"
 
 
 def test_services_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -143,6 +177,26 @@ def test_the_command_makes_secrets_once(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert all(f"DNS:{name}" in shown for name in ("superlink", "front", "superlink.example", "localhost"))
+
+
+def test_another_host_gets_a_certificate_of_the_same_authority(tmp_path: Path) -> None:
+    make_secrets(tmp_path, ["A"], ["one.example"], own_store=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    make_secrets(tmp_path, ["A"], ["one.example", "10.0.0.7"], own_store=True)
+    changed = {path.name for path in tmp_path.iterdir() if path.is_file() and path.read_bytes() != before[path.name]}
+    assert changed == {"superlink.crt", "superlink.key"}
+    assert lacking_hosts(tmp_path / "superlink.crt", ["superlink", "one.example", "10.0.0.7"]) == []
+    assert stat.S_IMODE((tmp_path / "superlink.key").stat().st_mode) == 0o644
+
+
+def test_what_else_lies_in_the_folder_of_secrets_stays_as_it_is(tmp_path: Path) -> None:
+    for name, mode in (("backup.sh", 0o750), ("other.key", 0o600)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    make_secrets(tmp_path, ["A"], (), own_store=True)
+    assert {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("backup.sh", "other.key", "sites/A")} == {
+        "backup.sh": 0o750, "other.key": 0o600, "sites/A": 0o644,
+    }  # fmt: skip
 
 
 def test_the_images_have_what_the_services_name(laptop: dict[str, Any]) -> None:

@@ -33,6 +33,12 @@ def test_nothing_is_installed_that_is_not_pinned() -> None:
     assert commands and all("--constraint constraints.txt" in each or "--no-deps" in each for each in commands)
 
 
+def test_a_site_can_compile_its_model() -> None:
+    _, _, stage = DOCKERFILE.read_text().partition(" AS site\n")
+    install, _, after = stage.partition("USER curtail")
+    assert after and "--no-install-recommends g++" in install, "torch.compile makes kernels with a compiler"
+
+
 @pytest.mark.parametrize("target", ["control", "site"])
 def test_what_a_target_installs_is_pinned_and_goes_together(target: str) -> None:
     stages, pinned = read_dockerfile(DOCKERFILE), pins()

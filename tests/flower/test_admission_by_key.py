@@ -258,7 +258,9 @@ def test_keys_are_private_and_the_authority_stays(tmp_path: Path) -> None:
     made.authority_key.unlink()
     with pytest.raises(FederationError, match=r"only one of ca.crt and ca.key"):
         make_keys(tmp_path / "keys", ["a"])
-    with pytest.raises(FederationError, match=r"ca.crt does not exist; make it with `curtail deploy keys"):
+    with pytest.raises(
+        FederationError, match=r"ca.crt does not exist; make it with `curtail deploy keys .* --host NAME`"
+    ):
         KeyFolder(tmp_path).require()
 
 

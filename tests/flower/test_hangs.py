@@ -73,6 +73,21 @@ def test_a_trainer_whose_training_thread_hangs_is_found(tmp_path: Path) -> None:
     assert "no heartbeat" in [hangs.found([7], {"CA": 7}, None, now) for now in range(194, 211)][-1][7]
 
 
+def test_limits_that_come_later_count_for_what_is_under_way(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    hangs = Hangs(store, LIMITS)
+
+    def found(now: float) -> dict[int, str]:
+        activity = Activity(key="k", attempt=1, replay="", round=0, phase="fetch", count=1)
+        life = Heartbeat(site="CA", pid=7, at=EPOCH + seconds(now), busy=True, activity=activity)
+        store.write_record(agent_key("CA"), life)
+        return hangs.found([7], {"CA": 7}, None, now)
+
+    assert not any(found(now) for now in range(0, 50, 2))
+    hangs.hold_to(LivenessLimits(transfer_s=100))
+    assert next(now for now in range(50, 120, 2) if found(now)) == 102
+
+
 def test_an_outage_of_the_store_is_no_trainers_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(key: str) -> bytes:
         raise StoreUnavailable(f"{key}: nobody answers")

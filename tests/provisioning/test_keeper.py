@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from waiting import wait_until
 
 from curtail_pipeline.provisioning.keeper import Keeper
 from curtail_pipeline.provisioning.provisioner import ProvisionError, Standing
+from curtail_pipeline.scheduling.absence import Absence
 from curtail_pipeline.scheduling.provision import Provisioned, Want, provisioned_key
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.times import utc_now
 
 UP, DOWN = Want(up=True, reason="curtailed"), Want(up=False)
 
@@ -112,6 +115,15 @@ def test_a_start_that_fails_is_an_absence_and_is_tried_again(store: FolderStore,
     assert len(machine.calls) == calls == 2, "it is not asked again before its wait is over"
     store.write_record(provisioned_key("fresno"), known(store))
     assert known(store).phase == "starting"
+
+
+def test_a_clock_that_was_set_back_makes_no_wait_longer(store: FolderStore, make: Made) -> None:
+    before = Absence(times=3, last=utc_now() + timedelta(hours=1), reason="no quota")
+    store.write_record(provisioned_key("fresno"), Provisioned(failed=before))
+    keeper, machine = make()
+    keeper.want(UP)
+    wait_until(lambda: known(store).phase == "up", 10)
+    assert machine.calls == ["start"]
 
 
 def test_one_that_does_not_connect_in_time_is_stopped(store: FolderStore, make: Made) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from curtail_pipeline.errors import SettingsError
+from curtail_pipeline.federation.segment_state import DELTA, INNER, OUTER, WEIGHTS
 from curtail_pipeline.settings.experiment import EXPERIMENTS, load_experiment, parse_experiment, with_traces
 
 
@@ -138,6 +139,14 @@ def test_power_that_no_site_has_is_refused(change: dict, words: str) -> None:
     content = laptop()
     content["sites"][0] |= change
     with pytest.raises(SettingsError, match=f"CAISO_NORTH.*{words}"):
+        parse_experiment(content, "laptop")
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, OUTER, DELTA, INNER])
+def test_a_site_whose_updates_would_take_the_place_of_a_rounds_files_is_refused(file: str) -> None:
+    content, name = laptop(), file.removesuffix(".safetensors")
+    content["sites"][0] |= {"name": name}
+    with pytest.raises(SettingsError, match=f"no site can be called '{name}', as a file of every round is; rename it"):
         parse_experiment(content, "laptop")
 
 

@@ -15,7 +15,7 @@ from curtail_pipeline.stages import model_worker
 from curtail_pipeline.stages.evaluate import evaluate_checkpoint
 from curtail_pipeline.stages.initialise import ensure_initialised
 from curtail_pipeline.stages.model_server import Worker
-from curtail_pipeline.stages.model_worker import WORKER_ENV, ModelWorker, Wanted
+from curtail_pipeline.stages.model_worker import WORKER_ENV, Made, ModelWorker, Wanted
 from curtail_pipeline.stages.project import Project
 
 
@@ -77,3 +77,22 @@ def test_a_worker_is_asked_and_its_answer_kept(project: Project, monkeypatch: py
         assert evaluate_checkpoint(project, "ckpt-000000").loss == 2.0
     assert asked == [Wanted(store=project.store.uri, key="ckpt-000000")]
     assert project.store.exists("evaluations/ckpt-000000.json")
+
+
+def test_a_worker_whose_machine_is_gone_is_not_waited_for_for_ever() -> None:
+    """The kernel asks after a connection that says nothing: /proc/net/tcp has the timer of keep-alive, 02."""
+    timers: list[str] = []
+
+    def answer(listening: socket.socket) -> None:
+        line, (_, port) = listening.accept()
+        with line:
+            line.recv(1 << 16)
+            rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            timers.extend(row[5][:2] for row in rows if row[1] == f"0100007F:{port:04X}")
+            body = Made(key="ckpt-000000").model_dump_json()
+            line.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        assert ModelWorker(f"http://127.0.0.1:{listening.getsockname()[1]}").initialise().key == "ckpt-000000"
+    assert timers == ["02"]

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from training_case import make_experiment
 from transformers import NanoChatForCausalLM
 
+from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.training.devices import evaluation_device, set_computing
 from curtail_pipeline.training.learner import Learner
 from curtail_pipeline.training.presets import build_model, initialise, model_config
@@ -55,6 +57,20 @@ def test_a_step_reads_nothing_of_the_device_but_loss_and_norm(dtype):
             ours.apply(0.5)
         with pytest.raises(DataDependentOutputException):
             float(found[0])
+
+
+def test_a_machine_without_a_compiler_is_named_in_one_line(monkeypatch):
+    ours = learner(compile=True)
+
+    def hidden(_):
+        raise InductorError(RuntimeError("Failed to find C compiler.\nPlease specify via CC"), None)
+
+    monkeypatch.setattr(ours.loss, "hidden", hidden)
+    with pytest.raises(
+        TrainingError, match=r"\(Failed to find C compiler. Please .* CC\); install a C\+\+ compiler"
+    ) as told:
+        ours.warm_up()
+    assert "\n" not in str(told.value)
 
 
 def test_determinism_and_tf32_are_as_set():

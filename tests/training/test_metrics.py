@@ -1,8 +1,10 @@
 """What a trainer shows of every step."""
 
+import itertools
 import json
 import socket
 import sys
+import threading
 import urllib.request
 from datetime import timedelta
 
@@ -19,7 +21,7 @@ from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.tables import trace_key, write_table
 from curtail_pipeline.times import day_of, utc_now
-from curtail_pipeline.training import throughput
+from curtail_pipeline.training import metrics, throughput
 from curtail_pipeline.training.dashboards import TensorBoard, WeightsAndBiases, reporter_of
 from curtail_pipeline.training.metrics import JsonLines, PresentSignal, Prometheus, StepMetrics, StepReporter, shown
 from curtail_pipeline.training.presets import model_config, parameter_count
@@ -78,6 +80,24 @@ def test_the_store_is_asked_once_a_minute(store):
     write_signal(store, 400.0)
     assert signal.at(utc_now()) is None
     assert signal.at(utc_now()) == 400.0
+
+
+def test_a_store_that_is_silent_holds_no_step(store, monkeypatch):
+    monkeypatch.setattr(metrics, "LONGEST_S", 0.05)
+    answers, asked = threading.Event(), []
+
+    class Silent(FolderStore):
+        def exists(self, key):
+            asked.append(key)
+            return answers.wait(30) and super().exists(key)
+
+    write_signal(store, 400.0)
+    ticks = itertools.count(0, 61)
+    signal = PresentSignal(Silent(store.root), SITE, lambda: next(ticks))
+    assert signal.at(utc_now()) is None and signal.at(utc_now()) is None
+    assert len(asked) == 1, "it is not asked again while it is asked"
+    answers.set()
+    assert wait_until(lambda: signal.at(utc_now()), 10) == 400.0
 
 
 def test_lines_are_there_at_once_and_a_full_disk_costs_no_training(store, order, tmp_path, caplog):

@@ -13,14 +13,18 @@ import pytest
 from safetensors.numpy import save_file
 from waiting import wait_until
 
+from curtail_pipeline.federation.liveness import last_beat
 from curtail_pipeline.federation.orders import Order, Result, Watch
 from curtail_pipeline.federation.simulated import SimulatedSite
-from curtail_pipeline.federation.trainer_api import StopOrder
+from curtail_pipeline.federation.trainer_api import Endpoint, StopOrder
+from curtail_pipeline.flower.trainer_client import Trainer
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
 from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training import heartbeat as heartbeat_module
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.order_queue import FORGOTTEN_S, OrderQueue, Refused
+from curtail_pipeline.training.order_server import OrderServer
 from curtail_pipeline.training.step_progress import StepProgress
 from curtail_pipeline.training.trains import Trains
 
@@ -147,6 +151,25 @@ def test_an_order_that_another_server_sends_again_is_the_same(bench: Bench) -> N
         bench.queue.enter(second.model_copy(update={"seed": order.seed + 1}))
 
 
+def test_an_order_that_another_server_sends_again_is_waited_for_and_answered(bench: Bench, tmp_path: Path) -> None:
+    order = bench.order("ckpt-000001")
+    bench.queue.enter(order.with_links(Links(get={"k": "signed 1"}, put={})))
+    wait_until(lambda: bench.running(""))
+    bench.queue._note(order, "train")
+    server = OrderServer(bench.queue)
+    server.start()
+    endpoint = tmp_path / "CA.json"
+    endpoint.write_text(Endpoint(port=server.port, pid=os.getpid(), token=server.token).model_dump_json())
+    try:
+        again, answers = order.with_links(Links(get={"k": "signed 2"}, put={})), list[Result]()
+        threading.Thread(target=lambda: answers.append(Trainer(endpoint).train(again)), daemon=True).start()
+        wait_until(lambda: bench.queue.activity is not None and bench.queue.activity.waited_for, 10)
+        bench.trainer.may_end.set()
+        assert wait_until(lambda: answers, 10)[0].site == "CA"
+    finally:
+        server.close()
+
+
 def test_another_live_order_is_refused_while_one_is_waited_for(bench: Bench) -> None:
     live = bench.queue.enter(bench.order("ckpt-000001"))
     wait_until(lambda: bench.running(""))
@@ -191,7 +214,24 @@ def test_a_heartbeat_that_cannot_be_written_is_told_of_once(tmp_path: Path, capl
     store = Full(tmp_path)
     heartbeat = HeartbeatWriter(store, SimpleNamespace(site="CA", activity=None, links=None))
     heartbeat._closed = cast(Any, SimpleNamespace(wait=lambda _: store.tries >= 3, set=lambda: None))
-    heartbeat._beat()
+    heartbeat._beat(heartbeat._write)
     assert store.tries == 3 and [record.getMessage() for record in caplog.records] == [
         "no heartbeat: [Errno 28] No space left on device"
     ]
+
+
+def test_a_line_that_is_silent_does_not_silence_the_sign_on_the_sites_own_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "HEARTBEAT_S", 0.02)
+    store, held = FolderStore(tmp_path), threading.Event()
+    links = SimpleNamespace(write=lambda *_: held.wait(30))
+    heartbeat = HeartbeatWriter(store, SimpleNamespace(site="CA", activity=None, links=cast(Any, links)))
+    heartbeat.start()
+    try:
+        first = wait_until(lambda: last_beat(store, "CA"), 10)
+        wait_until(lambda: last_beat(store, "CA") not in (None, first), 10)
+    finally:
+        held.set()
+        heartbeat.close()
+    assert last_beat(store, "CA") is None

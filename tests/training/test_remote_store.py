@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,15 +129,16 @@ def test_a_site_without_credentials_gives_the_same_bits(
 ) -> None:
     wanted = rounds(filled, 2)
     coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
-    trainer = LinkedTrainer(FolderStore(tmp_path / "site"), SITE)  # that has no experiment either
+    trainer = LinkedTrainer(FolderStore(tmp_path / "site"), SITE, tmp_path / "x")  # that has no experiment either
     with pytest.raises(TrainingError, match=f"site {SITE} .* brings no addresses; name it in federation.linked"):
         trainer.train(wanted[0][0])
     for order, result in wanted:
-        got = trainer.train(linked(coordinator, order))
+        got = trainer.train(linked(coordinator, order), partial(trainer.report, order))
         assert got.weights == result.weights and got.inner_state == result.inner_state
         assert trainer.has(got.weights.key), "the same order again is answered with it"
         with coordinator.local(order.out) as path:
             assert file_sha256(path) == result.weights.sha256
+    assert (tmp_path / "x.steps.jsonl").read_text().count('"loss"') == 6, "its steps are shown there, too"
     assert not front.refused and {method for method, _ in front.accepted} == {"GET", "PUT"}
     shards = [path for _, path in front.accepted if path.endswith(".bin")]
     assert len(shards) == len(set(shards)) > 0, "a shard is sent to a site once"

@@ -1,12 +1,16 @@
 """Which snapshots stay: those that committed checkpoints name, as many as asked for, and those in use."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from checkpoint_cases import fields
 
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.training.retention import merged_key, prune_merged, prune_snapshots, snapshot_key
+from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training.linked import LinkedFolder
+from curtail_pipeline.training.retention import RecentStates, merged_key, prune_merged, prune_snapshots, snapshot_key
 
 SITE = "SPP_TX"
 
@@ -72,3 +76,46 @@ def test_merged_states_stay_as_long_as_the_newest_checkpoints_name_them(tmp_path
     assert all(store.exists(merged_key(state(n))) for n in (2, 3)) and prune_merged(store, 2) == []
     assert checkpoints.manifest("ckpt-000001").inner_state is not None
     assert b"inner_state" not in store.read_bytes("checkpoints/ckpt-000000/manifest.json")
+
+
+def test_a_site_that_sees_no_manifest_keeps_what_its_last_segments_began_with(tmp_path: Path) -> None:
+    store, recent = FolderStore(tmp_path), RecentStates()
+    keys = {snapshot_key(SITE, state(n)): n for n in range(200)}
+
+    def there() -> list[int]:
+        names = [f"inner_state/{SITE}/{name}" for name in store.list(f"inner_state/{SITE}") if name[0] != "."]
+        return sorted(keys[name] for name in names)
+
+    for n in range(6):  # segments of three rounds; states 3n to 3n + 3, residuals from 100 on
+        if n == 4:
+            recent = RecentStates()  # its trainer was started again
+        for at in range(3 * n, 3 * n + 3):
+            for end in (at + 1, at + 101):
+                store.write_bytes(snapshot_key(SITE, state(end)), b"state")
+            order: Any = SimpleNamespace(
+                key=f"ckpt-{n:06d}", attempt=1, site=SITE, links="addresses",
+                inner_state=state(at) if at else "fresh", residual=state(100 + at) if at else "fresh",
+            )  # fmt: skip
+            recent.prune(store, order, {state(at + 1), state(at + 101)}, 2)
+    begun = [12, 15]  # the last two segments, of which the last one's states are all there
+    assert there() == [*begun, 16, 17, 18, *(100 + n for n in (*begun, 16, 17, 18))]
+    recent.prune(store, order, set(), None)
+    assert len(there()) == 10, "all stay where no number was given"
+
+
+def test_what_a_trainer_that_was_killed_left_goes_with_the_next_order(tmp_path: Path) -> None:
+    own = FolderStore(tmp_path)
+    folder = LinkedFolder(own).store
+    stays = ["inner_state/SPP_TX/a.safetensors", "scratch/replays/r/inner_state/SPP_TX/b.safetensors"]
+    for key in (*stays, "scratch/ckpt-000001/1/round-0000/model.safetensors", "shards/SPP_TX/00000.bin"):
+        folder.write_bytes(key, b"x")
+    folder.write_bytes("model.safetensors", b"weights")
+    links: Any = SimpleNamespace(read=lambda key: b"{}", get={}, send=lambda key, path: None)
+    order: Any = SimpleNamespace(
+        site=SITE, config="config.json", experiment_uri="experiment.json", delta=None, shared=None, own=None,
+        parent=SimpleNamespace(key="model.safetensors", sha256=file_sha256(folder.path("model.safetensors"))),
+        out="out.safetensors", inner_out="", delivered="yes",
+    )  # fmt: skip
+    with LinkedFolder(own).working(order, links, lambda key: False):
+        left = [path.relative_to(folder.root).as_posix() for path in folder.root.rglob("*.safetensors")]
+    assert sorted(left) == sorted([*stays, "model.safetensors"])
