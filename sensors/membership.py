@@ -47,7 +47,8 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
 
     One site that trains requests `local_training`, two or more `federated_rounds`; none is a pause. An empty home
     requests `prepare`. It reads small local tables and the clock, never the network. A changed membership ends the
-    active segment through the store. Terminating a segment's run pauses training until its key is resumed.
+    active segment through the store. Terminating a segment's run pauses training until its key is resumed; of one that
+    has committed there is nothing to resume, and the next one is started.
     """
     project, wall = pipeline.project(), datetime.now(UTC)
     last = project.checkpoints.last()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -16,8 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from curtail_pipeline.benchmarks.s3_server import S3Server
 from curtail_pipeline.flower.processes import free_port
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.s3_calls import Place
+from curtail_pipeline.storage.s3_store import S3Store
+from curtail_pipeline.storage.store import Method
 
+SECRET = "a secret of the coordinator"
 INSIDE = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 """moto does not check it, but takes a request without one for an anonymous one."""
 
@@ -85,3 +92,23 @@ def signed_front(backend: str, secret: str) -> Iterator[SignedFront]:
     yield front
     server.should_exit = True
     thread.join()
+
+
+class SigningFor(S3Store):
+    """Signs for a front, as if the server stood there."""
+
+    front: S3Store
+
+    def sign(self, method: Method, key: str, seconds: int) -> str:
+        return self.front.sign(method, key, seconds)
+
+
+def bucket_of(s3: S3Server, filled: FolderStore, folder: Path, url: str | None = None) -> SigningFor:
+    """A bucket with what the folder holds."""
+    place = Place(s3.bucket(), "runs/small")
+    store = SigningFor(place, folder, 1 << 26, s3.connect)
+    store.front = S3Store(place, folder, 1 << 26, lambda: s3.connect(url, secret=SECRET))
+    for path in sorted(filled.root.rglob("*")):
+        if path.is_file() and path.suffix != ".lock":
+            store.put_file(path, path.relative_to(filled.root).as_posix())
+    return store

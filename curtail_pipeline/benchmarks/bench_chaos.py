@@ -84,6 +84,7 @@ def run(
     minutes: float = math.inf,
     only: str = "",
     steps: int = STEPS,
+    overlap: bool = False,
 ) -> Mapping[str, object]:
     """Disturb runs until so many faults took place; figures as in the module's text, times in wall seconds.
 
@@ -95,6 +96,7 @@ def run(
         minutes: no further fault after so many; the run that is on its way is finished.
         only: kinds with one of these words in their names, separated by commas.
         steps: of the job; with more of them a run has time for more faults.
+        overlap: whether a round trains while the one before it is merged.
     """
     until = time.monotonic() + 60 * minutes
     names = setups.split(",")
@@ -107,7 +109,7 @@ def run(
     with contextlib.ExitStack() as held:
         folder = Path(keep or held.enter_context(tempfile.TemporaryDirectory(prefix="bench-chaos-")))
         if faultfree is None:
-            with Episode(folder / "undisturbed", "local", steps) as undisturbed:
+            with Episode(folder / "undisturbed", "local", steps, overlap=overlap) as undisturbed:
                 undisturbed.finish(tally)
             (faultfree,) = tally.losses or [float("nan")]
             tally.losses.clear()
@@ -115,7 +117,7 @@ def run(
         while len(tally.strikes) < faults and number < faults and time.monotonic() < until:
             setup = names[number % len(names)]
             number += 1
-            with Episode(folder / f"run-{number}", setup, steps) as episode:
+            with Episode(folder / f"run-{number}", setup, steps, overlap=overlap) as episode:
                 wanted = min(len(tally.strikes) + per_run, faults)
                 while episode.running() and len(tally.strikes) < wanted and time.monotonic() < until:
                     begun = bool(episode.faults)
@@ -145,12 +147,15 @@ class Episode:
     Args:
         steps: the job's.
         patience_s: how long a phase is waited for.
+        overlap: whether its rounds do.
     """
 
-    def __init__(self, folder: Path, setup: str, steps: int = STEPS, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, folder: Path, setup: str, steps: int = STEPS, patience_s: float = PATIENCE_S, overlap: bool = False
+    ) -> None:
         folder.mkdir(parents=True)
         self.name, self.folder, self.log, self.steps = setup, folder, folder / "log", steps
-        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder, steps), NAME, [*CURTAILED])
+        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder, steps, overlap), NAME, [*CURTAILED])
         self.store = self.setup.store
         self.injector = Injector(self.setup, patience_s, self.running)
         self.kinds = kinds_of(setup)

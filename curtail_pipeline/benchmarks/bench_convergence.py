@@ -49,7 +49,8 @@ def arms(membership: str) -> list[Arm]:
     """All there are, fp32 first."""
     coded: dict[str, dict[str, str | bool]] = {FP32: {}}
     coded |= {name: {"upload_codec": name} for name in get_args(LossyName)}
-    coded["int2, int8 down"] = {"upload_codec": "int2", "download_codec": "int8"}
+    for name in ("int8", "int4", "int2"):
+        coded[f"int2, {name} down"] = {"upload_codec": "int2", "download_codec": name}
     coded |= {f"states {name}": {"state_codec": name} for name in ("int8", "int4", "int2")}
     coded |= {f"delayed {name}": {"upload_codec": name, "overlap": True} for name in ("bf16", "int2")}
     return [

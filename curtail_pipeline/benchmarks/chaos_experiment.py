@@ -14,14 +14,13 @@ STEPS = 60
 CURTAILED = {"NORTH": (10, 400), "SOUTH": (60, 460), "EAST": (200, 470)}
 """Minutes from START."""
 MINUTES = 480
+ROUNDS: Mapping[str, object] = {"round_s": 1200, "max_rounds": 2}
 EXPERIMENT: Mapping[str, object] = {
     "name": NAME,
     "seed": 3,
     "sites": [
         {"name": name, "region": name, "training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.004} for name in CURTAILED
     ],
-    "rounds": {"round_s": 1200, "max_rounds": 2},
-    "job": {"steps": STEPS},
     "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
     "training": {
         "preset": "tiny",
@@ -40,12 +39,16 @@ EXPERIMENT: Mapping[str, object] = {
 }
 
 
-def write_experiment(folder: Path, steps: int = STEPS) -> Path:
+OVERLAPPING: Mapping[str, object] = {"overlap": True, "upload_codec": "int8"}
+
+
+def write_experiment(folder: Path, steps: int = STEPS, overlap: bool = False) -> Path:
     """Settings and trace; the settings' file.
 
     Args:
         steps: the job's. Undisturbed, windows have room for more than three times the usual ones, and for twice as many
             as are asked for: faults cost rounds.
+        overlap: whether a round trains while the one before it is merged.
     """
     longer = max(1.0, steps / 100)
     windows = {name: (start, longer * end) for name, (start, end) in CURTAILED.items()}
@@ -57,5 +60,6 @@ def write_experiment(folder: Path, steps: int = STEPS) -> Path:
     (folder / "trace.csv").write_text("\n".join(rows) + "\n")
     path = folder / f"{NAME}.yaml"
     traces = {"provider": "file", "path": str(folder / "trace.csv")}
-    path.write_text(yaml.safe_dump({**EXPERIMENT, "traces": traces, "job": {"steps": steps}}))
+    rounds = {**ROUNDS, **(OVERLAPPING if overlap else {})}
+    path.write_text(yaml.safe_dump({**EXPERIMENT, "traces": traces, "rounds": rounds, "job": {"steps": steps}}))
     return path

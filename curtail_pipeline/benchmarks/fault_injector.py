@@ -19,6 +19,8 @@ import psutil
 from curtail_pipeline.benchmarks.chaos_setups import Bucket, Part, Setup, Standing
 from curtail_pipeline.benchmarks.lying_site import LyingSite
 from curtail_pipeline.errors import FederationError, MessageError, StoreError
+from curtail_pipeline.federation.answered import read_answered
+from curtail_pipeline.federation.next_round import round_folder
 from curtail_pipeline.federation.plan import plan_key, read_journal, segment_key
 from curtail_pipeline.federation.server_life import ServerLife, life_key
 from curtail_pipeline.flower.trainer_client import Trainer
@@ -93,9 +95,13 @@ class Injector:
             if self.store.read_record(life_key(folder), ServerLife).doing == "merging":
                 return Phase.MERGE
         with contextlib.suppress(StoreError, MessageError, OSError):
-            update = f"{folder}/round-{len(read_journal(self.store, folder)):04d}/{site}.safetensors"
-            written = self.store.exists(update)
-            doing = None
+            merged, answered = len(read_journal(self.store, folder)), read_answered(self.store, folder)
+            index = merged
+            if answered is not None and answered.index >= merged:  # it is merged while the next one trains
+                if site in answered.results and not self._is_written(folder, merged, site):
+                    return Phase.UPLOAD
+                index = answered.index + 1
+            written, doing = self._is_written(folder, index, site), None
             with contextlib.suppress(FederationError, MessageError):
                 doing = Trainer(self.setup.federation.endpoint(site)).status(timeout_s=0.5).phase
             if doing == "store":
@@ -104,6 +110,10 @@ class Injector:
                 return Phase.FETCH if doing == "fetch" else Phase.TRAIN
             return Phase.REPLY if written else Phase.BETWEEN_ROUNDS
         return Phase.BETWEEN_ROUNDS
+
+    def _is_written(self, folder: str, index: int, site: str) -> bool:
+        """Whether the store has the site's update of a round."""
+        return self.store.exists(f"{round_folder(folder, index)}/{site}.safetensors")
 
     def _folder(self) -> str | None:
         """Scratch folder of the segment that runs."""

@@ -10,8 +10,8 @@ PARAMETERS: Final = 560_988_160
 ROUND_S: Final = 600.0
 LINK_MBIT_S: Final = 100.0
 """Each way."""
-DOWN: Final[Mapping[CodecName, DownloadName]] = {"int2": "int4", "int2_topk": "int4"}
-"""How the merge's step goes back where an update's codec is too coarse for that; by the same one elsewhere."""
+DOWN: Final[Mapping[CodecName, DownloadName]] = {"int2_topk": "int2"}
+"""How the merge's step goes back where an update's codec is none for that; by the same one elsewhere."""
 
 
 class ExchangeCosts(NamedTuple):

@@ -196,7 +196,7 @@ class Lineage:
             shared=self.shared,
             residual={site: left for site, left in self.left.items() if site in stretch.members},
             outer=OuterSettings(lr=rounds.outer_lr, momentum=rounds.outer_momentum),
-            exchange=exchange_of(rounds),
+            exchange=exchange_of(rounds, linked=False),
             norm_bound=rounds.norm_bound,
             norm_history=self.norms,
         )

@@ -20,8 +20,8 @@ MODELS: Final[Mapping[str, Mapping[str, Json]]] = {
 }
 STEPS_PER_S: Final = {"d4": 0.001, "tiny": 0.004}
 """Of virtual time: some steps in a round, which processors without a GPU take seconds for."""
-COARSEST_DOWNLOAD: Final[DownloadName] = "int4"
-"""Where the codec of what sites send is too coarse for what they fetch."""
+COARSEST_DOWNLOAD: Final[DownloadName] = "int2"
+"""Where the codec of what sites send is none for what they fetch."""
 
 
 OVERLAP: Final = "+overlap"

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from curtail_pipeline.errors import PolicyError, SettingsError
 from curtail_pipeline.scheduling.policies import check_parameters
-from curtail_pipeline.settings.experiment import Experiment, explain
+from curtail_pipeline.settings.experiment import Experiment
+from curtail_pipeline.settings.explained import explain
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import AVERAGE_REFUSED, RuleSettings, policy_named, rule_of
 from curtail_pipeline.settings.sites import Site
@@ -168,7 +169,7 @@ def _file_settings(traces: str | Path, experiment: Experiment | None, reading: M
     try:
         return on_file(declared, traces, reading)
     except ValidationError as error:
-        raise SettingsError(explain(error, str(traces))) from error
+        raise SettingsError(explain(error, str(traces), FileTraces)) from error
 
 
 def _sites(provider: Provider, experiment: Experiment | None) -> list[Site]:

@@ -2,9 +2,10 @@
 
 `python -m curtail_pipeline.corpus.tokenise` reads one JSON line that says what to build, then one line per slice, and
 answers each with one line (all of them `corpus_records`). It ends when its standard input does, so it cannot outlive
-the build that started it.
+the build that started it, also where it was stopped.
 """
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from curtail_pipeline.corpus.dealing import Dealing
 from curtail_pipeline.corpus.documents import Counts
 from curtail_pipeline.corpus.encoder import Encoder, EncodingDiffers, Engine, with_separator
 from curtail_pipeline.errors import CurtailError
+from curtail_pipeline.parent_death import sent_at_parents_end
 
 BATCH_CHARS = 1 << 21
 """Text encoded at a time, per target."""
@@ -102,6 +104,7 @@ class _PartWriter:
 
 def main() -> None:
     """Answer requests until standard input ends."""
+    sent_at_parents_end(signal.SIGCONT)
     answers = sys.stdout
     sys.stdout = sys.stderr
     order = TokeniseOrder.read(sys.stdin.readline(), "the order to a tokenising worker")

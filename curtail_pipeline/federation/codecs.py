@@ -58,32 +58,47 @@ class Codec:
         Raises:
             FederationError: a value is not finite, or too large.
         """
-        if len(values) and not float(np.abs(values).max()) <= LARGEST:
-            raise FederationError(f"its values are not all finite and at most {LARGEST:g}")
         records = np.empty((self.blocks(len(values)), self.record), np.uint8)
         for rows in self._chunks(len(records)):
             part = values[rows.start * self.block : rows.stop * self.block]
+            if not max(float(part.max()), -float(part.min())) <= LARGEST:
+                raise FederationError(f"its values are not all finite and at most {LARGEST:g}")
             if len(part) % self.block:
                 part = np.concatenate((part, np.zeros(-len(part) % self.block, np.float32)))
             self._encode(part.reshape(-1, self.block), records[rows])
         return records
 
-    def decode(self, records: Bytes, count: int) -> Floats:
-        """The first `count` values of records, in a fresh array.
+    def decode(self, records: Bytes, count: int, into: Floats | None = None) -> Floats:
+        """The first `count` values of records, in a fresh array, or at the begin of one with room for whole blocks.
 
         Raises:
             FederationError: no encoder wrote such a record.
         """
-        values = np.empty(len(records) * self.block, np.float32)
+        values = np.empty(len(records) * self.block, np.float32) if into is None else into
         for rows in self._chunks(len(records)):
-            part = values[rows.start * self.block : rows.stop * self.block]
-            self._decode(records[rows], part)
-            part += 0  # no -0, which a mean of one update would not have either
+            self._decode(records[rows], values[rows.start * self.block : rows.stop * self.block])
         return values[:count]
 
+    def subtract(self, records: Bytes, values: Floats) -> None:
+        """Take what records say off values, a chunk at a time.
+
+        Raises:
+            FederationError: no encoder wrote such a record; some may be taken off then.
+        """
+        decoded = np.empty(min(len(records), self._rows) * self.block, np.float32)
+        for rows in self._chunks(len(records)):
+            part = values[rows.start * self.block : rows.stop * self.block]
+            here = decoded[: (rows.stop - rows.start) * self.block]
+            self._decode(records[rows], here)
+            part -= here[: len(part)]
+
+    @property
+    def _rows(self) -> int:
+        """Records of a chunk."""
+        return max(1, _CHUNK // self.block)
+
     def _chunks(self, rows: int) -> Iterator[slice]:
-        step = max(1, _CHUNK // self.block)
-        return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+        return (slice(first, min(first + self._rows, rows)) for first in range(0, rows, self._rows))
 
     def _encode(self, values: Floats, records: Bytes) -> None:
         if self.name == "bf16":
@@ -104,6 +119,7 @@ class Codec:
             values.reshape(-1, self.block)[:] = _decode_levels(records, self.block)
         else:
             _decode_largest(records, values.reshape(-1, self.block))
+        values += 0  # no -0, which a mean of one update would not have either
 
 
 CODECS: Final[dict[LossyName, Codec]] = {

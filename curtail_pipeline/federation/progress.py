@@ -59,7 +59,7 @@ class RoundMerged:
     tokens_per_s: float | None = None
     """Of all sites while they trained."""
     bytes: int = 0
-    """Of weights, from the sites and to them."""
+    """Of weights and merged inner states, as they are coded: what the sites sent, and what they fetch of the merge."""
     training_s: float = 0.0
     """Wall seconds of the site that trained longest."""
     moving_s: float | None = None
@@ -119,15 +119,29 @@ def merged_round(line: JournalLine) -> RoundMerged:
     training_s = max((result.seconds for result in counted), default=0.0)
     overlapped = any(order.delivered for order in line.orders.values())
     merging_s = 0.0 if overlapped else line.merge.seconds
-    up = sum(result.weights.bytes for result in line.results.values())
     return RoundMerged(
         round=done.index,
         steps=done.steps,
         tokens=tokens,
         loss=sum(count * last for count, last in losses) / tokens if losses and tokens else None,
         tokens_per_s=sum(result.tokens_per_s for result in counted) or None,
-        bytes=up + line.merge.weights.bytes * len(line.orders),
+        bytes=sum(_moved(line, site, overlapped) for site in line.orders if site not in done.lost),
         training_s=training_s,
         moving_s=None if line.wall_s is None else max(0.0, line.wall_s - training_s - merging_s),
         merging_s=merging_s,
     )
+
+
+def _moved(line: JournalLine, site: str, overlapped: bool) -> int:
+    """Bytes that one of the round's sites sent, and those of the merge that it has not had in its hands before.
+
+    It began with what a delta is based on. Where rounds overlap its inner state stays its own.
+    """
+    order, result, merged, inner = line.orders[site], line.results.get(site), line.merge, line.merge.inner
+    fetched, has, sent = [merged.delta or merged.weights], {order.parent.sha256}, 0
+    if inner is not None and not overlapped:
+        fetched.append(inner)
+    if result is not None:
+        has |= {result.weights.sha256, result.inner_state.end.removeprefix("sha256:")}
+        sent = result.weights.bytes + (inner.bytes if inner is not None and result.steps else 0)  # as large as the mean
+    return sent + sum(file.bytes for file in fetched if file.sha256 not in has)

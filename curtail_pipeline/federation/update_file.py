@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.codecs import CODECS, Codec
+from curtail_pipeline.federation.codecs import CODECS, Bytes, Codec
 from curtail_pipeline.federation.merge_report import WrittenFile
 from curtail_pipeline.federation.tensor_stream import (
     Floats,
@@ -126,8 +126,9 @@ class UpdateFile:
         first, count = piece.first // self.codec.block, self.codec.blocks(piece.count)
         return self.file.raw(entry, first * self.codec.record, count * self.codec.record)
 
-    def moved(self, raw: bytearray, piece: Piece, origin: Floats) -> Floats:
-        """What is subtracted from `origin`, in a fresh array or that of `raw`.
+    def moved(self, raw: bytearray, piece: Piece, origin: Floats, scratch: Floats | None = None) -> Floats:
+        """What is subtracted from `origin`: in the array of `raw`, in `scratch` with room for `PIECE` values, or in a
+        fresh one.
 
         Raises:
             FederationError: the bytes are damaged.
@@ -135,18 +136,21 @@ class UpdateFile:
         if self.codec is None:
             weights = to_float32(raw, piece.tensor.dtype)
             return np.subtract(origin, weights, out=weights)
-        try:
-            records = np.frombuffer(raw, np.uint8).reshape(-1, self.codec.record)
-            return self.codec.decode(records, piece.count)
-        except FederationError as error:
-            raise FederationError(f"tensor {piece.tensor.name} is damaged: {error}") from error
+        with _damaged(piece):
+            return self.codec.decode(_records(raw, self.codec), piece.count, scratch)
 
     def weights(self, piece: Piece, origin: Floats) -> bytearray | memoryview:
-        """The bytes of the new weights."""
+        """The bytes of the new weights; `origin` is used up.
+
+        Raises:
+            FederationError: the update is damaged.
+        """
         raw = self.raw(piece)
         if self.codec is None:
             return raw
-        return from_float32(origin - self.moved(raw, piece, origin), piece.tensor.dtype)
+        with _damaged(piece):
+            self.codec.subtract(_records(raw, self.codec), origin)
+        return from_float32(origin, piece.tensor.dtype)
 
     def close(self) -> None:
         self.file.close()
@@ -156,6 +160,18 @@ class UpdateFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _records(raw: bytearray, codec: Codec) -> Bytes:
+    return np.frombuffer(raw, np.uint8).reshape(-1, codec.record)
+
+
+@contextmanager
+def _damaged(piece: Piece) -> Iterator[None]:
+    try:
+        yield
+    except FederationError as error:
+        raise FederationError(f"tensor {piece.tensor.name} is damaged: {error}") from error
 
 
 class UpdateWriter(TensorWriter):
@@ -195,12 +211,14 @@ def write_update(
         if not tensor.floating:
             return parent.raw(tensor, first, count)
         left = residual[tensor.name][first : first + count]
-        left += parent.floats(tensor, first, count) - weights(tensor.name, first, count)
+        moved = parent.floats(tensor, first, count)
+        moved -= weights(tensor.name, first, count)
+        left += moved
         try:
             records = codec.encode(left)
         except FederationError as error:
             raise FederationError(f"tensor {tensor.name} cannot be coded: {error}") from error
-        left -= codec.decode(records, count)
+        codec.subtract(records, left)
         return records.data.cast("B")
 
     with replacing(path) as scratch, ThreadPoolExecutor(THREADS) as threads:

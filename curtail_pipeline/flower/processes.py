@@ -15,12 +15,13 @@ from typing import NoReturn
 
 import psutil
 
+from curtail_pipeline.parent_death import sent_at_parents_end
+
 SUPERVISOR_VARIABLE = "CURTAIL_SUPERVISOR_PID"
 """Set for every process of a local federation: the one that it must not outlive."""
 
 LOOPBACK = "127.0.0.1,localhost"
 
-PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 NAME_LENGTH = 15
@@ -69,8 +70,8 @@ def _prctl(option: int, value: int | bytes) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when the thread that started it ends."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Have this process killed (Linux) when the thread that started it ends."""
+    sent_at_parents_end(signal.SIGKILL)
 
 
 def become_subreaper() -> None:

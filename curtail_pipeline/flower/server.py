@@ -95,7 +95,8 @@ def _answer(reply: Message) -> Answer:
 def _read(reply: Message) -> Reply | None:
     """What came of an order; None while it waits or is worked on."""
     if reply.has_error():
-        return Failure(f"Flower error {reply.error.code}: {site_said(reply.error.reason)}")
+        reason = site_said(reply.error.reason or "no reason given")
+        return Failure(f"Flower error {reply.error.code}: {reason}")
     try:
         answer = _answer(reply)
     except MessageError as error:

@@ -1,4 +1,5 @@
-"""A SuperNode's process: Flower's own, but that it looks for messages more often and never waits for a reply in vain.
+"""A SuperNode's process: Flower's own, but that it looks for messages more often, never waits for a reply in vain, and
+sends the right one.
 
 Like `control_api` it touches Flower's internals; its tests run on Flower's own classes, so that an upgrade fails there.
 """
@@ -29,6 +30,7 @@ def supernode(ready: str | None = None) -> None:
     """
     _poll_faster()
     _answer_for_ended_tasks()
+    _push_until_answered()
     node = entry_point("flower-supernode")
     while ready is not None and not Path(ready).exists():
         time.sleep(READY_POLL_S)
@@ -84,6 +86,35 @@ def _lacks_objects(store: Any, message_id: str) -> bool:
     if store.get(message_id) is None:
         return False
     return any(store.get(part.object_id) == b"" for part in iterate_object_tree(store.get_object_tree(message_id)))
+
+
+def _push_until_answered() -> None:
+    """Have the SuperNode of this process push replies until that to the message which it has just taken is gone.
+
+    Flower pushes for each message what replies there are. Where the SuperLink was started again while a message was
+    fetched, the run is over and the message is passed over, but its ClientApp answers it all the same: that reply goes
+    in place of the next message's, whose own goes with the one after it, and so on, always when its run has given the
+    node up.
+    """
+    internal: Any = import_module("flwr.supernode.start_client_internal")
+    pull, push = internal._pull_and_store_message, internal._push_messages
+    taken: list[str] = []
+
+    def pull_and_note(*, state: Any, **others: Any) -> int | None:
+        with state.lock_msg_store:
+            before = {*state.msg_store}
+        run_id: int | None = pull(state=state, **others)
+        with state.lock_msg_store:
+            new = {name: entry.message.metadata for name, entry in state.msg_store.items() if name not in before}
+        taken[:] = [name for name, metadata in new.items() if not metadata.reply_to_message_id]
+        return run_id
+
+    def push_until(*, state: Any, **others: Any) -> None:
+        push(state=state, **others)
+        while any(name in state.msg_store for name in taken):  # it goes with its reply
+            push(state=state, **others)
+
+    internal._pull_and_store_message, internal._push_messages = pull_and_note, push_until
 
 
 def _poll_faster() -> None:

@@ -15,6 +15,7 @@ The queue is looked at once a second. In the daemon a live segment starts withou
 sites wait.
 """
 
+import math
 import os
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import ClassVar
 import dagster as dg
 from dagster._core.instance.config import PoolGranularity
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+from dagster._core.run_coordinator.queued_run_coordinator import RunQueueConfig
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, RunOpConcurrency
 from dagster._core.storage.tags import POOL_TAG_PREFIX
 from dagster_shared.record import copy
@@ -33,13 +35,15 @@ from curtail_pipeline.settings.experiment import Experiment, load_experiment
 from curtail_pipeline.stages.project import EXPERIMENT_ENV
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.home import Home
-from curtail_pipeline.storage.store import Store
+from curtail_pipeline.storage.store import Store, StoreUnavailable
 
 ON_DEMAND_TAG = "curtail/on_demand"
 """Of every run that was asked for on a committed checkpoint: its key."""
 ON_DEMAND_POOL = "on_demand"
 """Of all of them; they leave room in the queue for live segments."""
 WITHOUT_TRAINING = ("evaluate", "export")
+UNLIMITED = -1
+"""What `max_concurrent_runs` says where nothing is to be limited."""
 
 
 def site_pool(site: str) -> str:
@@ -53,11 +57,20 @@ def pools_of_all(experiment: Experiment) -> frozenset[str]:
 
 
 def limit_pools(instance: dg.DagsterInstance, pools: AbstractSet[str]) -> None:
-    """Give a limit to those that have none yet, for the operator to see and to change: one run per site."""
+    """Give a limit to those that have none yet, for the operator to see and to change: one run per site.
+
+    All of them together get half of the queue's, and no limit where the queue has none.
+    """
     events, queue = instance.event_log_storage, instance.get_concurrency_config().run_queue_config
-    half = max(1, queue.max_concurrent_runs // 2) if queue is not None else 1
+    half = max(1, _most_at_once(queue) / 2) if queue is not None else 1
     for pool in sorted(pools - events.get_concurrency_keys()):
-        events.set_concurrency_slots(pool, half if pool == ON_DEMAND_POOL else 1)
+        limit = half if pool == ON_DEMAND_POOL else 1
+        if limit < math.inf:
+            events.set_concurrency_slots(pool, int(limit))
+
+
+def _most_at_once(queue: RunQueueConfig) -> float:
+    return math.inf if queue.max_concurrent_runs == UNLIMITED else queue.max_concurrent_runs
 
 
 def is_live(run: dg.DagsterRun) -> bool:
@@ -66,13 +79,19 @@ def is_live(run: dg.DagsterRun) -> bool:
 
 
 def pools_of(run: dg.DagsterRun, checkpoints: Checkpoints) -> frozenset[str]:
-    """What a run on demand needs a slot of: nothing for a live segment and what has nothing to do with checkpoints."""
+    """What a run on demand needs a slot of: nothing for a live segment and what has nothing to do with checkpoints.
+
+    Raises:
+        StoreUnavailable: it cannot be told at which sites the run trains, and it may not train there without a limit.
+    """
     asked = run.job_name in SEGMENT_JOBS or dg.AssetKey(SEGMENT_ASSET) in (run.asset_selection or ())
     key = run.tags.get(PARTITION_TAG)
     if key is None or not asked or is_live(run):
         return frozenset()
     try:
         members = checkpoints.manifest(key).members
+    except StoreUnavailable:
+        raise
     except CurtailError:  # not committed: the run trains it, or says what is wrong
         return frozenset()
     return frozenset({ON_DEMAND_POOL, *map(site_pool, members if _mode(run) not in WITHOUT_TRAINING else ())})
@@ -144,4 +163,4 @@ class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):
         active = self._instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES))
         segments = sum(CHECKPOINT_TAG in other.tags for other in active)
         limits = [limit["limit"] for limit in queue.tag_concurrency_limits if limit["key"] == CHECKPOINT_TAG]
-        return len(active) < queue.max_concurrent_runs and all(segments < limit for limit in limits)
+        return len(active) < _most_at_once(queue) and all(segments < limit for limit in limits)

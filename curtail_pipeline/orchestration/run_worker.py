@@ -25,6 +25,7 @@ import dagster as dg
 from curtail_pipeline.flower.processes import can_fork_torch
 from curtail_pipeline.garbage import seldom_collected
 from curtail_pipeline.orchestration.migrations import preload_migrations
+from curtail_pipeline.parent_death import sent_at_parents_end
 
 SETTLE_S = 5.0
 """The next worker begins to import so long after the last one took a run, when that has started up."""
@@ -46,6 +47,11 @@ class _Worker:
             return os.write(self.line, order) == len(order)
         except BrokenPipeError:
             return False
+
+    def end_input(self) -> None:
+        """Have it see that, also where it was stopped."""
+        os.close(self.line)
+        os.kill(self.pid, signal.SIGCONT)
 
 
 class _Nursery:
@@ -78,7 +84,7 @@ class _Nursery:
                 self._let_go()
         self._let_go()
         for worker in self._workers:
-            os.close(worker.line)
+            worker.end_input()
         for worker in self._workers:
             os.waitpid(worker.pid, 0)
 
@@ -106,7 +112,7 @@ class _Nursery:
     def _let_go(self) -> None:
         """Of the one that waits."""
         if self._waiting is not None:
-            os.close(self._waiting.line)
+            self._waiting.end_input()
             os.waitpid(self._waiting.pid, 0)
             self._workers.remove(self._waiting)
             self._waiting = None
@@ -122,6 +128,7 @@ class _Nursery:
 
 def _execute(modules: Sequence[str]) -> None:
     """In the worker: wait for a run and execute it."""
+    sent_at_parents_end(signal.SIGCONT)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with seldom_collected():
         for module in modules:
@@ -159,6 +166,7 @@ def main(modules: Sequence[str]) -> None:
     Args:
         modules: to import in every worker.
     """
+    sent_at_parents_end(signal.SIGCONT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the end of the input counts
     with seldom_collected():
         for module in BEFORE:

@@ -4,6 +4,7 @@ A policy is one small class. Those that depend on windows alone compute a `Timel
 looks it up and the simulator walks it. Those that depend on the job decide anew at each event.
 """
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
@@ -62,9 +63,11 @@ class Parameters(Section):
             item = error.errors()[0]
             where = ".".join(str(part) for part in item["loc"])
             known = ", ".join(sorted(cls.model_fields)) or "none of its own"
+            near = difflib.get_close_matches(where, [*cls.model_fields, *sorted(RULE_PARAMETERS)], 1, 0.7)
+            meant = f"; did you mean {near[0]!r}?" if near and near[0] != where else ""
             raise PolicyError(
                 f"policy {settings.name!r}, parameter {where}: {item['msg'].removeprefix('Value error, ')} "
-                f"(got {item['input']!r}; it takes {known})"
+                f"(got {item['input']!r}; it takes {known}){meant}"
             ) from error
 
 

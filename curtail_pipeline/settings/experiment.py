@@ -18,6 +18,7 @@ from curtail_pipeline.settings.alert_settings import AlertSettings
 from curtail_pipeline.settings.card_settings import CardSettings
 from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.settings.explained import explain
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
 from curtail_pipeline.settings.metrics_settings import MetricsSettings
@@ -26,7 +27,7 @@ from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName,
 from curtail_pipeline.settings.rule_settings import RuleSettings
 from curtail_pipeline.settings.section import Name, Section, UtcTime
 from curtail_pipeline.settings.sites import Site
-from curtail_pipeline.settings.trace_settings import TracesSettings, on_file
+from curtail_pipeline.settings.trace_settings import FileTraces, TracesSettings, on_file
 from curtail_pipeline.settings.training_settings import TrainingSettings
 from curtail_pipeline.settings.yaml_text import parse_yaml
 
@@ -197,30 +198,6 @@ class Experiment(Section):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
-_MEMBER: Final = re.compile(r"str|int|float|constrained-\w+|(?:literal|list|dict|function-\w+)\[.*\]")
-"""What pydantic adds to the path of a value that may be of several types."""
-_DECIMAL_COMMA: Final = re.compile(r"[+-]?\d+,\d+")
-
-
-def explain(error: ValidationError, source: str) -> str:
-    """What is wrong with settings, in one line; `source` names them."""
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"] if not _MEMBER.fullmatch(str(part))) or "experiment"
-        if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r}: remove it or correct its spelling")
-        elif item["type"] == "missing":
-            parts.append(f"missing key {where!r}: add it")
-        elif item["type"] == "invalid_key":
-            parts.append(f"{where}: a key is a name; if its comma is a decimal one, write a point, as in 2.5")
-        else:
-            shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            if isinstance(item["input"], str) and _DECIMAL_COMMA.fullmatch(item["input"]):
-                shown = f" (got {item['input']!r}; write {item['input'].replace(',', '.')})"
-            parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return f"{source}: " + "; ".join(parts)
-
-
 def parse_experiment(content: Any, source: str) -> Experiment:
     """Validate a mapping; `source` names it in errors.
 
@@ -234,7 +211,7 @@ def parse_experiment(content: Any, source: str) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(explain(error, source)) from error
+        raise SettingsError(explain(error, source, Experiment)) from error
 
 
 def experiment_file(name_or_path: str | Path) -> Path:
@@ -257,8 +234,15 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         raise SettingsError(
             f"no experiment {str(name_or_path)!r}: give one of {known}, or the path of a .yaml file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{path}: is no UTF-8 text, by its byte 0x{error.object[error.start]:02x} at {error.start}; save it as "
+            "UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        fix = "; write spaces in place of tabs" if "\\t" in text else ""
+        raise SettingsError(f"{path}: not valid YAML: {text}{fix}") from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror or error}") from error
     return parse_experiment(content, str(path))
@@ -282,7 +266,7 @@ def with_traces(experiment: Experiment, path: str | Path, reading: Mapping[str, 
     try:
         traces = on_file(experiment.traces, path, reading)
     except ValidationError as error:
-        raise SettingsError(explain(error, source)) from error
+        raise SettingsError(explain(error, source, FileTraces)) from error
     content = experiment.model_dump(mode="json") | {
         "name": f"{experiment.name}-{stem}"[:64],
         "traces": traces.model_dump(mode="json", exclude_unset=True) | {"provider": "file"},

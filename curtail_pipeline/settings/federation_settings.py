@@ -9,8 +9,8 @@ from curtail_pipeline.settings.section import Section
 LossyName = Literal["bf16", "int8", "int4", "int2", "int2_topk"]
 CodecName = Literal["fp32", LossyName]
 """How what was moved travels (`federation.codecs`); with `fp32` the weights travel as they are."""
-DownloadName = Literal["fp32", "bf16", "int8", "int4"]
-"""Nobody keeps what these lose, so that the coarser ones are not among them."""
+DownloadName = Literal["fp32", "bf16", "int8", "int4", "int2"]
+"""Nobody keeps what these lose, so that none that leaves values out is among them."""
 StateCodecName = Literal["fp32", "bf16", "int8", "int4", "int2"]
 """Of an inner state (`federation.state_file`), which has no small values that could be left out."""
 
@@ -50,12 +50,14 @@ class RoundSettings(Section):
     joins. A merged state travels like the weights, both ways, and has 1.3 times as many values for a d20."""
     upload_codec: CodecName = "fp32"
     """How a site sends what it moved. What a codec loses stays in the site's inner state and comes with a later
-    update; what is committed is what arrived."""
-    download_codec: DownloadName = "fp32"
+    update; what is committed is what arrived. `int4` costs no loss that could be measured (docs/quality.md); the
+    default is `fp32` because a replay by another codec needs what the site has kept."""
+    download_codec: Literal["auto", DownloadName] = "auto"
     """How sites that hold a round's starting weights get the next ones; the merge's step is rounded so. By `fp32` they
-    get the weights."""
-    state_codec: StateCodecName = "fp32"
-    """How merged inner states travel, both ways. Nobody keeps what it loses: a state forgets it by itself."""
+    get the weights. `auto` is `int4` for linked sites, elsewhere `fp32`."""
+    state_codec: Literal["auto", StateCodecName] = "auto"
+    """How merged inner states travel, both ways. Nobody keeps what it loses: a state forgets it by itself. `auto` is
+    `int4` for linked sites, elsewhere `fp32`."""
     overlap: bool = False
     """Updates travel and are merged while the next round trains: a site begins it with the merge of the round before
     last and its own last update (eager updates, arXiv:2502.12996). What is pending when a segment ends is merged then.

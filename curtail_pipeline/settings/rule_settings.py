@@ -216,5 +216,6 @@ def rule_of(policy: PolicySettings, region: str, rules: Mapping[str, RuleSetting
     except ValidationError as error:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"]) or "rule"
+        got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
         message = item["msg"].removeprefix("Value error, ")
-        raise PolicyError(f"policy {policy.name!r}, parameter {where}: {message}") from error
+        raise PolicyError(f"policy {policy.name!r}, parameter {where}: {message}{got}") from error

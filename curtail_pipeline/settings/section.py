@@ -7,10 +7,20 @@ from datetime import UTC, datetime
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+
+
+def _no_number(given: object) -> object:
+    """A number would be seconds since 1970, and 20240603 a day of that year."""
+    if isinstance(given, int | float) or (isinstance(given, str) and re.fullmatch(r"[+-]?[\d.]+", given.strip())):
+        raise ValueError("a time is written like 2026-01-11T17:00:00Z, and a day like 2026-01-11")
+    return given
+
 
 UtcTime = Annotated[
-    datetime, AfterValidator(lambda stamp: stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp)
+    datetime,
+    BeforeValidator(_no_number),
+    AfterValidator(lambda stamp: stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp),
 ]
 """A time; one without an offset is in UTC."""
 
@@ -39,15 +49,15 @@ class Section(BaseModel):
         for name, value in given.items() if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None:
-                types = set(_types(field.annotation))
+                types = set(types_of(field.annotation))
                 if types & {int, float} and bool not in types:
                     raise ValueError(f"{name} is {str(value).lower()}; give a number")
         return given
 
 
-def _types(annotation: Any) -> Iterator[Any]:
+def types_of(annotation: Any) -> Iterator[Any]:
     """Of a union those of its members."""
     yield annotation
     if get_origin(annotation) in (Union, UnionType, Annotated):
         for member in get_args(annotation):
-            yield from _types(member)
+            yield from types_of(member)

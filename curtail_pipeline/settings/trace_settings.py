@@ -5,15 +5,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.settings.section import Name, Section
+from curtail_pipeline.settings.section import Name, Section, UtcTime
+from curtail_pipeline.settings.unit_names import as_spelled
 
 Kind = Literal["marginal_intensity", "average_intensity", "price", "curtailed_power"]
 """What a signal measures. `average_intensity` is for accounting only; it never defines a window."""
 
 Unit = Literal["g/kWh", "kg/kWh", "lb/MWh", "currency/MWh", "MW"]
+
+SpelledUnit = Annotated[Unit, BeforeValidator(as_spelled)]
+"""A unit in any usual spelling: kg/MWh and tCO2/GWh are g/kWh."""
 
 Reason = Literal["zero", "stuck", "sentinel"]
 """Why a value is no measurement: a zero or a mark that means missing, or a feed that repeats its last answer."""
@@ -52,14 +56,14 @@ class SyntheticTraces(ProviderSettings):
     implementation: ClassVar[str] = "curtail_pipeline.signals.synthetic:SyntheticProvider"
     provider: Literal["synthetic"] = "synthetic"
     seed: int = 0
-    start: datetime
+    start: UtcTime
     days: int = Field(default=2, ge=1)
     cadence_s: int = Field(default=300, ge=60)
 
     @field_validator("start")
     @classmethod
     def _utc(cls, start: datetime) -> datetime:
-        return start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+        return start.astimezone(UTC)
 
 
 class Column(Section):
@@ -67,7 +71,7 @@ class Column(Section):
 
     region: Name
     kind: Kind | None = None
-    unit: Unit | None = None
+    unit: SpelledUnit | None = None
 
     @model_validator(mode="after")
     def _measurable(self) -> "Column":
@@ -86,13 +90,18 @@ class ForecastColumns(Section):
     region: Name | None = None
     """Whose forecast it is; needed when the file has several regions."""
     kind: Kind | None = None
-    unit: Unit | None = None
+    unit: SpelledUnit | None = None
 
     @model_validator(mode="after")
     def _has_step(self) -> "ForecastColumns":
         if self.pattern.count("{step}") != 1:
             raise ValueError(f"forecast pattern {self.pattern!r} needs {{step}} once, e.g. f{{step}}")
         return self
+
+
+def _tab(separator: object) -> object:
+    """A tab may be written as such a text: shells and most quotes of YAML leave it as two characters."""
+    return "\t" if separator in ("\\t", "tab", "TAB") else separator
 
 
 class FileFormat(ProviderSettings):
@@ -123,7 +132,7 @@ class FileFormat(ProviderSettings):
     columns: dict[Name, Name | Column] = Field(default_factory=dict)
     """Of a wide file: column in the file -> region, or region, kind and unit. When given, other columns are not read.
     Of a long file: name in the region column -> region."""
-    unit: Unit | None = None
+    unit: SpelledUnit | None = None
     """The kind's canonical unit when not given; refused where a column's name says another one."""
     kind: Kind = "marginal_intensity"
     timezone: str = "UTC"
@@ -141,7 +150,7 @@ class FileFormat(ProviderSettings):
     snap_s: float | None = Field(default=None, ge=0)
     """How far stamps that jitter by seconds are moved to their cadence; a tenth of it, at most a minute, when not
     given."""
-    separator: Literal[",", ";", "\t", "|"] = ","
+    separator: Annotated[Literal[",", ";", "\t", "|"], BeforeValidator(_tab)] = ","
     """Of the columns of a CSV."""
     decimal: Literal[".", ","] = "."
     """The mark in 400.5; with a comma, a point separates thousands, as spaces and apostrophes do with either. Where

@@ -21,7 +21,8 @@ Severity = Literal["error", "warn"]
 Metadata = dict[str, str | int | float | bool]
 
 CHECKS: Final[Mapping[str, str]] = {
-    "unit": "Intensities are in the range of g/kWh: a file in kg/kWh or lb/MWh that was declared as g/kWh fails.",
+    "unit": "Intensities are in the range of g/kWh: a file in kg/kWh or lb/MWh that was declared as g/kWh fails. "
+    "Prices are not per kWh.",
     "range": "Values are physically possible for their kind.",
     "duplicates": "One value per stamp; where the source gave several, whether they agreed.",
     "gaps": "Not too many stamps without a value.",
@@ -34,6 +35,10 @@ CHECKS: Final[Mapping[str, str]] = {
 
 _SHOWN: Final = 3
 """Stretches that a description names."""
+_DAY_S: Final = 86_400
+_MOSTLY: Final = 0.9
+_LEAST_PRICE: Final = 2.0
+"""Currency per MWh. A price per kWh is hardly above 1 in any of the large currencies."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def _region(trace: pl.DataFrame) -> str:
 
 
 def check_unit(trace: pl.DataFrame, limits: CheckLimits | None = None) -> CheckOutcome:
-    """kg/kWh and lb/MWh declared as g/kWh, from the magnitude of intensities."""
+    """kg/kWh and lb/MWh declared as g/kWh, from the magnitude of intensities; prices per kWh are warned of."""
     limit = limits or CheckLimits()
 
     def look(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
@@ -93,7 +98,23 @@ def check_unit(trace: pl.DataFrame, limits: CheckLimits | None = None) -> CheckO
             ), metadata
         return None, metadata
 
-    return _per_kind(trace, "unit", look, "magnitudes fit the unit")
+    found = _per_kind(trace, "unit", look, "magnitudes fit the unit")
+    prices = _per_kind(trace, "unit", _price_per_kwh, found.description)
+    return found if prices.passed or not found.passed else replace(prices, severity="warn")
+
+
+def _price_per_kwh(kind: str, rows: pl.DataFrame) -> tuple[str | None, Metadata]:
+    """A market may clear near 0 for hours, and hardly for a day."""
+    values = rows["value"].drop_nulls().abs()
+    if kind != "price" or len(values) * _cadence_s(rows) < _DAY_S or not (values > 0).mean() > _MOSTLY:  # type: ignore[operator]
+        return None, {}
+    largest = float(values.max())  # type: ignore[arg-type]
+    if largest >= _LEAST_PRICE:
+        return None, {}
+    return (
+        f"no price is above {largest:g} per MWh, which looks like a price per kWh; multiply the values by 1,000 (by 10 "
+        "from cents), or leave them if the market really clears so low"
+    ), {}
 
 
 def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> CheckOutcome:

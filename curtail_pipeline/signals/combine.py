@@ -12,8 +12,9 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind
-from curtail_pipeline.signals.kinds import is_part_of_times
-from curtail_pipeline.signals.period_columns import is_number
+from curtail_pipeline.signals.header_names import says_end
+from curtail_pipeline.signals.kinds import holds_stamps, is_part_of_times
+from curtail_pipeline.signals.period_columns import is_clock, is_number
 from curtail_pipeline.signals.trace import POINT_SCHEMA, Series
 from curtail_pipeline.times import iso
 
@@ -39,6 +40,10 @@ class Telling:
     """Of the first one."""
     example: tuple[str, ...]
     """A value of each."""
+    is_clock: bool = False
+    """It holds the times of day that a column of dates lacks."""
+    is_time: bool = False
+    """It holds times, and those that are read are of something else."""
 
 
 def summed(values: pl.DataFrame) -> pl.DataFrame:
@@ -68,6 +73,10 @@ def require_one_row_per_stamp(name: str, region: str, series: Series, apart: Seq
     combined = "say what they come to with traces.combine (sum, first or last)"
     if not apart:
         fix = f"no column tells them apart: keep one row per stamp, or {combined}"
+    elif apart[0].is_time:
+        fix = f"the column {apart[0].columns[0]!r} holds the times that differ: set traces.time_column to it"
+    elif apart[0].is_clock:
+        fix = f"the column {apart[0].columns[0]!r} says the time of day: set traces.hour_column to it"
     elif is_part_of_times(apart[0].columns[0]):
         fix = (
             f"the column {apart[0].columns[0]!r} says when, which the stamps do not say in full: write whole stamps, "
@@ -101,24 +110,34 @@ def require_no_listing(name: str, region: str, kind: Kind, series: Series) -> No
 
 def disagrees_much(series: Series) -> bool:
     """Whether more than a few stamps have rows that disagree and that no revision time orders."""
-    stamps = series.dropped.filter(pl.col("conflict") & ~pl.col("revised"))["time"].n_unique()
-    known = len(series.points)
-    return stamps > max(FEW_STAMPS, FEW_SHARE * known) or 1 < stamps > MANY_SHARE * known
+    lost = series.dropped.filter(pl.col("conflict") & ~pl.col("revised"))["time"]
+    stamps, known = lost.n_unique(), len(series.points)
+    # A day of rows that all bear its date is one stamp.
+    many = len(lost) > max(FEW_STAMPS, MANY_SHARE * known)
+    return many or stamps > max(FEW_STAMPS, FEW_SHARE * known) or 1 < stamps > MANY_SHARE * known
 
 
-def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]) -> list[Telling]:
+def telling_columns(
+    rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str], *, time_named: bool = False
+) -> list[Telling]:
     """The columns that differ within nearly every group of rows with equal `keys`, the one with fewest values first.
 
     Of numbers only as many as a group has rows are a mark; more are measured. Where no column tells rows apart alone,
     all that differ within groups are tried together.
 
     Args:
-        rows: a file's rows as text.
+        rows: a file's rows as text, the first key as local times.
         used: columns that hold time, region and value.
+        time_named: somebody chose the column of times.
     """
     several = rows.filter(pl.len().over(list(keys)) > 1)
     if several.is_empty():
         return []
+    when = _clock_beside(several, keys[0], [*used, *keys])
+    if when is None and not time_named:
+        when = _times_beside(several, keys, used)
+    if when is not None:
+        return [when]
     marks = {name: values for name in rows.columns if name not in (*used, *keys) and (values := _marks(several, name))}
     most = int(several.group_by(list(keys)).len()["len"].max())  # type: ignore[arg-type]
     marks = {
@@ -139,6 +158,31 @@ def telling_columns(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]
         return alone
     first = texts.row(0, named=True)
     return [Telling(tuple(marks), marks[next(iter(marks))], tuple(str(first[name]) for name in marks))]
+
+
+def _clock_beside(rows: pl.DataFrame, time: str, used: Sequence[str]) -> Telling | None:
+    """The column of times of day beside times that are dates alone, that of begins where there are two."""
+    if (rows[time] != rows[time].dt.truncate("1d")).any():
+        return None
+    clocks = [name for name in rows.columns if name not in used and is_clock(rows[name])]
+    found = next((name for name in sorted(clocks, key=says_end) if rows[name].n_unique() > 1), None)
+    return None if found is None else Telling((found,), [], (), is_clock=True)
+
+
+def _times_beside(rows: pl.DataFrame, keys: Sequence[str], used: Sequence[str]) -> Telling | None:
+    """The column of times that differ where those of `keys` do not, as of a forecast that is issued once."""
+    groups = rows.group_by(list(keys))
+    for name in rows.columns:
+        if name in (*used, *keys) or not holds_stamps(rows[name]) or is_clock(rows[name]):
+            continue
+        if (
+            groups.agg(pl.col(name).n_unique().alias("n"), pl.len().alias("rows"))
+            .select((pl.col("n") == pl.col("rows")).mean())
+            .item()
+            >= _MOSTLY
+        ):
+            return Telling((name,), [], (), is_time=True)
+    return None
 
 
 def _marks(rows: pl.DataFrame, name: str) -> list[str]:

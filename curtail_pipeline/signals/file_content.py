@@ -10,6 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ROW = "\x00row"
 
 _GZIP, _PARQUET, _ZIP, _OLD_EXCEL = b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ODS = b"opendocument.spreadsheet"
 _HEAD = 100_000
 """Bytes within which a header ends."""
 _FIRST_LINES = 20
@@ -36,8 +38,11 @@ _PACKED = {
     b"Rar!": "RAR",
     _GZIP: "gzip in another archive",
     _ZIP: "zip in another archive",
+    _PARQUET: "Parquet in an archive",
 }
 """How tables begin that are packed in a way that is not read."""
+_DAY_0 = datetime(1899, 12, 31)
+"""Of spreadsheets."""
 _UNNAMED = "__UNNAMED__"
 """How fastexcel calls columns without a name."""
 _SEPARATORS = (";", "\t", "|", ",")
@@ -84,7 +89,7 @@ class FileContent:
         except (*_REFUSED, OSError) as error:
             raise unreadable(path, path.suffix.lstrip(".") or "CSV", error) from error
         self.kind = "CSV"
-        if head.startswith(_OLD_EXCEL) or (head.startswith(_ZIP) and b"xl/workbook" in raw):
+        if head.startswith(_OLD_EXCEL) or (head.startswith(_ZIP) and (b"xl/workbook" in raw or _ODS in raw[:200])):
             self.kind = "xlsx"
             self._table = _spreadsheet(path, raw, sheet, skip_lines)
             self._own_names = self._table.columns
@@ -94,8 +99,11 @@ class FileContent:
         self.names = self._tidied(self._own_names)
         require_header(str(path), self.names)
 
-    def read(self, columns: Iterable[str]) -> pl.DataFrame:
+    def read(self, columns: Iterable[str], first: int | None = None) -> pl.DataFrame:
         """Columns of the file, and ROW; rows in which all are empty are left out. A CSV's values are texts.
+
+        Args:
+            first: so many rows; all when not given.
 
         Raises:
             TraceError: the rows cannot be read.
@@ -105,17 +113,20 @@ class FileContent:
         own = [self._own_names[place] for place in places]
         try:
             if self.kind == "parquet":
-                table = pl.read_parquet(self.path, columns=own)
+                table = pl.read_parquet(self.path, columns=own, n_rows=first)
             elif self._table is not None:
-                table = self._table
+                table = self._table if first is None else self._table.head(first)
             else:
                 # By place: polars would call a second unnamed column something else.
                 order = sorted(places)
-                table = pl.read_csv(self._text, columns=order, infer_schema=False, separator=self.separator)
+                table = pl.read_csv(
+                    self._text, columns=order, infer_schema=False, separator=self.separator, n_rows=first
+                )
                 table.columns = [self._own_names[place] for place in order]
         except _REFUSED as error:
             raise self._explained(error) from error
         table = table.select(pl.col(old).alias(new) for old, new in zip(own, wanted, strict=True))
+        table = table.with_columns(map(_clock_texts, table))
         rows = pl.int_range(1, pl.len() + 1).alias(ROW)
         kept = table.with_columns(rows)
         return kept.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
@@ -129,7 +140,11 @@ class FileContent:
         clean = [tidy(name) for name in names]
         twice = next((name for name in clean if clean.count(name) > 1), None)
         if twice is not None:
-            raise TraceError(f"{self.path} has two columns {twice!r}; give each column a name of its own")
+            which = repr(twice) if twice else "without a name"
+            raise TraceError(
+                f"{self.path} has two columns {which}; give each column a name of its own, or, if the line "
+                f"{','.join(clean)[:80]!r} is no header, set traces.skip_lines to the number of lines before it"
+            )
         return clean
 
     def _plain_text(self, raw: bytes) -> bytes:
@@ -222,7 +237,8 @@ class FileContent:
                 f"{skip_lines + later} if "
                 f"the header is {head[later][:80]!r}"
             )
-        raise TraceError(f"{self.path}: has only the column {name!r}; add a value column per region")
+        parted = "separate its columns by commas, and " if re.search(r"\S\s+\S", name) else ""
+        raise TraceError(f"{self.path}: has only the column {name!r}; {parted}add a value column per region")
 
     def _explained(self, error: BaseException) -> TraceError:
         """The first line of a CSV that does not fit its header."""
@@ -232,13 +248,29 @@ class FileContent:
                 header = next(reader)
                 for number, cells in enumerate(reader, 1):
                     if len(cells) > len(header):
+                        commas = self.separator == "," and all(cell.strip("0123456789") == "" for cell in cells[2:])
+                        fix = ", or put numbers with decimal commas in quotes" if commas else ""
                         return TraceError(
                             f"{self.path}: data row {number} has {len(cells)} values, but the header names "
-                            f"{len(header)} columns ({cells[-1]!r} is one too many); correct the row"
+                            f"{len(header)} columns ({cells[-1]!r} is one too many); correct the row{fix}"
                         )
             except csv.Error as wrong:
                 return unreadable(self.path, self.kind, wrong)
         return unreadable(self.path, self.kind, error)
+
+
+def _clock_texts(column: pl.Series) -> pl.Series:
+    """Times of day, which spreadsheets hold as times of the day 0 (or as lengths of time), as HH:MM:SS up to 24:00:00;
+    any other column as it is."""
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is None:
+        if not len(column.drop_nulls()) or not column.is_between(_DAY_0, _DAY_0 + timedelta(days=2)).all():
+            return column
+        column = column - _DAY_0
+    elif column.dtype != pl.Duration:
+        return column
+    seconds = (column.dt.total_milliseconds() / 1_000).round().cast(pl.Int64)
+    parts = [part.cast(pl.String).str.zfill(2) for part in (seconds // 3600, seconds // 60 % 60, seconds % 60)]
+    return (parts[0] + ":" + parts[1] + ":" + parts[2]).alias(column.name)
 
 
 def _spreadsheet(path: Path, raw: bytes, sheet: str | None, skip_lines: int) -> pl.DataFrame:

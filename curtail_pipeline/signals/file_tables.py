@@ -9,13 +9,14 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, Column, FileFormat, Kind, LiveFileTraces, Unit
+from curtail_pipeline.settings.unit_names import said_unit
 from curtail_pipeline.signals.combine import Telling, summed, telling_columns
 from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.file_times import FileTimes, is_time_part
 from curtail_pipeline.signals.flags import estimate_columns, parse_estimates
-from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit, said_unit
-from curtail_pipeline.signals.kinds import is_no_signal, require_believable_names, require_intensity_names
+from curtail_pipeline.signals.header_names import require_no_hours_across, require_said_unit
+from curtail_pipeline.signals.kinds import require_believable_names, require_intensity_names, signals_among
 from curtail_pipeline.signals.period_columns import plain_name
 from curtail_pipeline.signals.region_names import require_named, require_one_spelling, tidied
 from curtail_pipeline.signals.time_zones import sign_warning
@@ -78,6 +79,8 @@ class TraceFiles:
         """Whether signals stand side by side in the rows of `values`."""
         self._hours: set[str] = set()
         """Columns of hours that belong to the time column."""
+        self._regions: set[str] = set()
+        """Names in the region columns of long files."""
         self.files = find_files(settings.path)
         self.name = ", ".join(
             Path(p).name for p in ([settings.path] if isinstance(settings.path, str) else settings.path)
@@ -99,13 +102,14 @@ class TraceFiles:
         for path in self.files:
             content = self._opened(path)
             is_long = self._is_long(path, content.names)
-            unmapped = set() if is_long else unmapped - set(content.names)
             part = self._long(content) if is_long else self._wide(content)
+            unmapped -= self._regions if is_long else set(content.names)
             parts.append(summed(part) if self.settings.combine == "sum" else part)
-        if unmapped:
+        if unmapped and not (self._regions and isinstance(self.settings, LiveFileTraces)):
+            known = sorted(self._regions) or self._opened(self.files[0]).names
+            what = "region" if self._regions else "column"
             raise TraceError(
-                f"{self.name}: has no column {min(unmapped)!r}, which traces.columns names; it has "
-                f"{', '.join(self._opened(self.files[0]).names)}"
+                f"{self.name}: has no {what} {min(unmapped)!r}, which traces.columns names; it has {', '.join(known)}"
             )
         if (text := sign_warning(self.settings.timezone)) is not None:
             log.warning("%s: %s", self.name, text)
@@ -158,14 +162,15 @@ class TraceFiles:
     def _is_long(self, path: Path, names: list[str]) -> bool:
         settings = self.settings
         needed = {settings.region_column, settings.value_column}
-        if settings.layout == "auto":
+        named = {"region_column", "value_column"} & settings.model_fields_set
+        if settings.layout == "auto" and not named:
             return needed <= set(names)
-        if settings.layout == "long" and not needed <= set(names):
+        if settings.layout != "wide" and not needed <= set(names):
             raise TraceError(
                 f"{path}: a long file needs the columns {' and '.join(sorted(needed))}; it has {', '.join(names)}. Set "
                 "traces.region_column and traces.value_column, or traces.layout to wide"
             )
-        return settings.layout == "long"
+        return settings.layout != "wide"
 
     def _time_column(self, path: Path, names: list[str], default: str) -> str:
         name = self.settings.time_column or default
@@ -196,12 +201,7 @@ class TraceFiles:
         times = FileTimes(self.settings, content, time)
         raw = self._read(content, [time, *times.columns, *columns, *flags])
         if not self.settings.columns:
-            columns = [name for name in columns if not is_no_signal(name, raw[name])]
-            if not columns:
-                raise TraceError(
-                    f"{path}: has no value column beside {time!r}; add one per region, or name the column of times in "
-                    "traces.time_column"
-                )
+            columns = signals_among(str(path), time, raw.select(columns))
         if self._undeclared(names):
             require_believable_names(str(path), [name for name in columns if self._kind_undeclared(name)])
             require_intensity_names(str(path), [name for name in columns if name not in self.settings.columns])
@@ -222,15 +222,14 @@ class TraceFiles:
             .drop_nulls("time")
             .with_columns(region=pl.lit(region), kind=pl.lit(kind), unit=pl.lit(unit))
             for name in columns
-            if name != times.hour_column
+            if name not in times.hour_columns
             for region, kind, unit in [self._meaning(name)]
         ]
         return pl.concat([_with_schema(part) for part in parts] or [pl.DataFrame(schema=VALUES_SCHEMA)])
 
     def _noted(self, times: FileTimes) -> None:
         self._begins.add(times.begins)
-        if times.hour_column is not None:
-            self._hours.add(times.hour_column)
+        self._hours.update(times.hour_columns)
 
     def _flags(self, names: list[str], *others: str) -> list[str]:
         """The columns that say which values are estimates."""
@@ -263,6 +262,7 @@ class TraceFiles:
         mapping = {old: new if isinstance(new, str) else new.region for old, new in settings.columns.items()}
         regions = tidied(raw[settings.region_column])
         require_named(regions, path, raw[ROW])
+        self._regions.update(regions.unique())
         kinds = (
             raw["kind"].cast(pl.String) if "kind" in extra else pl.Series([settings.kind] * len(raw), dtype=pl.String)
         )
@@ -335,10 +335,12 @@ class TraceFiles:
             if is_long:
                 own = [name for name, entry in self.settings.columns.items() if _region_of(entry) == region]
                 rows = rows.filter(tidied(rows[used[0]]).is_in([region, *own]))
+            rows = rows.with_columns(FileTimes(self.settings, content, time).stamps(rows).naive.alias(time))
             # Where nothing else can be a region, what is read as one is.
             only = [region] if len(names) == 2 else []
             keys = [time, *(name for name in names if name in self._hours)]
-            found = telling_columns(rows, keys, [ROW, *used, *self.settings.columns, *only])
+            used = [ROW, *used, *self.settings.columns, *only]
+            found = telling_columns(rows, keys, used, time_named=self.settings.time_column is not None)
             if found:
                 return found
         return []

@@ -77,9 +77,11 @@ class FileProvider(Provider):
                 "region as the file does, or map the file's name to it with traces.columns"
             )
         if kind is not None and kind not in known:
+            own = next((name for name in known if name != "average_intensity"), None)
+            other = f", or decide windows by another kind (policy: {{parameters: {{kind: {own}}}}})" if own else ""
             raise TraceError(
                 f"{self.source.name}: has no {kind} of region {region!r}; it has {', '.join(known)}. Declare what a "
-                "column holds with traces.kind or traces.columns"
+                f"column holds with traces.kind or traces.columns{other}"
             )
         return kind or known[0]
 

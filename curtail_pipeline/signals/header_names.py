@@ -7,7 +7,6 @@ Nothing that a name says is believed over a setting; a name that says otherwise 
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -15,41 +14,14 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import Kind, Unit
+from curtail_pipeline.settings.unit_names import SaidUnit, said_unit
 from curtail_pipeline.signals.period_columns import is_number
 from curtail_pipeline.signals.time_zones import ABBREVIATIONS
 
 log = logging.getLogger(__name__)
 
-_ENERGY: Final = r"(?P<per>kwh|mwh|gwh)(?:rs?)?(?![a-z])"
-_CO2: Final = r"[ _]*(?:of[ _]*)?(?:co[ _]?2)?[ _-]*(?:eq|e)?[ _.]*"
-_MASS: Final = re.compile(
-    rf"(?<![a-z])(?:(?P<mass>g|grams?|kg|t|tonnes?|tons?|mt|lbs?|pounds?){_CO2}(?:/|per)"
-    rf"|(?P<word>kg|lbs?|pounds?|tonnes?){_CO2}(?<=[ _.2e]))[ _.]*{_ENERGY}"
-)
-_MONEY: Final = re.compile(rf"(?:[€$£¥円]|(?<![a-z])[a-z]{{1,3}}|cents?|euros?)[ _.]*(?:/|per)[ _.]*{_ENERGY}")
-_POWER: Final = re.compile(r"(?<![a-z/])(?P<unit>kw|mw|gw|kwh|mwh|gwh)(?![a-z])")
-_INTENSITIES: Final[dict[tuple[str, str], Unit]] = {
-    ("g", "kwh"): "g/kWh",
-    ("kg", "mwh"): "g/kWh",
-    ("t", "gwh"): "g/kWh",
-    ("kg", "kwh"): "kg/kWh",
-    ("t", "mwh"): "kg/kWh",
-    ("lb", "mwh"): "lb/MWh",
-}
-_SHORT: Final = {
-    "gram": "g",
-    "grams": "g",
-    "tonne": "t",
-    "tonnes": "t",
-    "mt": "t",
-    "lbs": "lb",
-    "pound": "lb",
-    "pounds": "lb",
-}
-_INTENSITY_KINDS: Final[frozenset[Kind]] = frozenset({"marginal_intensity", "average_intensity"})
-
 _END: Final = re.compile(
-    r"(?:^|[^a-z])(?:end|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt|stamp|timestamp|datetime))"
+    r"(?:^|[^a-z])(?:end|ende|ends|ended|ending|bis|until|till|fin|end(?:time|date|utc|gmt|stamp|timestamp|datetime))"
     r"(?:[^a-z]|$)|(?:hour|interval|period|time)end(?:ing|ed|s|time)?(?:[^a-z]|$)"
     r"|^(?:he|to)$|^(?:valid|date|time|datetime)[^a-z]*to$"
 )
@@ -61,6 +33,8 @@ _ZONE: Final = re.compile(
 )
 _CLOCKS: Final = ("local", "prevailing", "eastern", "central", "mountain", "pacific")
 _UTC: Final = ("utc", "gmt", "zulu")
+
+_SHARE: Final = re.compile(r"%|(?<![a-z])(?:pct|perc|percent(?:age)?)(?![a-z])")
 
 _COUNT: Final = re.compile(r"(?P<prefix>.*?)(?P<count>\d{1,3})(?:h|:00)?")
 _CLOCK: Final = re.compile(
@@ -77,34 +51,6 @@ _EPOCH: Final = 1e9
 _DIGITS: Final = re.compile(r"\d+")
 
 
-@dataclass(frozen=True)
-class SaidUnit:
-    """A unit in a name."""
-
-    text: str
-    """As the name writes it."""
-    unit: Unit | None
-    """None where it is none that values are read in."""
-    kinds: frozenset[Kind]
-    """What it measures."""
-
-
-def said_unit(name: str) -> SaidUnit | None:
-    """The unit in a column's name or in a column of units, e.g. lb/MWh of `MOER [lbs CO2/MWh]`; None without one."""
-    plain = name.replace("₂", "2").lower()
-    if (found := _MASS.search(plain)) is not None:
-        mass = found["mass"] or found["word"]
-        unit = _INTENSITIES.get((_SHORT.get(mass, mass), found["per"]))
-        return SaidUnit(name[slice(*found.span())], unit, _INTENSITY_KINDS)
-    if (found := _MONEY.search(plain)) is not None:
-        money: Unit | None = "currency/MWh" if found["per"] == "mwh" else None
-        return SaidUnit(name[slice(*found.span())], money, frozenset({"price"}))
-    if (found := _POWER.search(plain)) is not None:
-        power: Unit | None = "MW" if found["unit"] == "mw" else None
-        return SaidUnit(name[slice(*found.span())], power, frozenset({"curtailed_power"}))
-    return None
-
-
 def require_said_unit(file: str, name: str, kind: Kind, unit: Unit, *, kind_chosen: bool, declared: bool) -> None:
     """For a column that is read as `kind` in `unit`.
 
@@ -117,7 +63,10 @@ def require_said_unit(file: str, name: str, kind: Kind, unit: Unit, *, kind_chos
     """
     said = said_unit(name)
     if said is None:
-        return
+        share = _SHARE.search(name.lower())
+        if share is None or declared or kind not in ("price", "curtailed_power"):
+            return
+        said = SaidUnit(share[0], None, frozenset({kind}))
     if kind not in said.kinds:
         if not kind_chosen:
             raise TraceError(
@@ -140,12 +89,27 @@ def require_declared_end(file: str, name: str) -> None:
     Raises:
         TraceError: its name says that they are the ends of intervals.
     """
-    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
-    if _END.search(plain) and not _BEGIN.search(plain):
+    if says_end(name):
         raise TraceError(
             f"{file}: column {name!r} holds interval ends by its name, and would be read as begins; declare "
             "--interval end (traces.interval: end), or --interval begin if they are begins"
         )
+
+
+def says_end(name: str) -> bool:
+    """Whether a column's name says that its times are interval ends."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    return _END.search(plain) is not None and _BEGIN.search(plain) is None
+
+
+def says_utc(name: str) -> bool:
+    """Whether a column's name says that its times are UTC."""
+    return any(token.lower() in _UTC for token in _words(name)) and _ZONE.search(name) is None
+
+
+def _words(name: str) -> list[str]:
+    """CamelCase as words, too, and abbreviations before one: `GMTIntervalEnd`, `HourUTC`."""
+    return re.findall("[A-Za-z]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name))
 
 
 def require_declared_zone(file: str, name: str, timezone: str, declared: bool) -> None:
@@ -158,7 +122,7 @@ def require_declared_zone(file: str, name: str, timezone: str, declared: bool) -
     Raises:
         TraceError: its name says another zone than what nobody declared.
     """
-    tokens = re.findall("[A-Za-z]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name))
+    tokens = _words(name)
     short = next((token.upper() for token in tokens if token.upper() in ABBREVIATIONS), None)
     clock = next((token for token in tokens if token.lower() in _CLOCKS), None)
     said, fix = "", "the zone's IANA name, or its offset from UTC"

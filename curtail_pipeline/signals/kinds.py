@@ -11,6 +11,7 @@ from typing import Final
 import polars as pl
 
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.signals.period_columns import is_clock
 
 _PRICE: Final = {
     *("rrp", "lmp", "hoep", "price", "prices", "spot", "mcp", "smp", "prc", "tariff", "cost", "preis", "prix"),
@@ -47,6 +48,9 @@ _PART: Final = re.compile(
     r"(is_?)?dst(_?flag)?|(utc|tz|gmt)_?offset|offset|fold|season|"
 )
 """Parts of a date, counters of rows and remarks about the clock."""
+_VALID: Final = re.compile(
+    r"(is_?)?(in)?valid(ity)?(_?(flag|code))?|(is_?)?(bad|good|ok)(_?(data|flag))?|qc(_?(flag|code))?"
+)
 _COUNTRY: Final = re.compile("[A-Z]{2}")
 """HR is Croatia, ID Indonesia and SP a part of Brazil, unless the values count hours."""
 _STAMP: Final = (
@@ -69,6 +73,27 @@ def is_part_of_times(name: str) -> bool:
     return _PERIOD.fullmatch(_plain(name)) is not None or re.fullmatch("minutes?", _plain(name)) is not None
 
 
+def signals_among(file: str, time: str, columns: pl.DataFrame) -> list[str]:
+    """The columns that can hold signals, of those that nobody named.
+
+    Raises:
+        TraceError: there is none, or one of them says by its name which values count.
+    """
+    found = [name for name in columns.columns if not is_no_signal(name, columns[name])]
+    if not found:
+        raise TraceError(
+            f"{file}: has no value column beside {time!r}; add one per region, or name the column of times in "
+            "traces.time_column"
+        )
+    validity = next((name for name in found if _VALID.fullmatch(_plain(name))), None)
+    if validity is not None:
+        raise TraceError(
+            f"{file}: column {validity!r} says by its name which values count, and would be read as a region; choose "
+            f"the rows that do with traces.where, e.g. {{{validity}: 1}}, or name the columns to read in traces.columns"
+        )
+    return found
+
+
 def is_no_signal(name: str, values: pl.Series) -> bool:
     """Whether a column holds times, counts periods or rows, or says something about the time, and is never a region.
 
@@ -76,7 +101,7 @@ def is_no_signal(name: str, values: pl.Series) -> bool:
         values: of a name that may be a country's as well, which they tell.
     """
     plain = _plain(name)
-    if values.dtype.is_temporal() or _holds_stamps(values):
+    if is_clock(values) or holds_stamps(values):
         return True
     if _PERIOD.fullmatch(plain) is None and _PART.fullmatch(plain) is None:
         return False
@@ -86,10 +111,10 @@ def is_no_signal(name: str, values: pl.Series) -> bool:
     return bool(((numbers == numbers.round()) & numbers.is_between(0, _MOST_COUNTED)).all())
 
 
-def _holds_stamps(values: pl.Series) -> bool:
-    """Whether texts are dates or times of day, such as the ends of intervals beside their begins."""
+def holds_stamps(values: pl.Series) -> bool:
+    """Whether values are dates or times of day, such as the ends of intervals beside their begins."""
     if values.dtype != pl.String:
-        return False
+        return values.dtype.is_temporal() and values.dtype != pl.Duration
     known = values.drop_nulls()
     return len(known) > 0 and bool(known.str.contains(_STAMP).all())
 

@@ -1,4 +1,5 @@
-"""Stamps of interval ends whose last one of a day is written 00:00 of that day, where 24:00 is meant."""
+"""Stamps of interval ends in other writings: the last one of a day as 00:00 of that day, where 24:00 is meant, or all
+as the last second of their interval (23:59:59)."""
 
 from datetime import timedelta
 
@@ -44,3 +45,12 @@ def require_midnights_in_order(naive: pl.Series, groups: pl.Series | None, sourc
             f"{source}: {first} stands beside {first + _DAY - step} as if it were the end of that day; write "
             f"{first + _DAY} or {first:%Y-%m-%d} 24:00"
         )
+
+
+def last_seconds(naive: pl.Series) -> pl.Series | None:
+    """The ends that stamps of last seconds (00:59:59, 01:59:59, ...) mean; None where they are no such stamps."""
+    later = naive + timedelta(seconds=1)
+    step = later.unique().sort().diff().drop_nulls().mode().min() if len(naive) > 1 else None
+    if not isinstance(step, timedelta) or not timedelta(minutes=1) < step <= timedelta(hours=1):
+        return None
+    return later.alias(naive.name) if (later == later.dt.truncate(step)).all() else None

@@ -1,8 +1,9 @@
 """Dates with a column of hours or settlement periods: HE01 to HE25, hour 0 to 23, period 1 to 50, `Date` + `Time`.
 
-Numbers from 1 name intervals, whose begin is therefore known. On days on which clocks change, two ways of counting
-are in use: by the clock (1 to 24, one number skipped in spring, one twice in autumn) and by elapsed time (1 to 23 or
-25). Which one a day follows shows in its numbers; where it does not, the file is refused.
+Numbers from 1 and ranges (`00 - 01`, `00:15 - 00:30`) name intervals, whose begin is therefore known. On days on which
+clocks change, two ways of counting are in use: by the clock (1 to 24, one number skipped in spring, one twice in
+autumn) and by elapsed time (1 to 23 or 25). Which one a day follows shows in its numbers; where it does not, the file
+is refused.
 """
 
 import re
@@ -24,10 +25,15 @@ PERIODS: Final = (
 )
 PARTS_OF_HOURS: Final = ("interval", "deliveryinterval", "oprinterval", "intervalnumber")
 """Beside a column of hours these count the intervals of one hour."""
-TIMES: Final = ("time", "timeofday", "uhrzeit", "starttime")
+TIMES: Final = (
+    *("time", "timeofday", "uhrzeit", "starttime", "anfang", "saat", "heures", "horas", "timeblock", "deliverystart"),
+)
 _ENDING = ("he", "hourending", "hourend")
 _LABEL = r"(?i)^(?:HE|HR|H|SP|P|Hour)?\s*0*(\d{1,3})(?:\.0+)?\s*([X*])?$"
 _CLOCK = r"^(\d{1,2}):(\d{2})(?::\d{2}(?:\.\d+)?)?$"
+_RANGE = r"^(\d{1,2}(?::\d{2}){0,2})\s*[-–—]\s*\d{1,2}(?::\d{2}){0,2}$"
+_HALF_DAYS = r"^(\d{1,2})((?::\d{2}){0,2})\s*([AaPp])\.?\s*[Mm]\.?$"
+_PER_HOUR = (2, 3, 4, 6, 12)
 _PER_DAY = (24, 48, 96, 144, 288)
 _DAY_S = 86_400
 
@@ -67,9 +73,16 @@ class PeriodColumn:
         self, column: pl.Series, source: str, rows: pl.Series, period_s: int | None, hours_from: int | None
     ) -> None:
         self.source, self.name, self.rows = source, column.name, rows
+        self.names: tuple[str, ...] = (column.name,)
+        """The columns it was made of."""
         self.period_s, self.hours_from = period_s, hours_from
         self.given = column
-        self.text = column.cast(pl.String, strict=False).str.strip_chars()
+        self.text = _by_24_hours(column.cast(pl.String, strict=False).str.strip_chars())
+        begin = self.text.str.extract(_RANGE, 1)
+        self.ranges = not begin.null_count()
+        """Each value is a range, and so names an interval by its begin."""
+        if self.ranges:
+            self.text = begin
 
     def clock_texts(self) -> pl.Series | None:
         """The column as times of day (HH:MM), where it holds such with minutes; None otherwise."""
@@ -92,6 +105,27 @@ class PeriodColumn:
                 "period; write 1 to 25, HE01 or 01:00, or set traces.hour_column to another column"
             )
         return number, self.text.str.extract(_LABEL, 2).is_not_null()
+
+    @classmethod
+    def of_parts(cls, hours: "PeriodColumn", parts: "PeriodColumn") -> "PeriodColumn | None":
+        """A column of hours and one of the intervals of each (ERCOT, CAISO) as periods of the day; None where the
+        second does not count the equal parts of an hour.
+
+        Raises:
+            TraceError: as `numbers`, or it does not show whether hours count from 0 or from 1.
+        """
+        hour, marked = hours.numbers()
+        part, _ = parts.numbers()
+        least, most = part.min(), part.max()
+        assert isinstance(least, int) and isinstance(most, int)
+        count = most - min(least, 1) + 1
+        if count not in _PER_HOUR or marked.any():
+            return None
+        first = hours._first(pl.DataFrame({"number": hour}))
+        number = (hour - first) * count + part - min(least, 1) + 1
+        found = cls(number.alias(f"{hours.name}, {parts.name}"), hours.source, hours.rows, 3600 // count, 1)
+        found.names = (hours.name, parts.name)
+        return found
 
     def numbered(
         self, dates: pl.Series, groups: pl.Series | None, zone: str | timedelta, needed: pl.Series | None = None
@@ -120,7 +154,7 @@ class PeriodColumn:
         elapsed = pl.select(pl.when(table["day"].is_in(elapsed_days)).then(since)).to_series()
         naive = pl.select(pl.when(elapsed.is_null()).then(dates + since).otherwise(dates)).to_series()
         second = marked if marked.any() else pl.Series([None] * len(marked), dtype=pl.Boolean)
-        return Numbered(naive, elapsed, second, begins=first == 1)
+        return Numbered(naive, elapsed, second, begins=first == 1 or self.ranges)
 
     def _period(self, table: pl.DataFrame) -> int:
         if self.period_s is not None:
@@ -140,7 +174,7 @@ class PeriodColumn:
     def _first(self, table: pl.DataFrame) -> int:
         if self.hours_from is not None:
             return self.hours_from
-        if (table["number"] == 0).any():
+        if self.ranges or (table["number"] == 0).any():
             return 0
         lettered = self.text.str.contains("(?i)^(HE|SP)").any()
         named = plain_name(self.name) in (*_ENDING, *PERIODS)
@@ -211,6 +245,28 @@ class PeriodColumn:
             if by_elapsed:
                 found.append(stamp)
         return found
+
+
+def _by_24_hours(text: pl.Series) -> pl.Series:
+    """Times of day as `13:00`, where all are as `1:00 PM`."""
+    hour = text.str.extract(_HALF_DAYS, 1).cast(pl.Int64)
+    if hour.null_count() or not hour.is_between(1, 12).all():
+        return text
+    late = text.str.extract(_HALF_DAYS, 3).str.to_lowercase() == "p"
+    minutes = text.str.extract(_HALF_DAYS, 2)
+    clock = (hour % 12 + 12 * late.cast(pl.Int64)).cast(pl.String) + pl.select(
+        pl.when(minutes == "").then(pl.lit(":00")).otherwise(minutes)
+    ).to_series()
+    return clock.alias(text.name)
+
+
+def is_clock(values: pl.Series) -> bool:
+    """Whether a column holds times of day, or ranges of them, as texts or times."""
+    if values.dtype != pl.String:
+        return values.dtype == pl.Time
+    known = values.drop_nulls().str.strip_chars()
+    clock, half = known.str.contains(_CLOCK), known.str.contains(_HALF_DAYS)
+    return len(known) > 0 and bool((clock | half | known.str.contains(_RANGE)).all())
 
 
 def _length(day: date, zone: str) -> timedelta:

@@ -33,7 +33,11 @@ _NATIONAL = tuple(
 """Formats that are not read unasked, since day and month cannot be told apart, but proposed where they fit."""
 _OFFSET = r"\s*([+-]\d{2}(?::?\d{2})?)$"
 _ABBREVIATION = r"\s*\(?\b([A-Z]{2,5})\)?$"
-_RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
+_ZONE_BEHIND = r"((?:[Zz]|[+-]\d{2}(?::?\d{2})?))\[[A-Za-z0-9_/+-]+\]$"
+"""An offset with its zone's name behind it, as Java writes them."""
+_UTC_OFFSET = r"\s*\(?(?:UTC|GMT)\s*([+-])(\d{1,2})(?::?(\d{2}))?\)?$"
+RANGE = r"^(.*?\d.*?)\s+[-–—]\s+(\d.*)$"
+"""`a - b`."""
 _ISO_RANGE = r"^(\d{4}-\d{2}-\d{2}T[^/]*)/(.+)$"
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
 _24 = r"([ T])24(:00(?::00(?:\.0+)?)?)?$"
@@ -87,8 +91,12 @@ def parse_stamps(
         return Stamps(naive.cast(pl.Datetime("us")), pl.Series([aware] * len(text), dtype=pl.Boolean))
     if text.dtype == pl.Date:
         return Stamps(text.cast(pl.Datetime("us")), pl.Series([False] * len(text), dtype=pl.Boolean))
-    if text.dtype.is_numeric() and time_format is None and (epoch := _epoch(text.cast(pl.Float64))) is not None:
-        return epoch
+    if text.dtype.is_numeric():
+        if time_format is None and (epoch := _epoch(text.cast(pl.Float64))) is not None:
+            return epoch
+        # 20240401, or days of a spreadsheet.
+        whole = (text == text.cast(pl.Int64, strict=False)).fill_null(False).all()
+        text = (text.cast(pl.Int64) if whole else text).cast(pl.String)
     if text.dtype != pl.String:
         raise TraceError(
             f"{source}: the time column {text.name!r} holds {text.dtype}, not times; choose another with "
@@ -114,6 +122,16 @@ def _with_minutes(text: pl.Series, form: str) -> tuple[pl.Series, str]:
     return text, form
 
 
+def _plain_offsets(text: pl.Series) -> pl.Series:
+    """`UTC+2` as `+02:00`."""
+    if not text.str.contains(_UTC_OFFSET).any():
+        return text
+    sign, hours, minutes = (text.str.extract(_UTC_OFFSET, part) for part in (1, 2, 3))
+    offset = sign + hours.str.zfill(2) + ":" + minutes.fill_null("00")
+    bare = text.str.replace(_UTC_OFFSET, "")
+    return pl.select(pl.when(offset.is_null()).then(text).otherwise(bare + offset)).to_series().alias(text.name)
+
+
 class _Parser:
     """Texts of one column, brought step by step to what a format can parse."""
 
@@ -129,6 +147,8 @@ class _Parser:
             epoch = _epoch(self.text.cast(pl.Float64, strict=False))
             if epoch is not None:
                 return epoch
+        if self.format is None:
+            self.text = _plain_offsets(self.text.str.replace(_ZONE_BEHIND, "$1"))
         self._take_begins()
         abbreviated = self._take_abbreviations()
         end_of_day = self.text.str.contains(_24)
@@ -147,7 +167,7 @@ class _Parser:
         if self.format is not None and (both := re.match(r"^(.*%[HIsT].*?)\s+[-–—]\s+(%.+)$", self.format)):
             self.format = both[1]
         first, last = (
-            pl.select(pl.coalesce(self.text.str.extract(_RANGE, n), self.text.str.extract(_ISO_RANGE, n))).to_series()
+            pl.select(pl.coalesce(self.text.str.extract(RANGE, n), self.text.str.extract(_ISO_RANGE, n))).to_series()
             for n in (1, 2)
         )
         # A date and a time of day that are joined by a dash are no range.
@@ -257,6 +277,10 @@ class _Parser:
         rows = bad.arg_true()
         if len(rows):
             row = int(rows[0])
+            if len(rows) < len(bad) and not re.search(r"\d", self.text[row]):
+                fix = "remove the row if it is a note"
+            if self.text[row].casefold() == self.given.name.casefold():
+                fix = "it is the column's own name: the header stands there again; remove that line"
             raise TraceError(
                 f"{self.source}: {self.given[row]!r} in column {self.given.name!r}, data row {self.rows[row]}, {what}; "
                 f"{fix}"

@@ -206,7 +206,7 @@ def _plan(project: Project, prospect: Prospect) -> Plan:
         shared=merged_of(parent) if experiment.rounds.inner_state == "merged" else None,
         residual=residuals(project, parent, request.members),
         outer=OuterSettings(lr=experiment.rounds.outer_lr, momentum=experiment.rounds.outer_momentum),
-        exchange=exchange_of(experiment.rounds),
+        exchange=exchange_of(experiment.rounds, linked=bool(experiment.federation.linked)),
         quorum=Quorum(members=experiment.rounds.quorum, grace=experiment.rounds.grace),
         norm_bound=experiment.rounds.norm_bound,
         norm_history=tuple(parent.norm_history),

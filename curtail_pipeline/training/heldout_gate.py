@@ -1,6 +1,7 @@
 """Held-out loss of weights that are not committed: what an update is judged by before it is merged."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.training.loss import token_losses
 from curtail_pipeline.training.presets import build_model, read_config
-from curtail_pipeline.training.weights import read_tensors
+from curtail_pipeline.training.weights import read_tensors, require_same_shapes
 
 
 class HeldoutGate:
@@ -47,7 +48,7 @@ class HeldoutGate:
         if name not in self._known:
             try:
                 sha256 = self._take(weights)
-            except (TrainingError, FederationError, CorruptObject, NotStored, RuntimeError):
+            except (TrainingError, FederationError, CorruptObject, NotStored):
                 return None
             self._known[name] = self._known[sha256] = self._loss()
         return self._known[name]
@@ -55,7 +56,7 @@ class HeldoutGate:
     def _take(self, weights: StoredWeights | StoredDelta) -> str:
         """Give the model these weights, or its base's moved so far; their sha256."""
         if not isinstance(weights, StoredDelta):
-            self._model.load_state_dict(read_tensors(self._store, weights.key, weights.sha256))
+            self._load(read_tensors(self._store, weights.key, weights.sha256), weights.key)
             return weights.sha256
         scratch = self._store.here("scratch/gate")
         scratch.mkdir(parents=True, exist_ok=True)
@@ -66,8 +67,17 @@ class HeldoutGate:
         ):
             made = Path(folder) / "model.safetensors"
             written = write_weights(base, delta, weights.codec, made)
-            self._model.load_state_dict(load_file(made))
+            self._load(load_file(made), weights.key)
             return written.sha256
+
+    def _load(self, tensors: Mapping[str, torch.Tensor], key: str) -> None:
+        """
+        Raises:
+            TrainingError: they are another model's. Whatever else is raised, as for want of memory, says nothing of
+                them, and unjudged they may not be merged.
+        """
+        require_same_shapes(self._model.state_dict(), tensors, key)
+        self._model.load_state_dict(tensors)
 
     def _loss(self) -> float:
         total, count = 0.0, 0

@@ -37,11 +37,6 @@ class LinkedTrainer:
     def name(self) -> str:
         return self._name
 
-    @property
-    def store(self) -> Store:
-        """Where what it made last is."""
-        return self._trainer.store if self._trainer else self._own
-
     def train(
         self,
         order: Order,

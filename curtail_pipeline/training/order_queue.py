@@ -21,6 +21,7 @@ from curtail_pipeline.errors import FULL_DISK, CurtailError, is_out_of_space
 from curtail_pipeline.federation.orders import Activity, Order, Phase, Result
 from curtail_pipeline.federation.trainer_api import Refusal, StopOrder, TrainerStatus
 from curtail_pipeline.storage.links import Links
+from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.order_watch import OrderWatch
 from curtail_pipeline.training.step_progress import StepProgress
 from curtail_pipeline.training.trains import Trains
@@ -81,6 +82,7 @@ class OrderQueue:
 
     Args:
         trainer: does the work.
+        store: the site's own, which says what ends an order that brings no addresses.
         ended: set from outside (signal, death of the parent) to end `work` after the current step.
         clock: monotonic seconds.
         on_step: called after every step, in the training thread.
@@ -89,11 +91,12 @@ class OrderQueue:
     def __init__(
         self,
         trainer: Trains,
+        store: Store,
         ended: threading.Event,
         clock: Callable[[], float] = time.monotonic,
         on_step: Callable[[Order, StepProgress], None] | None = None,
     ) -> None:
-        self.trainer = trainer
+        self.trainer, self._store = trainer, store
         self.ended = ended
         self._clock, self._on_step = clock, on_step
         self._guard = threading.Lock()
@@ -281,7 +284,7 @@ class OrderQueue:
     def _run(self, job: Job) -> None:
         order = job.order
         try:
-            with OrderWatch(self.trainer.store, self.site, order) as watch:
+            with OrderWatch(self._store, self.site, order) as watch:
                 result = self.trainer.train(
                     order,
                     lambda told: self._note(order, told),

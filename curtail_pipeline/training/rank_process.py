@@ -3,7 +3,7 @@
     python -m curtail_pipeline.training.rank_process --rank R --size N --device D --folder F
 
 It says so when it can take commands (`rank_commands`), and ends with its standard input: the kernel closes that when
-rank 0 ends, however that happens.
+rank 0 ends, however that happens, and lets a process that was stopped go on to see it.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from curtail_pipeline.parent_death import sent_at_parents_end
 
 if TYPE_CHECKING:
     from curtail_pipeline.training.learner import Learner
@@ -97,6 +99,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {arguments.rank} %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for rank 0, which ends after its step
         signal.signal(number, signal.SIG_IGN)
+    sent_at_parents_end(signal.SIGCONT)
     lines: queue.Queue[str] = queue.Queue()
     gone, folder = threading.Event(), arguments.folder
     threading.Thread(target=_read_commands, args=(lines, gone, folder), name="commands", daemon=True).start()

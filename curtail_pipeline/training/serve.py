@@ -9,7 +9,6 @@ It shows life in `agents/<site>.json` in the store every 2 s, and ends when its 
 """
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from curtail_pipeline.federation.trainer_api import Endpoint
 from curtail_pipeline.garbage import seldom_collected
+from curtail_pipeline.parent_death import sent_at_parents_end
 from curtail_pipeline.storage.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("curtail.trainer")
 
-PR_SET_PDEATHSIG = 1
 LONGEST_ENDING_S = 60.0
 
 
@@ -62,14 +61,13 @@ def follow_parent(parent: int, ended: threading.Event) -> None:
         ended.set()
 
     def on_parent_death(_signal: int, _frame: FrameType | None) -> None:
-        # The kernel sends this when the *thread* that started us ends; only the process counts. It is SIGCONT because
-        # a process that was stopped handles no other one, and would stay for ever.
+        # a thread of its may have ended; only the process counts
         if os.getppid() != parent:
             ended.set()
 
     signal.signal(signal.SIGCONT, on_parent_death)
-    if sys.platform == "linux" and os.getppid() == parent:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
+    if os.getppid() == parent:
+        sent_at_parents_end(signal.SIGCONT)
     threading.Thread(target=poll, name="parent", daemon=True).start()
 
 
@@ -175,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer = own = SiteTrainer(store, site, experiment, meter=meter)
             own.prepare()
         log.info("%s, torch %s", NanoChatForCausalLM.__name__, torch.__version__)  # loading it takes seconds
-        orders = OrderQueue(trainer, ended, on_step=reporter or linked.report)
+        orders = OrderQueue(trainer, store, ended, on_step=reporter or linked.report)
         signs = open_store(arguments.store, patience_s=HEARTBEAT_S)
         server, heartbeat = OrderServer(orders), HeartbeatWriter(signs, orders)
     except CurtailError as error:

@@ -212,7 +212,7 @@ class SiteTrainer:
         if not order.replay and (residual or not order.inner_out):
             ended = {inner, *((residual.begin, residual.end) if residual else ())}
             self._recent.prune(self.store, order, ended, self.settings.keep_inner_states)
-        self._workplace.send(order, written.sha256)
+        self._workplace.send(order, written.sha256, inner)
         return Result(
             site=self.site.name,
             round=order.round,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from curtail_pipeline.federation.orders import Order, Phase, Result
-from curtail_pipeline.storage.store import Store
 from curtail_pipeline.training.step_progress import Progress
 
 
@@ -14,10 +13,6 @@ class Trains(Protocol):
     @property
     def name(self) -> str:
         """Of the site."""
-
-    @property
-    def store(self) -> Store:
-        """Where the weights of its results are."""
 
     def train(
         self,

@@ -73,8 +73,9 @@ class Workplace:
         found.discard()
         return found
 
-    def send(self, order: Order, weights_sha256: str) -> None:
+    def send(self, order: Order, weights_sha256: str, inner_state: str) -> None:
         """Have what an order has left stored while the next one is worked on, if that is what it asks for."""
+        self._linked.made = {weights_sha256: order.out, inner_state.removeprefix("sha256:"): order.inner_out}
         if order.delivered:
             self._uploads[bool(order.replay)].send(order, weights_sha256)
 

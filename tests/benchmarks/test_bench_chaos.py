@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_fault_tools import RESULT
 
 from curtail_pipeline.benchmarks.bench_chaos import Even, Tally, _figures, _wanted
 from curtail_pipeline.benchmarks.chaos_checks import listening_for, miscounted
@@ -16,10 +17,12 @@ from curtail_pipeline.benchmarks.chaos_faults import kinds_of
 from curtail_pipeline.benchmarks.chaos_setups import SETUPS, Local, Part
 from curtail_pipeline.benchmarks.fault_injector import Injector, Phase, Strike, Target
 from curtail_pipeline.errors import SettingsError
-from curtail_pipeline.federation.plan import plan_key, segment_key
+from curtail_pipeline.federation.answered import Answered
+from curtail_pipeline.federation.plan import answered_key, plan_key, segment_key
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.flower.federation_state import STATE_FILE, FederationState, SuperLinkState
 from curtail_pipeline.flower.processes import started_at
+from curtail_pipeline.times import EPOCH
 
 
 def manifest(total: int, **consumed: list[list[Any]]) -> dict[str, Any]:
@@ -82,18 +85,23 @@ def test_the_last_line_has_what_was_counted() -> None:
     }
 
 
-def test_phases_are_told_from_what_the_product_publishes(tmp_path: Path) -> None:
-    setup = Local(tmp_path, write_experiment(tmp_path), NAME, [*CURTAILED])
-    injector = Injector(setup, patience_s=0.2)
-    assert injector.phase("CA") is Phase.PROVISIONING
+def start_federation(injector: Injector) -> None:
+    """As far as its state says."""
     state = FederationState(
         state="ready",
         pid=os.getpid(),
         created=started_at(os.getpid()) or 0.0,
         superlink=SuperLinkState(ready=True),
     )
-    setup.federation.folder.mkdir(parents=True)
-    (setup.federation.folder / STATE_FILE).write_text(state.model_dump_json())
+    folder = injector.setup.federation.folder
+    folder.mkdir(parents=True)
+    (folder / STATE_FILE).write_text(state.model_dump_json())
+
+
+def test_phases_are_told_from_what_the_product_publishes(tmp_path: Path) -> None:
+    injector = Injector(Local(tmp_path, write_experiment(tmp_path), NAME, [*CURTAILED]), patience_s=0.2)
+    assert injector.phase("CA") is Phase.PROVISIONING
+    start_federation(injector)
     assert injector.phase("CA") is Phase.BETWEEN_SEGMENTS
     folder, store = "scratch/ckpt-000001/1", injector.store
     store.write_bytes(plan_key(folder), b"{}")
@@ -108,6 +116,23 @@ def test_phases_are_told_from_what_the_product_publishes(tmp_path: Path) -> None
     store.write_bytes(segment_key(folder), b"{}")
     assert injector.phase("CA") is Phase.COMMIT
     assert injector.at("CA", Phase.TRAIN).kill(Part.SUPERLINK) is None  # nothing to kill
+
+
+def test_phases_are_those_of_the_round_that_trains_while_another_one_is_merged(tmp_path: Path) -> None:
+    injector = Injector(Local(tmp_path, write_experiment(tmp_path, overlap=True), NAME, [*CURTAILED]))
+    start_federation(injector)
+    folder, store = "scratch/ckpt-000001/1", injector.store
+    store.write_bytes(plan_key(folder), b"{}")
+    answered = Answered(
+        index=0, start=EPOCH, end=EPOCH, first_step=None, members=2, stops={}, orders={}, results={"CA": RESULT},
+        refused={}, lost={"TX": "no heartbeat"}, overdue={}, wall_s=1.0,
+    )  # fmt: skip
+    store.write_record(answered_key(folder), answered)
+    assert injector.phase("CA") is Phase.UPLOAD and injector.phase("TX") is Phase.BETWEEN_ROUNDS
+    store.write_bytes(f"{folder}/round-0000/CA.safetensors", b"weights")
+    assert injector.phase("CA") is Phase.BETWEEN_ROUNDS
+    store.write_bytes(f"{folder}/round-0001/CA.safetensors", b"weights")
+    assert injector.phase("CA") is Phase.REPLY
 
 
 def test_only_ports_of_a_runs_own_processes_count(tmp_path: Path) -> None:

@@ -39,5 +39,5 @@ def test_segments_are_longer_than_a_round_and_settings_reach_the_arm() -> None:
     task = task_of(known["delayed int2"], 1, 384, "tiny", NOWHERE)
     assert [len(stretch.rounds) for stretch in task.stretches] == [12, 4]
     rounds = experiment_of(task).rounds
-    assert (rounds.upload_codec, rounds.state_codec, rounds.max_rounds, rounds.overlap) == ("int2", "fp32", 12, True)
+    assert (rounds.upload_codec, rounds.state_codec, rounds.max_rounds, rounds.overlap) == ("int2", "auto", 12, True)
     assert experiment_of(task_of(known["states int4"], 1, 48, "tiny", NOWHERE)).rounds.state_codec == "int4"

@@ -14,7 +14,7 @@ def test_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["bytes"]["fp32"] > 4 * (2 * 64 * 8192 + 2 * 12 * 64 * 64)
     assert found["bytes"]["int2_topk"] < found["bytes"]["fp32"] / 32
     assert found.keys() >= {"encode_s", "decode_s", "merge_s", "copy_hash_s", "merge_ratio", "peak_mib"}
-    assert found["projected_561M_600s"].keys() == {"fp32"}, "int4, by which int2's would go back, was not measured"
+    assert found["projected_561M_600s"].keys() == {"fp32"}, "int2, by which its step would go back, was not measured"
     assert found["projected_561M_600s"]["fp32"]["waiting"] > 0.59
     assert found["state_bytes"]["fp32"] == 4 * (4 * 64 * 8192 + 2 * 12 * 64 * 64) > 3.9 * found["state_bytes"]["int8"]
     assert found["merges"]["int2_topk"].keys() == {"1", "2"} and found["peak_mib"] < 512

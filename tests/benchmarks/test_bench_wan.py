@@ -167,7 +167,7 @@ def test_the_arms_send_and_fetch_by_their_codecs() -> None:
     asked = wan_job.arms_of("fp32, int2_topk,fp32,int8+overlap")
     assert [arm.name for arm in asked] == ["fp32", "int2_topk", "int8+overlap"]
     assert [exchange(arm) for arm in asked] == [
-        ("fp32", "fp32", False), ("int2_topk", "int4", False), ("int8", "int8", True),
+        ("fp32", "fp32", False), ("int2_topk", "int2", False), ("int8", "int8", True),
     ]  # fmt: skip
     for strange in ("int3", "fp32+overlap"):
         with pytest.raises(SettingsError, match=f"no arm '{re.escape(strange)}'; there are fp32, bf16"):

@@ -172,7 +172,7 @@ build_site_shards(settings, FolderStore(sys.argv[2]), "A", lambda done, n: print
 """
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", [None, 1, 2])
 def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None) -> None:
     monkeypatch.setattr(sources, "SLICE_BYTES", 1)
     source = write_corpus(tmp_path / "a.parquet", texts() * 24)
@@ -187,6 +187,8 @@ def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     while int(process.stdout.readline()) < 3:
         pass
     workers_running = psutil.Process(process.pid).children()
+    if workers == 1:
+        workers_running[0].suspend()  # it would not see that its input ends
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from curtail_pipeline.flower import supernode
 from curtail_pipeline.flower.control_api import quiet
@@ -16,6 +17,7 @@ with quiet():
     from flwr.supercore.constant import TaskType
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
     from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.supercore.run import Run, RunNotRunningException
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supernode.nodestate import in_memory_nodestate
 
@@ -43,6 +45,7 @@ def test_a_node_is_not_online_before_its_trainer_takes_orders(monkeypatch: pytes
     ready, online = tmp_path / "trainer.json", threading.Event()
     monkeypatch.setattr(supernode, "_poll_faster", lambda: None)  # this process' clock
     monkeypatch.setattr(supernode, "_answer_for_ended_tasks", lambda: None)  # its classes
+    monkeypatch.setattr(supernode, "_push_until_answered", lambda: None)  # its functions
     monkeypatch.setattr(supernode, "entry_point", lambda name: online.set)
     node = threading.Thread(target=supernode.supernode, args=(str(ready),))
     node.start()
@@ -168,3 +171,54 @@ def test_a_node_that_sends_such_a_reply_waits_no_longer(state: Any) -> None:
     node.join(60)
     assert not node.is_alive() and pushed[-1] is None
     assert state.get_messages_legacy() == [] and len(state.object_store) == 0
+
+
+def test_a_message_is_not_left_without_its_reply_for_that_of_one_before(
+    state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SuperLink is killed while it hands out a message: its run is over then, and the reply is still to come."""
+    internal: Any = flwr.supernode.start_client_internal
+    for name in ("_pull_and_store_message", "_push_messages"):
+        monkeypatch.setattr(internal, name, getattr(internal, name))  # put back afterwards
+    supernode._push_until_answered()
+    state.delete_messages()
+    state.store_run(Run.create_empty(RUN))
+    sent: list[str] = []
+
+    def pulled(number: int, confirm: Any) -> tuple[Message, int | None]:
+        order = Message(RecordDict({"order": ConfigRecord({"n": number})}), dst_node_id=NODE, message_type="train")
+        order.metadata.__dict__["_message_id"] = order.object_id
+        objects = get_all_nested_objects(order)
+        run = internal._pull_and_store_message(
+            state=state, object_store=state.object_store, node_config={},
+            receive=lambda: (order, get_object_tree(order)), get_run=None, get_fab=None,
+            pull_object=lambda run, name: objects[name].deflate(),
+            confirm_message_received=confirm, trusted_entities=None,
+        )  # fmt: skip
+        return order, run
+
+    def send(reply: Message, *_: object) -> tuple[set[str], str]:
+        sent.append(reply.metadata.reply_to_message_id)
+        if len(sent) == 1:
+            raise RunNotRunningException
+        return set(), "session"
+
+    def is_over(*_: object) -> None:
+        raise RunNotRunningException
+
+    first, run = pulled(1, is_over)
+    assert run is None, "passed over"
+    replied(state, 0)
+    second, run = pulled(2, lambda *_: None)
+    assert run is not None
+    node = threading.Thread(
+        target=internal._push_messages,
+        kwargs={"state": state, "object_store": state.object_store, "send": send, "push_object": lambda *_: None},
+        daemon=True,
+    )
+    node.start()
+    wait_until(lambda: sent, 60)
+    replied(state, 0)
+    node.join(60)
+    assert not node.is_alive() and sent == [first.metadata.message_id, second.metadata.message_id]
+    assert state.get_messages_legacy() == []

@@ -21,6 +21,7 @@ from curtail_pipeline.orchestration.run_queue import SiteQueue, pools_of
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.store import StoreUnavailable
 
 CHECKPOINT = dg.AssetKey("aggregated_checkpoint")
 
@@ -196,6 +197,31 @@ def test_its_pools_are_where_an_operator_finds_and_changes_them(queue: Queue) ->
     again = queue.instance.get_run_by_id(second)
     queue.instance.run_coordinator.submit_run(SubmitRunContext(again, None))  # type: ignore[arg-type]
     assert queue.log(second).count(said) == 1, "a run that is queued, or at work, is left as it is"
+
+
+def test_a_queue_without_a_limit_limits_runs_on_demand_by_their_sites_alone(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"pools": {"granularity": "run"}, "runs": {"max_concurrent_runs": -1}}
+    monkeypatch.setitem(queue.instance._settings, "concurrency", settings)
+    queue.instance.event_log_storage.delete_concurrency_limit("on_demand")
+    runs = [queue.on_demand("ckpt-000001", "evaluate"), queue.on_demand("ckpt-000001"), queue.on_demand("ckpt-000002")]
+    assert queue.turn() == runs
+    monkeypatch.setattr(SiteQueue, "starts_segments", True)
+    live = queue.submit(**{"curtail/checkpoint": "ckpt-000003", "dagster/partition": "ckpt-000003"})
+    assert live.status == dg.DagsterRunStatus.STARTING
+
+
+def test_a_run_whose_sites_cannot_be_told_is_not_queued_without_their_limits(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: FolderStore, key: str) -> bytes:
+        raise StoreUnavailable(f"{key}: the server does not answer")
+
+    monkeypatch.setattr(FolderStore, "read_bytes", away)
+    with pytest.raises(StoreUnavailable, match=r"000001/manifest\.json: the server does not answer"):
+        queue.on_demand("ckpt-000001")
+    assert queue.turn() == []
 
 
 def test_a_run_says_where_pools_do_not_limit_it(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import yaml
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.segment_state import DELTA, INNER, OUTER, WEIGHTS
 from curtail_pipeline.settings.experiment import EXPERIMENTS, load_experiment, parse_experiment, with_traces
-from curtail_pipeline.settings.yaml_text import parse_yaml
 
 
 def laptop() -> dict:
@@ -24,7 +23,7 @@ def test_every_experiment_of_the_repository_is_valid(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"polcy": {}}, ["polcy", "remove it or correct its spelling"]),
+        ({"polcy": {}}, ["unknown key 'polcy': did you mean 'policy'?"]),
         ({"job": {"steps": "many"}}, ["job.steps", "'many'"]),
         ({"job": {}}, ["missing key 'job.steps'"]),
         ({"sites": []}, ["sites"]),
@@ -45,18 +44,6 @@ def test_a_mistake_is_named(change: dict, words: list[str]) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in ["x.yaml", *words])
-
-
-def test_a_decimal_comma_is_explained() -> None:
-    content = laptop()
-    content["sites"][0] |= {"training_kw": "2,5"}
-    with pytest.raises(SettingsError, match=r"sites.0.training_kw: .* \(got '2,5'; write 2\.5\)"):
-        parse_experiment(content, "laptop")
-    content["sites"][0] |= parse_yaml("{training_kw: 2,5, pue: 1.2}")
-    with pytest.raises(
-        SettingsError, match=r"sites.0.5: a key is a name; if its comma is a decimal one, write a point"
-    ):
-        parse_experiment(content, "laptop")
 
 
 def test_a_site_declared_twice_is_refused() -> None:
@@ -130,7 +117,7 @@ def test_idle_power_above_training_power_is_refused() -> None:
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(bytes(range(128, 256)))
-    with pytest.raises(SettingsError, match="not valid YAML"):
+    with pytest.raises(SettingsError, match="is no UTF-8 text"):
         load_experiment(path)
 
 
@@ -183,7 +170,7 @@ def test_a_large_site_of_many_devices_is_one() -> None:
         ),
         (
             {"traces": {"provider": "file", "path": "t.csv", "columns": {"A": {"regoin": "A"}}}},
-            ["missing key 'traces.file.columns.A.region'", "unknown key 'traces.file.columns.A.regoin'"],
+            ["missing key 'traces.columns.A.region'", "unknown key 'traces.columns.A.regoin': did you mean 'region'"],
         ),
         ({"sites.0.device": "gpu"}, ["sites.0.device", "cuda", "'gpu'"]),
         ({"rules": {"spp_tx": {"enter": 50}}}, ["'spp_tx'", "there is no site", "SPP_TX"]),

@@ -11,7 +11,7 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import parse_experiment
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"hiden_size": 64}, "unknown key 'training.model_overrides.hiden_size': remove it or correct its spelling"),
+    ({"hiden_size": 64}, "unknown key 'training.model_overrides.hiden_size': did you mean 'hidden_size'?"),
     ({"tie_word_embeddings": True}, "unknown key 'training.model_overrides.tie_word_embeddings'"),
     ({"hidden_size": 100, "num_attention_heads": 4}, "hidden_size 100 over num_attention_heads 4"),
     ({"hidden_size": "wide"}, "hidden_size: Input should be a valid integer"),

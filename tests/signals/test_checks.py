@@ -120,6 +120,16 @@ def test_impossible_values_fail_the_range(kind: Kind, value: float) -> None:
     assert check.metadata["outside"] == 1
 
 
+def test_a_price_per_kwh_is_warned_of_and_a_cheap_day_is_not() -> None:
+    values = [0.25 + 0.01 * (i % 9) - (0.3 if 120 <= i < 168 else 0.0) for i in range(288)]
+    check = outcomes(day_of(list(values), "price"))["unit"]
+    assert not check.passed and not check.blocking and "which looks like a price per kWh" in check.description
+    assert "unit" not in failed(day_of([1_000 * value for value in values], "price"))
+    assert "unit" not in failed(day_of([*values[:287], 8.5], "price"))
+    assert "unit" not in failed(day_of([0.0] * 200 + list(values[200:]), "price"))
+    assert "unit" not in failed(day_of(list(values[:144]), "price"))
+
+
 def test_negative_prices_are_possible() -> None:
     assert failed(day_of([-60.0 + i % 90 for i in range(288)], "price")) == set()
 

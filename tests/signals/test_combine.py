@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from curtail_pipeline.cli.windows_of_file import windows_of_file
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.files import FileProvider
@@ -241,3 +242,28 @@ def test_a_flag_that_is_none_is_an_error_that_names_it(tmp_path: Path) -> None:
     lines = ["time,region,value,estimated", f"{STAMPS[0]},R,400,maybe"]
     with pytest.raises(TraceError, match=r"'maybe' in column 'estimated', data row 1"):
         opened(tmp_path, lines).regions()
+
+
+def test_a_column_of_validity_is_no_region(tmp_path: Path) -> None:
+    lines = [f"2024-04-01T{hour:02}:00Z,{400 + hour},{int(hour != 5)}" for hour in range(24)]
+    for name in ("valid", "isValid", "QC flag", "bad_data"):
+        path = tmp_path / "t.csv"
+        path.write_text("\n".join([f"time,R,{name}", *lines]))
+        with pytest.raises(TraceError, match=rf"{name!r} says by its name which values count.*traces.where"):
+            windows_of_file(path)
+        assert windows_of_file(path, where={name: "1"}).nulls == 1
+        assert windows_of_file(path, columns={"R": "R"}).nulls == 0
+
+
+def test_times_that_differ_within_a_stamp_are_the_ones_to_read(tmp_path: Path) -> None:
+    """A forecast names when it was issued first, which is one time for all."""
+    path = tmp_path / "t.csv"
+    issued = [f"2024-04-01T00:00Z,2024-04-{1 + hour // 24:02}T{hour % 24:02}:00Z,{400 + hour}" for hour in range(72)]
+    path.write_text("\n".join(["generated_at,point_time,R", *issued]))
+    with pytest.raises(TraceError, match=r"'point_time' holds the times that differ: set traces.time_column to it"):
+        windows_of_file(path)
+    assert windows_of_file(path, time_column="point_time").nulls == 0
+    again = [line.replace("2024-04-01T00:00Z", "2024-04-01T12:00Z", 1).replace(",4", ",5", 1) for line in issued]
+    path.write_text("\n".join(["generated_at,point_time,R", *issued, *again]))
+    with pytest.raises(TraceError, match=r"'generated_at' tells them apart .*choose with traces.where"):
+        windows_of_file(path, time_column="point_time")

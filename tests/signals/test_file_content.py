@@ -7,7 +7,7 @@ import lzma
 import sys
 import zipfile
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,17 @@ def test_parquet_names_are_stripped_too(tmp_path: Path) -> None:
     assert read(tmp_path / "t.parquet") == EXPECTED
 
 
+@pytest.mark.parametrize("day_ends", [False, True])
+def test_times_of_day_of_a_spreadsheet(tmp_path: Path, day_ends: bool) -> None:
+    """Cells of the format h:mm are times of the day 0, those of [h]:mm lengths of time, in which 24:00 is written."""
+    column = pl.Series([timedelta(hours=n + day_ends) for n in range(24)])
+    days = pl.Series([date(2026, 3, 1)] * 24)
+    for texts in (column, pl.Series([datetime(1899, 12, 31)] * 24) + column):
+        pl.DataFrame({"Date": days, "Time": texts, "A": range(24)}).write_parquet(tmp_path / "t.parquet")
+        found = read(tmp_path / "t.parquet")
+        assert [stamp.hour for stamp in found] == list(range(24)) and list(found.values()) == list(range(24))
+
+
 def test_an_index_column_without_a_name_is_the_time(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(TEXT.replace("time,", ","))
@@ -200,7 +211,9 @@ def test_without_the_extra_the_error_says_how_to_get_it(tmp_path: Path, monkeypa
         ("t.csv", b"<!DOCTYPE html><html>", r"holds a web page or XML, not a table"),
         ("t.csv", b'{"error": "no"}', r"holds JSON, not a table"),
         ("t.csv", b"\n\n\n", r"is empty"),
-        ("t.csv", b"a,a\n1,2\n", r"two columns 'a'"),
+        ("t.csv", b"time,A\n2026-03-01,1,25\n", r"correct the row, or put numbers with decimal commas in quotes"),
+        ("t.csv", b"a,a\n1,2\n", r"two columns 'a'; .* if the line 'a,a' is no header, set traces.skip_lines"),
+        ("t.csv", b"Report,,\n2026-03-02,,\ntime,A,B\n", r"two columns without a name; .*skip_lines"),
         ("t.zip", zipped(**{"a.csv": TEXT, "b.csv": TEXT}), r"holds 2 files \(a.csv, b.csv\); unpack it"),
         ("t.zip", zipped(**{"a.csv": TEXT})[:-30], r"t.zip cannot be read as zip"),
         ("t.xlsx", workbook(data=ROWS)[:-400], r"cannot be read"),
@@ -360,6 +373,7 @@ def test_a_row_without_a_region_is_named(tmp_path: Path, name: str) -> None:
         (bz2.compress, "bzip2"),
         (lzma.compress, "xz"),
         (lambda raw: gzip.compress(gzip.compress(raw)), "gzip in another archive"),
+        (lambda raw: gzip.compress(b"PAR1" + raw), "Parquet in an archive"),
     ],
 )
 def test_what_is_packed_otherwise_is_named(tmp_path: Path, pack: Callable[[bytes], bytes], what: str) -> None:

@@ -1,5 +1,6 @@
 """Numbers as programs of all countries write them; what could be two numbers is refused."""
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -43,3 +44,40 @@ def test_points_that_part_nothing_are_no_thousands() -> None:
 @pytest.mark.parametrize("mixed", [["850", "1.42", "12.345", "400"], ["0", "1.234", "12.345", "3.001", "0"]])
 def test_decimals_of_any_length_are_decimals(mixed: list[str]) -> None:
     assert numbers(*mixed) == [float(text) for text in mixed]
+
+
+def test_commas_between_thousands_are_read_where_they_can_be_nothing_else() -> None:
+    assert numbers("9,876.0", "850", "12,345", "-1,000") == [9876, 850, 12345, -1000]
+    assert numbers("1,234,567", "24,999", "") == [1234567, 24999, None]
+    assert numbers("1,234", "999.5") == [1234, 999.5]
+
+
+@pytest.mark.parametrize("texts", [("24,999", "850"), ("1,234", "1.234"), ("12,34", "9,876.0"), ("1,23", "4.5")])
+def test_commas_that_may_be_decimal_ones_are_refused(texts: tuple[str, ...]) -> None:
+    with pytest.raises(TraceError, match=r"is not a number; (write a decimal point|leave a missing value empty)"):
+        numbers(*texts)
+    with pytest.raises(TraceError, match="where it parts thousands, remove it"):
+        numbers(texts[0])
+
+
+def test_declared_decimal_commas_that_may_part_thousands_are_refused() -> None:
+    texts = ["850", "24,999", "1,420", "400", "-975", "3,001"]
+    with pytest.raises(TraceError, match=r"'24,999' .* would be read as 24.999, and all commas .* may part thousands"):
+        numbers(*texts, decimal=",")
+    assert numbers("24,999", "1,420", "3,001", "0,5", "850", "400", "975", decimal=",")[:2] == [24.999, 1.42]
+    assert numbers("24,9990", *texts, decimal=",")[:3] == [24.999, 850, 24.999]
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("R", "the header stands there again; remove that line"),
+        ("$54.73", "write the number alone"),
+        ("45.2 €", "write the number alone"),
+        ("(5.72)", "write the number alone"),
+        ('"5.72"', "remove the space before its quotes"),
+    ],
+)
+def test_what_is_around_a_number_is_named(text: str, fix: str) -> None:
+    with pytest.raises(TraceError, match=re.escape(fix)):
+        numbers("1.5", text)

@@ -1,5 +1,6 @@
 """Times as people's files have them. Whatever the form, the true hours come out, or one line says why not."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,66 @@ def test_seconds_apart_over_a_year_make_no_grid_of_seconds(csv: Any) -> None:
     days = [f"2024-{month:02}-01T00:00:{second:02}Z,1" for month in range(1, 13) for second in range(6)]
     with pytest.raises(TraceError, match=r"as little as 1 s apart over 335 days would make a grid of 28\d+ stamps"):
         read(csv("time,A", *days))
+
+
+# --- times of day beside dates ---
+
+DAY = [datetime(2024, 6, 3) + k * HOUR for k in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("header", "clock", "minutes"),
+    [
+        ("Hours", "{0:%H} - {1:%H}", 60),
+        ("oreb", "{0:%H:%M} - {1:%H:%M}", 15),
+        ("Time Block", "{0:%H:%M}-{1:%H:%M}", 15),
+        ("Saat", "{0:%H:%M}", 60),
+        ("Time", "{0:%-I:%M %p}", 30),
+        ("Time", "{0:%-I %p}", 60),
+        ("Delivery Start (CET)", "{0:%H:%M:%S}", 60),
+    ],
+)
+def test_times_of_day_and_ranges_of_them(csv: Any, header: str, clock: str, minutes: int) -> None:
+    step = timedelta(minutes=minutes)
+    stamps = [datetime(2024, 6, 3) + k * step for k in range(2 * 24 * 60 // minutes)]
+    rows = [f"{t:%Y-%m-%d},{clock.format(t, t + step)},{400 + k}" for k, t in enumerate(stamps)]
+    path = csv(f"Date,{header},A", *rows)
+    truth = {t.replace(tzinfo=UTC) - 2 * HOUR: 400.0 + k for k, t in enumerate(stamps)}
+    given = {"timezone": "Europe/Berlin", "columns": {"A": "A"}}
+    assert read(path, **given, hour_column=header) == truth
+    if " - " in clock:
+        # A range says where it begins, whatever the setting for stamps.
+        assert read(path, **given, hour_column=header, interval="end") == truth
+
+
+@pytest.mark.parametrize("header", ["oreb", "Delivery Start (CET)", "Von", "Bis"])
+def test_rows_of_a_day_that_a_time_of_day_tells_apart_say_so(csv: Any, header: str) -> None:
+    """Quarters are more values than other marks have, and none of them is what to choose by."""
+    stamps = [datetime(2024, 6, 3) + k * HOUR / 4 for k in range(96)]
+    rows = [f"{t:%Y-%m-%d},{t + HOUR / 4:%H:%M},{t:%H:%M},{400 + k}" for k, t in enumerate(stamps)]
+    path = csv(f"Date,Ende,{header},A", *rows)
+    advised = "Ende" if header == "Bis" else header
+    with pytest.raises(TraceError, match=rf"{re.escape(repr(advised))} says the time of day: set traces.hour_column"):
+        read(path)
+    if advised == header:
+        assert len(read(path, hour_column=header)) == 96
+
+
+def test_rows_are_told_apart_where_ranges_begin(csv: Any) -> None:
+    """The two auctions' ranges of an hour and of a quarter are different texts of one begin."""
+    rows = [f"{t:%Y-%m-%d %H:%M} - {t + HOUR:%Y-%m-%d %H:%M},Sequence 1,{40 + t.hour}" for t in DAY]
+    rows += [
+        f"{t:%Y-%m-%d %H:%M} - {t + HOUR / 4:%Y-%m-%d %H:%M},Sequence 2,{50 + t.hour}"
+        for day in DAY
+        for t in (day + k * HOUR / 4 for k in range(4))
+    ]
+    path = csv("MTU,Sequence,A", *rows)
+    with pytest.raises(TraceError, match=r"'Sequence' tells them apart.*\{Sequence: Sequence 1\}"):
+        read(path, columns={"A": "A"})
+    assert len(read(path, columns={"A": "A"}, where={"Sequence": "Sequence 1"})) == 24
+
+
+def test_a_start_with_full_times_is_no_time_of_day(csv: Any) -> None:
+    rows = [f"{t:%Y-%m-%d},{t.hour * 2 + 1},{t:%Y-%m-%dT%H:%M}Z,{400 + t.hour}" for t in DAY]
+    path = csv("settlementDate,settlementPeriod,startTime,A", *rows)
+    assert min(read(path, columns={"A": "A"}, period_s=1800)) == utc("2024-06-03T00:00")

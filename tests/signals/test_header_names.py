@@ -6,13 +6,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from curtail_pipeline.errors import TraceError
-from curtail_pipeline.settings.trace_settings import FileTraces, Kind, Unit
+from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.files import FileProvider
-from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone, said_unit
+from curtail_pipeline.signals.header_names import require_declared_end, require_declared_zone
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -34,53 +32,6 @@ def first_value(provider: FileProvider) -> float:
     return float(provider.fetch(provider.regions()[0], *span)["value"][0])
 
 
-MASSES = {"g": 1.0, "kg": 1000.0, "t": 1e6, "tonnes": 1e6, "MT": 1e6, "lb": 453.59237, "lbs": 453.59237}
-ENERGIES = {"kWh": 1.0, "MWh": 1000.0, "GWh": 1e6}
-FACTORS: dict[Unit, float] = {"g/kWh": 1.0, "kg/kWh": 1000.0, "lb/MWh": 0.45359237}
-
-
-@given(
-    mass=st.sampled_from(sorted(MASSES)),
-    energy=st.sampled_from(sorted(ENERGIES)),
-    gas=st.sampled_from(["", "CO2", "CO2e", "CO₂eq", " CO2", "_co2", " CO2-eq"]),
-    slash=st.sampled_from(["/", " per ", "_per_", " / "]),
-    around=st.sampled_from(["{}", "R ({})", "MOER [{}]", "R_{}", "R, {}"]),
-    upper=st.booleans(),
-)
-def test_an_intensitys_unit_is_the_one_of_its_name(
-    mass: str, energy: str, gas: str, slash: str, around: str, upper: bool
-) -> None:
-    name = around.format(f"{mass}{gas}{slash}{energy}")
-    said = said_unit(name.upper() if upper else name)
-    assert said is not None and "marginal_intensity" in said.kinds
-    factor = MASSES[mass] / ENERGIES[energy]
-    expected = next((unit for unit, own in FACTORS.items() if abs(own - factor) < 1e-9), None)
-    assert said.unit == expected
-
-
-@given(st.sampled_from(["CAISO_NORTH", "DE", "R", "BZN|DE-LU", "G", "TH_NP15_GEN-APND", "MOER", "NEM_SA", "kg", "lb"]))
-def test_a_regions_name_says_no_unit(name: str) -> None:
-    assert said_unit(name) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "unit"),
-    [
-        ("LBMP ($/MWHr)", "price", "currency/MWh"),
-        ("DE-LU [€/MWh]", "price", "currency/MWh"),
-        ("AUD/MWh", "price", "currency/MWh"),
-        ("DE (ct/kWh)", "price", None),
-        ("円/kWh", "price", None),
-        ("Total_Curtailment_NP15_MW", "curtailed_power", "MW"),
-        ("Wind GW", "curtailed_power", None),
-        ("curtailed MWh", "curtailed_power", None),
-    ],
-)
-def test_units_of_prices_and_powers(name: str, kind: Kind, unit: Unit | None) -> None:
-    said = said_unit(name)
-    assert said is not None and said.kinds == {kind} and said.unit == unit
-
-
 def test_a_unit_in_a_header_is_declared_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text, path = rows("time,R (lb/MWh)"), tmp_path / "t.csv"
     with pytest.raises(
@@ -95,6 +46,17 @@ def test_a_unit_in_a_header_is_declared_or_refused(tmp_path: Path, caplog: pytes
         opened(path, rows("time,R (GW)"), kind="curtailed_power").span()
     column = {"R (lb/MWh)": {"region": "R", "unit": "lb/MWh"}}
     assert first_value(opened(path, text, columns=column)) == pytest.approx(400 * 0.45359237)
+
+
+@pytest.mark.parametrize("name", ["Curtailment (%)", "curtailment_pct", "percent curtailed"])
+def test_a_share_is_no_curtailed_power(tmp_path: Path, name: str) -> None:
+    text, path = rows(f"time,{name}"), tmp_path / "t.csv"
+    for given in ({}, {"columns": {name: "R"}}):
+        with pytest.raises(
+            TraceError, match=r"by its name, and would be read as MW; convert its values to MW, or declare"
+        ):
+            opened(path, text, kind="curtailed_power", **given).span()
+    assert first_value(opened(path, text, kind="curtailed_power", unit="MW")) == 400
 
 
 def test_a_column_in_the_unit_of_another_kind_is_named_or_refused(tmp_path: Path) -> None:

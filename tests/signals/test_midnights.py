@@ -1,5 +1,6 @@
 """The last interval of a day, written as 00:00 of that day."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,15 @@ def test_a_day_in_two_parts_is_none(csv: Any) -> None:
 def test_midnights_in_their_place_are_read(csv: Any, tmp_path: Path) -> None:
     rows = [f"2024-04-01 {hour:02}:00,{400 + hour}" for hour in range(24)]
     assert read(csv("time,A", *rows[::-1])) == hours("2024-04-01", *range(400, 424))
+
+
+@pytest.mark.parametrize("minutes", [5, 15, 60])
+def test_last_seconds_are_interval_ends(csv: Any, minutes: int) -> None:
+    step = timedelta(minutes=minutes)
+    first = datetime(2024, 4, 1)
+    rows = [f"{first + (k + 1) * step - timedelta(seconds=1):%Y-%m-%d %H:%M:%S},{k}" for k in range(24)]
+    path = csv("time,A", *rows)
+    with pytest.raises(TraceError, match=r"are the last seconds of intervals, .* set traces.interval to end"):
+        read(path)
+    assert read(path, interval="end") == {(first + k * step).replace(tzinfo=UTC): float(k) for k in range(24)}
+    assert min(read(path, interval="begin")).second == 59

@@ -33,7 +33,9 @@ class SteppingTrainer:
     """Ends an order when the test lets it, and asks before every step whether to stop."""
 
     def __init__(self, store: FolderStore) -> None:
-        self.store, self.name = store, "CA"
+        self.own, self.name = store, "CA"
+        self.store = FolderStore(store.root / "linked")
+        """Where a trainer's is behind an order that brought addresses."""
         self.done: list[tuple[str, str]] = []
         self.may_end = threading.Event()
 
@@ -42,10 +44,10 @@ class SteppingTrainer:
             if self.may_end.wait(0.01):
                 break
         self.done.append((order.key, order.replay))
-        return SimulatedSite("CA", self.store)(order)
+        return SimulatedSite("CA", self.own)(order)
 
     def has(self, key: str) -> bool:
-        return self.store.exists(key)
+        return self.own.exists(key)
 
 
 class Bench:
@@ -53,7 +55,7 @@ class Bench:
         self.now = 0.0
         self.trainer = SteppingTrainer(store)
         self.ended = threading.Event()
-        self.queue = OrderQueue(cast(Trains, self.trainer), self.ended, clock=lambda: self.now)
+        self.queue = OrderQueue(cast(Trains, self.trainer), store, self.ended, clock=lambda: self.now)
         self.order = orders
         self.thread = threading.Thread(target=self.queue.work)
         self.thread.start()
@@ -122,6 +124,14 @@ def test_stopping_a_replay_leaves_a_live_order_alone(bench: Bench) -> None:
     assert bench.running("") and not live.outcome.done()
     assert bench.queue.stop(StopOrder(key="ckpt-000001", attempt=1, round=0)) is live
     assert live.outcome.result(10).status == 200
+
+
+def test_an_order_is_ended_through_the_sites_own_store(bench: Bench) -> None:
+    order = bench.order("ckpt-000001").model_copy(update={"stop": "stop.json"})
+    job = bench.queue.enter(order)
+    wait_until(lambda: bench.running(""))
+    bench.trainer.own.write_record("stop.json", StopOrder(key=order.key, attempt=order.attempt))
+    assert job.outcome.result(10).status == 200 and not bench.trainer.may_end.is_set()
 
 
 def test_an_order_that_another_server_sends_again_is_the_same(bench: Bench) -> None:

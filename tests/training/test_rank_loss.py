@@ -87,6 +87,7 @@ def test_nothing_is_left_of_a_trainer_that_is_killed_in_the_middle_of_a_step(tmp
     assert parent.stdout.readline().strip() == "1"
     ranks = psutil.Process(parent.pid).children()
     assert len(ranks) == 1 and len(left_in(scratch)) == 1
+    ranks[0].suspend()  # it would not see that its input ends
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()

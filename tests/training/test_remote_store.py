@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from s3_signed_front import SignedFront, signed_front
+from s3_signed_front import SECRET, SignedFront, bucket_of, signed_front
 from training_case import CONFIG, SITE, WEIGHTS, behind, changed, make_experiment, make_order, next_order, overlapping
 from waiting import wait_until
 
@@ -37,9 +37,8 @@ from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.links import Links
-from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
-from curtail_pipeline.storage.store import CorruptObject, Method, NotStored, Store, file_sha256
+from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 from curtail_pipeline.times import EPOCH
 from curtail_pipeline.training.heartbeat import HeartbeatWriter
 from curtail_pipeline.training.linked_trainer import LinkedTrainer
@@ -49,7 +48,6 @@ from curtail_pipeline.training.serve import start_log
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
-SECRET = "a secret of the coordinator"
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +59,6 @@ def filled(shared: FolderStore) -> FolderStore:
 def front(s3: S3Server) -> Iterator[SignedFront]:
     with signed_front(s3.url, SECRET) as found:
         yield found
-
-
-class SigningFor(S3Store):
-    """Signs for a front, as if the server stood there."""
-
-    front: S3Store
-
-    def sign(self, method: Method, key: str, seconds: int) -> str:
-        return self.front.sign(method, key, seconds)
-
-
-def bucket_of(s3: S3Server, filled: FolderStore, folder: Path, url: str | None = None) -> SigningFor:
-    """A bucket with what the folder holds."""
-    place = Place(s3.bucket(), "runs/small")
-    store = SigningFor(place, folder, 1 << 26, s3.connect)
-    store.front = S3Store(place, folder, 1 << 26, lambda: s3.connect(url, secret=SECRET))
-    for path in sorted(filled.root.rglob("*")):
-        if path.is_file() and path.suffix != ".lock":
-            store.put_file(path, path.relative_to(filled.root).as_posix())
-    return store
 
 
 def plan() -> Plan:
@@ -157,7 +135,7 @@ def test_a_site_without_credentials_gives_the_same_bits(
     for order, result in wanted:
         got = trainer.train(linked(coordinator, order), partial(trainer.report, order))
         assert got.weights == result.weights and got.inner_state == result.inner_state
-        assert trainer.store.exists(got.weights.key), "the same order again is answered with it"
+        assert trainer.has(got.weights.key), "the same order again is answered with it"
         with coordinator.local(order.out) as path:
             assert file_sha256(path) == result.weights.sha256
     assert (tmp_path / "x.steps.jsonl").read_text().count('"loss"') == 6, "its steps are shown there, too"
@@ -239,6 +217,25 @@ def test_a_merged_inner_state_goes_by_addresses_too(
     coordinator.delete(first.inner_out)
     fresh = SiteTrainer(FolderStore(tmp_path / "other"), SITE, EXPERIMENT).train(linked(coordinator, second))
     assert fresh.inner_state.begin == "fresh" and fresh.weights != wanted.weights, "lost, so it began fresh"
+
+
+def test_coded_updates_and_states_go_by_addresses_too(
+    s3: S3Server, front: SignedFront, filled: FolderStore, tmp_path: Path
+) -> None:
+    coded = {"codec": "int4", "inner_codec": "int4"}
+    first = make_order(filled, shared=SharedState(name="fresh"), inner_out="scratch/r0/inner/a.safetensors", **coded)
+    alone = SiteTrainer(filled, SITE, EXPERIMENT)
+    shared = SharedState(name=(done := alone.train(first)).inner_state.end, key=first.inner_out)
+    second = changed(moved_on(filled, first, done), shared=shared, inner_out="scratch/r1/inner/a.safetensors")
+    wanted = alone.train(second)
+    coordinator = bucket_of(s3, filled, tmp_path / "coordinator", front.url)
+    for key in (first.out, first.inner_out, second.out, second.inner_out):
+        coordinator.delete(key)
+    site = LinkedTrainer(FolderStore(tmp_path / "site"), SITE)
+    assert site.train(linked(coordinator, first)).weights == done.weights
+    got = site.train(linked(coordinator, second))
+    assert (got.weights, got.inner_state, got.residual) == (wanted.weights, wanted.inner_state, wanted.residual)
+    assert coordinator.digest(second.inner_out).sha256 == wanted.inner_state.end.removeprefix("sha256:")
 
 
 def test_an_update_on_its_way_goes_by_addresses_too(

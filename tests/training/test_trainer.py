@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_case import (
-    CONFIG,
     SEQUENCE,
     SEQUENCES_PER_STEP,
     SITE,
@@ -27,36 +26,19 @@ from curtail_pipeline.corpus.batches import HeldoutReader, ShardReader
 from curtail_pipeline.emissions.meter import Drawn, make_meter
 from curtail_pipeline.errors import TrainingError
 from curtail_pipeline.federation.orders import (
-    Plan,
     Result,
     SharedState,
     SiteTerms,
-    StoredWeights,
     WrittenWeights,
 )
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.heldout_loss import evaluate
 from curtail_pipeline.training.loss import token_losses
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
 EXPERIMENT = make_experiment()
-
-
-def test_the_gate_measures_what_the_evaluation_does(shared):
-    content = {
-        "schema": 1, "key": "ckpt-000001", "members": [SITE], "mode": "local", "first_step": 0, "total_steps": 9,
-        "parent": {"key": "ckpt-000000", "weights": WEIGHTS, "sha256": file_sha256(shared.path(WEIGHTS)),
-                   "config": CONFIG},
-        "rounds": [], "outer": {"lr": 0.7, "momentum": 0.9}, "norm_bound": 5.0,
-    }  # fmt: skip
-    gate = HeldoutGate(shared, Plan.read(content, "the plan"))
-    known = StoredWeights(key=WEIGHTS, sha256=file_sha256(shared.path(WEIGHTS)))
-    folder = shared.path(WEIGHTS).parent
-    assert gate(known) == pytest.approx(evaluate(folder, HeldoutReader(shared, SEQUENCE)).loss, rel=1e-6)
-    assert gate(StoredWeights(key=CONFIG, sha256="0" * 64)) is None
 
 
 def test_a_round_says_what_its_counters_measured(store, tmp_path):

@@ -1,0 +1,55 @@
+"""What a site without credentials of the store fetches by addresses, and what it has already."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3_signed_front import SignedFront, signed_front
+from test_remote_store import EXPERIMENT, SECRET, bucket_of, linked
+from training_case import SITE, make_order, next_order
+
+from curtail_pipeline.benchmarks.s3_server import S3Server
+from curtail_pipeline.federation.orders import SharedState, StoredDelta, StoredWeights
+from curtail_pipeline.federation.update_file import write_weights
+from curtail_pipeline.settings.federation_settings import CodecName
+from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.training.trainer import SiteTrainer
+
+
+@pytest.fixture
+def front(s3: S3Server) -> Iterator[SignedFront]:
+    with signed_front(s3.url, SECRET) as found:
+        yield found
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_its_own_work_does_not_come_back_to_a_site_alone(
+    s3: S3Server, front: SignedFront, store: FolderStore, tmp_path: Path, codec: CodecName
+) -> None:
+    coordinator = bucket_of(s3, store, tmp_path / "coordinator", front.url)
+    trainer = SiteTrainer(FolderStore(tmp_path / "site"), SITE, EXPERIMENT)
+    first = make_order(store, codec=codec, shared=SharedState(name="fresh"), inner_out="scratch/r0/inner/NEM_SA")
+    done = trainer.train(linked(coordinator, first))
+
+    # as a merge of one update leaves them
+    weights, delta, inner = (f"scratch/r0/{name}.safetensors" for name in ("model", "delta", "inner"))
+    coordinator.copy(first.inner_out, inner)
+    parent, moved = StoredWeights(key=weights, sha256=done.weights.sha256), None
+    if codec == "fp32":
+        coordinator.copy(first.out, weights)
+    else:
+        coordinator.copy(first.out, delta)
+        with coordinator.local(first.parent.key) as base, coordinator.local(delta) as update:
+            made = tmp_path / "made"
+            parent = StoredWeights(key=weights, sha256=write_weights(base, update, codec, made).sha256)
+        coordinator.put_file(made, weights)
+        moved = StoredDelta(key=delta, sha256=done.weights.sha256, codec=codec, base=first.parent)
+    shared = SharedState(name=done.inner_state.end, key=inner)
+    second = next_order(first, done, parent=parent, delta=moved, shared=shared, inner_out="scratch/r1/inner/NEM_SA",
+                        residual=done.residual.end if done.residual else "fresh")  # fmt: skip
+
+    front.accepted.clear()
+    again = trainer.train(linked(coordinator, second))
+    assert again.parent_sha256 == parent.sha256 and again.inner_state.begin == done.inner_state.end
+    fetched = {path.rpartition("/scratch/")[2] for method, path in front.accepted if method == "GET"}
+    assert not {"r0/model.safetensors", "r0/delta.safetensors", "r0/inner.safetensors"} & fetched
