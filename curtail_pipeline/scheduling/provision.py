@@ -117,7 +117,7 @@ def not_up(wants: Wants, known: Mapping[str, Provisioned], wall: datetime) -> di
         if site.phase == "up" or not wants.sites[name].up:
             continue
         failed = site.failed
-        if failed is not None and wall < failed.due:
+        if failed is not None and failed.waits(wall):
             found[name] = (
                 f"its start failed {failed.times} times in a row ({failed.reason}), tried again at {iso(failed.due)}"
             )
