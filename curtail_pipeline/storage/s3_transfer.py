@@ -25,6 +25,8 @@ MOST_PARTS = 10_000
 """That S3 takes."""
 TRIES = 3
 """At an object that is replaced, or arrives damaged, while it is fetched."""
+LARGEST_WHOLE = 256 << 20
+"""Bytes of a record or a table: some are written by sites, and nobody's memory is theirs to fill."""
 _READ_BYTES = 1 << 20
 
 
@@ -238,11 +240,17 @@ def read_whole(calls: Calls, key: str, name: str) -> bytes:
 
     Raises:
         NotStored: there is none.
-        CorruptObject: it does not have the sha256 that its writer gave.
+        CorruptObject: it does not have the sha256 that its writer gave, or is larger than `LARGEST_WHOLE`.
     """
 
     def get(s3: "S3Client") -> tuple[bytes, str | None]:
         answer = s3.get_object(Bucket=calls.place.bucket, Key=key)
+        if (size := answer["ContentLength"]) > LARGEST_WHOLE:
+            answer["Body"].close()
+            raise CorruptObject(
+                f"{name} in {calls.place.uri} has {size} bytes, and {LARGEST_WHOLE} at most are read into memory; see "
+                "who wrote it, and remove it"
+            )
         return answer["Body"].read(), answer["Metadata"].get(SHA256)
 
     for _ in range(TRIES):

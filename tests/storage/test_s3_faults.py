@@ -14,7 +14,10 @@ import pytest
 
 from curtail_pipeline.benchmarks.s3_server import Front, S3Server
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.federation.liveness import last_beat
+from curtail_pipeline.federation.orders import agent_key
 from curtail_pipeline.flower.processes import free_port
+from curtail_pipeline.storage import s3_transfer
 from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
 from curtail_pipeline.storage.s3_transfer import Parts
@@ -237,6 +240,19 @@ def test_no_bucket_and_no_credentials_are_one_line_at_once(machine: Machine, mon
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(StoreError, match="nobody"):
         S3Store(machine.place, machine.folder, 1 << 20).write_bytes("x", b"")
+
+
+def test_what_is_too_large_for_a_record_is_not_read_into_memory(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_transfer, "LARGEST_WHOLE", 100)
+    store, key = machine.store(), agent_key("A")
+    store.write_bytes(key, b"x" * 100)
+    assert len(store.read_bytes(key)) == 100
+    store.write_bytes(key, b"x" * 101)
+    with pytest.raises(CorruptObject, match=r"A\.json in s3://.* has 101 bytes, and 100 at most are read"):
+        store.read_bytes(key)
+    assert last_beat(store, "A") is None
 
 
 _FETCH = """
