@@ -99,7 +99,7 @@ def test_a_slow_site_holds_nobody_up(store: FolderStore, make: Made) -> None:
     slow.want(UP)
     other, _ = make("other")
     other.want(UP)
-    wait_until(lambda: known(store, "other").phase == "up")
+    wait_until(lambda: known(store, "other").phase == "up" and known(store, "slow").phase == "starting")
     slow.want(DOWN)
     assert known(store, "slow").phase == "starting" and time.monotonic() - began < 20
     machine.hold.set()
