@@ -75,7 +75,7 @@ def _ends_beside(
     content: FileContent, time: str, table: pl.DataFrame, time_format: str | None
 ) -> tuple[str, pl.DataFrame, bool] | None:
     """What a column of ends, or one of their dates and one of their times of day, says."""
-    names = [name for name in content.names if name != time and says_end(name)]
+    names = [name for name in content.plain_names if name != time and says_end(name)]
     if not names or says_end(time):
         return None
     beside = content.read(names, first=table.select(pl.col(ROW).max()).item()).join(table.select(ROW), on=ROW)
@@ -93,7 +93,7 @@ def _ends_beside(
             if (ends == ends.dt.truncate("1d")).all():
                 if clock is None:
                     return None  # the dates of ends alone
-                texts = ends.dt.strftime("%Y-%m-%d ") + beside[clock].cast(pl.String).str.strip_chars()
+                texts = ends.dt.strftime("%Y-%m-%d ") + beside[clock].cast(pl.String).str.strip_chars().str.slice(0, 5)
                 ends = texts.str.to_datetime("%Y-%m-%d %H:%M", strict=False)
             return f"column {name!r}", pl.DataFrame({ROW: beside[ROW], "end": ends}).drop_nulls(), stamps.utc.all()
     return None
