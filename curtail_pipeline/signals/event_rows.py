@@ -20,6 +20,7 @@ from curtail_pipeline.signals.stamps import RANGE, Stamps, parse_stamps
 
 _FIRST: Final = 5_000
 """Rows that are looked at."""
+_MOSTLY: Final = 0.5
 _LONGER: Final = 1.5
 _FEW: Final = 2
 _FEW_SHARE: Final = 0.05
@@ -57,6 +58,9 @@ def require_no_events(
     seconds = known["begin"].dt.epoch("us").to_numpy() / 1e6
     if len(seconds) < 2:
         return
+    overlap = (known["end"] > known["begin"].shift(-1)).fill_null(False).mean()
+    if known["length"].n_unique() == 1 and overlap > _MOSTLY:  # type: ignore[operator]
+        return  # ends in another zone than begins
     held, finest = local_cadence(seconds)
     if cadence_s is not None:
         held, finest = np.full(len(seconds), float(cadence_s)), cadence_s
