@@ -26,7 +26,10 @@ _FARTHEST: Final = timedelta(hours=14)
 _QUARTER: Final = timedelta(minutes=15)
 _SAME: Final = 0.9
 """Of the rows differ by one offset; a publication time differs by anything."""
-_ISSUED: Final = re.compile("publi|updat|creat|issue|retriev|modif|ingest|load|revis|run")
+_ISSUED: Final = re.compile(
+    "publi|updat|creat|issue|retriev|modif|ingest|load|revis|run|receiv|seen|captur|fetch|scrap|stored|insert|record"
+)
+"""Names of times at which something was done with a value, and not of the value."""
 _MAY_BE_A_TIME: Final = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|^\s*\d{8}[T ]?\d|^\s*1\d{9}(?:\d{3})?\s*$"
 
 
