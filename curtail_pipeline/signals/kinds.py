@@ -35,6 +35,8 @@ _OTHER: Final = {
     *("frequency", "temperature", "temp", "humidity", "irradiance", "load", "demand", "generation", "consumption"),
     *("capacity", "production", "rank", "count", "latitude", "longitude", "population", "percentile", "health"),
     *("damage", "damages", "speed", "solar", "wind", "gas", "coal", "nuclear", "biomass"),
+    *("std", "stdev", "stddev", "stderr", "deviation", "variance", "uncertainty", "confidence", "sigma", "samples"),
+    *("duration", "elevation", "altitude", "lat", "lng", "distance"),
 }
 """What is published beside intensities and is none."""
 _ELECTRICITY_MAPS: Final = re.compile(r"carbon[ _]?intensity.*\((direct|life ?cycle)\)", re.IGNORECASE)
