@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from curtail_pipeline.stages.project import Project
     from curtail_pipeline.stages.run_report import RunSummary
 
-ERR = Console(stderr=True)
-OUT = Console(width=None if sys.stdout.isatty() else 150)
+ERR = Console(stderr=True, emoji=False)
+OUT = Console(width=None if sys.stdout.isatty() else 150, emoji=False)
 """Tables in a file or a pipe are wide; on a terminal they take its width."""
 
 

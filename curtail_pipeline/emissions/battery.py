@@ -21,6 +21,7 @@ from curtail_pipeline.signals.file_content import ROW, FileContent
 from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.held import Signal, cadence_of, max_age_us
 from curtail_pipeline.signals.stamps import parse_stamps
+from curtail_pipeline.signals.utc_beside import require_no_other_utc
 from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, iso, to_us
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,11 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
         if missing:
             raise TraceError(f"{path} has no column {missing[0]!r}; it has {', '.join(content.names)}")
         table = content.read(["time", "kw"])
-        stamps = parse_stamps(table["time"], str(path), None, "UTC", table[ROW]).naive
+        parsed = parse_stamps(table["time"], str(path), None, "UTC", table[ROW])
+        stamps = parsed.naive
+        if not parsed.utc.all():
+            utc = stamps.dt.replace_time_zone("UTC")
+            require_no_other_utc(content, "time", utc, table[ROW], ends=False, time_format=None, zone="")
         values = parse_numbers(table["kw"], path, table[ROW])
     except TraceError as error:
         what = re.split("; (?=if |set )", str(error))[0]  # what helps with traces has no setting here

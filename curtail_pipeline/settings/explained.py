@@ -2,14 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import GenericAlias
 from typing import Final, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from curtail_pipeline.settings.section import Section, types_of
+from curtail_pipeline.settings.section import AS_WRITTEN, Section, types_of
 
 _MEMBER: Final = re.compile(r"str|int|float|constrained-\w+|(?:literal|list|dict|function-\w+)\[.*\]")
 """What pydantic adds to the path of a value that may be of several types."""
@@ -35,6 +35,8 @@ def _said(item: ErrorDetails, model: type[Section]) -> str:
         return f"unknown key {where!r}: {_meant(path, sections, model)}"
     if kind == "missing":
         return f"missing key {where!r}: add it"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return _unknown_choice(where, item["ctx"])
     if kind == "invalid_key":
         return f"{where}: a key is a name; if its comma is a decimal one, write a point, as in 2.5"
     if given is None and kind in (*_SECTION, "list_type"):
@@ -48,9 +50,23 @@ def _said(item: ErrorDetails, model: type[Section]) -> str:
     if kind == "string_type" and isinstance(given, bool | int | float):
         return f"{where}: is a text, which YAML reads as {given!r}; write it in quotes"
     shown = "" if isinstance(given, dict) else f" (got {given!r})"
+    if kind.startswith("datetime_"):
+        return f"{where}: {AS_WRITTEN}{shown}"
     if isinstance(given, str) and _DECIMAL_COMMA.fullmatch(given):
         shown = f" (got {given!r}; write {given.replace(',', '.')})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _unknown_choice(where: str, context: Mapping[str, object]) -> str:
+    """Of sections that one of their keys tells apart: it is missing, or has another value."""
+    key = f"{where}.{str(context['discriminator']).strip(chr(39))}"
+    tag = context.get("tag")
+    if tag is None:
+        return f"missing key {key!r}: add it"
+    known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
+    near = difflib.get_close_matches(str(tag), known, 1, 0.6)
+    meant = f": did you mean {near[0]!r}?" if near else ""
+    return f"{key}: {tag!r} is not one of {', '.join(known)}{meant}"
 
 
 def _place(loc: Sequence[int | str], model: type[Section]) -> tuple[list[str], list[type[Section]]]:

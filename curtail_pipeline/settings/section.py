@@ -5,15 +5,17 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+
+AS_WRITTEN: Final = "a time is written like 2026-01-11T17:00:00Z, and a day like 2026-01-11"
 
 
 def _no_number(given: object) -> object:
     """A number would be seconds since 1970, and 20240603 a day of that year."""
     if isinstance(given, int | float) or (isinstance(given, str) and re.fullmatch(r"[+-]?[\d.]+", given.strip())):
-        raise ValueError("a time is written like 2026-01-11T17:00:00Z, and a day like 2026-01-11")
+        raise ValueError(AS_WRITTEN)
     return given
 
 

@@ -138,6 +138,8 @@ def check_range(trace: pl.DataFrame, limits: CheckLimits | None = None) -> Check
             return None, metadata
         metadata["outside"] = len(bad)
         fix = " (declare kind: price if it is one)" if kind != "price" and bad["value"][0] < 0 else ""
+        if kind == "curtailed_power" and 2 * (known["value"] < 0).sum() > (known["value"] != 0).sum():
+            fix = " (curtailed power counts from 0 up: turn the sign)"
         if (bad["value"] > high).all():
             fix = f" (raise checks.{most} if they are right)"
         return (

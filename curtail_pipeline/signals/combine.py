@@ -113,8 +113,8 @@ def disagrees_much(series: Series) -> bool:
     lost = series.dropped.filter(pl.col("conflict") & ~pl.col("revised"))["time"]
     stamps, known = lost.n_unique(), len(series.points)
     # A day of rows that all bear its date is one stamp.
-    many = len(lost) > max(FEW_STAMPS, MANY_SHARE * known)
-    return many or stamps > max(FEW_STAMPS, FEW_SHARE * known) or 1 < stamps > MANY_SHARE * known
+    one = known == 1 and len(lost) > FEW_STAMPS
+    return one or stamps > max(FEW_STAMPS, FEW_SHARE * known) or 1 < stamps > MANY_SHARE * known
 
 
 def telling_columns(

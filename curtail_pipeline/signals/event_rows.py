@@ -20,6 +20,7 @@ from curtail_pipeline.signals.stamps import RANGE, Stamps, parse_stamps
 
 _FIRST: Final = 5_000
 """Rows that are looked at."""
+_MOSTLY: Final = 0.5
 _LONGER: Final = 1.5
 _FEW: Final = 2
 _FEW_SHARE: Final = 0.05
@@ -57,6 +58,9 @@ def require_no_events(
     seconds = known["begin"].dt.epoch("us").to_numpy() / 1e6
     if len(seconds) < 2:
         return
+    overlap = (known["end"] > known["begin"].shift(-1)).fill_null(False).mean()
+    if known["length"].n_unique() == 1 and overlap > _MOSTLY:  # type: ignore[operator]
+        return  # ends in another zone than begins
     held, finest = local_cadence(seconds)
     if cadence_s is not None:
         held, finest = np.full(len(seconds), float(cadence_s)), cadence_s
@@ -75,7 +79,7 @@ def _ends_beside(
     content: FileContent, time: str, table: pl.DataFrame, time_format: str | None
 ) -> tuple[str, pl.DataFrame, bool] | None:
     """What a column of ends, or one of their dates and one of their times of day, says."""
-    names = [name for name in content.names if name != time and says_end(name)]
+    names = [name for name in content.plain_names if name != time and says_end(name)]
     if not names or says_end(time):
         return None
     beside = content.read(names, first=table.select(pl.col(ROW).max()).item()).join(table.select(ROW), on=ROW)
@@ -93,7 +97,7 @@ def _ends_beside(
             if (ends == ends.dt.truncate("1d")).all():
                 if clock is None:
                     return None  # the dates of ends alone
-                texts = ends.dt.strftime("%Y-%m-%d ") + beside[clock].cast(pl.String).str.strip_chars()
+                texts = ends.dt.strftime("%Y-%m-%d ") + beside[clock].cast(pl.String).str.strip_chars().str.slice(0, 5)
                 ends = texts.str.to_datetime("%Y-%m-%d %H:%M", strict=False)
             return f"column {name!r}", pl.DataFrame({ROW: beside[ROW], "end": ends}).drop_nulls(), stamps.utc.all()
     return None

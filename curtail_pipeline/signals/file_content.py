@@ -77,13 +77,18 @@ class FileContent:
         self.path, self.separator, self._grows = path, separator, grows
         self._table: pl.DataFrame | None = None
         self._text = b""
+        self._nested: dict[str, pl.DataType] = {}
         try:
             with path.open("rb") as stream:
                 head = stream.read(8)
             if head.startswith(_PARQUET) or path.suffix == ".parquet":
                 self.kind = "parquet"
-                self._own_names = list(pl.read_parquet_schema(path))
+                schema = pl.read_parquet_schema(path)
+                self._own_names = list(schema)
                 self.names = self._tidied(self._own_names)
+                self._nested = {
+                    name: dtype for name, dtype in zip(self.names, schema.values(), strict=True) if dtype.is_nested()
+                }
                 return
             raw = path.read_bytes()
         except (*_REFUSED, OSError) as error:
@@ -99,6 +104,11 @@ class FileContent:
         self.names = self._tidied(self._own_names)
         require_header(str(path), self.names)
 
+    @property
+    def plain_names(self) -> list[str]:
+        """Of the columns that hold one value a row, not lists or records."""
+        return [name for name in self.names if name not in self._nested]
+
     def read(self, columns: Iterable[str], first: int | None = None) -> pl.DataFrame:
         """Columns of the file, and ROW; rows in which all are empty are left out. A CSV's values are texts.
 
@@ -109,6 +119,11 @@ class FileContent:
             TraceError: the rows cannot be read.
         """
         wanted = list(dict.fromkeys(columns))
+        if (nested := next((name for name in wanted if name in self._nested), None)) is not None:
+            raise TraceError(
+                f"{self.path}: column {nested!r} holds {self._nested[nested]}, not numbers, texts or times; name the "
+                "columns to read in traces.columns"
+            )
         places = [self.names.index(name) for name in wanted]
         own = [self._own_names[place] for place in places]
         try:
@@ -126,7 +141,7 @@ class FileContent:
         except _REFUSED as error:
             raise self._explained(error) from error
         table = table.select(pl.col(old).alias(new) for old, new in zip(own, wanted, strict=True))
-        table = table.with_columns(map(_clock_texts, table))
+        table = table.with_columns(map(_readable, table))
         rows = pl.int_range(1, pl.len() + 1).alias(ROW)
         kept = table.with_columns(rows)
         return kept.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
@@ -259,9 +274,12 @@ class FileContent:
         return unreadable(self.path, self.kind, error)
 
 
-def _clock_texts(column: pl.Series) -> pl.Series:
-    """Times of day, which spreadsheets hold as times of the day 0 (or as lengths of time), as HH:MM:SS up to 24:00:00;
-    any other column as it is."""
+def _readable(column: pl.Series) -> pl.Series:
+    """Times of day, which spreadsheets hold as times of the day 0 (or as lengths of time), as HH:MM:SS up to 24:00:00,
+    and bytes, as which some programs write texts to Parquet, as texts; any other column as it is."""
+    if column.dtype == pl.Binary:
+        texts = [None if value is None else value.decode(errors="replace") for value in column]
+        return pl.Series(column.name, texts, dtype=pl.String)
     if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is None:
         if not len(column.drop_nulls()) or not column.is_between(_DAY_0, _DAY_0 + timedelta(days=2)).all():
             return column

@@ -105,8 +105,11 @@ def _fix(text: pl.Series, wrong: str, decimal: str, *, none_is: bool) -> str:
 
 def _without_commas(text: pl.Series) -> pl.Series:
     """Numbers without the commas that part their thousands, where the column shows that no comma is a decimal one."""
-    commas = text.filter(text.str.contains(",", literal=True).fill_null(False))
-    if commas.is_empty() or not commas.str.contains(_COMMAS).all():
+    has_comma = text.str.contains(",", literal=True)
+    if not has_comma.any():
+        return text
+    commas = text.filter(has_comma.fill_null(False))
+    if not commas.str.contains(_COMMAS).all():
         return text
     if not text.str.contains(f"{_CLEAR_COMMAS}|{_CLEAR_POINT}").any():
         return text

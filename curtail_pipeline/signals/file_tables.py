@@ -326,7 +326,7 @@ class TraceFiles:
         """The columns that tell the rows of one stamp and region apart, best first."""
         for path in self.files:
             content = self._opened(path)
-            names = content.names
+            names = content.plain_names
             is_long = self._is_long(path, names)
             used = [self.settings.region_column, self.settings.value_column] if is_long else []
             default = next(name for name in (["time"] if is_long else []) + names if name in names and name not in used)

@@ -152,8 +152,9 @@ class FileTimes:
         Raises:
             TraceError: their column's name says so, and no setting does.
         """
-        if not begins and "interval" not in self.settings.model_fields_set:
-            require_declared_end(str(self.path), next(iter(self.hour_columns), self.time))
+        if not begins:
+            declared = self.settings.interval if "interval" in self.settings.model_fields_set else None
+            require_declared_end(str(self.path), next(iter(self.hour_columns), self.time), declared)
         return self.settings.interval == "end" and not begins
 
     def revised(self, column: pl.Series, rows: pl.Series) -> pl.Series:

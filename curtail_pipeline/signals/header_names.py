@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal
 
 import polars as pl
 
@@ -83,22 +83,31 @@ def require_said_unit(file: str, name: str, kind: Kind, unit: Unit, *, kind_chos
         )
 
 
-def require_declared_end(file: str, name: str) -> None:
-    """For a column of times that are read as begins because nobody declared what they are.
+def require_declared_end(file: str, name: str, interval: Literal["begin", "end"] | None = None) -> None:
+    """For a column of times.
+
+    Args:
+        interval: what they are as declared; when not given, they are read as begins.
 
     Raises:
-        TraceError: its name says that they are the ends of intervals.
+        TraceError: its name says that they are the ends of intervals, and nobody declared what they are.
     """
-    if says_end(name):
+    if interval is None and says_end(name):
         raise TraceError(
             f"{file}: column {name!r} holds interval ends by its name, and would be read as begins; declare "
             "--interval end (traces.interval: end), or --interval begin if they are begins"
         )
+    if interval == "end" and _BEGIN.search(_spaced(name)) and not _END.search(_spaced(name)):
+        log.warning("%s: column %r holds interval begins by its name, and is read as ends, as declared", file, name)
+
+
+def _spaced(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
 
 
 def says_end(name: str) -> bool:
     """Whether a column's name says that its times are interval ends."""
-    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+    plain = _spaced(name)
     return _END.search(plain) is not None and _BEGIN.search(plain) is None
 
 

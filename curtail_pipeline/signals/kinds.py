@@ -35,6 +35,8 @@ _OTHER: Final = {
     *("frequency", "temperature", "temp", "humidity", "irradiance", "load", "demand", "generation", "consumption"),
     *("capacity", "production", "rank", "count", "latitude", "longitude", "population", "percentile", "health"),
     *("damage", "damages", "speed", "solar", "wind", "gas", "coal", "nuclear", "biomass"),
+    *("std", "stdev", "stddev", "stderr", "deviation", "variance", "uncertainty", "confidence", "sigma", "samples"),
+    *("duration", "elevation", "altitude", "lat", "lng", "distance"),
 }
 """What is published beside intensities and is none."""
 _ELECTRICITY_MAPS: Final = re.compile(r"carbon[ _]?intensity.*\((direct|life ?cycle)\)", re.IGNORECASE)
@@ -58,6 +60,7 @@ _STAMP: Final = (
     r"|\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{2,4}(?:\D.*)?|\d{1,2}:\d{2}(?::\d{2})?(?: ?[AaPp]\.?[Mm]\.?)?)\s*$"
 )
 _MOST_COUNTED: Final = 50
+_HEAD: Final = 20
 _TOKENS: Final = re.compile(r"[^\W\d_]+")
 _SMALL_P95: Final = 150.0
 """g/kWh. The 95th percentile of real marginal intensities is 450 to 890, because the next kWh of a grid comes from a
@@ -116,7 +119,7 @@ def holds_stamps(values: pl.Series) -> bool:
     if values.dtype != pl.String:
         return values.dtype.is_temporal() and values.dtype != pl.Duration
     known = values.drop_nulls()
-    return len(known) > 0 and bool(known.str.contains(_STAMP).all())
+    return len(known) > 0 and all(bool(part.str.contains(_STAMP).all()) for part in (known.head(_HEAD), known))
 
 
 def _plain(name: str) -> str:

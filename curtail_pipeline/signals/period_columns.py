@@ -36,6 +36,8 @@ _HALF_DAYS = r"^(\d{1,2})((?::\d{2}){0,2})\s*([AaPp])\.?\s*[Mm]\.?$"
 _PER_HOUR = (2, 3, 4, 6, 12)
 _PER_DAY = (24, 48, 96, 144, 288)
 _DAY_S = 86_400
+_HEAD = 20
+"""Values that tell most columns that hold something else."""
 
 
 def is_number(text: str) -> bool:
@@ -264,9 +266,14 @@ def is_clock(values: pl.Series) -> bool:
     """Whether a column holds times of day, or ranges of them, as texts or times."""
     if values.dtype != pl.String:
         return values.dtype == pl.Time
-    known = values.drop_nulls().str.strip_chars()
-    clock, half = known.str.contains(_CLOCK), known.str.contains(_HALF_DAYS)
-    return len(known) > 0 and bool((clock | half | known.str.contains(_RANGE)).all())
+    known = values.drop_nulls()
+    return len(known) > 0 and _all_clocks(known.head(_HEAD)) and _all_clocks(known)
+
+
+def _all_clocks(texts: pl.Series) -> bool:
+    clean = texts.str.strip_chars()
+    clock, half = clean.str.contains(_CLOCK), clean.str.contains(_HALF_DAYS)
+    return bool((clock | half | clean.str.contains(_RANGE)).all())
 
 
 def _length(day: date, zone: str) -> timedelta:

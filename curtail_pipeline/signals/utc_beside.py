@@ -26,7 +26,10 @@ _FARTHEST: Final = timedelta(hours=14)
 _QUARTER: Final = timedelta(minutes=15)
 _SAME: Final = 0.9
 """Of the rows differ by one offset; a publication time differs by anything."""
-_ISSUED: Final = re.compile("publi|updat|creat|issue|retriev|modif|ingest|load|revis|run")
+_ISSUED: Final = re.compile(
+    "publi|updat|creat|issue|retriev|modif|ingest|load|revis|run|receiv|seen|captur|fetch|scrap|stored|insert|record"
+)
+"""Names of times at which something was done with a value, and not of the value."""
 _MAY_BE_A_TIME: Final = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|^\s*\d{8}[T ]?\d|^\s*1\d{9}(?:\d{3})?\s*$"
 
 
@@ -54,8 +57,8 @@ def require_no_other_utc(
     mine = pl.DataFrame({ROW: rows, "mine": times}).drop_nulls().head(_FIRST)
     if mine.is_empty():
         return
-    table = content.read(content.names, first=mine.select(pl.col(ROW).max()).item())
-    for name in content.names:
+    table = content.read(content.plain_names, first=mine.select(pl.col(ROW).max()).item())
+    for name in content.plain_names:
         if name == time or _ISSUED.search(name.lower()):
             continue
         theirs = _utc_of(table.select(ROW, name).drop_nulls(), str(content.path), time_format)
@@ -82,9 +85,10 @@ def _utc_of(column: pl.DataFrame, source: str, time_format: str | None) -> pl.Da
     """ROW and the times that a column says to be UTC, by its name or by offsets; None of any other column."""
     name = column.columns[1]
     values = column[name]
-    if values.is_empty() or values.dtype.is_nested() or values.dtype == pl.Boolean:
+    is_text = values.dtype == pl.String or values.dtype.is_numeric()
+    if values.is_empty() or not (is_text or isinstance(values.dtype, pl.Datetime)):
         return None
-    if not values.dtype.is_temporal() and not values.cast(pl.String).str.contains(_MAY_BE_A_TIME).all():
+    if is_text and not values.cast(pl.String).str.contains(_MAY_BE_A_TIME).all():
         return None
     for form in dict.fromkeys((None, time_format)):
         try:

@@ -90,3 +90,10 @@ def test_a_long_list_says_what_a_short_one_does(capsys: pytest.CaptureFixture[st
     for line, cells in zip(lines[-2:], boxed, strict=True):
         assert line.split() == " ".join(cells).split()
         assert line.endswith("EAST leaves: [500] >= 100")
+
+
+def test_names_of_regions_are_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich has a picture for `:on:`."""
+    console.OUT.print("US:on:PJM")
+    console.ERR.print("US:on:PJM")
+    assert [text.strip() for text in capsys.readouterr()] == ["US:on:PJM", "US:on:PJM"]

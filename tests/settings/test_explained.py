@@ -51,6 +51,13 @@ FILE = {"provider": "file", "path": "t.csv"}
             "sites.0.region: is a text, which YAML reads as 1001; write it in quotes",
         ),
         ({"traces": {**FILE, "unit": "GW"}}, "traces.unit: Input should be 'g/kWh'"),
+        ({"traces": {"path": "t.csv"}}, "missing key 'traces.provider': add it"),
+        (
+            {"traces": {**FILE, "provider": "files"}},
+            "traces.provider: 'files' is not one of synthetic, file, live_file, ",
+        ),
+        ({"traces": {**FILE, "provider": "files"}}, "combined: did you mean 'file'?"),
+        ({"clock": {"start": "06/03/2024"}}, "clock.start: a time is written like 2026-01-11T17:00:00Z"),
         ({"clock": {"start": 20240603}}, "clock.start: a time is written like 2026-01-11T17:00:00Z"),
         ({"clock": {"start": "1717372800"}}, "(got '1717372800')"),
         ({"job": {"steps": 5000, "deadline": 2024}}, "job.deadline: a time is written like 2026-01-11T17:00:00Z"),

@@ -39,7 +39,7 @@ def test_a_modelled_start_up_is_left_out_where_a_real_one_is_waited_for() -> Non
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"kind": "skypilot"}, "'none', 'subprocess', 'kubernetes', 'command'"),
+        ({"kind": "skypilot"}, "'skypilot' is not one of none, subprocess, kubernetes, command"),
         ({"kind": "kubernetes"}, "missing key 'sites.0.provisioner.kubernetes.stateful_set'"),
         ({"kind": "kubernetes", "stateful_set": "Fresno_1"}, "stateful_set: String should match pattern"),
         ({**SKY, "start": "sky launch '{site}"}, "start: is no command line: No closing quotation"),

@@ -130,6 +130,13 @@ def test_a_price_per_kwh_is_warned_of_and_a_cheap_day_is_not() -> None:
     assert "unit" not in failed(day_of(list(values[:144]), "price"))
 
 
+def test_curtailment_below_zero_is_told_to_turn_its_sign() -> None:
+    check = outcomes(day_of([-900.0 if 120 <= i < 168 else 0.0 for i in range(288)], "curtailed_power"))["range"]
+    assert check.blocking and "(curtailed power counts from 0 up: turn the sign)" in check.description
+    check = outcomes(day_of([-900.0, *[900.0] * 287], "curtailed_power"))["range"]
+    assert "(declare kind: price if it is one)" in check.description
+
+
 def test_negative_prices_are_possible() -> None:
     assert failed(day_of([-60.0 + i % 90 for i in range(288)], "price")) == set()
 

@@ -267,3 +267,13 @@ def test_times_that_differ_within_a_stamp_are_the_ones_to_read(tmp_path: Path) -
     path.write_text("\n".join(["generated_at,point_time,R", *issued, *again]))
     with pytest.raises(TraceError, match=r"'generated_at' tells them apart .*choose with traces.where"):
         windows_of_file(path, time_column="point_time")
+
+
+def test_one_stamp_with_many_rows_is_refused_only_where_there_is_no_other(tmp_path: Path) -> None:
+    rows = [f"2024-04-01T00:00Z,{400 + k}" for k in range(24)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["time,R", *rows]))
+    with pytest.raises(TraceError, match="1 of 1 stamps of region 'R' have rows that disagree"):
+        windows_of_file(path)
+    path.write_text("\n".join(["time,R", *rows, "2024-04-01T01:00Z,500", "2024-04-01T02:00Z,500"]))
+    assert windows_of_file(path).disagreeing == 23

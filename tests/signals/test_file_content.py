@@ -137,6 +137,17 @@ def test_times_of_day_of_a_spreadsheet(tmp_path: Path, day_ends: bool) -> None:
         assert [stamp.hour for stamp in found] == list(range(24)) and list(found.values()) == list(range(24))
 
 
+def test_texts_as_bytes_and_lists_in_parquet(tmp_path: Path) -> None:
+    """Impala writes texts without saying that they are some."""
+    stamps = [f"2026-03-01T{hour:02}:00Z".encode() for hour in range(24)]
+    table = pl.DataFrame({"time": stamps, "region": [b"A"] * 24, "value": range(24)})
+    table.write_parquet(tmp_path / "t.parquet")
+    assert len(read(tmp_path / "t.parquet")) == 24
+    table.with_columns(region=pl.concat_list("region")).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match=r"column 'region' holds List\(Binary\), not numbers, texts or times"):
+        read(tmp_path / "t.parquet")
+
+
 def test_an_index_column_without_a_name_is_the_time(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(TEXT.replace("time,", ","))

@@ -105,6 +105,16 @@ def test_a_column_of_interval_ends_is_declared_or_refused(tmp_path: Path, name: 
     assert opened(path, text, interval="begin").span() == (START, START + timedelta(days=1))
 
 
+@pytest.mark.parametrize("name", ["interval_start", "startTime", "Datum von", "Delivery begin"])
+def test_begins_that_are_declared_as_ends_are_warned_of(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, path = rows(f"{name},R"), tmp_path / "t.csv"
+    assert opened(path, text, interval="begin").span() and not caplog.text
+    assert opened(path, text, interval="end").span()
+    assert f"column {name!r} holds interval begins by its name, and is read as ends, as declared" in caplog.text
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_columns_of_times_are_begins(name: str) -> None:
     require_declared_end("t.csv", name)

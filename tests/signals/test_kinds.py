@@ -16,7 +16,8 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 @pytest.mark.parametrize(
     "name",
     ["R_percent_renewable", "renewables %", "temperature", "MOER version", "frequency", "load", "WindShare",
-     "R_percentile", "health_damage", "wind_speed", "Solar"],
+     "R_percentile", "health_damage", "wind_speed", "Solar", "R_std", "uncertainty", "n_samples", "duration_min",
+     "lat"],
 )  # fmt: skip
 def test_what_is_published_beside_intensities_is_no_region(tmp_path: Path, name: str) -> None:
     path = tmp_path / "t.csv"

@@ -205,6 +205,10 @@ def test_on_site_power_opens_a_window_of_its_own(tmp_path: Path) -> None:
         ("time,kw\n2026-01-11T17:00:00Z,1\n2026-01-11T17:00:00Z,2\n", "has two values at 2026-01-11T17:00:00Z"),
         ("time,kw\n01/11/2026 17:00,1\n", "'01/11/2026 17:00' in column 'time', data row 1, is not a time in ISO 8601"),
         ("time,kw\n2026-01-11T17:00:00Z,much\n", "'much' in column 'kw', data row 1, is not a number"),
+        (
+            "time,utc,kw\n2026-01-11 19:00,2026-01-11T17:00:00Z,1\n2026-01-11 20:00,2026-01-11T18:00:00Z,2\n",
+            "'time' would be read as UTC, and is 2 h after what column 'utc' says in UTC",
+        ),
         (None, "No such file"),
     ],
 )
