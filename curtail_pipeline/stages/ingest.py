@@ -10,7 +10,7 @@ from curtail_pipeline.scheduling.policies import PLANNING_POLICIES
 from curtail_pipeline.settings.rule_settings import rule_of
 from curtail_pipeline.settings.trace_settings import Kind
 from curtail_pipeline.signals.checks import CheckOutcome, Metadata, run_checks
-from curtail_pipeline.signals.held import accounting_kind
+from curtail_pipeline.signals.held import ACCOUNTING_KINDS, accounting_kind
 from curtail_pipeline.signals.recorded_checks import check_recording
 from curtail_pipeline.signals.revisions import compare
 from curtail_pipeline.signals.screen import screen_ingested
@@ -52,6 +52,18 @@ def kinds_of(project: Project, region: str) -> list[Kind]:
     return list(dict.fromkeys([project.provider.kinds(region)[0], *(signal.kind for signal in rule.signals)]))
 
 
+def kinds_beside(project: Project, region: str) -> list[Kind]:
+    """The kinds that the provider has as well and that grams, or the report, are counted by; windows do without them.
+
+    Of files all of them; of an API, which is asked once more for each, what CO2 cannot be counted without.
+    """
+    known, read = project.provider.kinds(region), kinds_of(project, region)
+    others = [kind for kind in (*ACCOUNTING_KINDS, "price") if kind in known and kind not in read]
+    if project.provider.files():
+        return others
+    return [] if set(read) & set(ACCOUNTING_KINDS) else [kind for kind in others if kind in ACCOUNTING_KINDS][:1]
+
+
 def check_project(project: Project) -> list[CheckOutcome]:
     """The checks of a recorded source over all of its time; none of a live one, which is checked day by day.
 
@@ -65,7 +77,7 @@ def check_project(project: Project) -> list[CheckOutcome]:
         [
             provider.ingest(region, *project.span, kind)
             for region in project.experiment.regions
-            for kind in kinds_of(project, region)
+            for kind in [*kinds_of(project, region), *kinds_beside(project, region)]
         ],
         project.experiment.checks,
     )
@@ -130,17 +142,21 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
     # What a source that began later never gave is no gap.
     since = start if begin is None else min(end, max(start, min([begin, *table["time"].head(1)])))
     reports = [part.report for part in found]
-    warnings = [text for report in reports for text in report.warnings]
+    checks = run_checks(table, now=now, expected=(since, end), reports=reports, limits=project.experiment.checks)
+    beside, warnings = _beside(project, region, (start, end), stored, now)
+    own, table = table, pl.concat([table, *(part.trace for part in beside)])
+    reports += [part.report for part in beside]
+    warnings = [*(text for report in reports for text in report.warnings), *warnings]
     revisions = compare(stored, table)
-    known = table.drop_nulls("value")
+    known = own.drop_nulls("value")
     metadata: Metadata = {
         "source": ", ".join(table["source"].unique().sort()),
         "kinds": ", ".join(table["kind"].unique().sort()),
-        "nulls": table["value"].null_count(),
+        "nulls": own["value"].null_count(),
         "duplicates": sum(report.duplicates for report in reports),
         "conflicts": sum(report.conflicts for report in reports),
         "withheld": sum(part.count for report in reports for part in report.withheld),
-        "estimated_share": float(table["estimated"].mean() or 0.0),  # type: ignore[arg-type]
+        "estimated_share": float(own["estimated"].mean() or 0.0),  # type: ignore[arg-type]
         "mean": float(known["value"].mean() or 0.0),  # type: ignore[arg-type]
         **revisions.metadata(),
     }
@@ -155,8 +171,27 @@ def ingest_day(project: Project, region: str, day: str | date) -> IngestedDay:
         metadata["forecasts_issued"] = forecasts["issued_at"].n_unique()
     if warnings:
         metadata["warnings"] = "; ".join(warnings)
-    checks = run_checks(table, now=now, expected=(since, end), reports=reports, limits=project.experiment.checks)
     return IngestedDay(region, day, table, forecasts, metadata, checks)
+
+
+def _beside(
+    project: Project, region: str, span: tuple[datetime, datetime], stored: pl.DataFrame | None, now: datetime
+) -> tuple[list[Ingested], list[str]]:
+    """What grams are counted by beside the signals of windows, and why a part of it is left out: a signal that windows
+    need must not be lost for it."""
+    found, lost = [], []
+    for kind in kinds_beside(project, region):
+        try:
+            part = keep_nowcasts(project.provider.ingest(region, *span, kind), stored)
+        except (TraceError, StoreError) as error:
+            lost.append(f"no {kind}: {error}")
+            continue
+        # A hole in it is energy that is not accounted, and no reason to leave out the rest.
+        checks = run_checks(part.trace, now=now, reports=[part.report], limits=project.experiment.checks)
+        wrong = [check for check in checks if check.name in ("unit", "range") and check.blocking and not check.passed]
+        lost += [f"{kind} is left out: {check.description}" for check in wrong]
+        found += [] if wrong else [part]
+    return found, lost
 
 
 def _stored(project: Project, key: str) -> tuple[pl.DataFrame | None, str | None]:
