@@ -5,51 +5,31 @@
 The tokens are random: what is timed does not depend on what they say. What only a GPU can tell is null on a CPU. With
 `--hand-written` and `--nanochat FOLDER`, a checkout of nanochat as of October 2025, their steps of equal depth, batch
 and length are timed in the same job (`train_references`), before it takes memory of the device itself; on one device,
-whatever `--devices` says of the trainer.
+whatever `--devices` says of the trainer. `--snapshots` times those of a round under way.
 """
 
+import math
 import platform
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
-from curtail_pipeline.corpus.tokenizer import save_tokenizer, train_bpe
-from curtail_pipeline.federation.orders import Order, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
-from curtail_pipeline.storage.folder_store import FolderStore
-from curtail_pipeline.storage.manifest import FRESH
+from curtail_pipeline.settings.federation_settings import FederationSettings
 from curtail_pipeline.storage.records import Json
-from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.tokens.ranges import Ranges
 
 if TYPE_CHECKING:
     from curtail_pipeline.benchmarks.train_references import ReferenceSpeed
+    from curtail_pipeline.benchmarks.train_rounds import Rounds
 
 Parallel = Literal["auto", "ddp", "fsdp"]
 """As a site's setting."""
 
 BINS = 10
 CPU_INFO = Path("/proc/cpuinfo")
-
-
-class _Random:
-    """Sequences of random tokens, made once."""
-
-    def __init__(self, vocab_size: int, sequences: int, sequence_length: int) -> None:
-        self._rows = np.random.default_rng(0).integers(vocab_size, size=(sequences, sequence_length + 1))
-
-    def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-        while True:
-            yield self._rows
 
 
 class Histogram(TypedDict):
@@ -96,16 +76,29 @@ class Ran(TypedDict):
     steps: int
 
 
-class Speed(Compared, Ran):
+class Beside(TypedDict):
+    """What is beside a round's steps, seconds."""
+
+    fetch_s: float
+    """Of a later round: reading weights and optimiser state, and bringing them to the device; median."""
+    store_s: float
+    """Of a later round: from the end of its last step to its answer, writing both; median."""
+    non_training_share: float
+    """Share of the later rounds' time that is either."""
+    snapshot_s: float | None
+    """By how much a snapshot of a round under way made training longer; null without `--snapshots`."""
+    slowest_snapshot_s: float | None
+    """By how much the slowest step there was longer than the median."""
+    snapshot_share: float | None
+    """Of the time of training, with a snapshot as often as is the default (`federation.snapshot_minutes`)."""
+
+
+class Speed(Beside, Compared, Ran):
     """What `run` measured, and of what."""
 
     tokens_per_s: float
     step_s: float
     """Median over the steps after the first round."""
-    round_overhead_s: float
-    """Loading, snapshots and weights of a later round; median."""
-    non_training_share: float
-    """Share of the later rounds' time that is loading, snapshots and weights."""
     step_times: Histogram
     mfu: float | None
     """Model FLOPs utilisation of all devices at the median step, by the formula of `training.throughput`; null where a
@@ -136,8 +129,9 @@ def run(
     rounds: int = 3,
     hand_written: bool = False,
     nanochat: str | None = None,
+    snapshots: bool = False,
 ) -> Speed:
-    """Train a few rounds and time them.
+    """Train a few rounds and time them; with `snapshots` one more, three times as long, in which two are taken.
 
     Raises:
         SettingsError: `nanochat` is no checkout of it, or the preset has no depth to compare at.
@@ -145,6 +139,7 @@ def run(
     """
     import torch
 
+    from curtail_pipeline.benchmarks.train_rounds import time_rounds
     from curtail_pipeline.training.memory import estimate
     from curtail_pipeline.training.presets import model_config, parameter_count
     from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
@@ -163,11 +158,11 @@ def run(
     experiment = _experiment(training, device, threads, devices, parallel)
     references = _references(hand_written, nanochat, experiment, vocab_size, steps)
     with tempfile.TemporaryDirectory() as folder:
-        step_s, overhead_s, share = _rounds(Path(folder), experiment, vocab_size, steps, rounds)
+        timed = time_rounds(Path(folder), experiment, vocab_size, steps, rounds, snapshots)
     place = torch.device(device)
-    cuda, step = place.type == "cuda", statistics.median(step_s)
+    cuda, step = place.type == "cuda", statistics.median(timed.step_s)
     config = model_config(experiment.training, vocab_size)
-    counts, edges = np.histogram(step_s, bins=BINS)
+    counts, edges = np.histogram(timed.step_s, bins=BINS)
     batch = min(device_batch_sequences, experiment.sequences_per_step // devices)
     memory = estimate(config, experiment.training, place.type, batch, devices, parallel == "fsdp")
     speed = total_batch_tokens / step
@@ -175,8 +170,7 @@ def run(
     return {
         "tokens_per_s": round(speed, 1),
         "step_s": round(step, 4),
-        "round_overhead_s": round(statistics.median(overhead_s), 4),
-        "non_training_share": round(share, 4),
+        **_beside_steps(timed),
         "step_times": {"edges_s": [round(float(edge), 5) for edge in edges], "steps": counts.tolist()},
         "mfu": _rounded(mfu(speed, flops, peak, devices)),
         "parameters": parameter_count(config),
@@ -184,6 +178,19 @@ def run(
         "estimated_mib": round(memory.total / 2**20),
         **_compared(speed, *references, flops, peak),
         **_ran(experiment, steps),
+    }
+
+
+def _beside_steps(timed: "Rounds") -> Beside:
+    every_s = 60 * (FederationSettings().snapshot_minutes or math.inf)
+    took = timed.snapshot_s
+    return {
+        "fetch_s": round(statistics.median(timed.fetch_s), 4),
+        "store_s": round(statistics.median(timed.store_s), 4),
+        "non_training_share": round((sum(timed.fetch_s) + sum(timed.store_s)) / sum(timed.whole_s), 4),
+        "snapshot_s": None if took is None else round(took, 4),
+        "slowest_snapshot_s": None if timed.slowest_snapshot_s is None else round(timed.slowest_snapshot_s, 4),
+        "snapshot_share": None if took is None else round(took / (every_s + took), 5),
     }
 
 
@@ -272,64 +279,3 @@ def cpu_name() -> str:
     described = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     names = (line.partition(":")[2].strip() for line in described if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _rounds(
-    folder: Path, experiment: Experiment, vocab_size: int, steps: int, rounds: int
-) -> tuple[list[float], list[float], float]:
-    """Seconds of each step, of each round beside its steps, and their share, after the first round, which warms up."""
-    from curtail_pipeline.training.presets import init_checkpoint
-    from curtail_pipeline.training.trainer import SiteTrainer
-
-    settings = experiment.training
-    store = FolderStore(folder / "store")
-    store.write_record("experiment.json", experiment)
-    save_tokenizer(train_bpe(["text"], 512, "<|bos|>"), folder / "tokenizer", "<|bos|>")
-    init_checkpoint(settings, folder / "tokenizer", store.path("init"), seed=0)
-    reader = _Random(vocab_size, experiment.sequences_per_step, settings.sequence_length)
-    trainer = SiteTrainer(store, "S", experiment, reader)
-    weights = store.path("init/model.safetensors")
-    parent = StoredWeights(key="init/model.safetensors", sha256=file_sha256(weights))
-    inner = FRESH
-    step_s: list[float] = []
-    overhead_s: list[float] = []
-    whole_s = 0.0
-    with closing(trainer):
-        for number in range(rounds):
-            order = _order(experiment, store, number, steps, parent, inner)
-            ends: list[float] = []
-            start = time.perf_counter()
-            result = trainer.train(order, lambda _, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
-            took = time.perf_counter() - start
-            print(f"round {number}: {result.tokens_per_s:.0f} tokens/s, {took:.2f} s", file=sys.stderr)
-            parent = StoredWeights(key=result.weights.key, sha256=result.weights.sha256)
-            inner = result.inner_state.end
-            if number:
-                step_s += [b - a for a, b in pairwise(ends)]
-                overhead_s.append(took - result.seconds)
-                whole_s += took
-    return step_s, overhead_s, sum(overhead_s) / whole_s
-
-
-def _order(
-    experiment: Experiment, store: FolderStore, number: int, steps: int, parent: StoredWeights, inner: str
-) -> Order:
-    return Order(
-        key="ckpt-000001",
-        attempt=0,
-        round=number,
-        site="S",
-        experiment_uri="experiment.json",
-        store=str(store.root),
-        parent=parent,
-        config="init/config.json",
-        inner_state=inner,
-        first_step=number * steps,
-        members=1,
-        total_steps=1_000_000,
-        max_steps=steps,
-        deadline_s=None,
-        lease=((1, 0, steps * experiment.sequences_per_step),),
-        seed=0,
-        out=f"round-{number}.safetensors",
-    )

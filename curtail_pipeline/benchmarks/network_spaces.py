@@ -1,8 +1,9 @@
 """Machines that share nothing, on one machine: namespaces of network, mounts, processes and IPC (Linux, as root).
 
-Each space has a root of its own in memory, with the installed software read-only and nothing else of this machine. A
-space ends with all that runs in it when it is closed, and when the process that made it dies, however that happens:
-its first process dies with its maker, and the kernel ends the others and everything that was mounted or linked.
+Each space has a root of its own, in memory or in a file without a name, with the installed software read-only and
+nothing else of this machine. A space ends with all that runs in it when it is closed, and when the process that made it
+dies, however that happens: its first process dies with its maker, and the kernel ends the others and everything that
+was mounted or linked.
 """
 
 import os
@@ -22,6 +23,7 @@ import curtail_pipeline
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.flower.processes import die_with_parent
 
+_IN_MEMORY = "mount -t tmpfs -o mode=755,size=75% space"
 TOOLS = ("unshare", "nsenter", "ip", "tc", "mount", "pivot_root")
 WORK = "/space"
 """Working directory and home in every space; writable."""
@@ -33,7 +35,7 @@ _SETUP = """
 set -e
 root={root}
 mount --make-rprivate /
-mount -t tmpfs -o mode=755,size=75% space $root
+{mount} $root
 cd $root
 mkdir -p old proc dev dev/shm tmp space
 {links}
@@ -86,14 +88,20 @@ class Space:
 
     Args:
         name: for messages.
+        disk_gib: room on this machine's disk for what is written in it; in memory when not given.
+
+    Raises:
+        SettingsError: it cannot be made.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, disk_gib: int | None = None) -> None:
         self.name = name
         self._root = tempfile.mkdtemp(prefix="space-")
+        image = Path(f"{self._root}.img")
         script = _SETUP.format(
-            root=self._root, links=_links(), paths=" ".join(map(shlex.quote, _software())), work=WORK
-        )
+            root=self._root, links=_links(), paths=" ".join(map(shlex.quote, _software())), work=WORK,
+            mount=_IN_MEMORY if disk_gib is None else _on_disk(image, disk_gib),
+        )  # fmt: skip
         self._first = subprocess.Popen(
             ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "sh", "-c", script],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent,
@@ -101,6 +109,7 @@ class Space:
         assert self._first.stdout is not None
         said = self._first.stdout.readline()
         Path(self._root).rmdir()  # the mount is in the space alone
+        image.unlink(missing_ok=True)  # the kernel has it as long as it is mounted
         if said.strip() != "ready":
             self.close()
             raise SettingsError(f"no space {name!r} could be made on this machine; its messages stand above")
@@ -180,10 +189,22 @@ class Space:
 
 
 @contextmanager
-def spaces(*names: str) -> Iterator[list[Space]]:
-    """Some, closed with the block."""
+def spaces(*names: str, disk_gib: int | None = None) -> Iterator[list[Space]]:
+    """Some, closed with the block; arguments and errors as of `Space`."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Space(name)) for name in names]
+        yield [stack.enter_context(Space(name, disk_gib)) for name in names]
+
+
+def _on_disk(image: Path, gib: int) -> str:
+    """What mounts a file system in a new sparse file."""
+    make = program("mkfs.ext4")
+    if make is None:
+        raise SettingsError("mkfs.ext4 is not installed, which a space on disk takes (Debian: e2fsprogs)")
+    with image.open("wb") as stream:
+        stream.truncate(gib << 30)
+    # No journal: nothing of it is there after a crash.
+    subprocess.run([make, "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1", str(image)], check=True)
+    return f"mount -o loop {shlex.quote(str(image))}"
 
 
 def _software() -> list[str]:

@@ -100,6 +100,13 @@ class StateFile:
             raise FederationError(f"tensor {name} of its inner state is damaged: {error}") from error
         return _squared(values, codec) if name.endswith(SQUARES) else values
 
+    def whole(self, tensor: TensorInfo) -> Floats:
+        """One of `tensors`; errors as of `floats`."""
+        found = np.empty(math.prod(tensor.shape), np.float32)
+        for first, count in pieces(tensor):
+            found[first : first + count] = self.floats(tensor.name, first, count)
+        return found.reshape(tensor.shape)
+
     def close(self) -> None:
         self._file.close()
 
@@ -166,12 +173,7 @@ def write_state(path: Path, codec: StateCodecName, state: Mapping[str, Floats]) 
 def read_state(path: Path) -> dict[str, Floats]:
     """A whole state, decoded. Errors as of `StateFile`."""
     with StateFile(path) as file:
-        return {
-            tensor.name: np.concatenate(
-                [np.empty(0, np.float32), *(file.floats(tensor.name, *piece) for piece in pieces(tensor))]
-            ).reshape(tensor.shape)
-            for tensor in file.tensors
-        }
+        return {tensor.name: file.whole(tensor) for tensor in file.tensors}
 
 
 def _known(named: str) -> StateCodecName:

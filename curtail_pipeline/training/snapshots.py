@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 
 from curtail_pipeline.errors import FederationError, TrainingError
-from curtail_pipeline.federation.orders import SharedState
+from curtail_pipeline.federation.orders import Order, SharedState
+from curtail_pipeline.federation.plan import replay_folder
 from curtail_pipeline.federation.state_file import read_state
 from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import CorruptObject, NotStored, file_sha256
@@ -47,6 +48,22 @@ def load_snapshot(files: Files, site: str, state: str, folder: str = SNAPSHOTS) 
         ) from None
     except (TrainingError, CorruptObject) as error:
         raise StateLost(str(error)) from error
+
+
+def snapshots_of(order: Order) -> str:
+    """Where the order's snapshots are: a replay's apart from those of live segments."""
+    return f"{replay_folder(order.replay)}/{SNAPSHOTS}" if order.replay else SNAPSHOTS
+
+
+def load_begin(files: Files, order: Order) -> dict[str, torch.Tensor]:
+    """Read the inner state that an order begins with, which is not `fresh`.
+
+    Raises:
+        StateLost: it was pruned, lost or damaged.
+    """
+    if order.shared is not None:
+        return load_merged(files, order.shared)
+    return load_snapshot(files, order.site, order.inner_state, snapshots_of(order))
 
 
 def load_merged(files: Files, shared: SharedState) -> dict[str, torch.Tensor]:

@@ -20,12 +20,21 @@ def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
     found = bench_train.run(**SMALL, steps=3, rounds=2)
     assert found["mfu"] is None and found["peak_mib"] is None
     assert found["tokens_per_s"] == pytest.approx(64 / found["step_s"], rel=0.05)
-    assert 0 < found["non_training_share"] < 1
+    assert 0 < found["non_training_share"] < 1 and found["fetch_s"] > 0 and found["store_s"] > 0
+    assert found["snapshot_s"] is None and found["snapshot_share"] is None
     times = found["step_times"]
     assert sum(times["steps"]) == 2 and len(times["edges_s"]) == len(times["steps"]) + 1
     assert times["edges_s"] == sorted(times["edges_s"])
     assert found["device_name"] and found["estimated_mib"] >= 16 * found["parameters"] // 2**21
     assert bench_training.run is bench_train.run
+
+
+@pytest.mark.slow
+def test_snapshots_of_a_round_under_way_are_timed_among_its_steps(capsys):
+    found = bench_train.run(**SMALL, steps=20, rounds=2, snapshots=True)
+    assert "snapshots were written" not in capsys.readouterr().err
+    assert found["snapshot_s"] < 5 and found["slowest_snapshot_s"] < 5
+    assert found["snapshot_share"] == pytest.approx(found["snapshot_s"] / 600, rel=0.02, abs=1e-5)
 
 
 @pytest.mark.slow
