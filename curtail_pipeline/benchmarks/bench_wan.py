@@ -3,6 +3,7 @@
     sudo curtail bench wan                    # d4, 36.7 M parameters; --model tiny for a quick look
     sudo curtail bench wan --arms fp32,int8   # one run per codec of what is sent
     sudo curtail bench wan --arms int8,int8+overlap    # with rounds that are merged while the next one trains
+    sudo curtail bench wan --linked north,south,east   # no site has credentials of the bucket
 
 Coordinator (SuperLink behind `deploy/nginx/superlink.conf`, S3 server, the run) and sites are spaces of their own
 (`network_spaces`); each site has its own key, and S3 behind TLS. Lines are shaped by `tc tbf` and delayed by a relay
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +38,7 @@ from curtail_pipeline.benchmarks.network_spaces import (
     why_not,
 )
 from curtail_pipeline.benchmarks.wan_figures import Line, arm_of, figures
-from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, LINKED, MODELS, arms_of, experiment, trace
+from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, MODELS, arms_of, experiment, linked_of, trace
 from curtail_pipeline.errors import FederationError, MessageError, SettingsError
 from curtail_pipeline.storage.records import Json, read_record
 
@@ -70,7 +71,12 @@ INSIDE = (sys.executable, "-m", "curtail_pipeline.benchmarks.wan_inside")
 
 
 def run(
-    model: str = "d4", mbit_s: float = 100.0, rtt_ms: float = 150.0, logs: str | None = None, arms: str = "fp32"
+    model: str = "d4",
+    mbit_s: float = 100.0,
+    rtt_ms: float = 150.0,
+    logs: str | None = None,
+    arms: str = "fp32",
+    linked: str = JOINS,
 ) -> Mapping[str, Json]:
     """Figures of the first arm as in the module's text, and the main ones of all of them below `arms`.
 
@@ -81,14 +87,16 @@ def run(
         logs: folder to keep logs in.
         arms: codecs of what sites send, with `+overlap` or without, separated by commas; each is a run of its own, one
             after the other.
+        linked: sites without credentials of the bucket, whose orders bring addresses, separated by commas. What the
+            others do not send by a codec, their optimiser states and what updates leave out, goes to the bucket too.
 
     Raises:
-        SettingsError: this machine cannot have namespaces, or there is no such model or codec.
+        SettingsError: this machine cannot have namespaces, or there is no such model, codec or site.
         FederationError: a part did not start, or the run failed; the message ends with its log.
     """
     if model not in MODELS:
         raise SettingsError(f"no model {model!r} here; there are {', '.join(MODELS)}")
-    asked = arms_of(arms)
+    asked, by_addresses = arms_of(arms), linked_of(linked)
     if reason := _why_not():
         raise SettingsError(f"`curtail bench wan` cannot run here: {reason}")
     found: dict[str, Mapping[str, Json]] = {}
@@ -97,11 +105,11 @@ def run(
             place = Path(logs or folder) / arm.name
             place.mkdir(parents=True, exist_ok=True)
             hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))
-            content = experiment(model, arm, TRACE)
+            content = experiment(model, arm, by_addresses, TRACE)
             found[arm.name] = {
                 "model": model,
                 "inner_state": "own",
-                **_Network(place, hub, sites, content, mbit_s, rtt_ms).measure(),
+                **_Network(place, hub, sites, content, by_addresses, mbit_s, rtt_ms).measure(),
             }
     return {**found[asked[0].name], "arms": {name: arm_of(measured) for name, measured in found.items()}}
 
@@ -153,11 +161,12 @@ class _Network:
         hub: Space,
         sites: Mapping[str, Space],
         experiment: Mapping[str, Json],
+        linked: Collection[str],
         mbit_s: float,
         rtt_ms: float,
     ) -> None:
         self.logs, self.hub, self.sites, self.experiment = logs, hub, sites, experiment
-        self.mbit_s, self.rtt_ms = mbit_s, rtt_ms
+        self.linked, self.mbit_s, self.rtt_ms = linked, mbit_s, rtt_ms
         self.address: dict[str, str] = {}
         """By which a site reaches the hub."""
         self.nodes: dict[str, int] = {}
@@ -254,10 +263,10 @@ class _Network:
     def _start_site(self, name: str) -> float:
         site, front = self.sites[name], f"{FRONT_HOST}:{FRONT_PORT}"
         environment = _at(f"{WORK}/ca.crt")
-        if name in LINKED:
+        if linked := name in self.linked:
             environment = {name: value for name, value in environment.items() if not name.startswith("AWS_")}
         words = ["site", "run", name, "--superlink", front, "--ca", "ca.crt", "--key", "key"]
-        words += ["--linked"] if name in LINKED else ["--store", STORE]
+        words += ["--linked"] if linked else ["--store", STORE]
         began = time.time()
         site.start([*CURTAIL, *words], self.logs / f"site-{name}.log", environment)
         watch = [*INSIDE, "watch", f"{WORK}/homes/sites/{name}/trainers/{name}.json"]

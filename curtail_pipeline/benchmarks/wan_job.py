@@ -1,6 +1,6 @@
 """The job of `bench wan`: two sites, a third joins, the first leaves, a pause, and the two left; a round each."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, get_args
 
@@ -12,8 +12,6 @@ START = datetime(2026, 5, 1, tzinfo=UTC)
 CURTAILED: Final = {"north": [(10, 80)], "south": [(10, 100), (140, 160)], "east": [(50, 100), (140, 160)]}
 """Minutes from START: north and south, all three, south and east, a pause, south and east."""
 JOINS = "east"
-LINKED = (JOINS,)
-"""Have no credentials of the bucket: orders bring pre-signed addresses."""
 MODELS: Final[Mapping[str, Mapping[str, Json]]] = {
     "d4": {"preset": "d4", "model_overrides": {"vocab_size": 65536}},
     "tiny": {"preset": "tiny"},
@@ -65,11 +63,24 @@ def trace() -> str:
     return "\n".join(rows) + "\n"
 
 
-def experiment(model: str, arm: Arm, trace_file: str) -> dict[str, Json]:
+def linked_of(text: str) -> tuple[str, ...]:
+    """Sites separated by commas.
+
+    Raises:
+        SettingsError: one is none.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if strange := [name for name in names if name not in CURTAILED]:
+        raise SettingsError(f"no site {strange[0]!r}; there are {', '.join(CURTAILED)}")
+    return names
+
+
+def experiment(model: str, arm: Arm, linked: Collection[str], trace_file: str) -> dict[str, Json]:
     """The experiment's file.
 
     Args:
         arm: what sites fetch goes by the codec of what they send where it can.
+        linked: sites without credentials of the bucket.
         trace_file: with the content of `trace`.
     """
     downloads: dict[str, DownloadName] = {name: name for name in get_args(DownloadName)}
@@ -101,7 +112,7 @@ def experiment(model: str, arm: Arm, trace_file: str) -> dict[str, Json]:
         "rounds": {"round_s": 2400 / parts, "max_rounds": 2 * parts, **exchange},
         "job": {"steps": 1000},
         # a machine that runs all four is slower than its lines: processes get the time that is not measured here
-        "federation": {"linked": [*LINKED], "delivery_s": 180, "liveness_s": 60},
+        "federation": {"linked": [*linked], "delivery_s": 180, "liveness_s": 60},
         "corpus": {"vocab_size": 512, "sample_mib": 0.2, "heldout_fraction": 0.05, "max_documents": 400},
         "training": {
             **MODELS[model],

@@ -161,7 +161,7 @@ def test_a_round_falls_into_its_parts() -> None:
 
 def test_the_arms_send_and_fetch_by_their_codecs() -> None:
     def exchange(arm: wan_job.Arm) -> tuple[str, str, bool]:
-        found = parse_experiment(wan_job.experiment("tiny", arm, "trace.csv"), "wan").rounds
+        found = parse_experiment(wan_job.experiment("tiny", arm, ["east"], "trace.csv"), "wan").rounds
         return found.upload_codec, found.download_codec, found.overlap
 
     asked = wan_job.arms_of("fp32, int2_topk,fp32,int8+overlap")
@@ -174,13 +174,19 @@ def test_the_arms_send_and_fetch_by_their_codecs() -> None:
             wan_job.arms_of(strange)
 
 
+def test_sites_without_credentials_are_named() -> None:
+    assert wan_job.linked_of("north, east,north") == ("north", "east") and wan_job.linked_of("") == ()
+    with pytest.raises(SettingsError, match="no site 'west'; there are north, south, east"):
+        wan_job.linked_of("north,west")
+
+
 @pytest.mark.parametrize("arm", ["fp32", "int8+overlap"])
 @pytest.mark.parametrize("model", wan_job.MODELS)
 def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path, model: str, arm: str) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text(wan_job.trace())
     (asked,) = wan_job.arms_of(arm)
-    parts = planned(wan_job.experiment(model, asked, str(trace)), tmp_path / "home")
+    parts = planned(wan_job.experiment(model, asked, ["east"], str(trace)), tmp_path / "home")
     members = [part.members if isinstance(part, SegmentPlan) else () for part in parts]
     assert members == [
         (), ("north", "south"), ("north", "south", "east"), ("south", "east"), (), ("south", "east"), (),
