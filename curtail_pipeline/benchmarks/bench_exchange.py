@@ -101,11 +101,14 @@ def run(
     if unknown := sorted({*codecs.split(",")} - {*NAMES}) or sorted({*models.split(",")} - {*WIDTHS}):
         raise SettingsError(f"{unknown[0]!r} is no codec or model; there are {', '.join((*NAMES, *WIDTHS))}")
     counts = [int(count) for count in str(sites).split(",")]
-    measured: dict[str, ModelCosts] = {}
-    for model in models.split(","):
-        with tempfile.TemporaryDirectory(prefix="bench-exchange-", dir=folder or None) as scratch:
-            measured[model] = _Measured(Path(scratch), model).costs(names, counts)
+    measured = {model: measure(model, names, counts, folder) for model in models.split(",")}
     return {"cores": os.cpu_count(), "sites": counts, "models": measured}
+
+
+def measure(model: str, codecs: Sequence[CodecName], sites: Sequence[int] = (3,), folder: str = "") -> ModelCosts:
+    """As `run`, of one model; `fp32` has to be among the codecs."""
+    with tempfile.TemporaryDirectory(prefix="bench-exchange-", dir=folder or None) as scratch:
+        return _Measured(Path(scratch), model).costs(codecs, sites)
 
 
 def _shapes(model: str) -> dict[str, tuple[int, int]]:

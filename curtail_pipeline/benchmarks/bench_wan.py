@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from curtail_pipeline.benchmarks.bench_exchange import measure
 from curtail_pipeline.benchmarks.network_spaces import (
     WORK,
     Space,
@@ -37,9 +38,11 @@ from curtail_pipeline.benchmarks.network_spaces import (
     spaces,
     why_not,
 )
+from curtail_pipeline.benchmarks.projection import DOWN
 from curtail_pipeline.benchmarks.wan_figures import Line, arm_of, figures
-from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, MODELS, arms_of, experiment, linked_of, trace
+from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, MODELS, Arm, arms_of, experiment, linked_of, trace
 from curtail_pipeline.errors import FederationError, MessageError, SettingsError
+from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.records import Json, read_record
 
 FRONT_HOST, S3_HOST = "superlink.wan", "store.wan"
@@ -47,6 +50,8 @@ BUCKET = "wan"
 STORE = f"s3://{BUCKET}/run"
 TRACE = f"{WORK}/trace.csv"
 FRONT_PORT, S3_PORT = 8443, 9443
+MEASURED = {"d4": "124M", "tiny": "7M"}
+"""Of `bench_exchange.WIDTHS`, what is projected from beside a job of this model."""
 READY_S = 400.0
 RUN_S = 1800.0
 FRONT_CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "superlink.conf"
@@ -78,7 +83,8 @@ def run(
     arms: str = "fp32",
     linked: str = JOINS,
 ) -> Mapping[str, Json]:
-    """Figures of the first arm as in the module's text, and the main ones of all of them below `arms`.
+    """Figures of the first arm as in the module's text, and the main ones of all of them below `arms`; below
+    `projected_561M_600s` what share of a round each would not train with 561 M parameters.
 
     Args:
         model: `d4` or `tiny`.
@@ -111,7 +117,21 @@ def run(
                 "inner_state": "own",
                 **_Network(place, hub, sites, content, by_addresses, mbit_s, rtt_ms).measure(),
             }
-    return {**found[asked[0].name], "arms": {name: arm_of(measured) for name, measured in found.items()}}
+    return {
+        **found[asked[0].name],
+        "arms": {name: arm_of(measured) for name, measured in found.items()},
+        "projected_561M_600s": _projected(asked, MEASURED[model]),
+    }
+
+
+def _projected(arms: Sequence[Arm], model: str) -> dict[str, Json]:
+    """By arm, the share of a round of 600 s over 100 Mbit/s that a site of 561 M parameters does not train: from bytes
+    and processor seconds of an exchange of this model, measured here (`bench_exchange`)."""
+    names: set[CodecName] = {"fp32"}
+    for arm in arms:
+        names |= {arm.codec, DOWN.get(arm.codec, arm.codec)}
+    shares = measure(model, sorted(names))["projected_561M_600s"]
+    return {arm.name: shares[arm.codec]["overlapped" if arm.overlap else "waiting"] for arm in arms}
 
 
 def _spaces(model: str) -> contextlib.AbstractContextManager[list[Space]]:

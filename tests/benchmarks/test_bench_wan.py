@@ -174,6 +174,15 @@ def test_the_arms_send_and_fetch_by_their_codecs() -> None:
             wan_job.arms_of(strange)
 
 
+@pytest.mark.slow
+def test_each_arm_is_projected_to_a_model_of_561_million_parameters() -> None:
+    found = bench_wan._projected(wan_job.arms_of("int8,int8+overlap"), "7M")
+    assert list(found) == ["int8", "int8+overlap"]
+    alone, beside = 8 * 2 * 570e6 / 100e6 / 600, found["int8+overlap"]
+    assert alone < found["int8"] < alone + 0.2, "the line's own time, both ways, and what encodes, merges and decodes"
+    assert isinstance(beside, float) and 0 < beside < 0.1 < found["int8"]
+
+
 def test_sites_without_credentials_are_named() -> None:
     assert wan_job.linked_of("north, east,north") == ("north", "east") and wan_job.linked_of("") == ()
     with pytest.raises(SettingsError, match="no site 'west'; there are north, south, east"):
