@@ -18,7 +18,15 @@ import numpy as np
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import Codec
 from curtail_pipeline.federation.merge_report import WrittenFile
-from curtail_pipeline.federation.tensor_stream import PIECE, Floats, TensorFile, TensorWriter, from_float32, in_order
+from curtail_pipeline.federation.tensor_stream import (
+    PIECE,
+    Floats,
+    TensorFile,
+    TensorWriter,
+    from_float32,
+    in_order,
+    to_float32,
+)
 from curtail_pipeline.federation.update_file import AHEAD, THREADS, Piece, UpdateFile, UpdateWriter, all_pieces
 from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.atomic import replacing
@@ -236,7 +244,7 @@ class MergePass:
         if not piece.tensor.floating:
             sites: dict[str, float | str] = {u.update.site: self._same(u, piece, raw) for u in self._offered}
             return _Done(0.0, sites, 0.0, dict.fromkeys(("weights", "delta")[: 2 if self._out.codec else 1], raw))
-        origin = self._parent.floats(piece.tensor, piece.first, piece.count)
+        origin = to_float32(raw, piece.tensor.dtype)
         squares = square(origin, piece.tensor.name)
         mean = self._scratch.mean[: piece.count]
         mean.fill(0)
