@@ -5,6 +5,9 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from curtail_pipeline import benchmarks
 from curtail_pipeline.errors import SettingsError
@@ -26,28 +29,28 @@ def run_benchmark(name: str, words: Sequence[str]) -> Mapping[str, Json]:
         words: `--option value` or `--option=value`, or `--option` alone for true; a value is JSON where it can be.
 
     Raises:
-        SettingsError: no such benchmark, or an option it does not take.
+        SettingsError: no such benchmark, or an option or a value it does not take.
     """
     if name not in names():
         raise SettingsError(f"no benchmark {name!r}; there are {', '.join(names())}")
     module = importlib.import_module(f"{benchmarks.__name__}.{PREFIX}{name.replace('-', '_')}")
-    options = parse_options(words)
-    known = inspect.signature(module.run).parameters
-    for option in options:
+    known, given = inspect.signature(module.run, eval_str=True).parameters, {}
+    for option, text in parse_options(words).items():
         if option not in known:
             shown = ", ".join(f"--{key.replace('_', '-')}" for key in known) or "no option"
             raise SettingsError(f"benchmark {name!r} takes {shown}, not --{option.replace('_', '-')}")
-    result: Mapping[str, Json] = module.run(**options)
+        given[option] = value_of(option, text, known[option].annotation)
+    result: Mapping[str, Json] = module.run(**given)
     return result
 
 
-def parse_options(words: Sequence[str]) -> dict[str, Json]:
-    """Options by parameter name.
+def parse_options(words: Sequence[str]) -> dict[str, str | None]:
+    """Texts of options by parameter name; None for one that stands alone.
 
     Raises:
         SettingsError: a word that is no option and no option's value, or an option given twice.
     """
-    options: dict[str, Json] = {}
+    options: dict[str, str | None] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -60,8 +63,27 @@ def parse_options(words: Sequence[str]) -> dict[str, Json]:
         key = key.replace("-", "_")
         if key in options:
             raise SettingsError(f"--{key.replace('_', '-')} is given twice; give it once")
-        options[key] = _value(text) if sep else True
+        options[key] = text if sep else None
     return options
+
+
+def value_of(option: str, text: str | None, kind: Any) -> Json:
+    """What an option says to a parameter of this type: its JSON where the parameter takes that, else its text.
+
+    Raises:
+        SettingsError: the parameter takes neither.
+    """
+    takes = TypeAdapter(kind)
+    try:
+        value: Json = takes.validate_python(True if text is None else _value(text), strict=True)
+    except ValidationError:
+        try:
+            value = takes.validate_python(text, strict=True)
+        except ValidationError as error:
+            shown = f"--{option.replace('_', '-')}"
+            said = f"{shown} without a value" if text is None else f"{shown} {text}"
+            raise SettingsError(f"{said} will not do: {error.errors()[0]['msg']}") from None
+    return value
 
 
 def _value(text: str) -> Json:

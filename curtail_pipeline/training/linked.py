@@ -34,6 +34,7 @@ class LinkedFolder:
         found = (path.relative_to(self.store.root) for path in self.store.root.rglob("*.safetensors"))
         self._last = {path.as_posix() for path in found if SNAPSHOTS not in path.parts}
         """What the last order was about, or whatever an earlier process has left."""
+        self._swept = False
 
     @contextlib.contextmanager
     def working(self, order: Order, links: Links, has: Callable[[str], bool]) -> Iterator[None]:
@@ -45,6 +46,8 @@ class LinkedFolder:
         Raises:
             StoreError: an address is refused, an object is gone or corrupt, or the store does not answer.
         """
+        if not self._swept:
+            self._sweep()
         shared = order.shared.key if order.shared else ""
         for key in (order.config, order.experiment_uri):
             self.store.write_bytes(key, links.read(key))
@@ -68,6 +71,12 @@ class LinkedFolder:
             if key == order.out or (key and self.store.exists(key)):  # a round without a step leaves no inner state
                 with self.store.local(key) as path:
                     links.send(key, path)
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed had fetched in part; an order is worked on by one at a time."""
+        for left in [*self.store.root.rglob(".*.tmp")]:
+            left.unlink(missing_ok=True)
+        self._swept = True
 
     def _bring(self, links: Links, key: str, sha256: str) -> None:
         path, made = self.store.path(key), self.made.get(sha256)

@@ -68,6 +68,6 @@ class OrderWatch:
         """What the store has of it now."""
         try:
             return self._links.read(key, WATCH_S) if self._links else self._store.read_bytes(key)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             log.debug("%s cannot be read: %s", key, error)
             return None

@@ -1,6 +1,6 @@
 """Snapshots of a site's inner optimiser state: `<folder>/<site>/<sha256>.safetensors`, named by their content."""
 
-import uuid
+import shutil
 from collections.abc import Mapping
 
 import torch
@@ -24,9 +24,11 @@ def save_snapshot(files: Files, site: str, tensors: Mapping[str, torch.Tensor], 
     """Store a state and return its name; a state without tensors is `fresh`."""
     if not tensors:
         return FRESH
-    scratch = files.here(f"{folder}/{site}/.{uuid.uuid4().hex}.tmp")
+    scratch = files.here(f"{folder}/{site}/.new/state.safetensors")
+    shutil.rmtree(scratch.parent, ignore_errors=True)  # a process that was killed has left part of one
     name = f"sha256:{write_tensors(scratch, tensors)}"
     files.adopt(scratch, snapshot_key(site, name, folder))
+    scratch.parent.rmdir()
     return name
 
 

@@ -267,6 +267,7 @@ class SiteTrainer:
             if reading is not None:
                 begin = self._load_state(order, reading)
         if begin == FRESH:
+            self._inner = None
             self._built().reset()
         self._residual.load(files, order, snapshots_of(order))
         self._inner = begin
@@ -276,7 +277,7 @@ class SiteTrainer:
         if order.own is None and self._weights == order.parent.sha256:
             return None
         self._weights = None
-        receive(self.store, self.site.name, order.parent, order.delta)
+        receive(self.store, order, order.parent, order.delta)
         start = make_start(files, order) if order.own is not None else None
         weights = start.read() if start else read_tensors(self.store, order.parent.key, order.parent.sha256)
         self._built().load_weights(weights, order.parent.key)

@@ -84,6 +84,9 @@ class UnfinishedRounds:
 
     def begin(self, work: str, order: Order, learner: Learner) -> Unfinished | None:
         """What was done of this work already, to which the learner is brought; what there is of other work goes."""
+        if self._work is not None and self._writer is not None:  # a lost rank ended that round: its snapshot counts
+            self._writer.join()
+        self._work = None  # of no other round a step may be noted as one of its own
         if order.replay:
             return None
         found = self._find(work, order)
@@ -108,7 +111,7 @@ class UnfinishedRounds:
             if done.work != work or not is_prefix(done.consumed, order.lease) or len(done.losses) > order.max_steps:
                 return None
             return done, read_tensors(FolderStore(self._folder), f"{done.tensors}.safetensors", done.tensors)
-        except CurtailError as error:
+        except (CurtailError, OSError) as error:
             log.warning("%s of %s is begun anew: %s", order.key, order.site, error)
             return None
 

@@ -164,8 +164,9 @@ def make_start(files: Files, order: Order) -> Start:
         ) from error
 
 
-def receive(store: Store, site: str, weights: StoredWeights, delta: StoredDelta | None) -> None:
-    """Make weights of a delta, where its base is here and they are not.
+def receive(store: Store, order: Order, weights: StoredWeights, delta: StoredDelta | None) -> None:
+    """Make weights of a delta, where its base is here and they are not; in a place of the order's own, since a replay
+    may be worked on by another process.
 
     Whoever reads them afterwards finds them here. Where this cannot be done they are fetched whole.
     """
@@ -174,14 +175,14 @@ def receive(store: Store, site: str, weights: StoredWeights, delta: StoredDelta 
     with store.held(weights.sha256) as there, store.held(delta.base.sha256) as base:
         if there is not None or base is None:
             return
-        made = store.here(f"received/{site}.safetensors")
+        made = store.here(f"{pending_folder(order)}/received.safetensors")
         try:
             with store.local(delta.key) as path:
                 written = write_weights(base, path, delta.codec, made)
         except (FederationError, NotStored, CorruptObject) as error:
-            log.warning("%s fetches %s whole: %s", site, weights.key, error)
+            log.warning("%s fetches %s whole: %s", order.site, weights.key, error)
             return
         if written.sha256 == weights.sha256:
             store.keep(made, written.sha256)
         else:
-            log.warning("%s fetches %s whole: its delta gave %s", site, weights.key, written.sha256[:12])
+            log.warning("%s fetches %s whole: its delta gave %s", order.site, weights.key, written.sha256[:12])

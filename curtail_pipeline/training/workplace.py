@@ -56,7 +56,7 @@ class Workplace:
         store = self.store
 
         def bring(found: Merged) -> None:
-            receive(store, order.site, found.weights, found.delta)
+            receive(store, order, found.weights, found.delta)
             with store.local(found.weights.key):
                 log.info("%s has the weights of its next round", order.site)
 

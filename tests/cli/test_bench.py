@@ -1,25 +1,57 @@
 """`curtail bench NAME --option value`."""
 
+import importlib
+import inspect
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from curtail_pipeline.benchmarks import bench_overheads
-from curtail_pipeline.cli.bench import names, parse_options, run_benchmark
+from curtail_pipeline.cli.bench import names, parse_options, run_benchmark, value_of
 from curtail_pipeline.errors import SettingsError
 
 
 def test_options_are_parameters_and_values_json_where_they_can_be() -> None:
-    words = ["--vocab-size", "512", "--dtype", "bfloat16", "--compile", "--weeks=[1,2]", "--folder", "/data"]
-    assert parse_options(words) == {
+    words = ["--vocab-size", "512", "--dtype", "bfloat16", "--compile", "--weeks=[1,2]", "--folder", "2026", "--only="]
+    kinds: dict[str, Any] = {
+        "vocab_size": int, "dtype": str, "compile": bool, "weeks": Sequence[int], "folder": str | None, "only": str,
+    }  # fmt: skip
+    assert {name: value_of(name, text, kinds[name]) for name, text in parse_options(words).items()} == {
         "vocab_size": 512,
         "dtype": "bfloat16",
         "compile": True,
         "weeks": [1, 2],
-        "folder": "/data",
+        "folder": "2026",
+        "only": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--steps", "many"], "--steps many will not do: Input should be a valid integer"),
+        (["--steps"], "--steps without a value will not do"),
+        (["--steps", "2.5"], "--steps 2.5 will not do"),
+        (["--preset"], "--preset without a value will not do: Input should be a valid string"),
+        (["--snapshots", "7"], "--snapshots 7 will not do: Input should be a valid boolean"),
+        (["--parallel", "fdsp"], "--parallel fdsp will not do: Input should be 'auto', 'ddp' or 'fsdp'"),
+    ],
+)
+def test_a_value_that_a_benchmark_does_not_take_is_refused(words: list[str], text: str) -> None:
+    with pytest.raises(SettingsError, match=text):
+        run_benchmark("train", words)
+
+
+def test_every_benchmarks_options_have_types_that_their_defaults_are_of() -> None:
+    for name in names():
+        run = importlib.import_module(f"curtail_pipeline.benchmarks.bench_{name.replace('-', '_')}").run
+        for option, parameter in inspect.signature(run, eval_str=True).parameters.items():
+            default = parameter.default
+            assert TypeAdapter(parameter.annotation).validate_python(default) == default, f"{name} --{option}"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from curtail_pipeline.federation.orders import SharedState, StoredDelta, StoredW
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.folder_store import FolderStore
+from curtail_pipeline.storage.links import BROUGHT
 from curtail_pipeline.training.trainer import SiteTrainer
 
 
@@ -53,3 +54,17 @@ def test_its_own_work_does_not_come_back_to_a_site_alone(
     assert again.parent_sha256 == parent.sha256 and again.inner_state.begin == done.inner_state.end
     fetched = {path.rpartition("/scratch/")[2] for method, path in front.accepted if method == "GET"}
     assert not {"r0/model.safetensors", "r0/delta.safetensors", "r0/inner.safetensors"} & fetched
+
+
+def test_what_a_killed_process_has_fetched_in_part_goes(
+    s3: S3Server, front: SignedFront, store: FolderStore, tmp_path: Path
+) -> None:
+    coordinator, own = bucket_of(s3, store, tmp_path / "coordinator", front.url), FolderStore(tmp_path / "site")
+    order = linked(coordinator, make_order(store))
+    part = own.here(BROUGHT) / f"{order.parent.key.rpartition('/')[0]}/.model.safetensors.{'0' * 32}.tmp"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half of it")
+    trainer = SiteTrainer(own, SITE, EXPERIMENT)
+    assert part.exists(), "until an order is worked on: another process may be at one"
+    trainer.train(order)
+    assert not [path for path in own.root.rglob("*") if path.name.endswith(".tmp")]

@@ -4,11 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
 from checkpoint_cases import fields
 
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training import snapshots
 from curtail_pipeline.training.linked import LinkedFolder
 from curtail_pipeline.training.retention import RecentStates, merged_key, prune_merged, prune_snapshots, snapshot_key
 
@@ -119,3 +122,22 @@ def test_what_a_trainer_that_was_killed_left_goes_with_the_next_order(tmp_path: 
     with LinkedFolder(own).working(order, links, lambda key: False):
         left = [path.relative_to(folder.root).as_posix() for path in folder.root.rglob("*.safetensors")]
     assert sorted(left) == sorted([*stays, "model.safetensors"])
+
+
+def test_part_of_a_state_that_a_killed_process_has_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = FolderStore(tmp_path), snapshots.write_tensors
+
+    def killed(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        write(path, tensors)
+        raise KeyboardInterrupt  # before it has its name
+
+    monkeypatch.setattr(snapshots, "write_tensors", killed)
+    for value in (1.0, 2.0):
+        with pytest.raises(KeyboardInterrupt):
+            snapshots.save_snapshot(store, SITE, {"momentum": torch.tensor([value])})
+    monkeypatch.setattr(snapshots, "write_tensors", write)
+    name = snapshots.save_snapshot(store, SITE, {"momentum": torch.tensor([3.0])})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files] == [f"{name.removeprefix('sha256:')}.safetensors"]

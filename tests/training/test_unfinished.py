@@ -1,9 +1,11 @@
 """A round that was killed goes on from its last snapshot, to the bits of one that nobody disturbed."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from training_case import SITE, changed, fill_store, make_experiment, make_order
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training import unfinished
+from curtail_pipeline.training.leading_ranks import RankLost
 from curtail_pipeline.training.trainer import SiteTrainer
 
 MINUTE = 60.0
@@ -92,7 +95,7 @@ def test_a_killed_round_goes_on_from_its_snapshot_to_the_same_bits(store, monkey
     assert comparable(again) == comparable(wanted)
     assert again.seconds == 10 * 4 * MINUTE
     written(later)
-    assert not store.path(FOLDER).exists()
+    assert not snapshot_files(store)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,62 @@ def test_a_replay_leaves_it_alone(store, monkeypatch):
     names, told = snapshot_files(store), []
     SiteTrainer(store, SITE, SNAPPING).train(changed(order, replay="r1", max_steps=2, out="scratch/r"), told.append)
     assert told[0].steps == 1 and snapshot_files(store) == names
+
+
+def lose_a_rank_after(steps):
+    def progress(told):
+        if told.steps == steps:
+            raise RankLost
+
+    return progress
+
+
+def test_a_replay_leaves_a_round_alone_that_a_lost_rank_has_ended(store):
+    order, trainer = make_order(store, max_steps=10), trainer_of(store)
+    wanted = SiteTrainer(store, SITE, SNAPPING).train(order)
+    with pytest.raises(RankLost):
+        trainer.train(order, lose_a_rank_after(5))
+    written(trainer)
+    names, seen = snapshot_files(store), []
+    assert names
+
+    def look(told):
+        written(trainer)
+        seen.append(snapshot_files(store))
+
+    trainer.train(changed(order, replay="r1", seed=9, max_steps=8, out="scratch/r"), look)
+    assert seen == [names] * 8, "none of a replay is taken for the round's"
+    told = []
+    assert comparable(trainer.train(changed(order, attempt=1), told.append)) == comparable(wanted)
+    assert told[0].steps == 4
+
+
+def test_a_snapshot_that_was_being_written_when_a_rank_was_lost_counts(store, monkeypatch):
+    write = unfinished.write_tensors
+
+    def slow(path, tensors):
+        time.sleep(0.5)
+        return write(path, tensors)
+
+    order, trainer, told = make_order(store, max_steps=6), trainer_of(store), []
+    monkeypatch.setattr(unfinished, "write_tensors", slow)
+    with pytest.raises(RankLost):
+        trainer.train(order, lose_a_rank_after(4))
+    trainer.train(order, told.append)
+    assert told[0].steps == 4
+
+
+def test_a_snapshot_that_the_disk_does_not_give_back_is_not_gone_on_from(store, monkeypatch):
+    order, told = make_order(store, max_steps=8), []
+    wanted = SiteTrainer(store, SITE, SNAPPING).train(order)
+    killed(store, order, monkeypatch)
+
+    def unreadable(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(unfinished, "read_tensors", unreadable)
+    assert comparable(SiteTrainer(store, SITE, SNAPPING).train(order, told.append)) == comparable(wanted)
+    assert told[0].steps == 1
 
 
 @pytest.mark.parametrize("spoil", ["tensors", "record", "gone"])

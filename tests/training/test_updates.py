@@ -1,6 +1,9 @@
 """Rounds whose updates are coded: what is lost is in the inner state, and everything repeats to the bit."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +33,7 @@ from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.plan_runner import TrainersHere
 from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
+from curtail_pipeline.training.updates import receive
 
 EXPERIMENT = make_experiment()
 
@@ -206,3 +210,43 @@ def test_the_gate_judges_the_weights_that_an_update_makes(store: FolderStore) ->
         "it moves what it is taken off"
     )
     assert gate(delta.model_copy(update={"codec": "int8"})) is None
+
+
+def test_a_state_that_was_forgotten_for_an_order_that_failed_is_read_again(store: FolderStore) -> None:
+    trainer, order = SiteTrainer(store, SITE, EXPERIMENT), make_order(store)
+    second = next_order(order, trainer.train(order))
+    lost = changed(order, replay="r1", codec="int2", residual=f"sha256:{'0' * 64}", out="scratch/replay.safetensors")
+    with pytest.raises(TrainingError, match="is not in the store"):
+        trainer.train(lost)
+    assert trainer.train(second).weights.sha256 == SiteTrainer(store, SITE, EXPERIMENT).train(second).weights.sha256
+
+
+class Cached(FolderStore):
+    """A folder of which objects are read through a cache, as of a bucket."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.kept: dict[str, str] = {}
+        self.before_keeping: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def held(self, sha256: str) -> Iterator[Path | None]:  # type: ignore[override]
+        yield self.path(WEIGHTS) if sha256 == file_sha256(self.path(WEIGHTS)) else None
+
+    def keep(self, source: Path, sha256: str) -> None:
+        do, self.before_keeping = self.before_keeping, lambda: None
+        do()
+        self.kept[sha256] = file_sha256(source)
+
+
+def test_a_replay_of_another_process_makes_its_weights_elsewhere(store: FolderStore) -> None:
+    """Weights are kept by their hash: another file in their place would be taken for them ever after."""
+    cached, order, arrived = Cached(store.root), make_order(store, codec="int2"), []
+    for seed in (5, 6):
+        one = changed(order, seed=seed, out=f"scratch/{seed}.safetensors")
+        result = SiteTrainer(store, SITE, EXPERIMENT).train(one)
+        delta = StoredDelta(key=one.out, sha256=result.weights.sha256, codec="int2", base=order.parent)
+        arrived.append((committed(store, one, result), delta))
+    cached.before_keeping = lambda: receive(cached, changed(order, replay="r1"), *arrived[1])
+    receive(cached, order, *arrived[0])
+    assert len(cached.kept) == 2 and all(name == found for name, found in cached.kept.items())
