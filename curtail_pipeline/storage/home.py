@@ -258,8 +258,8 @@ class Home:
     def _spare_foreign_file(self) -> None:
         if self.experiment_file.exists() and self._remembered() is None and not self.dagster.exists():
             raise SettingsError(
-                f"the folder {self.root} is no home and has a file {self.experiment_file.name}, which the home's own copy "
-                "of the experiment would replace; give another folder with --out, or rename that file"
+                f"the folder {self.root} is no home and has a file {self.experiment_file.name}, which the home's own "
+                "copy of the experiment would replace; give another folder with --out, or rename that file"
             )
 
     def _unwritable(self, error: OSError) -> StoreError:
