@@ -1,4 +1,4 @@
-"""Files that an option names and a command writes: one that cannot be written is said with the option, not as a trace."""
+"""Files that an option names and a command writes: one that cannot be written is said with the option."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def writing(option: str, path: Path) -> Iterator[None]:
             raise
         at = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         raise SettingsError(
-            f"{option} {path} cannot be written: {error.strerror or error}{at}; give a place that this user may write to"
+            f"{option} {path} cannot be written: {error.strerror or error}{at}; give a place that you may write to"
         ) from error
 
 
