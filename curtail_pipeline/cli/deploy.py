@@ -7,6 +7,7 @@ import typer
 
 from curtail_pipeline.cli.options import ExperimentOption, OutOption
 from curtail_pipeline.cli.remote_sites import AuthorityOption, SuperlinkOption
+from curtail_pipeline.cli.written_files import make_room, writing
 
 deploy_app = typer.Typer(no_args_is_help=True, help="What a deployment needs beside the images.")
 
@@ -48,7 +49,7 @@ def deploy_compose(
         )
     loaded = load_experiment(experiment)
     folder = secrets if secrets is not None else file.parent / "secrets"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_room("--file", file)
     options = [("--file", str(file)), ("--secrets", secrets), ("--store", store), ("--endpoint", endpoint)]
     options += [("--region", region), ("--build", build), *(("--host", name) for name in host or ())]
     options += [("--elsewhere", name) for name in elsewhere or ()]
@@ -56,11 +57,13 @@ def deploy_compose(
     command = " ".join([f"curtail deploy compose -e {experiment}", *words])
     seen = f"./{folder.relative_to(file.parent)}" if folder.is_relative_to(file.parent) else str(folder.resolve())
     sites = [site.name for site in loaded.sites]
-    names = make_secrets(folder, sites, host or (), store is None, given_secrets(loaded))
+    with writing("--secrets", folder):
+        names = make_secrets(folder, sites, host or (), store is None, given_secrets(loaded))
     deployment = Deployment(
         file, seen, command, store, endpoint, build, region or Deployment.region, tuple(elsewhere or ())
     )
-    file.write_text(compose_file(loaded, deployment, names), encoding="utf-8")
+    with writing("--file", file):
+        file.write_text(compose_file(loaded, deployment, names), encoding="utf-8")
     away = set(elsewhere or ())
     gpu = any(site.device != "cpu" and site.name not in away for site in loaded.sites)
     profile = "--profile gpu " if gpu else ""
@@ -80,7 +83,8 @@ def deploy_keys(
     """A private authority for a trial, and the SuperLink's certificate. Once more: the same authority signs again."""
     from curtail_pipeline.flower.keys import make_keys
 
-    made = make_keys(folder, host)
+    with writing("FOLDER", folder):
+        made = make_keys(folder, host)
     typer.echo(f"{made.authority}: give it to every site; keep {made.authority_key} apart from the SuperLink")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from curtail_pipeline.cli.options import ExperimentOption, OutOption
+from curtail_pipeline.cli.written_files import writing
 
 site_app = typer.Typer(no_args_is_help=True, help="Sites of a standing SuperLink: admit them, run one, put one out.")
 
@@ -65,7 +66,8 @@ def site_register(
     from curtail_pipeline.flower.control_api import Control
     from curtail_pipeline.flower.keys import public_key_of
 
-    public = public_key_of(key)
+    with writing("--key", key):
+        public = public_key_of(key)
     with Control(superlink, ca) as control:
         node_id = control.register(name, public)
     typer.echo(f"{name} may join as node {node_id}, with the key {key}")

@@ -11,6 +11,7 @@ import typer
 
 from curtail_pipeline.cli.file_options import Reading
 from curtail_pipeline.cli.warned import warn_rounds
+from curtail_pipeline.cli.written_files import make_room, writing
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import Experiment, load_experiment, with_overheads
 from curtail_pipeline.settings.overheads import OverheadsName
@@ -122,6 +123,8 @@ def compare_file(
     traces: Path, experiment: str, plot: Path | None, options: WhatIf
 ) -> tuple[pl.DataFrame, list[CheckOutcome]]:
     """Every policy, and what the checks say of the file; a plot is written where a path is given."""
+    if plot is not None:
+        make_room("--plot", plot)
     loaded = _loaded(experiment, options)
     whole = read_all(traces, loaded, options.file)
     table, draw = compare(
@@ -133,6 +136,6 @@ def compare_file(
         deadline_h=options.deadline_h,
     )
     if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        draw().save(str(plot))
+        with writing("--plot", plot):
+            draw().save(str(plot))
     return table, whole.checks

@@ -108,8 +108,7 @@ def _mode(run: dg.DagsterRun) -> str:
 def _experiment() -> tuple[Experiment, Store]:
     named = Path(os.environ.get(EXPERIMENT_ENV, "laptop"))
     experiment = load_experiment(named)
-    is_home = named.name == Home(named.parent).experiment_file.name
-    return experiment, (Home(named.parent) if is_home else Home.of(experiment)).open_store()
+    return experiment, (Home.of_copy(named) or Home.of(experiment)).open_store()
 
 
 class SiteQueue(QueuedRunCoordinator[dg.DagsterInstance]):

@@ -35,7 +35,14 @@ def tidy(name: str) -> str:
     return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
 
 
-Name = Annotated[str, AfterValidator(tidy)]
+def _named(given: str) -> str:
+    name = tidy(given)
+    if given and not name:
+        raise ValueError("is blank; give a name that can be read")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
 """A name that also stands in files; both are compared as `tidy` makes them."""
 
 

@@ -49,11 +49,9 @@ def _located(
     """The experiment and its home; a home's own copy of its experiment is of that home."""
     if isinstance(experiment, Experiment):
         return experiment, Home.of(experiment, out, connect)
-    path = Path(experiment)
-    if out is None and path.name == "experiment.yaml":
-        out = path.parent
+    home = Home.of_copy(Path(experiment), connect) if out is None else None
     loaded = load_experiment(experiment)
-    return loaded, Home.of(loaded, out, connect)
+    return loaded, home or Home.of(loaded, out, connect)
 
 
 def store_of(experiment: str | Path | Experiment) -> str:

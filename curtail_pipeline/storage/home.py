@@ -137,6 +137,12 @@ class Home:
             raise SettingsError(f"{STORE_ENV} is {place!r}, which is no s3://bucket/prefix; give a folder with --out")
         return cls(place, connect=connect)
 
+    @classmethod
+    def of_copy(cls, file: Path, connect: Connect | None = None) -> "Home | None":
+        """The home that has this file as the copy of its experiment; None for anybody's own file, whatever its name."""
+        home = cls(file.parent, connect=connect)
+        return home if file.name == home.experiment_file.name and home._remembered() is not None else None
+
     @property
     def store(self) -> str:
         """Where the store is: a folder, or `s3://bucket/prefix`.
@@ -222,9 +228,11 @@ class Home:
 
         Raises:
             SettingsError: the home is another experiment's; lists each differing key with its old and its new value.
+                Or the folder is no home and has a file that a home's would replace.
             StoreError: the folder cannot be written.
         """
         record = experiment_record(experiment, trace_fingerprint)
+        self._spare_foreign_file()
         try:
             store = self.open_store()
             for folder in (self.dagster, self.federation):
@@ -246,6 +254,13 @@ class Home:
         except OSError as error:
             raise self._unwritable(error) from error
         return record
+
+    def _spare_foreign_file(self) -> None:
+        if self.experiment_file.exists() and self._remembered() is None and not self.dagster.exists():
+            raise SettingsError(
+                f"the folder {self.root} is no home and has a file {self.experiment_file.name}, which the home's own "
+                "copy of the experiment would replace; give another folder with --out, or rename that file"
+            )
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(

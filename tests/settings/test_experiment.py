@@ -173,6 +173,7 @@ def test_a_large_site_of_many_devices_is_one() -> None:
             ["missing key 'traces.columns.A.region'", "unknown key 'traces.columns.A.regoin': did you mean 'region'"],
         ),
         ({"sites.0.device": "gpu"}, ["sites.0.device", "cuda", "'gpu'"]),
+        ({"sites.0.region": " \u200b "}, ["sites.0.region", "is blank"]),
         ({"rules": {"spp_tx": {"enter": 50}}}, ["'spp_tx'", "there is no site", "SPP_TX"]),
         ({"job.steps": 10**15}, ["job.steps 1000000000000000 would take site", "years"]),
         (

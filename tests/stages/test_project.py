@@ -209,3 +209,19 @@ def test_generation_that_is_not_there_is_refused_at_once(tmp_path: Path, homes: 
     sites = [{**site, "on_site": {"path": str(tmp_path / "sun.csv")}} for site in EXPERIMENT["sites"]]
     with pytest.raises(TraceError, match=r"on-site generation: .*sun.csv cannot be read"):
         Project.open(write_experiment(tmp_path, sites=sites), "headless")
+
+
+def test_an_experiment_of_ones_own_may_be_called_as_a_homes_copy_is(tmp_path: Path, homes: Path) -> None:
+    mine = write_experiment(tmp_path / "mine").rename(tmp_path / "mine" / "experiment.yaml")
+    text = mine.read_text()
+    opened = Project.open(mine, "headless")
+    assert opened.home.root == homes / "micro"
+    assert mine.read_text() == text and sorted(p.name for p in mine.parent.iterdir()) == [
+        "experiment.yaml",
+        "texts.jsonl",
+        "trace.csv",
+    ]
+    assert Project.open(opened.home.experiment_file, "headless").home.root == homes / "micro"
+    with pytest.raises(SettingsError, match=r"mine is no home and has a file experiment\.yaml.*--out"):
+        Project.open(mine, "headless", mine.parent)
+    assert mine.read_text() == text
