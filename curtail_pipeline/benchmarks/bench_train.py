@@ -134,16 +134,18 @@ def run(
     """Train a few rounds and time them; with `snapshots` one more, three times as long, in which two are taken.
 
     Raises:
-        SettingsError: `nanochat` is no checkout of it, or the preset has no depth to compare at.
+        SettingsError: `nanochat` is no checkout of it, the preset has no depth to compare at, or there are too few
+            steps or rounds to time.
         TrainingError: there are not so many devices.
     """
     import torch
 
-    from curtail_pipeline.benchmarks.train_rounds import time_rounds
+    from curtail_pipeline.benchmarks.train_rounds import require_enough, time_rounds
     from curtail_pipeline.training.memory import estimate
     from curtail_pipeline.training.presets import model_config, parameter_count
     from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
 
+    require_enough(steps, rounds)
     training: dict[str, Json] = {
         "preset": preset,
         "sequence_length": sequence_length,
