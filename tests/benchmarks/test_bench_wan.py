@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -49,7 +50,7 @@ def test_without_root_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("line", [{"mbit_s": 0}, {"mbit_s": float("nan")}, {"rtt_ms": -1}])
-def test_a_line_that_cannot_be_is_refused_before_any_work(line: dict[str, float]) -> None:
+def test_a_line_that_cannot_be_is_refused_before_any_work(line: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=r"--mbit-s .* and --rtt-ms .* are no line"):
         bench_wan.run(**line)
 
@@ -57,7 +58,7 @@ def test_a_line_that_cannot_be_is_refused_before_any_work(line: dict[str, float]
 def test_a_model_that_works_on_disk_says_at_once_what_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = network_spaces.program
     monkeypatch.setattr(network_spaces, "program", lambda name: None if name.startswith("mkfs") else found(name))
-    monkeypatch.setattr(network_spaces.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     reason = bench_wan._why_not("d4")
     assert reason and ("mkfs.ext4 is not installed" in reason or "CAP_SYS_ADMIN" in reason or "nginx" in reason)
 
