@@ -147,16 +147,10 @@ def run(
 
     require_enough(steps, rounds)
     training: dict[str, Json] = {
-        "preset": preset,
-        "sequence_length": sequence_length,
-        "total_batch_tokens": total_batch_tokens,
-        "device_batch_sequences": device_batch_sequences,
-        "model_overrides": {"vocab_size": vocab_size},
-        "dtype": dtype,
-        "compile": compile,
-        "tf32": tf32,
-        "deterministic": deterministic,
-    }
+        "preset": preset, "sequence_length": sequence_length, "total_batch_tokens": total_batch_tokens,
+        "device_batch_sequences": device_batch_sequences, "model_overrides": {"vocab_size": vocab_size},
+        "dtype": dtype, "compile": compile, "tf32": tf32, "deterministic": deterministic,
+    }  # fmt: skip
     experiment = _experiment(training, device, threads, devices, parallel)
     references = _references(hand_written, nanochat, experiment, vocab_size, steps)
     with tempfile.TemporaryDirectory() as folder:
