@@ -134,27 +134,23 @@ def run(
     """Train a few rounds and time them; with `snapshots` one more, three times as long, in which two are taken.
 
     Raises:
-        SettingsError: `nanochat` is no checkout of it, or the preset has no depth to compare at.
+        SettingsError: `nanochat` is no checkout of it, the preset has no depth to compare at, or there are too few
+            steps or rounds to time.
         TrainingError: there are not so many devices.
     """
     import torch
 
-    from curtail_pipeline.benchmarks.train_rounds import time_rounds
+    from curtail_pipeline.benchmarks.train_rounds import require_enough, time_rounds
     from curtail_pipeline.training.memory import estimate
     from curtail_pipeline.training.presets import model_config, parameter_count
     from curtail_pipeline.training.throughput import flops_per_token, mfu, peak_flops
 
+    require_enough(steps, rounds)
     training: dict[str, Json] = {
-        "preset": preset,
-        "sequence_length": sequence_length,
-        "total_batch_tokens": total_batch_tokens,
-        "device_batch_sequences": device_batch_sequences,
-        "model_overrides": {"vocab_size": vocab_size},
-        "dtype": dtype,
-        "compile": compile,
-        "tf32": tf32,
-        "deterministic": deterministic,
-    }
+        "preset": preset, "sequence_length": sequence_length, "total_batch_tokens": total_batch_tokens,
+        "device_batch_sequences": device_batch_sequences, "model_overrides": {"vocab_size": vocab_size},
+        "dtype": dtype, "compile": compile, "tf32": tf32, "deterministic": deterministic,
+    }  # fmt: skip
     experiment = _experiment(training, device, threads, devices, parallel)
     references = _references(hand_written, nanochat, experiment, vocab_size, steps)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ machine's load is part of it.
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import yaml
 
 from curtail_pipeline.benchmarks.bench_exchange import measure
 from curtail_pipeline.benchmarks.network_spaces import (
+    MAKES_DISKS,
     WORK,
     Space,
     common_paths,
@@ -52,6 +54,9 @@ TRACE = f"{WORK}/trace.csv"
 FRONT_PORT, S3_PORT = 8443, 9443
 MEASURED = {"d4": "124M", "tiny": "7M"}
 """Of `bench_exchange.WIDTHS`, what is projected from beside a job of this model."""
+DISK_GIB = {"d4": 40}
+"""Of each space, by model; in memory elsewhere. A round of d4 leaves 1.2 GB behind in buckets and caches: in memory,
+24 GiB were full after six."""
 READY_S = 400.0
 RUN_S = 1800.0
 FRONT_CONF = Path(__file__).parents[2] / "deploy" / "nginx" / "superlink.conf"
@@ -97,15 +102,17 @@ def run(
             others do not send by a codec, their optimiser states and what updates leave out, goes to the bucket too.
 
     Raises:
-        SettingsError: this machine cannot have namespaces, or there is no such model, codec or site.
+        SettingsError: this machine cannot have namespaces, or there is no such model, line, codec or site.
         FederationError: a part did not start, or the run failed; the message ends with its log.
     """
     if model not in MODELS:
         raise SettingsError(f"no model {model!r} here; there are {', '.join(MODELS)}")
+    if not (0 < mbit_s < math.inf and 0 <= rtt_ms < math.inf):
+        raise SettingsError(f"--mbit-s {mbit_s} and --rtt-ms {rtt_ms} are no line; give numbers such as 100 and 150")
     asked, by_addresses = arms_of(arms), linked_of(linked)
-    if reason := _why_not():
+    if reason := _why_not(model):
         raise SettingsError(f"`curtail bench wan` cannot run here: {reason}")
-    found: dict[str, Mapping[str, Json]] = {}
+    projected, found = _projected(asked, MEASURED[model]), dict[str, Mapping[str, Json]]()
     for arm in asked:
         with tempfile.TemporaryDirectory(prefix="bench-wan-") as folder, _spaces(model) as made:
             place = Path(logs or folder) / arm.name
@@ -117,10 +124,11 @@ def run(
                 "inner_state": "own",
                 **_Network(place, hub, sites, content, by_addresses, mbit_s, rtt_ms).measure(),
             }
+        print(f"{arm.name}: {json.dumps(arm_of(found[arm.name]))}", file=sys.stderr)  # should a later one fail
     return {
         **found[asked[0].name],
         "arms": {name: arm_of(measured) for name, measured in found.items()},
-        "projected_561M_600s": _projected(asked, MEASURED[model]),
+        "projected_561M_600s": projected,
     }
 
 
@@ -135,12 +143,11 @@ def _projected(arms: Sequence[Arm], model: str) -> dict[str, Json]:
 
 
 def _spaces(model: str) -> contextlib.AbstractContextManager[list[Space]]:
-    # A round of d4 leaves 1.2 GB behind in buckets and caches: in memory, 24 GiB were full after six.
-    return spaces("hub", *CURTAILED, disk_gib=40 if model == "d4" else None)
+    return spaces("hub", *CURTAILED, disk_gib=DISK_GIB.get(model))
 
 
-def _why_not() -> str | None:
-    if reason := why_not("nginx"):
+def _why_not(model: str) -> str | None:
+    if reason := why_not("nginx", *([MAKES_DISKS] if model in DISK_GIB else [])):
         return reason
     missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
     if missing:

@@ -24,6 +24,8 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.flower.processes import die_with_parent
 
 _IN_MEMORY = "mount -t tmpfs -o mode=755,size=75% space"
+MAKES_DISKS = "mkfs.ext4"
+"""Needed as well for a space on disk."""
 TOOLS = ("unshare", "nsenter", "ip", "tc", "mount", "pivot_root")
 WORK = "/space"
 """Working directory and home in every space; writable."""
@@ -74,7 +76,7 @@ def why_not(*more: str) -> str | None:
         return "it makes namespaces, and this root lacks CAP_SYS_ADMIN; run it outside the container"
     missing = [name for name in (*TOOLS, *more) if program(name) is None]
     if missing:
-        return f"{', '.join(missing)} is not installed (Debian: iproute2, util-linux, nginx-light)"
+        return f"{', '.join(missing)} is not installed (Debian: iproute2, util-linux, nginx-light, e2fsprogs)"
     return None
 
 
@@ -91,25 +93,26 @@ class Space:
         disk_gib: room on this machine's disk for what is written in it; in memory when not given.
 
     Raises:
-        SettingsError: it cannot be made.
+        SettingsError: it cannot be made; nothing of it is left.
     """
 
     def __init__(self, name: str, disk_gib: int | None = None) -> None:
         self.name = name
-        self._root = tempfile.mkdtemp(prefix="space-")
-        image = Path(f"{self._root}.img")
-        script = _SETUP.format(
-            root=self._root, links=_links(), paths=" ".join(map(shlex.quote, _software())), work=WORK,
-            mount=_IN_MEMORY if disk_gib is None else _on_disk(image, disk_gib),
-        )  # fmt: skip
-        self._first = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "sh", "-c", script],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent,
-        )  # fmt: skip
-        assert self._first.stdout is not None
-        said = self._first.stdout.readline()
-        Path(self._root).rmdir()  # the mount is in the space alone
-        image.unlink(missing_ok=True)  # the kernel has it as long as it is mounted
+        # The mount is in the space alone, and the kernel has a file without a name as long as it is mounted.
+        with tempfile.TemporaryDirectory(prefix="space-") as folder:
+            root, image = Path(folder) / "root", Path(folder) / "image"
+            root.mkdir()
+            script = _SETUP.format(
+                root=root, links=_links(), paths=" ".join(map(shlex.quote, _software())), work=WORK,
+                mount=_IN_MEMORY if disk_gib is None else _on_disk(image, disk_gib),
+            )  # fmt: skip
+            apart = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+            self._first = subprocess.Popen(
+                [*apart, "sh", "-c", script],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+            assert self._first.stdout is not None
+            said = self._first.stdout.readline()
         if said.strip() != "ready":
             self.close()
             raise SettingsError(f"no space {name!r} could be made on this machine; its messages stand above")
@@ -196,15 +199,34 @@ def spaces(*names: str, disk_gib: int | None = None) -> Iterator[list[Space]]:
 
 
 def _on_disk(image: Path, gib: int) -> str:
-    """What mounts a file system in a new sparse file."""
-    make = program("mkfs.ext4")
+    """What mounts a file system in a new sparse file.
+
+    Raises:
+        SettingsError: it cannot be made.
+    """
+    make = program(MAKES_DISKS)
     if make is None:
-        raise SettingsError("mkfs.ext4 is not installed, which a space on disk takes (Debian: e2fsprogs)")
-    with image.open("wb") as stream:
-        stream.truncate(gib << 30)
+        raise SettingsError(f"{MAKES_DISKS} is not installed, which a space on disk takes (Debian: e2fsprogs)")
+    try:
+        with image.open("wb") as stream:
+            stream.truncate(gib << 30)
+    except OSError as error:
+        raise SettingsError(f"{image.parent} takes no file of {gib} GiB ({error.strerror}); set TMPDIR") from error
     # No journal: nothing of it is there after a crash.
-    subprocess.run([make, "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1", str(image)], check=True)
+    _done([make, "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1", str(image)])
     return f"mount -o loop {shlex.quote(str(image))}"
+
+
+def _done(words: Sequence[str]) -> None:
+    """Run a command of this machine.
+
+    Raises:
+        SettingsError: it failed; with what it said.
+    """
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or "nothing"
+        raise SettingsError(f"{shlex.join(words)} ended with {done.returncode} and said: {said[-1000:]}")
 
 
 def _software() -> list[str]:
@@ -246,7 +268,7 @@ def _in_network(space: Space, words: Sequence[str]) -> None:
     """With this machine's processes, so that a space's can be named by their ids here."""
     tool = program(words[0])
     assert tool is not None
-    subprocess.run(["nsenter", "-t", str(space.pid), "-n", "--", tool, *words[1:]], check=True)
+    _done(["nsenter", "-t", str(space.pid), "-n", "--", tool, *words[1:]])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curtail_pipeline.corpus.tokenizer import save_tokenizer, train_bpe
+from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.orders import Order, Phase, Result, SharedState, StoredWeights
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.storage.folder_store import FolderStore
@@ -70,7 +71,7 @@ def time_rounds(
     with closing(trainer):
         first = timed.round(steps)  # compiles
         merged = SharedState(name=first.inner_state.end, key="inner-0.safetensors")
-        timed.round(0)  # has the state read again that the next round begins with
+        timed.round(1, merged)  # leaves other weights and another state than the next round begins with
         for _ in range(1, rounds):
             timed.round(steps, merged)
             found.step_s += timed.step_s
@@ -80,6 +81,17 @@ def time_rounds(
         if snapshots:
             _snapshots(found, timed, clock, steps, merged)
     return found
+
+
+def require_enough(steps: int, rounds: int) -> None:
+    """
+    Raises:
+        SettingsError: they are too few to time.
+    """
+    if steps < 2:
+        raise SettingsError(f"--steps {steps} leaves no time between two steps of a round; give 2 or more")
+    if rounds < 2:
+        raise SettingsError(f"--rounds {rounds} leaves none behind the first, which warms up; give 2 or more")
 
 
 def _snapshots(found: Rounds, timed: "_Timed", clock: "_Clock", steps: int, merged: SharedState) -> None:

@@ -34,7 +34,8 @@ def run_benchmark(name: str, words: Sequence[str]) -> Mapping[str, Json]:
     if name not in names():
         raise SettingsError(f"no benchmark {name!r}; there are {', '.join(names())}")
     module = importlib.import_module(f"{benchmarks.__name__}.{PREFIX}{name.replace('-', '_')}")
-    known, given = inspect.signature(module.run, eval_str=True).parameters, {}
+    known = inspect.signature(module.run, eval_str=True).parameters
+    given: dict[str, Json] = {}
     for option, text in parse_options(words).items():
         if option not in known:
             shown = ", ".join(f"--{key.replace('_', '-')}" for key in known) or "no option"

@@ -2,13 +2,15 @@
 
 import math
 import os
+import time
 
 import pytest
 
-from curtail_pipeline.benchmarks import bench_train, bench_training
+from curtail_pipeline.benchmarks import bench_train, bench_training, train_rounds
 from curtail_pipeline.benchmarks.train_references import ReferenceTask, hand_written
 from curtail_pipeline.errors import SettingsError, TrainingError
 from curtail_pipeline.settings.training_settings import TrainingSettings
+from curtail_pipeline.training import trainer
 
 SMALL = {"vocab_size": 512, "sequence_length": 16, "total_batch_tokens": 64, "device_batch_sequences": 2}
 NANOCHAT = "CURTAIL_NANOCHAT"
@@ -30,7 +32,10 @@ def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
 
 
 @pytest.mark.slow
-def test_snapshots_of_a_round_under_way_are_timed_among_its_steps(capsys):
+def test_snapshots_of_a_round_under_way_are_timed_among_its_steps(capsys, monkeypatch):
+    step = trainer.SiteTrainer._step
+    # so long that a busy machine writes a snapshot meanwhile
+    monkeypatch.setattr(trainer.SiteTrainer, "_step", lambda *given: (time.sleep(0.05), step(*given))[1])
     found = bench_train.run(**SMALL, steps=20, rounds=2, snapshots=True)
     assert "snapshots were written" not in capsys.readouterr().err
     assert found["snapshot_s"] < 5 and found["slowest_snapshot_s"] < 5
@@ -74,3 +79,34 @@ def test_a_folder_that_is_no_checkout_and_a_preset_without_depth_are_refused(tmp
     (tmp_path / "nanochat/gpt.py").touch()
     with pytest.raises(SettingsError, match="--preset tiny has none; use one such as d4"):
         bench_train.run(**SMALL, nanochat=str(tmp_path))
+
+
+def test_weights_and_state_are_read_anew_in_every_round_that_is_timed(tmp_path, monkeypatch):
+    read, rounds = [], []
+
+    def count(name):
+        real = getattr(trainer, name)
+
+        def counted(*given):
+            read.append((len(rounds), name))
+            return real(*given)
+
+        monkeypatch.setattr(trainer, name, counted)
+
+    count("read_tensors")
+    count("load_begin")
+    told = train_rounds._Timed.round
+    monkeypatch.setattr(train_rounds._Timed, "round", lambda *given: (told(*given), rounds.append(given))[0])
+    settings = {"preset": "tiny", "sequence_length": 16, "total_batch_tokens": 64, "device_batch_sequences": 2}
+    experiment = bench_train._experiment({**settings, "model_overrides": {"vocab_size": 512}}, "cpu", 1)
+    found = train_rounds.time_rounds(tmp_path, experiment, 512, steps=2, rounds=3, snapshots=False)
+    timed = [name for number, name in read if number >= len(rounds) - 2]
+    assert sorted(timed) == ["load_begin", "load_begin", "read_tensors", "read_tensors"]
+    assert len(found.fetch_s) == len(found.step_s) == 2
+
+
+@pytest.mark.parametrize("snapshots", [False, True])
+def test_too_few_steps_or_rounds_to_time_are_refused_before_any_work(snapshots):
+    for few, text in (({"steps": 1}, "--steps 1 leaves no time"), ({"rounds": 1}, "--rounds 1 leaves none behind")):
+        with pytest.raises(SettingsError, match=f"{text}.*give 2 or more"):
+            bench_train.run(**SMALL, **few, snapshots=snapshots)

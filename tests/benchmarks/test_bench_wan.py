@@ -6,18 +6,28 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from planned_parts import planned
 from waiting import wait_until
 
-from curtail_pipeline.benchmarks import bench_wan, wan_job
-from curtail_pipeline.benchmarks.network_spaces import Space, common_paths, link, spaces, why_not
+from curtail_pipeline.benchmarks import bench_wan, network_spaces, wan_job
+from curtail_pipeline.benchmarks.network_spaces import (
+    MAKES_DISKS,
+    Space,
+    common_paths,
+    link,
+    program,
+    spaces,
+    why_not,
+)
 from curtail_pipeline.benchmarks.wan_figures import Line, figures, stays
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.flower.processes import free_port, is_alive
@@ -37,6 +47,57 @@ def test_without_root_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_wan.run("d20")
     with pytest.raises(SettingsError, match="no arm 'int3'; there are fp32, bf16, int8, int4, int2, int2_topk, and"):
         bench_wan.run(arms="fp32,int3")
+
+
+@pytest.mark.parametrize("line", [{"mbit_s": 0}, {"mbit_s": float("nan")}, {"rtt_ms": -1}])
+def test_a_line_that_cannot_be_is_refused_before_any_work(line: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"--mbit-s .* and --rtt-ms .* are no line"):
+        bench_wan.run(**line)
+
+
+def test_a_model_that_works_on_disk_says_at_once_what_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = network_spaces.program
+    monkeypatch.setattr(network_spaces, "program", lambda name: None if name.startswith("mkfs") else found(name))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    reason = bench_wan._why_not("d4")
+    assert reason and ("mkfs.ext4 is not installed" in reason or "CAP_SYS_ADMIN" in reason or "nginx" in reason)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            "#!/bin/sh\necho 'mkfs.ext4: No space left' on device >&2\nexit 1\n",
+            "ended with 1 and said: .*No space left",
+        ),
+        (None, "mkfs.ext4 is not installed"),
+    ],
+)
+def test_a_space_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str | None, text: str
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    program = tmp_path / "mkfs"
+    program.write_text(make or "")
+    program.chmod(0o755)
+    monkeypatch.setattr(network_spaces, "program", lambda _: str(program) if make else None)
+    with pytest.raises(SettingsError, match=text):
+        Space("site", disk_gib=1)
+    assert not [*(tmp_path / "temporary").iterdir()]
+
+
+@needs_root
+@pytest.mark.skipif(program(MAKES_DISKS) is None, reason=f"no {MAKES_DISKS}")
+def test_a_space_on_disk_is_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        space = Space("site", disk_gib=1)
+    except SettingsError as error:
+        pytest.skip(f"no loop device here: {error}")
+    with space:
+        assert not [*tmp_path.iterdir()]
+        assert "/dev/loop" in space.run(["cat", "/proc/mounts"]).splitlines()[0]
 
 
 @pytest.fixture(scope="module")
