@@ -12,7 +12,7 @@ from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, rule_of
 from curtail_pipeline.signals.held import read_signals
-from curtail_pipeline.windows.rules import derive_windows
+from curtail_pipeline.windows.rules import derive_windows, recorded_cadences
 
 
 def curtailed_stretches(experiment: Experiment, traces: pl.DataFrame) -> dict[str, SiteWindows]:
@@ -33,7 +33,15 @@ def windows_of_record(run: Experiment, traces: pl.DataFrame, policy: PolicySetti
     first, last = traces["time"].min(), traces["time"].max()
     assert isinstance(first, datetime)
     assert isinstance(last, datetime)
-    table, _ = derive_windows(traces, run.sites, policy, start=first, end=last + timedelta(hours=1), rules=run.rules)
+    table, _ = derive_windows(
+        traces,
+        run.sites,
+        policy,
+        start=first,
+        end=last + timedelta(hours=1),
+        rules=run.rules,
+        cadence_s=recorded_cadences(traces),
+    )
     return table
 
 
