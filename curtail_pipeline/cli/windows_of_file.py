@@ -116,7 +116,7 @@ def windows_of_file(
         end=span[1],
         rules=rules,
         forecasts=_forecasts(provider, by_region, span),
-        cadence_s=_cadences(read),
+        cadence_s=_cadences(by_region, read),
     )
     agreeing = sum(part.report.duplicates for _, part in read)
     disagreeing = sum(part.report.disagreeing for _, part in read)
@@ -144,12 +144,10 @@ def _read(provider: Provider, rules: dict[str, RuleSettings], span: Span) -> lis
     ]
 
 
-def _cadences(read: list[tuple[str, Ingested]]) -> dict[str, float]:
-    """Seconds between values, per region; signals of one region that differ leave it to be learned per signal."""
-    found: dict[str, set[int]] = {}
-    for region, part in read:
-        found.setdefault(region, set()).add(part.report.cadence_s)
-    return {region: float(known.pop()) for region, known in found.items() if len(known) == 1}
+def _cadences(rules: dict[str, RuleSettings], read: list[tuple[str, Ingested]]) -> dict[tuple[str, Kind], float]:
+    """Seconds between the values of each signal; `read` is what `_read` gives for the rules."""
+    signals = [(region, signal.kind) for region, rule in rules.items() for signal in rule.signals]
+    return {signal: float(part.report.cadence_s) for signal, (_, part) in zip(signals, read, strict=True)}
 
 
 def _found(row: dict[str, Any]) -> FoundWindow:

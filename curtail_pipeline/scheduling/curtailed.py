@@ -7,12 +7,11 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from curtail_pipeline.scheduling.view import SiteWindows, max_signal_ages, site_windows
+from curtail_pipeline.scheduling.view import SiteWindows, deciding_signals, site_windows
 from curtail_pipeline.settings.experiment import Experiment
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import RuleSettings, SignalRule, rule_of
-from curtail_pipeline.signals.held import read_signals
-from curtail_pipeline.windows.rules import derive_windows
+from curtail_pipeline.windows.rules import derive_windows, recorded_cadences
 
 
 def curtailed_stretches(experiment: Experiment, traces: pl.DataFrame) -> dict[str, SiteWindows]:
@@ -25,7 +24,7 @@ def curtailed_stretches(experiment: Experiment, traces: pl.DataFrame) -> dict[st
     rules = {region: _plain(rule_of(experiment.policy, region, experiment.rules)) for region in regions}
     settings = experiment.model_copy(update={"rules": rules, "policy": PolicySettings(name="threshold")})
     table = windows_of_record(settings, traces, settings.policy)
-    return site_windows(settings, table, read_signals(traces, max_signal_ages(settings)))
+    return site_windows(settings, table, deciding_signals(settings, traces))
 
 
 def windows_of_record(run: Experiment, traces: pl.DataFrame, policy: PolicySettings) -> pl.DataFrame:
@@ -33,7 +32,15 @@ def windows_of_record(run: Experiment, traces: pl.DataFrame, policy: PolicySetti
     first, last = traces["time"].min(), traces["time"].max()
     assert isinstance(first, datetime)
     assert isinstance(last, datetime)
-    table, _ = derive_windows(traces, run.sites, policy, start=first, end=last + timedelta(hours=1), rules=run.rules)
+    table, _ = derive_windows(
+        traces,
+        run.sites,
+        policy,
+        start=first,
+        end=last + timedelta(hours=1),
+        rules=run.rules,
+        cadence_s=recorded_cadences(traces),
+    )
     return table
 
 

@@ -56,7 +56,7 @@ def decide(view: View, now: datetime, job: Job) -> Decision:
     for site in view.sites:
         stale = view.stale_reason(site, us)
         if stale and sites[site.name].state != "off":
-            signal = view.signals.get(site.region)
+            signal = view.deciding.get(site.region)
             since = now if signal is None else from_us(signal.valid_until)
             sites[site.name] = SiteDecision("off", stale, since, sites[site.name].ready)
         elif stale:

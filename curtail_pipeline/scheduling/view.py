@@ -87,6 +87,7 @@ class View:
         end: datetime | None = None,
         on_site: Mapping[str, Signal] | None = None,
         cadence_us: int | None = None,
+        deciding: Mapping[str, Signal] | None = None,
     ) -> None:
         started = experiment.clock.start
         self.start_us = -FOREVER if started is None else to_us(started)
@@ -96,6 +97,8 @@ class View:
         )
         self.sites: tuple[Site, ...] = tuple(experiment.sites)
         self.signals = signals
+        self.deciding: Mapping[str, Signal] = {**signals, **(deciding or {})}
+        """`deciding_signals`: how long windows can be decided, whatever grams are counted by."""
         self.prices: dict[str, Signal] = dict(prices or {})
         """Price per region (currency/MWh), for policies that spend money."""
         self.on_site: dict[str, Signal] = dict(on_site or {})
@@ -116,7 +119,8 @@ class View:
                     f"{experiment.rounds.length_s} s; raise rounds.round_s above {1 / site.steps_per_s:.0f} s"
                 )
         if as_of is None:
-            ends = [to_us(end)] if end is not None else [signal.end for signal in signals.values()]
+            known = [*signals.values(), *self.deciding.values()]
+            ends = [to_us(end)] if end is not None else [signal.end for signal in known]
             self._end: int | None = max(ends, default=0)
         else:
             self._end = None
@@ -156,7 +160,8 @@ class View:
             raise TraceError(
                 f"no signal for region {missing[0]!r}: the traces have {known}; add its trace or remove the site"
             )
-        tables = site_windows(experiment, windows, signals)
+        deciding = deciding_signals(experiment, traces)
+        tables = site_windows(experiment, windows, {**signals, **deciding})
         if isinstance(forecasts, pl.DataFrame):
             if as_of is not None:
                 forecasts = forecasts.filter(pl.col("issued_at") <= as_of)
@@ -165,7 +170,8 @@ class View:
             forecasts = forecasts(signals)
         prices = traces.filter(pl.col("kind") == "price")
         money = read_signals(prices) if len(prices) else None
-        return cls(experiment, signals, tables, forecasts, as_of, money, on_site=on_site_of(experiment))
+        own = on_site_of(experiment)
+        return cls(experiment, signals, tables, forecasts, as_of, money, on_site=own, deciding=deciding)
 
     def without(self, away: Mapping[str, str]) -> "View":
         """The same, but for sites that cannot take part, with why: as if their windows were closed."""
@@ -213,7 +219,7 @@ class View:
         """
         if self.as_of is None:
             return None
-        signal = self.signals.get(site.region)
+        signal = self.deciding.get(site.region)
         if signal is None:
             return f"no signal for region {site.region}"
         if us >= signal.valid_until:
@@ -241,6 +247,28 @@ def max_signal_ages(experiment: Experiment) -> dict[str, float | None]:
         ages = [signal.max_signal_age_s for signal in rule_of(experiment.policy, region, experiment.rules).signals]
         given = [age for age in ages if age is not None]
         found[region] = max(given) if len(given) == len(ages) else None
+    return found
+
+
+def deciding_signals(experiment: Experiment, traces: pl.DataFrame) -> dict[str, Signal]:
+    """By region, the signal of its rule that says until when its windows can be decided: the one that ends last, and
+    first where the rule needs all of them. Grams may be counted by another, which ends elsewhere.
+
+    Args:
+        traces: normalised trace rows.
+    """
+    found: dict[str, Signal] = {}
+    for region in dict.fromkeys(site.region for site in experiment.sites):
+        rule = rule_of(experiment.policy, region, experiment.rules)
+        own = traces.filter(pl.col("region") == region)
+        known = [
+            signal
+            for part in rule.signals
+            for signal in read_signals(own.filter(kind=part.kind), {region: part.max_signal_age_s}).values()
+        ]
+        if known:
+            choose = min if rule.needs_all else max
+            found[region] = choose(known, key=lambda signal: signal.valid_until)
     return found
 
 

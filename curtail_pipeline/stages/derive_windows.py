@@ -24,7 +24,7 @@ from curtail_pipeline.storage.tables import (
     write_table,
 )
 from curtail_pipeline.times import TIME, days_between, midnight, utc_now
-from curtail_pipeline.windows.rules import derive_windows
+from curtail_pipeline.windows.rules import derive_windows, recorded_cadences
 from curtail_pipeline.windows.state import RuleState
 
 FORECAST_LOOKBACK = timedelta(hours=1)
@@ -91,6 +91,8 @@ def derive_day(project: Project, day: str | date) -> DerivedDay:
         state=state,
         rules=experiment.rules,
         forecasts=_forecasts(project, since, end),
+        # Of a live source a first value is judged before there is a second one, and is not judged otherwise later.
+        cadence_s=None if project.span is None else recorded_cadences(traces),
     )
     key, state_key = windows_key(day.isoformat()), windows_state_key(day.isoformat())
     return DerivedDay(

@@ -80,7 +80,8 @@ def windows_of_files(
             [RegionState.fresh(batch.rule)] * len(names),
             last,
             since=first,
-            cadence_us=[None if cadence_s is None else round(cadence_s * SECOND)] * len(names),
+            cadence_us=[[None if cadence_s is None else round(cadence_s * SECOND)] * len(names)]
+            * len(batch.rule.signals),
         )
         return result.table.with_columns(pl.Series("region", names, dtype=pl.String).gather(result.table["region"]))
 

@@ -12,6 +12,7 @@ from curtail_pipeline.errors import PolicyError, TraceError
 from curtail_pipeline.settings.job import PolicySettings
 from curtail_pipeline.settings.rule_settings import RuleSettings, rule_of
 from curtail_pipeline.settings.sites import Site
+from curtail_pipeline.settings.trace_settings import Kind
 from curtail_pipeline.times import FOREVER, SECOND, TIME, iso
 from curtail_pipeline.windows.candidates import combined, described, forecast_openings, history_waits
 from curtail_pipeline.windows.columns import Columns, columns_of_frame, to_micros
@@ -46,6 +47,10 @@ def _checked(traces: pl.DataFrame) -> pl.DataFrame:
     return traces
 
 
+Cadences = Mapping[tuple[str, Kind], float]
+"""Seconds between values, by region and kind."""
+
+
 @dataclass
 class _Group:
     """Regions that share one rule."""
@@ -69,7 +74,7 @@ def windows_of_columns(
     end: int,
     *,
     since: int,
-    cadence_us: Sequence[int | None],
+    cadence_us: Sequence[Sequence[int | None]],
     forecasts: pl.DataFrame | None = None,
 ) -> RegionWindows:
     """Windows of many regions under one rule: the part of `derive_windows` that is fast on very long columns.
@@ -78,7 +83,7 @@ def windows_of_columns(
         signals: one per signal of the rule, in its order, all over the same regions.
         states: per region, as of `since`.
         end: microseconds; nothing at or after it is read.
-        cadence_us: known cadence per region; None where it is to be learned from the stamps.
+        cadence_us: known cadence per signal and region; None where it is to be learned from the stamps.
         forecasts: region (index), kind, issued, target (microseconds), value.
     """
     tables: list[pl.DataFrame] = []
@@ -86,7 +91,7 @@ def windows_of_columns(
     leading: Valid | None = None
     for position, (columns, signal) in enumerate(zip(signals, rule.signals, strict=True)):
         before = [state.signals[position] for state in states]
-        valid, stamps = valid_values(columns, before, signal, list(cadence_us))
+        valid, stamps = valid_values(columns, before, signal, list(cadence_us[position]))
         found, later = intervals(valid, signal, end, stamps)
         tables.append(described(found, signal))
         after.append(later)
@@ -203,7 +208,7 @@ def derive_windows(
     state: RuleState | None = None,
     rules: Mapping[str, RuleSettings] | None = None,
     forecasts: pl.DataFrame | None = None,
-    cadence_s: float | Mapping[str, float] | None = None,
+    cadence_s: float | Cadences | None = None,
 ) -> tuple[pl.DataFrame, RuleState]:
     """The windows of the sites' regions in `[start, end)`, as known at `end`.
 
@@ -222,8 +227,8 @@ def derive_windows(
         rules: region -> its own rule.
         forecasts: issued_at, target (UTC), region, value, and optionally kind (marginal_intensity when absent). Used by
             rules with a minimum duration. Pass the issues from one horizon before `start` on.
-        cadence_s: cadence of the feed (or per region) for the default maximum age of two cadences. When not given it is
-            the shortest distance of stamps so far, and 300 s until there are two.
+        cadence_s: cadence of the feed (or per region and kind) for the default maximum age of two cadences. When not
+            given it is the shortest distance of stamps so far, and 300 s until there are two.
 
     Returns:
         A table of WINDOW_SCHEMA in order of site and start, and the state at `end`.
@@ -264,7 +269,7 @@ def derive_windows(
             [known.get(name, RegionState.fresh(group.rule)) for name in names],
             last,
             since=since,
-            cadence_us=[_cadence(cadence_s, name) for name in names],
+            cadence_us=[[_cadence(cadence_s, name, signal.kind) for name in names] for signal in group.rule.signals],
             forecasts=_forecast_rows(forecasts, names, last) if group.rule.required_s else None,
         )
         tables.append(
@@ -276,9 +281,18 @@ def derive_windows(
     return window_table(pl.concat(tables), sites, policy.name, last), RuleState(at=end, regions=after)
 
 
-def _cadence(cadence_s: float | Mapping[str, float] | None, region: str) -> int | None:
-    given = cadence_s.get(region) if isinstance(cadence_s, Mapping) else cadence_s
+def _cadence(cadence_s: float | Cadences | None, region: str, kind: Kind) -> int | None:
+    given = cadence_s.get((region, kind)) if isinstance(cadence_s, Mapping) else cadence_s
     return None if given is None else round(given * SECOND)
+
+
+def recorded_cadences(traces: pl.DataFrame) -> dict[tuple[str, Kind], float]:
+    """The cadence of each signal of a record, whose first value is judged by it too; columns as of `derive_windows`.
+
+    Signals with one stamp are not in it.
+    """
+    steps = traces.group_by("region", "kind").agg(pl.col("time").unique().sort().diff().min().dt.total_microseconds())
+    return {(region, kind): step / SECOND for region, kind, step in steps.drop_nulls("time").iter_rows()}
 
 
 def window_table(windows: pl.DataFrame, sites: Sequence[Site], policy: str, end: int) -> pl.DataFrame:

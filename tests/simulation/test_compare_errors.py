@@ -7,10 +7,13 @@ import pytest
 from simulation_cases import START, experiment, minutes, traces
 
 from curtail_pipeline.errors import CurtailError, PolicyError, SettingsError, TraceError
+from curtail_pipeline.scheduling.curtailed import windows_of_record
 from curtail_pipeline.scheduling.policies import POLICIES
+from curtail_pipeline.scheduling.view import View
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.simulation.compare import compare, simulate, simulate_run
 from curtail_pipeline.simulation.sweep import sweep_round_length
+from curtail_pipeline.times import to_us
 
 ROWS = traces({"A": [50] * 24})
 
@@ -155,3 +158,21 @@ def test_the_note_of_a_policy_that_plans_has_the_experiments_own_deadline() -> N
     run = experiment("A", job={"steps": 600, "deadline": (START + timedelta(minutes=90)).isoformat()})
     table, _ = compare(run, traces({"A": [50] * 24}), policies=["forecast"])
     assert table["note"].to_list() == ["perfect forecast, by 1.50 h"]
+
+
+def test_prices_decide_on_after_the_last_intensity() -> None:
+    """What is drawn then is unaccounted: neither is time cut off, nor is a value held."""
+    run = experiment(["A"], policy={"name": "threshold", "parameters": {"kind": "price"}}, job={"steps": 1_800})
+    both = pl.concat([traces({"A": [300.0] * 6}), priced({"A": [80.0] * 12 + [-20.0] * 12})])
+    found = simulate(run, both)
+    assert found["finished"] and found["runtime_h"] == pytest.approx(2.0)
+    assert found["energy_kwh"] == pytest.approx(2.0) == found["unaccounted_kwh"]
+    assert found["co2_kg"] is None
+
+
+def test_a_live_site_that_prices_decide_waits_for_no_intensity() -> None:
+    run = experiment(["A"], policy={"name": "threshold", "parameters": {"kind": "price"}})
+    both = pl.concat([traces({"A": [300.0] * 2}), priced({"A": [-20.0] * 12})])
+    view = View.build(run, both, windows_of_record(run, both, run.policy), as_of=minutes(57))
+    assert view.stale_reason(run.sites[0], to_us(minutes(57))) is None
+    assert "last value of A at 2026-01-11T17:55:00Z" in str(view.stale_reason(run.sites[0], to_us(minutes(70))))

@@ -9,11 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from micro import EXPERIMENT
 
+from curtail_pipeline.cli.windows_of_file import windows_of_file
+from curtail_pipeline.scheduling.curtailed import windows_of_record
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.derive_windows import derive_day, derive_days, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.tables import read_table, trace_key, windows_key, write_table
+from curtail_pipeline.times import iso
 from curtail_pipeline.windows.rules import derive_windows
 
 SYNTHETIC = {"provider": "synthetic", "seed": 307, "start": "2026-03-21T00:00:00Z", "days": 4}
@@ -113,3 +116,26 @@ def test_days_in_any_order_with_any_holes_end_as_the_whole_range(
             save_derived(project, derived)
     columns = ["site", "region", "start", "end", "opened_by", "closed_by"]
     assert project.windows(days).sort("site", "start").select(columns).equals(whole(project).select(columns))
+
+
+def test_the_first_value_of_an_hourly_record_holds_for_its_hour_in_command_simulation_and_pipeline(
+    tmp_path: Path,
+) -> None:
+    path, rows = tmp_path / "hourly.csv", ["time,A"]
+    rows += [
+        f"2026-05-{1 + h // 24:02d}T{h % 24:02d}:00:00Z,{40 + h % 7 if h < 3 else 500 + h % 11}" for h in range(48)
+    ]
+    path.write_text("\n".join(rows) + "\n")
+    sites = [{**EXPERIMENT["sites"][0], "name": "A", "region": "A"}]
+    policy = {"name": "threshold"}
+    content = {**EXPERIMENT, "traces": {"provider": "file", "path": str(path)}, "sites": sites, "policy": policy}
+    project = Project.open(parse_experiment(content, "test"), "headless", tmp_path / "home")
+    for day in project.days:
+        save_ingested(project, ingest_day(project, "A", day))
+    derive_all(project)
+    open_for = [("2026-05-01T00:00:00Z", "2026-05-01T03:00:00Z")]
+    told = windows_of_file(path, project.experiment).windows
+    assert [(window.start, window.end) for window in told] == open_for
+    simulated = windows_of_record(project.experiment, project.traces(project.days), project.experiment.policy)
+    for table in (simulated, project.windows(project.days)):
+        assert [(iso(row["start"]), iso(row["end"])) for row in table.iter_rows(named=True)] == open_for
