@@ -229,7 +229,7 @@ def _decode_levels(records: Bytes, width: int) -> Floats:
 
 
 def _each_bit(table: Floats, data: Bytes) -> Floats:
-    """Rows of bytes as rows of what a table has for each byte, half of the time that unpacking and converting takes."""
+    """Rows of bytes as rows of what a table has for each byte, faster than unpacked and converted."""
     found: Floats = np.take(table, data, axis=0, mode="clip")  # no byte is out of range
     return found.reshape(len(data), -1)
 
