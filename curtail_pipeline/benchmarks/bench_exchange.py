@@ -94,8 +94,7 @@ def run(
         models: of `WIDTHS`.
         sites: numbers of sites, separated by commas.
         codecs: those to measure; `fp32` is always among them.
-        folder: where the files are made, five to six times the weights and twice those of the sites; a temporary one
-            when not given.
+        folder: where the files are made, up to eight times the weights; a temporary one when not given.
     """
     names = [name for name in NAMES if name == "fp32" or name in codecs.split(",")]
     if unknown := sorted({*codecs.split(",")} - {*NAMES}) or sorted({*models.split(",")} - {*WIDTHS}):
@@ -239,7 +238,9 @@ class _Measured:
             paths.append(path)
         hashes = [file_sha256(self._update(number, codec)) for number in range(min(count, DISTINCT))]
         given = [hashes[number % DISTINCT] for number in range(count)]
-        copied = _apart(_copy_and_hash, [self.parent, self.outer, *paths], self.folder / "copy")
+        copied = _apart(_copy_and_hash, [self.parent, self.outer, *paths], self.folder)
+        for number in range(2):
+            (self.folder / f"copy{number}").unlink()
         merged = _apart(_merge, self.parent, self.outer, paths, given, codec, self.folder)
         for path in (*paths, self.folder / "weights", self.folder / "momentum"):
             path.unlink()
@@ -270,14 +271,17 @@ def _decode(parent: Path, update: Path, codec: CodecName, out: Path) -> None:
     write_weights(parent, update, codec, out)
 
 
-def _copy_and_hash(paths: Sequence[Path], copy: Path) -> None:
-    for path in paths:
+def _copy_and_hash(paths: Sequence[Path], folder: Path) -> None:
+    """Two files stay until the end, as the two that a merge writes: new pages of memory cost more than used ones."""
+    for number, path in enumerate(paths):
+        copy = folder / f"copy{number}"
         shutil.copyfile(path, copy)
         handle = os.open(copy, os.O_RDONLY)
         os.fsync(handle)  # as a merge does with what it writes
         os.close(handle)
         file_sha256(copy)
-        copy.unlink()
+        if number >= 2:
+            copy.unlink()
 
 
 def _merge(
