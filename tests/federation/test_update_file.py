@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation import tensor_stream
+from curtail_pipeline.federation import codecs, tensor_stream
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
 from curtail_pipeline.federation.update_file import UpdateFile, all_pieces, write_update, write_weights
@@ -81,7 +81,23 @@ def test_residual_and_decoded_are_the_movement(tmp_path_factory, name: str, seed
 def test_the_bytes_are_the_same_whatever_the_pieces(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = file_sha256(Model(tmp_path).write(name))
     monkeypatch.setattr(tensor_stream, "PIECE", 256)
+    monkeypatch.setattr(codecs, "_CHUNK", 256)
     assert file_sha256(Model(tmp_path).write(name)) == whole
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_the_bytes_are_the_same_however_they_are_written(
+    tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those given as one piece, whose hash and length the writer says, are what a reader finds."""
+    values = np.arange(1000, dtype=np.float32)
+    monkeypatch.setattr(tensor_stream, "WRITTEN", 33)
+    monkeypatch.setattr(tensor_stream, "FLUSHED", 100)
+    with tensor_stream.TensorWriter(tmp_path / "file", [("a", "F32", (10, 100))], sync=sync) as out:
+        for part in np.split(values, [1, 30, 500]):
+            out.write(tensor_stream.from_float32(part, "F32"))
+    np.testing.assert_array_equal(load_file(tmp_path / "file")["a"].ravel(), values)
+    assert (out.sha256, out.bytes) == (file_sha256(tmp_path / "file"), (tmp_path / "file").stat().st_size)
 
 
 def test_what_is_lost_comes_with_a_later_update(tmp_path: Path) -> None:
