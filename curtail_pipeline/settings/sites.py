@@ -91,10 +91,13 @@ class Link(Section):
         return 8 * megabytes / self.up_mbit_s + self.rtt_ms / 1_000
 
 
+SITE_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+
+
 class Site(Section):
     """A GPU cluster in a grid region."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str = Field(pattern=SITE_NAME)
     region: Name = Field(min_length=1)
     training_kw: float = Field(gt=0)
     idle_kw: float = Field(ge=0)

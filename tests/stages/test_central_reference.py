@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import pytest
 
+from curtail_pipeline.benchmarks import bench_central
+from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.central_curve import CentralCurve, CentralCurves, identity_of, stored_curves
 from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.stages import central_reference as module
@@ -52,3 +54,10 @@ def test_a_curve_is_stored_for_the_laptop_experiment() -> None:
     stored = stored_curves()
     (curve,) = [curve for curve in stored.curves if curve.identity == identity_of(LAPTOP)]
     assert stored.command.startswith("curtail bench central --experiment laptop") and curve.losses[-1] < 4.5
+
+
+@pytest.mark.parametrize("name", ["a/../b", "", "two words", "x" * 65])
+def test_the_only_site_has_a_name_that_a_site_may_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="is no name of a site"):
+        bench_central.run(site=name, steps=1, out=str(tmp_path / "curve.json"))
+    assert not list(tmp_path.iterdir())
