@@ -34,6 +34,17 @@ def test_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few_walks() -> Iterator[None]:
+    """Plans are searched with a thirtieth of the walks: for what holds of any plan, however good."""
+    from curtail_pipeline.scheduling import plan_search, policy_forecast
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_forecast, "PERFECT_WALKS", 150)
+        patch.setattr(plan_search, "EARLIER_WALKS_FEW", plan_search.EARLIER_WALKS)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_servers() -> Iterator[list[S3Server]]:
     """Those of this session, the running one last."""

@@ -21,6 +21,8 @@ from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.compare import simulate, simulate_run
 from curtail_pipeline.times import to_us
 
+pytestmark = pytest.mark.usefixtures("few_walks")  # how good plans are shows in tests/simulation/test_paper_run.py
+
 MINUTE = 60 * 10**6
 
 

@@ -14,6 +14,8 @@ from curtail_pipeline.simulation.compare import compare, simulate, simulate_run
 from curtail_pipeline.simulation.policy_table import COMPARED, as_json
 from curtail_pipeline.simulation.summary import summary, twin_kg
 
+pytestmark = pytest.mark.usefixtures("few_walks")
+
 SPELLS = traces({"A": [50] * 12 + [500] * 12 + [20] * 12, "B": [400] * 20 + [90] * 16})
 """Three hours: A is clean in the first and third, B from 1:40 on."""
 

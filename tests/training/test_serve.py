@@ -157,9 +157,9 @@ def repeated(trainer, order):
 
 
 def test_a_replay_gives_way_to_a_live_order_and_is_done_later(trainer, filled):
-    once = trainer.train(make_order(filled, key="ckpt-000020", max_steps=400, lease=LONG["lease"]))
+    once = trainer.train(make_order(filled, key="ckpt-000020", max_steps=40, lease=LONG["lease"]))
     again = make_order(
-        filled, key="ckpt-000020", max_steps=400, lease=LONG["lease"], replay="r1", out="scratch/replays/r1/it"
+        filled, key="ckpt-000020", max_steps=40, lease=LONG["lease"], replay="r1", out="scratch/replays/r1/it"
     )
     assert trainer.post("/train", changed(again, max_steps=100_000, replay="r0")).json() == {"running": True}
     wait_until(lambda: (trainer.step() or 0) >= 2)
