@@ -30,6 +30,8 @@ _STANDBY = 0.01
 """Of the most power: so much an inverter may take at night, which counts as none."""
 _MANY_TIMES = 200.0
 """What a site takes: generation above this beside it looks like W for kW."""
+_LARGEST_KW = 1e8
+"""More than any plant makes, four times the largest."""
 _COVERED = 0.95
 _NO_BATTERY = Battery(capacity_kwh=1e-12, charge_kw=1e-12, discharge_kw=1e-12)
 
@@ -54,8 +56,8 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
     """The generation of a site, kW.
 
     Raises:
-        TraceError: the file is missing, has other columns, no times or numbers in them, two values for a time, or
-            negative power.
+        TraceError: the file is missing, has other columns, no times or numbers in them, two values for a time,
+            negative power, or more than any plant makes.
     """
     path = Path(settings.path)
     try:
@@ -84,6 +86,12 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
         raise TraceError(
             f"on-site generation {path} has negative power, {least['kw']:g} kW at {iso(from_us(least['time']))}; "
             "generation counts from 0 up: correct the sign, or leave out what the site takes"
+        )
+    most = rows.row(rows["kw"].arg_max() or 0, named=True)
+    if most["kw"] > _LARGEST_KW / settings.scale:
+        raise TraceError(
+            f"on-site generation {path} has {most['kw']:g} kW at {iso(from_us(most['time']))}, times "
+            f"on_site.scale {settings.scale:g}, and no plant makes more than {_LARGEST_KW:g} kW; correct the value"
         )
     rows = rows.with_columns(pl.col("kw").clip(0.0))
     times = rows["time"].to_numpy()

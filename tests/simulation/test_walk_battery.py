@@ -200,6 +200,7 @@ def test_on_site_power_opens_a_window_of_its_own(tmp_path: Path) -> None:
     [
         ("time,kw\n2026-01-11T17:00:00Z,-1\n", r"negative power, -1 kW at 2026-01-11T17:00:00Z; .*correct the sign"),
         ("time,kw\n2026-01-11T17:00:00Z,3\n2026-01-11T18:00:00Z,-0.1\n", "negative power, -0.1 kW at"),
+        ("time,kw\n2026-01-11T17:00:00Z,1e308\n", r"1e\+308 kW at 2026-01-11T17:00:00Z, times on_site.scale 2, and no"),
         ("time,watts\n", "has no column 'kw'; it has time, watts; it needs the columns time"),
         ("time;kw\n2026-01-11T17:00:00Z;1\n", r"has only the column 'time;kw'; it needs .*separated by commas"),
         ("time,kw\n2026-01-11T17:00:00Z,1\n2026-01-11T17:00:00Z,2\n", "has two values at 2026-01-11T17:00:00Z"),
@@ -217,7 +218,7 @@ def test_bad_generation_is_named(tmp_path: Path, text: str | None, message: str)
     if text is not None:
         path.write_text(text)
     with pytest.raises(TraceError, match=message):
-        read_on_site(OnSiteGeneration(path=str(path)))
+        read_on_site(OnSiteGeneration(path=str(path), scale=2))
 
 
 def test_generation_of_another_time_is_refused_and_watts_are_warned_of(
