@@ -60,7 +60,7 @@ class HeldoutGate:
         with (
             self._store.local(weights.base.key) as base,
             self._store.local(weights.key) as delta,
-            held_folder(self._store.here("scratch/gate")) as folder,
+            held_folder(self._store.here("scratch/gate"), "") as folder,
         ):
             made = folder / "model.safetensors"
             written = write_weights(base, delta, weights.codec, made)
