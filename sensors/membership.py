@@ -12,8 +12,8 @@ from curtail_pipeline.orchestration.preparation import prepare
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.orchestration.runs import (
     CHECKPOINT_TAG,
-    MEMBERS_TAG,
     active_segment,
+    member_tags,
     preparation,
     setback,
     terminated,
@@ -76,7 +76,7 @@ def membership_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
                 partition_key=request.key,
                 tags={
                     CHECKPOINT_TAG: request.key,
-                    MEMBERS_TAG: ",".join(request.members),
+                    **member_tags(request.members),
                     "curtail/reason": textwrap.shorten(request.reason, TAG_CHARS, placeholder="…"),
                     "dagster/priority": "10",  # before whatever was asked for on demand
                 },

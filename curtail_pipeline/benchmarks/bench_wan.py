@@ -45,6 +45,7 @@ from curtail_pipeline.benchmarks.wan_figures import Line, arm_of, figures
 from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, MODELS, Arm, arms_of, experiment, linked_of, trace
 from curtail_pipeline.errors import FederationError, MessageError, SettingsError
 from curtail_pipeline.settings.federation_settings import CodecName
+from curtail_pipeline.storage.held_folder import held_folder
 from curtail_pipeline.storage.records import Json, read_record
 
 FRONT_HOST, S3_HOST = "superlink.wan", "store.wan"
@@ -114,7 +115,7 @@ def run(
         raise SettingsError(f"`curtail bench wan` cannot run here: {reason}")
     projected, found = _projected(asked, MEASURED[model]), dict[str, Mapping[str, Json]]()
     for arm in asked:
-        with tempfile.TemporaryDirectory(prefix="bench-wan-") as folder, _spaces(model) as made:
+        with held_folder(Path(tempfile.gettempdir()), "curtail-wan-") as folder, _spaces(model) as made:
             place = Path(logs or folder) / arm.name
             place.mkdir(parents=True, exist_ok=True)
             hub, sites = made[0], dict(zip(CURTAILED, made[1:], strict=True))

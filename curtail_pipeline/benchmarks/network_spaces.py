@@ -22,6 +22,7 @@ import psutil
 import curtail_pipeline
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.flower.processes import die_with_parent
+from curtail_pipeline.storage.held_folder import held_folder
 
 _IN_MEMORY = "mount -t tmpfs -o mode=755,size=75% space"
 MAKES_DISKS = "mkfs.ext4"
@@ -99,8 +100,8 @@ class Space:
     def __init__(self, name: str, disk_gib: int | None = None) -> None:
         self.name = name
         # The mount is in the space alone, and the kernel has a file without a name as long as it is mounted.
-        with tempfile.TemporaryDirectory(prefix="space-") as folder:
-            root, image = Path(folder) / "root", Path(folder) / "image"
+        with held_folder(Path(tempfile.gettempdir()), "curtail-space-") as folder:
+            root, image = folder / "root", folder / "image"
             root.mkdir()
             script = _SETUP.format(
                 root=root, links=_links(), paths=" ".join(map(shlex.quote, _software())), work=WORK,

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from curtail_pipeline.emissions.baselines import by_name
 from curtail_pipeline.federation.progress import RoundMerged, StepDone
 from curtail_pipeline.simulation.policy_table import by_rank
 from curtail_pipeline.stages.run_events import (
@@ -190,10 +191,10 @@ def print_summary(summary: "RunSummary", reason: str) -> None:
             table.add_column(name, justify="left" if not name else "right")
         hours = (parse_utc(summary.end) - parse_utc(summary.start)).total_seconds() / 3600
         table.add_row("this run", _number(hours, 1), _number(summary.kwh, 2), _number(summary.co2_g, 0), "")
-        for base in summary.baselines:
+        for name, base in by_name(summary.baselines).items():
             share = base.ours_of_baseline
             table.add_row(
-                f"always on in {base.region}",
+                escape(f"always on in {name}"),
                 _number(base.hours, 1),
                 _number(base.kwh, 2),
                 _number(base.co2_g, 0),
@@ -306,9 +307,9 @@ def print_simulation(result: "Summary") -> None:
             shown = str(value)
         table.add_row(key, escape("-" if value is None else shown))
     OUT.print(table)
-    for region, base in result["baselines"].items():
+    for name, base in result["baselines"].items():
         if base["reason"] is not None:
-            OUT.print(escape(f"always on in {region}: {base['reason']}"))
+            OUT.print(escape(f"always on in {name}: {base['reason']}"))
 
 
 def print_claims(found: "Reproduction") -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import curtail_pipeline
+from curtail_pipeline.cores import usable_cores
 from curtail_pipeline.corpus.corpus_records import (
     SliceAnswer,
     SliceFailure,
@@ -44,7 +45,7 @@ class Pool(Protocol):
 def make_pool(settings: CorpusSettings, dealing: Dealing, tokenizer: Path, engine: Engine) -> Pool:
     """This process for a small corpus, else as many workers as cores and `memory_mib` allow; each worker encodes with
     its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     workers = settings.workers or max(1, min(cores, settings.memory_mib // WORKER_MIB))
     workers = min(workers, len(dealing.source.slices))
     small = sum(file.bytes for file in dealing.source.files) < INLINE_BYTES

@@ -1,8 +1,10 @@
 """Always-on baselines: the same steps on one cluster in one region, without a pause from the job's start."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
 import numpy as np
 
@@ -103,18 +105,41 @@ def always_on_baselines(
     signals: Mapping[str, Signal],
     extra_regions: Sequence[str] = (),
     own: Mapping[str, OwnPower] | None = None,
+    *,
+    interpolate: bool = False,
 ) -> list[Baseline]:
-    """One baseline per site, in its own region, and one per extra region with the first site's cluster.
+    """One baseline per site, in its own region, and one per extra region with the first site's cluster. Of sites of one
+    region that are alike, only the first: the others' would be the same.
 
     Args:
         own: of the sites that have a battery or generation, which a cluster in another region has not.
     """
-    at_home = own or {}
-    found = [
-        always_on(steps, started, site, site.region, signals.get(site.region), at_home.get(site.name)) for site in sites
+    at_home, unlike = own or {}, dict[object, Site]()
+    for site in sites:
+        like = site.name if site.name in at_home else (power_kw(site, "training"), site.steps_per_s)
+        unlike.setdefault((site.region, like), site)
+    elsewhere = [region for region in dict.fromkeys(extra_regions) if region not in {site.region for site in sites}]
+    clusters = [(site, site.region, at_home.get(site.name)) for site in unlike.values()]
+    return [
+        always_on(steps, started, site, region, signals.get(region), battery, interpolate=interpolate)
+        for site, region, battery in [*clusters, *((sites[0], region, None) for region in elsewhere)]
     ]
-    elsewhere = [region for region in extra_regions if region not in {site.region for site in sites}]
-    return found + [always_on(steps, started, sites[0], region, signals.get(region)) for region in elsewhere]
+
+
+Kind = TypeVar("Kind", bound=Baseline)
+
+
+def by_name(baselines: Sequence[Kind]) -> dict[str, Kind]:
+    """Baselines of one job by what tables and figures call them: the region, and the site whose cluster it is where
+    that is not the region's only one, or where an extra region has been given one of several."""
+    rows, known = Counter(row.region for row in baselines), set[str]()
+    differ = len({(row.kwh, row.hours) for row in baselines}) > 1
+    found = {}
+    for row in baselines:
+        told = rows[row.region] > 1 or (row.site in known and differ)
+        found[f"{row.region} ({row.site})" if told else row.region] = row
+        known.add(row.site)
+    return found
 
 
 def compare_baselines(baselines: Sequence[Baseline], ours: Totals) -> list[Compared]:

@@ -22,7 +22,7 @@ from curtail_pipeline.signals.file_numbers import parse_numbers
 from curtail_pipeline.signals.held import Signal, cadence_of, max_age_us
 from curtail_pipeline.signals.stamps import parse_stamps
 from curtail_pipeline.signals.utc_beside import require_no_other_utc
-from curtail_pipeline.times import FOREVER, HOUR, Floats, Micros, from_us, iso, to_us
+from curtail_pipeline.times import FOREVER, HOUR, SECOND, Floats, Micros, from_us, iso, to_us
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ _STANDBY = 0.01
 """Of the most power: so much an inverter may take at night, which counts as none."""
 _MANY_TIMES = 200.0
 """What a site takes: generation above this beside it looks like W for kW."""
+_LARGEST_KW = 1e8
+"""More than any plant makes, four times the largest."""
 _COVERED = 0.95
 _NO_BATTERY = Battery(capacity_kwh=1e-12, charge_kw=1e-12, discharge_kw=1e-12)
 
@@ -54,8 +56,8 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
     """The generation of a site, kW.
 
     Raises:
-        TraceError: the file is missing, has other columns, no times or numbers in them, two values for a time, or
-            negative power.
+        TraceError: the file is missing, has other columns, no times or numbers in them, two values for a time,
+            negative power, or more than any plant makes.
     """
     path = Path(settings.path)
     try:
@@ -85,6 +87,12 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
             f"on-site generation {path} has negative power, {least['kw']:g} kW at {iso(from_us(least['time']))}; "
             "generation counts from 0 up: correct the sign, or leave out what the site takes"
         )
+    most = rows.row(rows["kw"].arg_max() or 0, named=True)
+    if most["kw"] > _LARGEST_KW / settings.scale:
+        raise TraceError(
+            f"on-site generation {path} has {most['kw']:g} kW at {iso(from_us(most['time']))}, times "
+            f"on_site.scale {settings.scale:g}, and no plant makes more than {_LARGEST_KW:g} kW; correct the value"
+        )
     rows = rows.with_columns(pl.col("kw").clip(0.0))
     times = rows["time"].to_numpy()
     twice = times[1:][times[1:] == times[:-1]]
@@ -94,8 +102,12 @@ def read_on_site(settings: OnSiteGeneration) -> Signal:
     return Signal(times, rows["kw"].to_numpy() * settings.scale, cadence, max_age_us(cadence))
 
 
-def require_generation(sites: Sequence[Site], span: tuple[datetime, datetime]) -> None:
-    """Refuse generation that has no value in the time of the traces; power that looks like W is warned of.
+def require_generation(sites: Sequence[Site], span: tuple[datetime, datetime], gap_share: float) -> None:
+    """Refuse generation that has no value in the time of the traces; of holes and power that looks like W it warns.
+
+    Args:
+        span: of the traces.
+        gap_share: of the time of a record may have no value.
 
     Raises:
         TraceError: as `read_on_site`, or all of a site's generation is of another time.
@@ -116,6 +128,7 @@ def require_generation(sites: Sequence[Site], span: tuple[datetime, datetime]) -
                 "on-site generation %s of site %s goes from %s to %s only; outside of that there counts none",
                 *(site.on_site.path, site.name, iso(from_us(int(signal.times[0]))), iso(from_us(signal.end))),
             )
+        _warn_of_holes(site, site.on_site, signal, (begin, end), gap_share)
         most = float(signal.values.max())
         if most > _MANY_TIMES * site.training_kw * site.pue:
             log.warning(
@@ -123,6 +136,27 @@ def require_generation(sites: Sequence[Site], span: tuple[datetime, datetime]) -
                 "on_site.scale to 0.001",
                 *(site.on_site.path, site.name, most, most / (site.training_kw * site.pue)),
             )
+
+
+def _warn_of_holes(
+    site: Site, settings: OnSiteGeneration, signal: Signal, span: tuple[int, int], gap_share: float
+) -> None:
+    """As the check `gaps` does of a recorded intensity."""
+    begin, end = span
+    known = int(signal.integral(np.array([begin]), np.array([end]))[1][0])
+    share = 1 - known / (end - begin)
+    if share <= gap_share:
+        return
+    starts = np.clip(signal.times + signal.max_age_us, begin, end)
+    lengths = np.clip(np.append(signal.times[1:], end), begin, end) - starts
+    longest = int(np.argmax(lengths))
+    log.warning(
+        "on-site generation %s of site %s has no value for %.1f h (%.0f %%) from %s to %s, the longest hole %.1f h "
+        "from %s; a value counts for %g s at most, twice the usual step, and there counts none: write 0 where none was "
+        "made and fill in the rest, or raise checks.gap_share",
+        *(settings.path, site.name, (end - begin - known) / HOUR, share * 100, iso(from_us(begin)), iso(from_us(end))),
+        *(lengths[longest] / HOUR, iso(from_us(int(starts[longest]))), signal.max_age_us / SECOND),
+    )
 
 
 def power_at(signal: Signal | None, us: Micros) -> Floats:

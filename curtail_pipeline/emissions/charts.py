@@ -8,7 +8,7 @@ from itertools import zip_longest
 import altair as alt
 import polars as pl
 
-from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.baselines import Compared, by_name
 from curtail_pipeline.emissions.basis import is_synthetic
 from curtail_pipeline.emissions.chart_style import (
     FRAME,
@@ -257,7 +257,7 @@ def against_baselines(ours_g: float, baselines: Sequence[Compared], oracle_g: fl
     """Our CO2, that of each baseline where it is known, and the least possible, as bars with their amounts."""
     known = [("this run", ours_g)]
     known += [] if oracle_g is None else [("least possible", oracle_g)]
-    known += [(f"always on, {row.region}", row.co2_g) for row in baselines if row.co2_g is not None]
+    known += [(f"always on, {name}", row.co2_g) for name, row in by_name(baselines).items() if row.co2_g is not None]
     rows: list[dict[str, Cell]] = [
         {"name": name, "kg": g / 1000, "label": mass(g), "ours": name == "this run"} for name, g in known
     ]

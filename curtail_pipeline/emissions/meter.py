@@ -59,7 +59,11 @@ class Gpus(Protocol):
     def __len__(self) -> int: ...
 
     def counts(self, index: int) -> bool:
-        """Whether it has an energy counter."""
+        """Whether it has an energy counter.
+
+        Raises:
+            MeterError: it cannot be asked now.
+        """
 
     def read_j(self, index: int) -> float:
         """Of the whole board, its memory included, since the driver was loaded.
@@ -92,7 +96,10 @@ class ZeusGpus:
         return len(self._gpus)
 
     def counts(self, index: int) -> bool:
-        found: bool = self._gpus.supports_get_total_energy_consumption(index)
+        try:
+            found: bool = self._gpus.supports_get_total_energy_consumption(index)
+        except self._error as error:
+            raise MeterError(f"GPU {index} does not say whether it counts energy ({error})") from error
         return found
 
     def read_j(self, index: int) -> float:
@@ -128,25 +135,42 @@ class RaplCounter:
     range_j: float | None
 
     def read_j(self) -> float:
-        try:
-            return int((self.folder / "energy_uj").read_text()) / SECOND
-        except PermissionError as error:
-            raise MeterError(
-                f"{self.folder}/energy_uj may be read by root only; let the trainer's user read it, or give "
-                "sites[].meter.host_kw"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise MeterError(f"{self.folder}/energy_uj cannot be read ({error})") from error
+        return _read_j(self.folder / "energy_uj")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except PermissionError as error:
+        raise MeterError(
+            f"{file} may be read by root only; let the trainer's user read it, or give sites[].meter.host_kw"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise MeterError(f"{file} cannot be read ({error})") from error
+
+
+def _read_j(file: Path) -> float:
+    text = _read(file)
+    if not (text.isascii() and text.isdecimal()):
+        raise MeterError(f"{file} cannot be read ({text!r} is no number of microjoules)")
+    return int(text) / SECOND
 
 
 def rapl_counters(root: Path = RAPL) -> list[RaplCounter]:
-    """Packages, and their memory where it is a zone beside them. `psys` is the whole platform and would count twice."""
+    """Packages, and their memory where it is a zone beside them. `psys` is the whole platform and would count twice.
+
+    Raises:
+        MeterError: a zone does not say what it is, or where its counter begins again.
+    """
     found = []
     for zone in sorted(root.glob("intel-rapl:*")):
-        name = (zone / "name").read_text().strip() if (zone / "name").is_file() else ""
+        name = _read(zone / "name") if (zone / "name").is_file() else ""
         if name.startswith("package") or name == "dram":
             limit = zone / "max_energy_range_uj"
-            found.append(RaplCounter(zone, f"{zone.name} {name}", int(limit.read_text()) / SECOND))
+            range_j = _read_j(limit)
+            if not range_j:
+                raise MeterError(f"{limit} is 0, and its counter cannot wrap around there")
+            found.append(RaplCounter(zone, f"{zone.name} {name}", range_j))
     return found
 
 

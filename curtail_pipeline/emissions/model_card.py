@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 import yaml
 
-from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.baselines import Compared, by_name
 from curtail_pipeline.emissions.basis import label_of
 from curtail_pipeline.emissions.formats import mass, percent, short
 from curtail_pipeline.emissions.grams import Totals, totals, totals_by
@@ -68,8 +68,8 @@ def model_card(card: CardInput) -> str:
         )
     parts.append(_emissions(totals_by(own, "site"), card.sites, used))
     if rows := [
-        [row.region, f"{row.kwh:.3f}", mass(row.co2_g), percent(row.ours_of_baseline)]
-        for row in card.baselines
+        [name, f"{row.kwh:.3f}", mass(row.co2_g), percent(row.ours_of_baseline)]
+        for name, row in by_name(card.baselines).items()
         if row.co2_g is not None
     ]:
         parts.append("The same steps on one cluster that never pauses:\n")

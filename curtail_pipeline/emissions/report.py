@@ -10,7 +10,7 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.baselines import Compared, by_name
 from curtail_pipeline.emissions.basis import is_synthetic, label_of
 from curtail_pipeline.emissions.footprint import Footprint, FootprintInput, beside_rows, footprint
 from curtail_pipeline.emissions.formats import mass, percent, short
@@ -231,6 +231,7 @@ def build_report(data: ReportInput, wide: Mapping[str, str], narrow: Mapping[str
             rows=beside_rows(numbers.beside, numbers.g_per_million_tokens, data.power_error),
             rate=_rate(numbers),
             spread=_spread(data.baselines),
+            baselines=by_name(data.baselines),
             below_threshold=clean,
             last_loss=None if data.heldout.is_empty() else float(data.heldout.sort("tokens")["loss"][-1]),
             by_site=_by_site(data),

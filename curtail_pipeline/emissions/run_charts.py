@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.emissions.baselines import Compared, by_name
 from curtail_pipeline.emissions.chart_style import (
     GRID,
     INK,
@@ -135,18 +135,16 @@ def cumulative(
     start, end = span
     edges = _edges(span)
     lines = {"this run": _up_to(pieces, "co2_g", edges)}
-    by_name = {site.name: site for site in sites}
-    for row in baselines:
+    clusters = {site.name: site for site in sites}
+    for name, row in by_name(baselines).items():
         signal = signals.get(row.region)
         if row.co2_g is None or signal is None:
             continue
         stops = np.minimum(edges, to_us(start + seconds(3_600 * row.hours)))
-        used = count_grams(np.full(len(edges), edges[0]), stops, power_kw(by_name[row.site], "training"), signal)
+        used = count_grams(np.full(len(edges), edges[0]), stops, power_kw(clusters[row.site], "training"), signal)
         whole = np.nan_to_num(used.co2_g)
         # A cluster with a battery or generation of its own emits less than that at every time alike.
-        lines[f"always on, {row.region}"] = whole * (
-            row.co2_g / whole[-1] if whole[-1] and stops[-1] < edges[-1] else 1
-        )
+        lines[f"always on, {name}"] = whole * (row.co2_g / whole[-1] if whole[-1] and stops[-1] < edges[-1] else 1)
     names = list(lines)
     others = [colour for colour in SITE_COLOURS if colour != SITE_COLOURS[2]]  # whose green is too like ours
     shades = [OURS_COLOUR, *(others[i % len(others)] for i in range(len(names) - 1))]

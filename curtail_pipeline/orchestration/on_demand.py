@@ -17,7 +17,7 @@ from curtail_pipeline.orchestration.metadata import (
     replay_metadata,
     significant,
 )
-from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, MEMBERS_TAG, SEGMENT_ASSET, SKIPPED_TAG
+from curtail_pipeline.orchestration.runs import CHECKPOINT_TAG, SEGMENT_ASSET, SKIPPED_TAG, member_tags
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
 from curtail_pipeline.stages.check_tokens import check_tokens
 from curtail_pipeline.stages.project import Project
@@ -100,7 +100,7 @@ def committed(project: Project, manifest: Manifest) -> dg.MaterializeResult:
 
 def mark_segment(context: dg.AssetExecutionContext, request: SegmentRequest) -> None:
     """Tag a run that trains a segment as the sensor tags those it requests; this one may come from the UI's button."""
-    tags = {CHECKPOINT_TAG: request.key, MEMBERS_TAG: ",".join(request.members)}
+    tags = {CHECKPOINT_TAG: request.key} | member_tags(request.members)
     if any(context.run.tags.get(name) != value for name, value in tags.items()):
         context.instance.add_run_tags(context.run.run_id, tags)
 

@@ -1,5 +1,7 @@
 """What the Dagster instance knows of segments and of the preparation."""
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -16,10 +18,43 @@ PREPARE_JOB = "prepare"
 CHECKPOINT_TAG = "curtail/checkpoint"
 """Of every run that trains a segment: its key."""
 MEMBERS_TAG = "curtail/members"
+"""... and its members; see `member_tags`."""
+_TAG_CHARS = 2_000
+"""Postgres indexes the tags of runs, and no row of an index has more than 2,704 bytes."""
+_NAMES_PER_TAG = 30
+"""Of 64 characters each at most, and a comma."""
 SKIPPED_TAG = "curtail/skipped"
 """Of a run whose segment ended before its first step: why."""
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 CUT_SHORT = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+def member_tags(members: Sequence[str]) -> dict[str, str]:
+    """What says who trains, as tags of a run.
+
+    Where the names are too long for one tag it has their number and sha256, for whoever filters by it, and tags
+    numbered from `curtail/members.000` on have the names.
+    """
+    names = ",".join(members)
+    if len(names) <= _TAG_CHARS:
+        return {MEMBERS_TAG: names}
+    parts = [members[first : first + _NAMES_PER_TAG] for first in range(0, len(members), _NAMES_PER_TAG)]
+    whole = f"{len(members)} sites, sha256 {hashlib.sha256(names.encode()).hexdigest()}"
+    return {MEMBERS_TAG: whole} | {_part_tag(number): ",".join(part) for number, part in enumerate(parts)}
+
+
+def members_of(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Whom `member_tags` names; a run that was marked anew may have parts of a larger membership behind those."""
+    told = tags.get(MEMBERS_TAG, "")
+    if " " not in told:  # no site has one in its name
+        return tuple(told.split(","))
+    count = int(told.split()[0])
+    parts = [tags[_part_tag(number)].split(",") for number in range(-(-count // _NAMES_PER_TAG))]
+    return tuple(name for part in parts for name in part)
+
+
+def _part_tag(number: int) -> str:
+    return f"{MEMBERS_TAG}.{number:03d}"
 
 
 def active_segment(instance: dg.DagsterInstance, key: str) -> tuple[str, ...] | None:
@@ -31,7 +66,7 @@ def active_segment(instance: dg.DagsterInstance, key: str) -> tuple[str, ...] | 
     """
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED, tags={CHECKPOINT_TAG: key})):
         if MEMBERS_TAG in run.tags:
-            return tuple(run.tags[MEMBERS_TAG].split(","))
+            return members_of(run.tags)
     return None
 
 
@@ -55,7 +90,7 @@ def setback(instance: dg.DagsterInstance, key: str) -> Setback | None:
     if failed:
         return Setback(_ended(failed[0]), len(failed))
     if records and SKIPPED_TAG in (tags := records[0].dagster_run.tags):
-        return Setback(_ended(records[0]), without_step=tuple(tags.get(MEMBERS_TAG, "").split(",")))
+        return Setback(_ended(records[0]), without_step=members_of(tags))
     return None
 
 

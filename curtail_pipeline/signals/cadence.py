@@ -24,6 +24,8 @@ _SAME: Final = 1.5
 """Differences up to this factor are one cadence with a jitter."""
 _REGULAR: Final = 0.9
 """Of the differences of a signal that is coarser than its rows are one cadence; a feed that drops points has others."""
+_LASTING: Final = 6
+"""So many equal differences in a row, longer than a value holds, may be those of a source that became coarser."""
 _RARELY: Final = 0.1
 """A difference that divides all others is the cadence when so many of the differences are that short."""
 
@@ -75,6 +77,27 @@ def coarser_step(stamps: Floats, known: Floats) -> float | None:
     finer = float(np.median(rows))
     regular = counts.max() >= _REGULAR * len(steps) and not (steps % common).any()
     return common if regular and common > finer and not common % finer and common <= _CHANGED_AFTER_S else None
+
+
+def cut_stretch(seconds: Floats, valid: Floats) -> tuple[int, int] | None:
+    """The longest stretch of values at equal distances of which each holds for a part only, by the indexes of its first
+    and last; None where there is none. A feed that drops points looks like that, and so does a source that became
+    coarser.
+
+    Args:
+        seconds: sorted unique stamps [n] of values.
+        valid: how long each holds [n].
+    """
+    steps = np.diff(seconds)
+    cut = (steps > valid[:-1]) & (steps <= _CHANGED_AFTER_S)
+    if not cut.any():
+        return None
+    starts = np.flatnonzero(np.r_[True, (steps[1:] != steps[:-1]) | (cut[1:] != cut[:-1])])
+    lengths = np.where(cut[starts], np.diff(np.r_[starts, len(steps)]), 0)
+    lasted = np.where(lengths >= _LASTING, lengths * steps[starts], 0)
+    longest = int(np.argmax(lasted))
+    first = int(starts[longest])
+    return (first, first + int(lengths[longest])) if lasted[longest] else None
 
 
 def _finest(steps: Floats, established: Bools) -> int:

@@ -93,7 +93,7 @@ def check_unit(trace: pl.DataFrame, limits: CheckLimits | None = None) -> CheckO
             ), metadata
         if high > limit.intensity_p95_g_per_kwh:
             return (
-                f"95 % of the intensities reach up to {high:.0f} g/kWh, which looks like lb/MWh; declare unit: lb/MWh "
+                f"95 % of the intensities reach up to {high:.6g} g/kWh, which looks like lb/MWh; declare unit: lb/MWh "
                 "(or, if the region really is that dirty, raise checks.intensity_p95_g_per_kwh)"
             ), metadata
         return None, metadata

@@ -12,7 +12,7 @@ import polars as pl
 
 from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.trace_settings import UNITS, FileFormat, Kind, Unit
-from curtail_pipeline.signals.cadence import coarser_step
+from curtail_pipeline.signals.cadence import coarser_step, cut_stretch
 from curtail_pipeline.signals.combine import disagrees_much, require_no_listing, require_one_row_per_stamp
 from curtail_pipeline.signals.file_tables import TraceFiles
 from curtail_pipeline.signals.kinds import OFTEN, is_intensity, require_believable_values
@@ -29,7 +29,7 @@ from curtail_pipeline.signals.trace import (
     to_trace,
 )
 from curtail_pipeline.storage.store import file_sha256
-from curtail_pipeline.times import utc_now
+from curtail_pipeline.times import iso, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ class FileProvider(Provider):
                 "says nothing about hours; give hourly or finer values, or declare traces.cadence_s: "
                 f"{series.cadence_s} if each really holds for so long"
             )
+        if settings.cadence_s is None and settings.missing != "zero" and (note := _cut_note(series)) is not None:
+            self._note(region, kind, note)
         if settings.combine is None and disagrees_much(series):
             require_one_row_per_stamp(self.source.name, region, series, self.source.telling(region))
         if "kind" not in settings.model_fields_set and kind == settings.kind and not self._has_intensities(kind):
@@ -142,23 +144,29 @@ class FileProvider(Provider):
 
     def _cleaned(self, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
         """Rows on their cadence, without the negative powers that rounding leaves; what was changed is noted."""
-        name = f"{self.source.name}, {rows['region'][0]}"
+        region = str(rows["region"][0])
         coarser = self._coarser(rows)
         rows = rows if coarser is None else rows.drop_nulls("value")
-        times, note = snapped(rows["time"], name, self.settings.cadence_s, self.settings.snap_s)
-        notes = [note] if note is not None else []
+        name = f"{self.source.name}, {region}"
+        times, moved = snapped(rows["time"], name, self.settings.cadence_s, self.settings.snap_s)
         rows = rows.with_columns(times.alias("time"))
+        if moved is not None:
+            self._note(region, kind, moved)
         if coarser is not None:
-            notes.append(f"values stand every {coarser:g} s in rows of a finer signal, and hold for so long each")
+            held = f"values stand every {coarser:g} s in rows of a finer signal, and hold for so long each"
+            self._note(region, kind, held)
         rounded = pl.col("value").is_between(-ROUNDING_MW, 0, closed="left")
         if kind == "curtailed_power" and (count := rows.filter(rounded).height):
             rows = rows.with_columns(value=pl.when(rounded).then(0.0).otherwise("value"))
-            self._rounded[rows["region"][0], kind] = count
-            notes.append(f"{count} values between -{ROUNDING_MW:g} and 0 MW are taken for rounding and read as 0")
-        for text in notes:
-            log.warning("%s %s: %s", name, kind, text)
-        self._notes[rows["region"][0], kind] = notes
+            self._rounded[region, kind] = count
+            read_as = f"{count} values between -{ROUNDING_MW:g} and 0 MW are taken for rounding and read as 0"
+            self._note(region, kind, read_as)
         return rows
+
+    def _note(self, region: str, kind: Kind, text: str) -> None:
+        """Said now, and again with every day of the signal."""
+        log.warning("%s, %s %s: %s", self.source.name, region, kind, text)
+        self._notes.setdefault((region, kind), []).append(text)
 
     def _coarser(self, rows: pl.DataFrame) -> float | None:
         """The cadence of a signal whose values stand in the rows of a finer one; None where rows without a value are
@@ -196,7 +204,7 @@ class FileProvider(Provider):
             found,
             report=replace(
                 found.report,
-                warnings=(*found.report.warnings, *self._notes[region, chosen]),
+                warnings=(*found.report.warnings, *self._notes.get((region, chosen), [])),
                 screened=True,
                 chosen=self.settings.combine is not None,
                 rounded=self._rounded.get((region, chosen), 0),
@@ -267,6 +275,25 @@ class FileProvider(Provider):
 
     def fingerprint(self, hash_file: Callable[[Path], str] = file_sha256) -> str:
         return combine_hashes([hash_file(path) for path in self.source.files])
+
+
+def _cut_note(series: Series) -> str | None:
+    """What to set where values stand regularly farther apart than they hold: a source became coarser, or drops points,
+    and nothing in the file says which."""
+    known = series.points.drop_nulls("value")
+    times, ends = (known[name].dt.epoch("us").to_numpy() / 1e6 for name in ("time", "valid_until"))
+    found = cut_stretch(times, ends - times)
+    if found is None:
+        return None
+    first, last = found
+    step = times[first + 1] - times[first]
+    holds = ends[first] - times[first]
+    return (
+        f"from {iso(known['time'][first])} to {iso(known['time'][last])} values stand {step:g} s apart, and each is "
+        f"valid for {holds:g} s, the cadence before, as where a feed drops points; if the source is coarser there, set "
+        f"max_signal_age_s: {step:g} in policy.parameters (or in the region's rules) to let a value count until the "
+        f"next one, or traces.cadence_s: {step:g} (--cadence {step:g}) to read all of the file every {step:g} s only"
+    )
 
 
 def combine_hashes(hashes: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from curtail_pipeline.settings.trace_settings import Kind, Reason
@@ -14,6 +15,9 @@ from curtail_pipeline.signals.withhold import SAID, withheld
 
 ENOUGH_HISTORY_S: Final = 86_400
 """Of values before a live day, which then say what the region is like."""
+_BEYOND_ALL: Final = 1e30
+"""No source means more, a mark for a missing value included. Differences of larger numbers may not be finite; the check
+of the range names them."""
 
 
 def screen_series(
@@ -71,7 +75,11 @@ def _judge(
     names: list[tuple[str, Kind]], known: list[pl.DataFrame], cadences: list[int], factors: list[float]
 ) -> list[list[Withheld]]:
     signals = [
-        Values(region, kind, rows["time"].dt.epoch("us").to_numpy(), rows["value"].to_numpy(), cadence, factor)
+        Values(
+            *(region, kind, rows["time"].dt.epoch("us").to_numpy()),
+            np.clip(rows["value"].to_numpy(), -_BEYOND_ALL, _BEYOND_ALL),
+            *(cadence, factor),
+        )
         for (region, kind), rows, cadence, factor in zip(names, known, cadences, factors, strict=True)
     ]
     found = []

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from curtail_pipeline.emissions.baselines import Baseline, always_on
+from curtail_pipeline.emissions.baselines import Baseline, always_on_baselines, by_name
 from curtail_pipeline.emissions.battery import supplied
 from curtail_pipeline.emissions.grams import count_grams, energy_kwh
 from curtail_pipeline.emissions.holes import Bounds, hole_bounds
@@ -196,23 +196,23 @@ def baselines(
     *,
     interpolate: bool = False,
 ) -> dict[str, Baseline]:
-    """`always_on` per region: of each site, and of the extra regions with the first site's cluster.
+    """`always_on_baselines`, by name.
 
     Args:
         accounting, curtailed: as of `account`.
     """
     signals = view.signals if accounting is None else accounting
-    owner = {site.region: site for site in reversed(view.sites)}
-    found = {}
-    for region in view.experiment.regions:
-        site, own = owner.get(region, view.sites[0]), None
-        if region in owner and has_own_power(site):
-            windows = (curtailed or {}).get(site.name, SiteWindows.none())
-            own = OwnPower(_stretches(windows), view.on_site.get(site.name))
-        found[region] = always_on(
-            steps, from_us(start), site, region, signals.get(region), own, interpolate=interpolate
+    own = {
+        site.name: OwnPower(
+            _stretches((curtailed or {}).get(site.name, SiteWindows.none())), view.on_site.get(site.name)
         )
-    return found
+        for site in view.sites
+        if has_own_power(site)
+    }
+    regions = view.experiment.baseline_regions
+    return by_name(
+        always_on_baselines(steps, from_us(start), view.sites, signals, regions, own, interpolate=interpolate)
+    )
 
 
 def _stretches(windows: SiteWindows) -> tuple[Micros, Micros]:

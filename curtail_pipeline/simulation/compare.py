@@ -141,7 +141,7 @@ def _configured(
     assert isinstance(first, datetime)
     last = stamps.max()
     assert isinstance(last, datetime)
-    require_generation(run.sites, (first, last))
+    require_generation(run.sites, (first, last), run.checks.gap_share)
     begin = start or run.clock.start or first
     if begin < first:
         raise TraceError(f"the start {iso(begin)} is before the trace, which starts at {iso(first)}")

@@ -18,6 +18,9 @@ from curtail_pipeline.times import HOUR, to_us
 class BaselineFigures(TypedDict):
     """Of an always-on cluster in one region."""
 
+    region: str
+    site: str
+    """Whose power and speed it has."""
     hours: float
     energy_kwh: float
     unaccounted_kwh: float
@@ -53,7 +56,7 @@ class Summary(TypedDict):
     overhead_share: float | None
     """Of the provisioned site-hours, those that do not train."""
     baselines_co2_kg: dict[str, float | None]
-    """Always-on, per region; None where the trace is too short, or has no intensity."""
+    """Always-on, by `baselines.by_name`; None where the trace is too short, or has no intensity."""
     oracle_co2_kg: float | None
     """No overheads; by the deadline, or in the same runtime when there is none. None where a site has no intensity."""
     bound_co2_kg: float | None
@@ -65,7 +68,7 @@ class Summary(TypedDict):
     co2_kg_high: float | None
     """With the unaccounted energy at the lowest and the highest intensity of its day; None where a day has none."""
     baselines: dict[str, BaselineFigures]
-    """By region."""
+    """By the same names."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
         "window_energy_share": totals.window_kwh / totals.energy_kwh if totals.energy_kwh else None,
         "idle_h": totals.idle_h,
         "overhead_share": 1 - training / provisioned if provisioned else None,
-        "baselines_co2_kg": {region: _kg(base.co2_g) for region, base in always.items()},
+        "baselines_co2_kg": {name: _kg(base.co2_g) for name, base in always.items()},
         "oracle_co2_kg": oracle.co2_kg if oracle else None,
         "bound_co2_kg": bound_with_overheads(done),
         "regret": regret(
@@ -122,7 +125,7 @@ def summary(done: Simulated, perfect_kg: float | None = None, *, interpolate: bo
         "job_share": found.steps / job.steps,
         "co2_kg_low": low,
         "co2_kg_high": high,
-        "baselines": {region: _figures(base) for region, base in always.items()},
+        "baselines": {name: _figures(base) for name, base in always.items()},
     }
 
 
@@ -132,6 +135,8 @@ def _kg(grams: float | None) -> float | None:
 
 def _figures(base: Baseline) -> BaselineFigures:
     return {
+        "region": base.region,
+        "site": base.site,
         "hours": base.hours,
         "energy_kwh": base.kwh,
         "unaccounted_kwh": base.unaccounted_kwh,

@@ -1,7 +1,6 @@
-"""What every policy would have made of each of many days, on all cores."""
+"""What every policy would have made of each of many days, by several processes."""
 
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from curtail_pipeline.cores import usable_cores
 from curtail_pipeline.errors import CurtailError
 from curtail_pipeline.settings.experiment import ClockMode
 from curtail_pipeline.stages.account import compare_day
@@ -18,6 +18,8 @@ from curtail_pipeline.stages.project import Project
 PLOT_SCALE = 0.8
 INLINE_DAYS = 3
 """So few days are done before other processes would have started."""
+MOST_PROCESSES = 8
+"""Each takes some hundred MiB, whatever a day is."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def compare_days(project: Project, days: Sequence[str], *, plot: bool) -> Iterat
         yield from (_compared(project, day, plot) for day in days)
         return
     work = partial(_opened_and_compared, project.home.root, project.clock_mode, plot=plot)
-    workers = min(len(days), os.cpu_count() or 1)
+    workers = min(len(days), usable_cores(), MOST_PROCESSES)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, days)
 

@@ -293,7 +293,7 @@ def _require_time(experiment: Experiment, index: TraceIndex) -> None:
     for name, until in (("clock.end", end), ("job.deadline", experiment.job.deadline)):
         if until is not None and until <= (start or span[0]):
             raise TraceError(f"{name} {iso(until)} is not after the start, {iso(start or span[0])}; give a later one")
-    require_generation(experiment.sites, span)
+    require_generation(experiment.sites, span, experiment.checks.gap_share)
 
 
 def _require_regions(experiment: Experiment, index: TraceIndex) -> None:

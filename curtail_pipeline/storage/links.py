@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -72,7 +73,7 @@ class Links(Record):
         with replacing(path) as scratch:
             for _ in range(TRIES):
                 scratch.unlink(missing_ok=True)
-                said = _patiently(key, PATIENCE_S, lambda: _download(url, scratch))
+                said = _whole(key, _Download(url, scratch))
                 expected, found = sha256 or said, file_sha256(scratch)
                 if expected in (None, found):
                     return
@@ -145,20 +146,49 @@ def _request(
     return _client(os.getpid()).request(method, url, content=content, headers=headers).raise_for_status()
 
 
-def _download(url: str, path: Path) -> str | None:
-    """Fetch what the file does not hold yet; the sha256 that the object's writer gave."""
-    have = path.stat().st_size if path.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with _client(os.getpid()).stream("GET", url, headers=headers) as answer:
-        if answer.status_code == 416:
-            return answer.headers.get(f"x-amz-meta-{SHA256}")
-        if answer.is_error:
-            answer.read()  # what it says is in its body
-        answer.raise_for_status()
-        with path.open("ab" if answer.status_code == 206 else "wb") as out:
-            for data in answer.iter_raw(_PIECE):
-                out.write(data)
-    return answer.headers.get(f"x-amz-meta-{SHA256}")
+@dataclass
+class _Download:
+    """One object on its way into a file."""
+
+    url: str
+    path: Path
+    tag: str = ""
+    """Of the content that the file has the begin of, by the server; another one is sent from its begin."""
+    farthest: int = 0
+    """Bytes of this content that had arrived at most."""
+
+    def go_on(self) -> str | None:
+        """Fetch what the file does not hold yet; the sha256 that the object's writer gave."""
+        have = self.path.stat().st_size if self.path.exists() else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if headers and self.tag:
+            headers["If-Range"] = self.tag
+        with _client(os.getpid()).stream("GET", self.url, headers=headers) as answer:
+            if answer.status_code == 416:
+                return answer.headers.get(f"x-amz-meta-{SHA256}")
+            if answer.is_error:
+                answer.read()  # what it says is in its body
+            answer.raise_for_status()
+            tag = answer.headers.get("ETag", "")
+            tag = "" if tag.startswith("W/") else tag  # a weak one does not say that every byte is the same
+            if tag != self.tag:
+                self.tag, self.farthest = tag, 0
+            with self.path.open("ab" if answer.status_code == 206 else "wb") as out:
+                for data in answer.iter_raw():  # in pieces of a size, what had come of one would be lost with the line
+                    out.write(data)
+                    self.farthest = max(self.farthest, out.tell())
+        return answer.headers.get(f"x-amz-meta-{SHA256}")
+
+
+def _whole(key: str, download: _Download) -> str | None:
+    """All of an object, however often the line breaks: patience begins anew whenever more of it has arrived."""
+    while True:
+        before = download.tag, download.farthest
+        try:
+            return _patiently(key, PATIENCE_S, download.go_on)
+        except StoreUnavailable:
+            if (download.tag, download.farthest) == before:
+                raise
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

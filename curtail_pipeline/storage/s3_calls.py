@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from curtail_pipeline.errors import StoreError
 from curtail_pipeline.storage.store import NotStored, StoreUnavailable
@@ -188,9 +188,19 @@ if TYPE_CHECKING:
 
 
 def trying_again(patience_s: float, passes: Callable[[BaseException], bool]) -> Retrying:
-    """How a request is tried again for so long while what it fails for `passes`; else its own error is raised."""
+    """How a request is tried again for so long after it first failed, while what it fails for `passes`; else its own
+    error is raised. What a request takes before it fails, as with a large file, does not count."""
+    begun = 0.0
+
+    def impatient(state: RetryCallState) -> bool:
+        nonlocal begun
+        failed = state.outcome_timestamp or 0.0
+        if state.attempt_number == 1:
+            begun = failed
+        return failed - begun >= patience_s
+
     return Retrying(
-        stop=stop_after_delay(patience_s),
+        stop=impatient,
         wait=wait_random_exponential(multiplier=0.2, max=4),
         retry=retry_if_exception(passes),
         reraise=True,

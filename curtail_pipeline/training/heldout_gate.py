@@ -1,8 +1,6 @@
 """Held-out loss of weights that are not committed: what an update is judged by before it is merged."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from curtail_pipeline.errors import FederationError, TrainingError
 from curtail_pipeline.federation.orders import Plan, StoredDelta, StoredWeights
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.settings.experiment import parse_experiment
+from curtail_pipeline.storage.held_folder import held_folder
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.training.loss import token_losses
 from curtail_pipeline.training.presets import build_model, read_config
@@ -58,14 +57,12 @@ class HeldoutGate:
         if not isinstance(weights, StoredDelta):
             self._load(read_tensors(self._store, weights.key, weights.sha256), weights.key)
             return weights.sha256
-        scratch = self._store.here("scratch/gate")
-        scratch.mkdir(parents=True, exist_ok=True)
         with (
             self._store.local(weights.base.key) as base,
             self._store.local(weights.key) as delta,
-            tempfile.TemporaryDirectory(dir=scratch) as folder,
+            held_folder(self._store.here("scratch/gate"), "") as folder,
         ):
-            made = Path(folder) / "model.safetensors"
+            made = folder / "model.safetensors"
             written = write_weights(base, delta, weights.codec, made)
             self._load(load_file(made), weights.key)
             return written.sha256

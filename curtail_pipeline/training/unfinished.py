@@ -75,6 +75,7 @@ class UnfinishedRounds:
     def __init__(self, folder: Path, every_s: float | None) -> None:
         self._folder, self._every_s = folder, every_s
         self._host: dict[str, torch.Tensor] = {}
+        self._pins = True
         self._writer: threading.Thread | None = None
         self._guard = threading.Lock()
         self._work: str | None = None
@@ -149,13 +150,26 @@ class UnfinishedRounds:
         for name, tensor in tensors.items():
             room = before.get(name)
             if room is None or room.shape != tensor.shape:
-                room = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
+                room = self._room(tensor, pinned=tensor.device.type == "cuda")
             self._host[name] = room.copy_(tensor, non_blocking=True)
         if all(tensor.device.type == "cpu" for tensor in tensors.values()):
             return None
         event = torch.cuda.Event()
         event.record()
         return event
+
+    def _room(self, tensor: torch.Tensor, *, pinned: bool) -> torch.Tensor:
+        """The host's memory for a copy: pinned where the host gives it, which has less of that than of other memory."""
+        if pinned and self._pins:
+            try:
+                return torch.empty_like(tensor, device="cpu", pin_memory=True)
+            except RuntimeError as error:  # also torch.OutOfMemoryError and torch.AcceleratorError
+                self._pins = False
+                log.warning(
+                    "snapshots take memory that is not pinned, and training waits for each copy: %s",
+                    str(error).partition("\n")[0],
+                )
+        return torch.empty_like(tensor, device="cpu")
 
     def _write(self, taken: Unfinished, copied: torch.cuda.Event | None) -> None:
         begin, new = time.perf_counter(), self._folder / f".{uuid.uuid4().hex}.tmp"

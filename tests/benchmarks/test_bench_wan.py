@@ -156,6 +156,18 @@ def test_a_space_dies_with_its_maker() -> None:
     wait_until(lambda: not is_alive(pid), 10, "the end of the space")
 
 
+@needs_root
+def test_what_a_killed_one_left_goes_with_the_next_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while its space was being made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "curtail-space-left"
+    (left / "root").mkdir(parents=True)
+    (left / "image").write_bytes(b"disk")
+    (tmp_path / "else").mkdir()
+    with Space("next"):
+        assert [path.name for path in tmp_path.iterdir()] == ["else"]
+
+
 def test_the_relay_delays_and_loses_nothing() -> None:
     class Echo(socketserver.StreamRequestHandler):
         def handle(self) -> None:

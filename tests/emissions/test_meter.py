@@ -174,6 +174,30 @@ def test_a_machine_without_counters_models_and_says_so_once(
     assert [said in record.message for record in caplog.records if record.levelno >= logging.WARNING] == [True]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("max_energy_range_uj", None, "max_energy_range_uj cannot be read (["),
+        ("max_energy_range_uj", b"unknown\n", "'unknown' is no number of microjoules"),
+        ("max_energy_range_uj", b"0\n", "max_energy_range_uj is 0"),
+        ("energy_uj", b"", "'' is no number of microjoules"),
+        ("name", b"\xff\xfe", "name cannot be read ('utf-8'"),
+    ],
+)
+def test_a_power_zone_that_lacks_a_figure_is_modelled_and_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, content: bytes | None, said: str
+) -> None:
+    machine = Machine(tmp_path)
+    broken = tmp_path / "intel-rapl:1" / file
+    broken.unlink() if content is None else broken.write_bytes(content)
+    meter = machine.meter(site())
+    meter.begin()
+    assert meter.end() is None
+    (record,) = caplog.records
+    assert "energy of A is modelled by the site's settings, not measured: " in record.message
+    assert str(broken) in record.message and said in record.message and "\n" not in record.message
+
+
 def test_measuring_can_be_turned_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     meter = Machine(tmp_path).meter(site(meter={"measured": False}))
     meter.begin()
@@ -208,3 +232,7 @@ def test_gpus_are_read_through_zeus_by_their_visible_index(monkeypatch: pytest.M
     monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lost)
     with pytest.raises(MeterError, match="GPU 0 cannot be read"):
         gpus.read_j(0)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetArchitecture", lost)
+    monkeypatch.setattr(gpu, "_gpus", None)
+    with pytest.raises(MeterError, match="GPU 0 does not say whether it counts energy"):
+        ZeusGpus().counts(0)

@@ -9,6 +9,7 @@ import pytest
 
 from curtail_pipeline.cli.windows_of_file import windows_of_file
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import FileTraces
 from curtail_pipeline.signals.files import FileProvider
 
@@ -80,3 +81,58 @@ def test_values_that_are_days_apart_define_no_window(tmp_path: Path, days: int) 
     assert mean.span() is not None, "for accounting it may do"
     daily = written(tmp_path / "t.csv", lambda t: 400.0 + t.day, step_s=86_400, days=6)
     assert opened(daily).span() is not None
+
+
+def aged(max_signal_age_s: float) -> Experiment:
+    site = {"name": "A", "region": "A", "training_kw": 1, "idle_kw": 0, "steps_per_s": 1}
+    policy = {"name": "threshold", "parameters": {"max_signal_age_s": max_signal_age_s}}
+    traces = {"provider": "file", "path": "unused"}
+    return parse_experiment(
+        {"name": "t", "traces": traces, "sites": [site], "policy": policy, "job": {"steps": 1}}, "t"
+    )
+
+
+def mixed(path: Path, fine_days: int, step_s: int = 3600, value: Value = fine) -> Path:
+    """Rows of five minutes, and a day of coarser ones behind them."""
+    stamps = [START + timedelta(minutes=5 * i) for i in range(288 * fine_days)]
+    stamps += [START + timedelta(days=fine_days, seconds=step_s * i) for i in range(86_400 // step_s)]
+    path.write_text("\n".join(["time,A", *(f"{t:%Y-%m-%dT%H:%M:%SZ},{value(t)}" for t in stamps)]))
+    return path
+
+
+@pytest.mark.parametrize("fine_days", [1, 20])
+def test_a_record_that_becomes_coarser_is_told_of_with_what_lets_its_values_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fine_days: int
+) -> None:
+    """Also where so few stamps lack a value that no check fails."""
+    path = mixed(tmp_path / "t.csv", fine_days)
+    assert windows_of_file(path, policy="threshold").hours["A"] == pytest.approx(4 * fine_days + 4 / 6, abs=1e-5)
+    last = START + timedelta(days=fine_days, hours=23)
+    said = f"to {last:%Y-%m-%dT%H:%M:%SZ} values stand 3600 s apart, and each is valid for 300 s"
+    assert said in caplog.text and "max_signal_age_s: 3600" in caplog.text and "--cadence 3600" in caplog.text
+    caplog.clear()
+    assert windows_of_file(path, aged(3600)).hours["A"] == 4 * fine_days + 4.0
+    assert windows_of_file(path, policy="threshold", cadence_s=3600).hours["A"] == 4 * fine_days + 4.0
+    caplog.clear()
+    assert windows_of_file(path, policy="threshold", cadence_s=300).hours["A"] < 4 * fine_days + 1
+    assert "apart" not in caplog.text, "somebody said that the rest are holes"
+
+
+def test_what_is_told_of_a_record_stands_in_every_day_of_the_pipeline(tmp_path: Path) -> None:
+    path = mixed(tmp_path / "t.csv", 1)
+    day = FileProvider(FileTraces(path=str(path))).ingest("A", START, START + timedelta(days=1))
+    assert "set max_signal_age_s: 3600 in policy.parameters" in " ".join(day.report.warnings)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda t: "" if t.day == 1 and 11 <= t.hour < 16 and t.minute else fine(t),
+        lambda t: "" if t.hour == 11 else fine(t),
+        lambda t: "" if t.minute % 7 else fine(t),
+    ],
+    ids=["five hours", "an hour each day", "no distance is usual"],
+)
+def test_holes_of_a_feed_are_no_coarser_record(tmp_path: Path, caplog: pytest.LogCaptureFixture, value: Value) -> None:
+    windows_of_file(written(tmp_path / "t.csv", value), policy="threshold")
+    assert "apart" not in caplog.text

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curtail_pipeline.cli.windows_of_file import FileWindows, windows_of_file
+from curtail_pipeline.errors import TraceError
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
 from curtail_pipeline.settings.trace_settings import Kind
 from curtail_pipeline.signals.checks import run_checks
@@ -243,6 +244,20 @@ def test_marks_of_missing_values_are_missing(tmp_path: Path, kind: str, mark: fl
     found = windows_of_file(written(tmp_path, R=values), kind=kind, policy="threshold")
     assert set(failing(found)) == {"sentinels"} and found.nulls == 3
     assert f"3 values such as {mark:g}" in failing(found)["sentinels"]
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1.7976931348623157e308])
+@pytest.mark.parametrize("kind", ["marginal_intensity", "price", "curtailed_power"])
+@pytest.mark.parametrize("unit", ["g/kWh", "kg/kWh"])
+def test_a_number_at_the_end_of_all_numbers_is_refused_by_its_range_and_nothing_else_is_said(
+    tmp_path: Path, value: float, kind: Kind, unit: str
+) -> None:
+    values = noisy(2 * DAY) / (1000 if unit == "kg/kWh" else 1)
+    values[[7, 50, 300]] = value, value, -value
+    if kind != "marginal_intensity":
+        unit = {"price": "currency/MWh", "curtailed_power": "MW"}[kind]
+    with pytest.raises(TraceError, match=r"R \w+: 3 values outside"):
+        windows_of_file(written(tmp_path, R=values), kind=kind, unit=unit, policy="threshold")
 
 
 def test_a_price_of_minus_999_in_a_market_with_such_prices_is_a_price() -> None:

@@ -176,3 +176,18 @@ def test_a_live_site_that_prices_decide_waits_for_no_intensity() -> None:
     view = View.build(run, both, windows_of_record(run, both, run.policy), as_of=minutes(57))
     assert view.stale_reason(run.sites[0], to_us(minutes(57))) is None
     assert "last value of A at 2026-01-11T17:55:00Z" in str(view.stale_reason(run.sites[0], to_us(minutes(70))))
+
+
+def test_sites_of_one_region_that_differ_have_a_baseline_each_and_are_named() -> None:
+    power = {"region": "A", "idle_kw": 0.0, "steps_per_s": 0.5}
+    kw = {"big": 8.0, "small": 2.0, "alike": 8.0}
+    sites = [{"name": name, "training_kw": value, **power} for name, value in kw.items()]
+    job = {"steps": 1_800}
+    run = experiment(sites=sites, policy={"name": "threshold"}, job=job, baseline_regions=["B"])
+    found = simulate(run, traces({"A": [100.0] * 24, "B": [900.0] * 24}))
+    assert found["baselines_co2_kg"] == pytest.approx({"A (big)": 0.8, "A (small)": 0.2, "B (big)": 7.2})
+    assert [(base["region"], base["site"]) for base in found["baselines"].values()] == [
+        ("A", "big"), ("A", "small"), ("B", "big"),
+    ]  # fmt: skip
+    alike = run.model_copy(update={"sites": [run.sites[0], run.sites[2]]})
+    assert list(simulate(alike, traces({"A": [100.0] * 24, "B": [900.0] * 24}))["baselines"]) == ["A", "B"]

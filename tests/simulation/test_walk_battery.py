@@ -14,6 +14,7 @@ from simulation_cases import START, experiment, minutes, traces
 
 from curtail_pipeline.emissions.battery import balance, read_on_site, supplied
 from curtail_pipeline.errors import TraceError
+from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.sites import Battery, OnSiteGeneration, Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.simulation.compare import simulate, simulate_run
@@ -200,6 +201,7 @@ def test_on_site_power_opens_a_window_of_its_own(tmp_path: Path) -> None:
     [
         ("time,kw\n2026-01-11T17:00:00Z,-1\n", r"negative power, -1 kW at 2026-01-11T17:00:00Z; .*correct the sign"),
         ("time,kw\n2026-01-11T17:00:00Z,3\n2026-01-11T18:00:00Z,-0.1\n", "negative power, -0.1 kW at"),
+        ("time,kw\n2026-01-11T17:00:00Z,1e308\n", r"1e\+308 kW at 2026-01-11T17:00:00Z, times on_site.scale 2, and no"),
         ("time,watts\n", "has no column 'kw'; it has time, watts; it needs the columns time"),
         ("time;kw\n2026-01-11T17:00:00Z;1\n", r"has only the column 'time;kw'; it needs .*separated by commas"),
         ("time,kw\n2026-01-11T17:00:00Z,1\n2026-01-11T17:00:00Z,2\n", "has two values at 2026-01-11T17:00:00Z"),
@@ -217,7 +219,7 @@ def test_bad_generation_is_named(tmp_path: Path, text: str | None, message: str)
     if text is not None:
         path.write_text(text)
     with pytest.raises(TraceError, match=message):
-        read_on_site(OnSiteGeneration(path=str(path)))
+        read_on_site(OnSiteGeneration(path=str(path), scale=2))
 
 
 def test_generation_of_another_time_is_refused_and_watts_are_warned_of(
@@ -251,6 +253,35 @@ def test_generation_of_a_part_of_the_time_is_warned_of(tmp_path: Path, caplog: p
 
     assert "of site A goes from" in simulated(stamps[:12]) and "outside of that there counts none" in caplog.text
     assert not simulated(stamps)
+
+
+def test_holes_in_generation_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "sun.csv"
+
+    def simulated(lost: range, value: str = "", **parts: Any) -> str:
+        """What is said where so many of the record's 24 rows have no value."""
+        caplog.clear()
+        rows = [(minutes(5 * i), value if i in lost else "1") for i in range(24)]
+        path.write_text("time,kw\n" + "".join(f"{stamp:%Y-%m-%dT%H:%M:%SZ},{kw}\n" for stamp, kw in rows))
+        run, prices = run_with([450.0] * 24, on_site={"path": str(path)})
+        simulate(run.model_copy(update=parts), prices)
+        return caplog.text
+
+    assert not simulated(range(0)) and not simulated(range(3, 4)) and not simulated(range(8, 18), "0")
+    said = simulated(range(8, 18))
+    assert "of site A has no value for 0.8 h (39 %) from" in said, "the value before them holds for five minutes more"
+    assert f"the longest hole 0.8 h from {minutes(45):%Y-%m-%dT%H:%M:%SZ}; a value counts for 600 s at most" in said
+    assert not simulated(range(8, 18), checks=CheckLimits(gap_share=0.5))
+
+
+def test_a_record_of_generation_that_becomes_coarser_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "sun.csv"
+    stamps = [minutes(m) for m in (*range(0, 45, 5), 45, 75, 105)]
+    path.write_text("time,kw\n" + "".join(f"{stamp:%Y-%m-%dT%H:%M:%SZ},1\n" for stamp in stamps))
+    simulate(*run_with([450.0] * 24, on_site={"path": str(path)}))
+    assert "has no value for 0.7 h" in caplog.text and "a value counts for 600 s at most" in caplog.text
 
 
 def test_generation_outside_its_record_and_in_gaps_is_nothing(tmp_path: Path) -> None:

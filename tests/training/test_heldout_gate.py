@@ -1,14 +1,18 @@
 """What judges an update before it is merged: the loss that an evaluation finds, or that the update is none."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_case import CONFIG, SEQUENCE, SITE, WEIGHTS
 
 from curtail_pipeline.corpus.batches import HeldoutReader
-from curtail_pipeline.federation.orders import Plan, StoredWeights
+from curtail_pipeline.federation.orders import Plan, StoredDelta, StoredWeights
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
+from curtail_pipeline.training import heldout_gate
 from curtail_pipeline.training.heldout_gate import HeldoutGate
 from curtail_pipeline.training.heldout_loss import evaluate
 from curtail_pipeline.training.weights import write_tensors
@@ -54,3 +58,20 @@ def test_want_of_memory_says_nothing_of_an_update(
     monkeypatch.setattr(gate._model, "load_state_dict", full)
     with pytest.raises(torch.OutOfMemoryError):
         gate(known)
+
+
+def test_what_a_killed_server_left_goes_with_the_next_delta(
+    store: FolderStore, gate: HeldoutGate, known: StoredWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = store.here("scratch/gate/left/model.safetensors")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"weights")
+
+    def moved(base: Path, delta: Path, codec: str, made: Path) -> StoredWeights:
+        shutil.copyfile(base, made)
+        return known
+
+    monkeypatch.setattr(heldout_gate, "write_weights", moved)
+    delta = StoredDelta(key=WEIGHTS, sha256="0" * 64, codec="int4", base=known)
+    assert gate(delta) == gate(known)
+    assert not [*store.here("scratch/gate").iterdir()]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from training_case import SITE, changed, fill_store, make_experiment, make_order
 
 from curtail_pipeline.settings.experiment import parse_experiment
@@ -253,3 +254,23 @@ def test_a_trainer_that_is_killed_for_good_leaves_its_snapshot(tmp_path):
     told = []
     again = SiteTrainer(FolderStore(store.root), SITE, experiment).train(order, told.append)
     assert told[0].steps > 1 and comparable(again) == comparable(wanted)
+
+
+def test_without_pinned_memory_the_rest_of_a_snapshot_takes_other_memory_and_it_is_said_once(
+    tmp_path, monkeypatch, caplog
+):
+    """A host that pins no more after the first tensor; on a machine without GPU as on one with."""
+    rounds, real, pinned = unfinished.UnfinishedRounds(tmp_path, MINUTE), torch.empty_like, []
+
+    def scarce(tensor, *, pin_memory=False, **where):
+        if pin_memory:
+            pinned.append(tensor)
+            if len(pinned) > 1:
+                raise torch.OutOfMemoryError("CUDA error: out of memory\nCUDA kernel errors might be ...")
+        return real(tensor, **where)
+
+    monkeypatch.setattr(torch, "empty_like", scarce)
+    rooms = [rounds._room(torch.ones(size), pinned=True) for size in (1, 2, 3, 4)]
+    assert [len(room) for room in rooms] == [1, 2, 3, 4] and len(pinned) == 2, "no more is asked for"
+    (record,) = caplog.records
+    assert record.message.endswith("training waits for each copy: CUDA error: out of memory")
