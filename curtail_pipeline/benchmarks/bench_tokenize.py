@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import psutil
 
+from curtail_pipeline.cores import usable_cores
 from curtail_pipeline.corpus.build import build_targets
 from curtail_pipeline.corpus.dealing import HELDOUT, freeze_dealing
 from curtail_pipeline.corpus.encoder import Encoder
@@ -89,7 +90,7 @@ def run(*, mib: float = 30.0, vocab_size: int = 32_768, workers_mib: float = 240
         _log(f"end to end {size / built_s:.1f} MiB/s, with tokenizers {size / plain_s:.1f} MiB/s")
         copies = max(1, round(workers_mib / size))
         pl.DataFrame({"text": documents * copies}).write_parquet(folder / "text.parquet", row_group_size=512)
-        many = settings.model_copy(update={"workers": max(1, min(_cores(), 2))})
+        many = settings.model_copy(update={"workers": max(1, min(usable_cores(), 2))})
         (workers_s, _), peak = _watched(lambda: _end_to_end(many, folder))
     return {
         "mib_per_s": round(size / fast_s, 1),
@@ -101,7 +102,7 @@ def run(*, mib: float = 30.0, vocab_size: int = 32_768, workers_mib: float = 240
         "tokens": int(ours.size),
         "mib": round(size, 1),
         "vocab_size": vocab_size,
-        "cores": _cores(),
+        "cores": usable_cores(),
         "end_to_end_mib_per_s": round(size / built_s, 1),
         "end_to_end_baseline_mib_per_s": round(size / plain_s, 2),
         "end_to_end_ratio": round(plain_s / built_s, 1),
@@ -113,10 +114,6 @@ def run(*, mib: float = 30.0, vocab_size: int = 32_768, workers_mib: float = 240
 
 def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _documents(mib: float) -> tuple[list[str], list[str]]:
@@ -188,11 +185,11 @@ def _tiktoken(
         if token not in special
     }
     encoding = tiktoken.Encoding("bench", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-    encoding.encode_ordinary_batch(warm, num_threads=_cores())
+    encoding.encode_ordinary_batch(warm, num_threads=usable_cores())
     ids, elapsed = [], 0.0
     for batch in batches:
         start = time.perf_counter()
-        encoded = encoding.encode_ordinary_batch(batch, num_threads=_cores())
+        encoded = encoding.encode_ordinary_batch(batch, num_threads=usable_cores())
         elapsed += time.perf_counter() - start
         ids += [np.asarray(row, dtype=np.uint32) for row in encoded]
     return elapsed, bool(np.array_equal(np.concatenate(ids) + len(special), expected))

@@ -6,7 +6,6 @@ was. The metadata say the `codec`, and in `tensors` the type and shape of what w
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from typing import Final, Self
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from curtail_pipeline.cores import usable_cores
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import CODECS, Bytes, Codec
 from curtail_pipeline.federation.merge_report import WrittenFile
@@ -34,7 +34,7 @@ from curtail_pipeline.federation.tensor_stream import (
 from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.atomic import replacing
 
-THREADS: Final = min(os.cpu_count() or 1, 8)
+THREADS: Final = min(usable_cores(), 8)
 """That code or merge; each holds a few pieces in memory."""
 AHEAD: Final = 2
 """Pieces per thread that are begun and not written yet."""
