@@ -31,6 +31,8 @@ WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 
 DISTINCT = 3
 CORES = 8
 """Of a site, and of the server, in the projection; more threads than that are not used."""
+WRITTEN = 2
+"""Files that a merge writes, weights and momentum."""
 POOL = 1 << 22
 NAMES: tuple[CodecName, ...] = ("fp32", *get_args(LossyName))
 STATES: tuple[StateCodecName, ...] = get_args(StateCodecName)
@@ -239,7 +241,7 @@ class _Measured:
         hashes = [file_sha256(self._update(number, codec)) for number in range(min(count, DISTINCT))]
         given = [hashes[number % DISTINCT] for number in range(count)]
         copied = _apart(_copy_and_hash, [self.parent, self.outer, *paths], self.folder)
-        for number in range(2):
+        for number in range(WRITTEN):
             (self.folder / f"copy{number}").unlink()
         merged = _apart(_merge, self.parent, self.outer, paths, given, codec, self.folder)
         for path in (*paths, self.folder / "weights", self.folder / "momentum"):
@@ -272,7 +274,7 @@ def _decode(parent: Path, update: Path, codec: CodecName, out: Path) -> None:
 
 
 def _copy_and_hash(paths: Sequence[Path], folder: Path) -> None:
-    """Two files stay until the end, as the two that a merge writes: new pages of memory cost more than used ones."""
+    """As many copies stay as a merge writes files: new pages of memory cost more than used ones."""
     for number, path in enumerate(paths):
         copy = folder / f"copy{number}"
         shutil.copyfile(path, copy)
@@ -280,7 +282,7 @@ def _copy_and_hash(paths: Sequence[Path], folder: Path) -> None:
         os.fsync(handle)  # as a merge does with what it writes
         os.close(handle)
         file_sha256(copy)
-        if number >= 2:
+        if number >= WRITTEN:
             copy.unlink()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 from pydantic import Field
@@ -14,6 +15,7 @@ from curtail_pipeline.scheduling.curtailed import windows_of_record
 from curtail_pipeline.scheduling.timing import Finished, SegmentPlan, advance
 from curtail_pipeline.scheduling.view import Job, View
 from curtail_pipeline.settings.experiment import Experiment, load_experiment, with_traces
+from curtail_pipeline.settings.federation_settings import LossyName
 from curtail_pipeline.signals.provider import make_provider
 from curtail_pipeline.signals.whole_file import read_all
 from curtail_pipeline.stages.deal import LEAST_SHARE
@@ -110,6 +112,8 @@ def arms(grid: bool) -> tuple[Arm, ...]:
         found += [Arm(name=f"sites3, H={h}", membership="sites3", round_steps=h) for h in (4, 8, 32)]
         found += [Arm(name=f"{CENTRAL}, lr x {f:g}", membership=CENTRAL, training=_rates(f)) for f in (0.7, 1.4)]
         found.append(Arm(name="laptop, text stays", membership="laptop", fresh_first=False))
+        for codec in get_args(LossyName):
+            found.append(Arm(name=f"laptop, {codec}", membership="laptop", rounds={"upload_codec": codec}))
     return tuple(arm.model_copy(update={"training": _tuned(arm.training)}) for arm in found)
 
 
