@@ -12,6 +12,7 @@ from curtail_pipeline.errors import LedgerError
 from curtail_pipeline.federation.merge_pass import Update
 from curtail_pipeline.federation.orders import Order, Result, StepSize, StoredDelta, StoredWeights
 from curtail_pipeline.federation.terms import breach
+from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store
 from curtail_pipeline.tokens.ranges import after_prefix, total
 
@@ -67,12 +68,13 @@ def misfit(order: Order, result: Result, step: StepSize | None) -> str | None:
 
 
 def _begun_elsewhere(order: Order, result: Result) -> str | None:
-    """Where rounds overlap: why a result is of other starting weights, which its merge would not tell."""
+    """Why a result is of other starting weights, where its merge would not tell."""
     if order.delivered and result.parent_sha256 != order.parent.sha256:
         return f"trained from {result.parent_sha256[:12]}, not from this round's {order.parent.sha256[:12]}"
-    if (order.own is None) != (result.begun_sha256 is None):
-        return "it began without its last update" if order.own else "it began with an update that it was not told of"
-    return None
+    if order.own is not None and result.begun_sha256 is None:
+        return "it began without its last update"
+    may = order.own is not None or (order.goes_on and order.residual != FRESH)
+    return None if may or result.begun_sha256 is None else "it began with an update that it was not told of"
 
 
 def _miscounted(result: Result, step: StepSize) -> str | None:
@@ -131,8 +133,14 @@ def _update(result: Result, parent: StoredWeights) -> StoredWeights | StoredDelt
     return StoredDelta(key=result.weights.key, sha256=result.weights.sha256, codec=result.codec, base=parent)
 
 
-def fetch(store: Store, results: Mapping[str, Result], held: ExitStack) -> tuple[list[Update], dict[str, str]]:
-    """The weights of results as files, there as long as `held` is open; and why a site's cannot be had."""
+def fetch(
+    store: Store, results: Mapping[str, Result], weights: Mapping[str, int], held: ExitStack
+) -> tuple[list[Update], dict[str, str]]:
+    """The weights of results as files, there as long as `held` is open; and why a site's cannot be had.
+
+    Args:
+        weights: tokens that each update speaks for.
+    """
     updates: list[Update] = []
     refused: dict[str, str] = {}
     for site, result in results.items():
@@ -141,6 +149,6 @@ def fetch(store: Store, results: Mapping[str, Result], held: ExitStack) -> tuple
         except (NotStored, CorruptObject) as error:
             refused[site] = f"its weights cannot be had: {error}"
             continue
-        tokens, sha256 = result.tokens, result.weights.sha256
+        tokens, sha256 = weights[site], result.weights.sha256
         updates.append(Update(site, path, tokens, sha256, result.parent_sha256, result.round, result.codec))
     return updates, refused

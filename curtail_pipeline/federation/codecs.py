@@ -62,8 +62,7 @@ class Codec:
         records = np.empty((self.blocks(len(values)), self.record), np.uint8)
         for rows in self._chunks(len(records)):
             part = values[rows.start * self.block : rows.stop * self.block]
-            if not max(float(part.max()), -float(part.min())) <= LARGEST:
-                raise FederationError(f"its values are not all finite and at most {LARGEST:g}")
+            require_encodable(part)
             if len(part) % self.block:
                 part = np.concatenate((part, np.zeros(-len(part) % self.block, np.float32)))
             self._encode(part.reshape(-1, self.block), records[rows])
@@ -133,6 +132,16 @@ CODECS: Final[dict[LossyName, Codec]] = {
         Codec("int2_topk", 256, KEPT + 3 + 2 * 3),
     )
 }
+
+
+def require_encodable(values: Floats) -> None:
+    """Refuse what no codec writes; there is at least one value.
+
+    Raises:
+        FederationError: a value is not finite, or too large.
+    """
+    if not max(float(values.max()), -float(values.min())) <= LARGEST:
+        raise FederationError(f"its values are not all finite and at most {LARGEST:g}")
 
 
 def _bfloat16(data: Bytes) -> Floats:

@@ -9,7 +9,7 @@ trained itself. It answers before its update is stored; a record in the store sa
 - At most one round is answered and not merged. Its updates are waited for until each is stored, its site falls silent,
   or `transfer_s` have passed since the answers: then it is refused, and what was trained on top of it, which is refused
   too, gives its text back beside it. The site's next order starts from merged weights alone.
-- What is pending when the segment ends is waited for and merged.
+- What is pending when the segment ends is waited for and merged; then what is left of fragments, in a round of its own.
 - What an order begins with follows from the rounds before it, refused ones included: so does a replay, whose rounds
   are the realised ones with empty ones among them. A server that takes over has the journal, and the answers of the
   last round from `answered.json`; orders that were under way are sent again, and are the same.
@@ -25,6 +25,8 @@ from curtail_pipeline.federation.answers import LONGEST_POLL_S, POLL_S
 from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.next_round import (
     Upcoming,
+    is_last_exchange,
+    last_exchange,
     most_rounds,
     next_round,
     orders_of,
@@ -110,6 +112,8 @@ class DelayedRounds:
     def run(self) -> Segment:
         stop_reason = ""
         for number in range(self._resume(), most_rounds(self.plan)):
+            if is_last_exchange(self.plan, number):
+                self._merge_last()
             coming = self.merged.ahead(self.answered)
             stop_reason = why_it_ends(self.store, self.plan, coming)
             if stop_reason:
@@ -126,6 +130,10 @@ class DelayedRounds:
         if stop_reason == "job finished" and self.merged.step < self.plan.total_steps:
             stop_reason = f"{self.plan.total_steps - self.merged.step} of the job's last steps were refused"
         self.with_sites.await_late()
+        if last := last_exchange(self.merged):
+            self._round(self.merged.ahead(None), last)
+            self._ended = time.monotonic()
+            self._merge_last()
         require_delivery(self.plan, self.merged)
         return self.merged.segment(stop_reason)
 

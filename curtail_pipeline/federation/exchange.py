@@ -2,6 +2,8 @@
 
 from typing import Final, Literal
 
+from pydantic import Field
+
 from curtail_pipeline.settings.federation_settings import CodecName, DownloadName, RoundSettings, StateCodecName
 from curtail_pipeline.storage.records import Record
 
@@ -18,6 +20,8 @@ class Exchange(Record):
     state: StateCodecName = "fp32"
     overlap: bool = False
     """Whether a round is merged while the next one trains (`delayed`)."""
+    fragments: int = Field(default=1, ge=1)
+    """How many there are of the weights, of which a round exchanges one (`fragments`)."""
 
 
 def exchange_of(rounds: RoundSettings, *, linked: bool) -> Exchange:
@@ -32,4 +36,5 @@ def exchange_of(rounds: RoundSettings, *, linked: bool) -> Exchange:
         download=auto if rounds.download_codec == "auto" else rounds.download_codec,
         state=auto if rounds.state_codec == "auto" else rounds.state_codec,
         overlap=rounds.overlap,
+        fragments=rounds.fragments,
     )

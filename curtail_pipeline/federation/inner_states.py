@@ -194,7 +194,7 @@ def fetch_states(
     states: dict[str, SiteInner] = {}
     refused: dict[str, str] = {}
     for site, result in results.items():
-        if not orders[site].inner_out or not result.steps:
+        if not orders[site].inner_out or not (result.steps or orders[site].goes_on):
             continue
         try:
             path = held.enter_context(store.local(orders[site].inner_out))

@@ -24,6 +24,7 @@ import numpy as np
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import CODECS
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.merge_pass import MergePass, Offered, Outputs, Passed, Spoilt, Update
 from curtail_pipeline.federation.merge_report import AcceptedUpdate, MergeReport, WrittenFile
 from curtail_pipeline.federation.tensor_stream import TensorFile, TensorWriter
@@ -81,6 +82,7 @@ def merge(
     least: int = 1,
     download: CodecName = "fp32",
     out_delta: Path | None = None,
+    fragment: Fragment | None = None,
 ) -> MergeReport:
     """Merge one round. The order of the updates does not change the result: sites are summed by name.
 
@@ -97,6 +99,7 @@ def merge(
         norm_history: accepted norms so far in the run, oldest first.
         download: codec of what receivers of the parent may get in place of the new weights, written to `out_delta`. In
             mode `local` that is the update itself.
+        fragment: what updates have to hold; all other tensors and their momentum go on as they are.
 
     Raises:
         FederationError: the parent or the momentum is unreadable, two updates carry one site's name, or mode `local`
@@ -115,10 +118,12 @@ def merge(
         if mode == "federated":
             buffers = _buffers(parent, outer_path, stack) if outer_path else None
             codec = CODECS[download] if download != "fp32" and out_delta else None
-            outputs = Outputs(out_weights, out_outer, buffers, lr, momentum, out_delta if codec else None, codec)
+            delta = out_delta if codec else None
+            outputs = Outputs(out_weights, out_outer, buffers, lr, momentum, delta, codec, fragment)
         else:
-            outputs = Outputs(out_weights if any(update.codec != "fp32" for update in offered) else None)
-        judge = _Judge(parent, parent_sha256, round_index, norm_bound, norm_history)
+            coded = any(update.codec != "fp32" for update in offered)
+            outputs = Outputs(out_weights if coded else None, fragment=fragment)
+        judge = _Judge(parent, parent_sha256, round_index, norm_bound, norm_history, fragment)
         accepted, passed = judge.merge(offered, outputs)
         if len(accepted) < least:
             why = f"a merge takes {least} updates, and {len(accepted)} could be used"
@@ -148,9 +153,16 @@ class _Judge:
     """Which updates of a round count. `norms` and `refused`, by site, are known after `merge`."""
 
     def __init__(
-        self, parent: TensorFile, parent_sha256: str, round_index: int, norm_bound: float, history: Sequence[float]
+        self,
+        parent: TensorFile,
+        parent_sha256: str,
+        round_index: int,
+        norm_bound: float,
+        history: Sequence[float],
+        fragment: Fragment | None,
     ) -> None:
         self._parent, self._parent_sha256, self._round = parent, parent_sha256, round_index
+        self._fragment = fragment
         self._norm_bound, self._history = norm_bound, history
         self.norms: dict[str, float] = {}
         self.refused: dict[str, str] = {}
@@ -185,7 +197,13 @@ class _Judge:
                 raise FederationError(f"claims {update.tokens} tokens")
             if not update.path.is_file():
                 raise FederationError(f"its weights {update.path.name} are missing")
-            return stack.enter_context(self._file(update))
+            file = stack.enter_context(self._file(update))
+            if file.fragment != self._fragment:
+                asked, found = (
+                    f"fragment {part}" if part else "everything" for part in (self._fragment, file.fragment)
+                )
+                raise FederationError(f"its update is of {found}, not of {asked}")
+            return file
         except FederationError as error:
             self.refused[update.site] = str(error)
             return None

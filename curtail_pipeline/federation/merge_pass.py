@@ -7,7 +7,7 @@ files alone. A site at fault spoils what the pass has written; the pass then goe
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import numpy as np
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.codecs import Codec
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.merge_report import WrittenFile
 from curtail_pipeline.federation.tensor_stream import (
     PIECE,
@@ -127,6 +128,8 @@ class Outputs:
     delta: Path | None = None
     """What was subtracted from the parent's weights, by `codec`; both or none."""
     codec: Codec | None = None
+    fragment: Fragment | None = None
+    """What the updates hold; all other tensors and their momentum go on as they are."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class MergePass:
         with ExitStack() as stack:
             threads = stack.enter_context(ThreadPoolExecutor(THREADS))
             writers = self._writers(stack)
-            for done in in_order(self._piece, all_pieces(self._parent), threads, THREADS * AHEAD):
+            for done in in_order(self._piece, self._pieces(), threads, THREADS * AHEAD):
                 parent_squares += done.parent
                 step_squares += done.step
                 self._note(done)
@@ -204,6 +207,9 @@ class MergePass:
                 writer.close()
             written = {name: WrittenFile(sha256=w.sha256, bytes=w.bytes) for name, w in writers.items()}
         return Passed(float(np.sqrt(step_squares)), written)
+
+    def _pieces(self) -> Iterator[Piece]:
+        return all_pieces(self._parent, self._out.fragment)
 
     def _writers(self, stack: ExitStack) -> dict[str, TensorWriter]:
         parent, out = self._parent, self._out
@@ -219,7 +225,7 @@ class MergePass:
             writers["outer"] = stack.enter_context(TensorWriter(scratch, layout))
         if out.codec is not None and out.delta is not None:
             scratch = stack.enter_context(replacing(out.delta))
-            writers["delta"] = stack.enter_context(UpdateWriter(scratch, out.codec, parent))
+            writers["delta"] = stack.enter_context(UpdateWriter(scratch, out.codec, parent, out.fragment))
         return writers
 
     def _note(self, done: _Done) -> None:
@@ -241,6 +247,8 @@ class MergePass:
 
     def _worked(self, piece: Piece) -> _Done:
         raw = self._parent.raw(piece.tensor, piece.first, piece.count)
+        if not piece.exchanged:
+            return self._kept(piece, raw)
         if not piece.tensor.floating:
             sites: dict[str, float | str] = {u.update.site: self._same(u, piece, raw) for u in self._offered}
             return _Done(0.0, sites, 0.0, dict.fromkeys(("weights", "delta")[: 2 if self._out.codec else 1], raw))
@@ -253,6 +261,23 @@ class MergePass:
         if not self._writing or any(isinstance(found, str) for found in sites.values()):
             return _Done(squares, sites, 0.0, {})
         return _Done(squares, sites, float(np.dot(mean, mean)), self._made(piece, origin, mean))
+
+    def _kept(self, piece: Piece, raw: bytearray) -> _Done:
+        """A piece of another fragment."""
+        if not piece.tensor.floating:
+            return _Done(0.0, {}, 0.0, {"weights": raw})
+        squares = square(to_float32(raw, piece.tensor.dtype), piece.tensor.name)
+        data: dict[str, bytearray | memoryview] = {"weights": raw}
+        if self._out.outer is not None:
+            data["outer"] = from_float32(self._buffer(piece), "F32")
+        return _Done(squares, {}, 0.0, data)
+
+    def _buffer(self, piece: Piece) -> Floats:
+        """Its momentum, in a fresh array."""
+        buffers = self._out.buffers
+        if buffers is None:
+            return np.zeros(piece.count, np.float32)
+        return buffers.floats(buffers.tensors[piece.tensor.name], piece.first, piece.count)
 
     def _same(self, update: Offered, piece: Piece, raw: bytearray) -> float | str:
         """A tensor that is not trained has to be the parent's."""
@@ -280,12 +305,12 @@ class MergePass:
 
     def _made(self, piece: Piece, origin: Floats, mean: Floats) -> dict[str, bytearray | memoryview]:
         """The bytes of the new files; both arrays are used up."""
-        out, name = self._out, piece.tensor.name
+        out = self._out
         data: dict[str, bytearray | memoryview] = {}
         step = mean
         if out.outer is not None:
             if out.buffers is not None:
-                buffer = out.buffers.floats(out.buffers.tensors[name], piece.first, piece.count)
+                buffer = self._buffer(piece)
                 buffer *= np.float32(out.momentum)
                 buffer += mean
             else:

@@ -9,6 +9,7 @@ from curtail_pipeline.federation.addresses import links_of
 from curtail_pipeline.federation.answered import Answered
 from curtail_pipeline.federation.answers import Answers
 from curtail_pipeline.federation.budgets import step_budgets
+from curtail_pipeline.federation.fragments import Fragment, turn
 from curtail_pipeline.federation.orders import Order, Plan, Watch
 from curtail_pipeline.federation.plan import delivered_key, late_key, merged_key, planned_attempts, stop_key
 from curtail_pipeline.federation.segment_state import SegmentState
@@ -32,6 +33,7 @@ class Upcoming:
     stops: Mapping[str, str]
     first_step: int
     fresh: tuple[str, ...] = ()
+    fragment: Fragment | None = None
 
     def answered(
         self,
@@ -149,13 +151,45 @@ def next_round(plan: Plan, state: SegmentState, number: int) -> Upcoming:
             stops=planned.stops,
             first_step=state.step if planned.first_step is None else planned.first_step,
             fresh=planned.fresh,
+            fragment=None if _whole(plan, number) else turn(plan.exchange.fragments, planned.index),
         )
     assert plan.open is not None
     members = [site for site in plan.members if state.sites[site].pool]
     left = plan.total_steps - state.step
     shares = step_budgets(left, {site: state.sites[site].tokens_per_s for site in members})
     steps = {site: share for site, share in shares.items() if share}
-    return Upcoming(number, None, None, steps, len(steps), plan.open.round_s, {}, state.step)
+    return Upcoming(
+        index=number,
+        start=None,
+        end=None,
+        steps=steps,
+        members=len(steps),
+        deadline_s=plan.open.round_s,
+        stops={},
+        first_step=state.step,
+        fragment=None if _whole(plan, number) else turn(plan.exchange.fragments, number),
+    )
+
+
+def _whole(plan: Plan, number: int) -> bool:
+    """Whether the round after so many exchanges everything: the last one does, where it is known beforehand."""
+    told = plan.rounds[number].whole if plan.rounds is not None else None
+    return number == most_rounds(plan) - 1 if told is None else told
+
+
+def last_exchange(state: SegmentState) -> Upcoming | None:
+    """A round without steps in which sites send what they have not sent yet; None where there is nothing, and in a
+    replay: such a round is among its planned ones."""
+    planned = state.plan.rounds
+    replays = planned is not None and all(each.whole is not None for each in planned)
+    steps = {} if replays else dict.fromkeys(state.unsent, 0)
+    index = state.rounds[-1].index + 1 if state.rounds else 0
+    return Upcoming(index, None, None, steps, len(steps), None, {}, state.step) if steps else None
+
+
+def is_last_exchange(plan: Plan, number: int) -> bool:
+    """Whether the round after so many is one of those, which a replay repeats."""
+    return plan.rounds is not None and plan.exchange.fragments > 1 and not any(plan.rounds[number].steps.values())
 
 
 def orders_of(store: Store, plan: Plan, state: SegmentState, folder: str, upcoming: Upcoming) -> dict[str, Order]:
@@ -191,7 +225,9 @@ def _order(store: Store, plan: Plan, state: SegmentState, folder: str, upcoming:
         watch=Watch(key=MEMBERSHIP_KEY, generation=state.generation) if plan.open else None,
         out=f"{place}/{site}.safetensors",
         codec=plan.exchange.upload,
-        inner_out=f"{place}/inner/{site}.safetensors" if shared else "",
+        fragment=upcoming.fragment,
+        goes_on=plan.exchange.fragments > 1,
+        inner_out=f"{place}/inner/{site}.safetensors" if state.shared and upcoming.fragment is None else "",
         inner_codec=plan.exchange.state,
         replay=plan.replay,
         stop=stop_key(folder),

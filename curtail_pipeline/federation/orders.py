@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from curtail_pipeline.emissions.meter import Drawn
 from curtail_pipeline.federation.exchange import Exchange
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.grace import Quorum
 from curtail_pipeline.federation.merge_report import MergeReport
 from curtail_pipeline.settings.federation_settings import CodecName, StateCodecName
@@ -104,6 +105,11 @@ class Order(Message):
     """Store key for the new weights, or how far they moved."""
     codec: CodecName = "fp32"
     """How they are written."""
+    fragment: Fragment | None = None
+    """What of them is written; everything if None."""
+    goes_on: bool = False
+    """Whether it starts from what its last updates left out besides, and sends of that even if it does no step: where
+    the weights are exchanged in fragments."""
     inner_out: str = ""
     """Store key for the inner state at the end, which is merged; a snapshot of the site's own when not given."""
     inner_codec: StateCodecName = "fp32"
@@ -143,7 +149,8 @@ class Result(Message):
     round: int
     parent_sha256: Sha256
     begun_sha256: Sha256 | None = None
-    """Of what the parent's weights and the site's own last update make; None where it started from the parent's."""
+    """Of what the parent's weights make with the site's own last update, and with what its updates have left out where
+    it goes on from that; None where it started from the parent's."""
     steps: int = Field(ge=0)
     tokens: int = Field(ge=0)
     consumed: tuple[Range, ...]
@@ -237,6 +244,8 @@ class PlannedRound(Record):
     """What its orders begin with; None where it follows from the steps that counted."""
     fresh: tuple[str, ...] = ()
     """Members that begin without the inner state that is there, as they did when the round was first run."""
+    whole: bool | None = None
+    """Whether it exchanges all fragments; None for the last one alone."""
 
 
 class OpenRounds(Record):
@@ -342,6 +351,8 @@ class RoundDone(Record):
     """What is out of the ordinary at a site whose update counts."""
     fresh: tuple[str, ...] = ()
     """Sites that began without the inner state they were given: it was lost."""
+    fragment: Fragment | None = None
+    """What was exchanged; everything if None."""
     weights: StoredWeights
     delta: StoredDelta | None = None
     """How far they moved from the round's starting weights."""

@@ -50,7 +50,8 @@ def merge_round(
         parent = held.enter_context(store.local(state.weights.key))
         clip = plan.step_size.grad_clip if plan.step_size else None
         states, unfit = fetch_states(store, orders, fitting, parent, held, clip)
-        updates, gone = fetch(store, {s: r for s, r in fitting.items() if s not in unfit}, held)
+        fit = {s: r for s, r in fitting.items() if s not in unfit}
+        updates, gone = fetch(store, fit, {s: state.sites[s].weight(orders[s], r) for s, r in fit.items()}, held)
         report = merge(
             parent,
             held.enter_context(store.local(state.outer.key)) if state.outer else None,
@@ -67,6 +68,7 @@ def merge_round(
             least=plan.quorum.least(len(orders)),
             download=plan.exchange.download,
             out_delta=(moved := store.here(f"{folder}/.{DELTA}")),
+            fragment=next((order.fragment for order in orders.values()), None),
         )
         inner = store_merged(store, orders, states, report, f"{folder}/{INNER}")
     if report.delta is not None:
@@ -102,6 +104,7 @@ def line_of(state: SegmentState, folder: str, answered: Answered, report: MergeR
         fresh=tuple(s for s, r in counted.items() if r.inner_state.begin != orders[s].inner_state),
         weights=StoredWeights(key=f"{folder}/{WEIGHTS}", sha256=report.weights.sha256),
         delta=state.moved(report, f"{folder}/{DELTA}"),
+        fragment=next((order.fragment for order in orders.values()), None),
     )
     return JournalLine(done=done, orders=orders, results=answered.results, merge=report, wall_s=answered.wall_s)
 

@@ -13,6 +13,8 @@ What can fail, and what follows:
   result, and its lease starts again at the ranges it was given.
 - *No site delivers* in a round: the round's starting weights go on.
 - *No site delivers in the whole segment*, and not because all left: `FederationError`, nothing to commit.
+- *The weights are exchanged in fragments*: what is left of them is sent in a last round without steps. What a site that
+  is lost before had left counts, lies in its residual, and comes with its next update.
 - *This process dies*: `rounds.jsonl` is whole (every write is atomic); whoever runs the plan again goes on behind it.
 - *Another attempt of the same key was planned*: `FederationError` at the next round boundary.
 """
@@ -24,6 +26,7 @@ from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.delayed import DelayedRounds
 from curtail_pipeline.federation.next_round import (
     Upcoming,
+    last_exchange,
     most_rounds,
     next_round,
     orders_of,
@@ -65,6 +68,8 @@ class _WaitingRounds:
         else:
             stop_reason = why_it_ended(self.store, self.plan, self.state)
         self.with_sites.await_late()
+        if last := last_exchange(self.state):
+            self._round(last)
         require_delivery(self.plan, self.state)
         return self.state.segment(stop_reason)
 

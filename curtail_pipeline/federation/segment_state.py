@@ -44,13 +44,23 @@ class SiteState:
     made_with: dict[str, str] = field(default_factory=dict)
     tokens_per_s: float = 0.0
     """As last measured in this segment; 0 before."""
+    since: tuple[int, ...] = (0,)
+    """Per fragment of the weights: tokens that it has trained on in this segment since that was last exchanged."""
 
-    def accept(self, lease: tuple[Range, ...], result: Result) -> None:
-        """Count a result."""
+    def weight(self, order: Order, result: Result) -> int:
+        """Tokens that a result's update speaks for: all since what it exchanges was exchanged."""
+        return result.tokens + (max(self.since) if order.fragment is None else self.since[order.fragment.index])
+
+    def accept(self, order: Order, result: Result) -> None:
+        """Count a result; not one that speaks for nothing, which no merge takes, where what it left out goes on."""
+        if order.goes_on and not self.weight(order, result):
+            return
+        sent = range(len(self.since)) if order.fragment is None else (order.fragment.index,)
+        self.since = tuple(0 if n in sent else tokens + result.tokens for n, tokens in enumerate(self.since))
         if not self.steps:
             self.begin = result.inner_state.begin  # what it really began with
         self.made_with = dict(result.made_with)
-        self.pool = after_prefix(lease, result.consumed)
+        self.pool = after_prefix(order.lease, result.consumed)
         self.inner_state = result.inner_state.end
         if result.residual is not None:
             begin = self.residual.begin if self.residual and self.steps else result.residual.begin
@@ -78,7 +88,8 @@ class SegmentState:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         fresh = {site: plan.inner_state.get(site, FRESH) for site in plan.members}
-        self.sites = {site: SiteState(state, state) for site, state in fresh.items()}
+        never = (0,) * plan.exchange.fragments
+        self.sites = {site: SiteState(state, state, since=never) for site, state in fresh.items()}
         for site, left in plan.residual.items():
             self.sites[site].residual = InnerStates(begin=left, end=left)
         if plan.open:
@@ -131,9 +142,10 @@ class SegmentState:
         coming.lost |= answered.lost
         for site, result in answered.fitting(self.unmerged).items():
             order = answered.orders[site]
-            coming.sites[site].accept(order.lease, result)
+            sent = coming.sites[site].weight(order, result)
+            coming.sites[site].accept(order, result)
             coming.step += result.steps
-            if result.steps:
+            if sent:
                 coming.own[site] = StoredWeights(key=result.weights.key, sha256=result.weights.sha256)
                 if order.inner_out:
                     coming.own_shared[site] = SharedState(name=result.inner_state.end, key=order.inner_out)
@@ -144,7 +156,7 @@ class SegmentState:
         self._note_orders(line.orders)
         self.unmerged = {site: line.results[site].consumed for site in line.done.refused if site in line.results}
         for site in sorted(line.results.keys() - line.done.refused.keys()):
-            self.sites[site].accept(line.orders[site].lease, line.results[site])
+            self.sites[site].accept(line.orders[site], line.results[site])
         self.step += sum(line.results[site].steps for site in line.merge.accepted)
         self.weights, self.delta = line.done.weights, line.done.delta
         folder = line.done.weights.key.removesuffix(WEIGHTS)
@@ -175,10 +187,15 @@ class SegmentState:
         Args:
             fresh: leave what there is; a replay does where a site had lost it.
         """
-        if self.shared is None:
+        if self.shared is None or any(self.sites[site].since):
             return FRESH if fresh else self.sites[site].inner_state, None
         shared = SharedState(name=FRESH) if fresh else self.own_shared.get(site, self.shared)
         return shared.name, shared
+
+    @property
+    def unsent(self) -> list[str]:
+        """Sites that have moved something which is not exchanged yet."""
+        return [site for site, mine in self.sites.items() if any(mine.since) and site not in self.lost]
 
     def require_whole(self, store: Store) -> None:
         """Refuse to merge with a file that has changed since the round began: the damage would be in the update.

@@ -6,21 +6,23 @@ token counted twice or a wrong parent changes the result.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from safetensors.numpy import load_file, save
 
 from curtail_pipeline.federation.answered import Delivered
 from curtail_pipeline.federation.codecs import CODECS
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.orders import Activity, Heartbeat, Order, Result, WrittenWeights, agent_key
 from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
 from curtail_pipeline.federation.transport import Failure, Reply
-from curtail_pipeline.federation.update_file import write_update, write_weights
+from curtail_pipeline.federation.update_file import write_start, write_update
 from curtail_pipeline.settings.federation_settings import LossyName
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
@@ -84,12 +86,13 @@ class SimulatedSite:
         if kind == "halved":
             consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step // 2))
         begin = FRESH if kind == "lost state" else order.inner_state
-        with self._begun(order) as parent, self.store.new_file(order.out) as out:
+        left = load_file(self._left(order.residual)) if order.goes_on and order.residual != FRESH else {}
+        with self._begun(order, left) as parent, self.store.new_file(order.out) as out:
             begun = file_sha256(parent)
             seed = hashlib.sha256(repr((self.name, begin, begun, consumed, order.first_step)).encode())
             self._write(parent, out, int(seed.hexdigest()[:12], 16), steps, kind)
             if order.codec != "fp32" and kind not in ("nan", "shape"):
-                _code(parent, out, order.codec)
+                _code(parent, out, order.codec, left, order.fragment)
             digest, size = file_sha256(out), out.stat().st_size
             if order.delivered and kind not in ("nan", "shape"):  # which cannot be gone on from
                 self._kept(digest).parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ class SimulatedSite:
         if kind == "gone":
             self.store.delete(order.out)
         end = f"sha256:{seed.hexdigest()}" if steps else begin
-        if steps and order.inner_out:
+        if (steps or order.goes_on) and order.inner_out:
             end = f"sha256:{self._write_state(order, int(seed.hexdigest()[:12], 16), kind)}"
         if order.delivered and kind != "not stored":
             error = "No space left on device" if kind == "disk full" else ""
@@ -111,7 +114,7 @@ class SimulatedSite:
             site=self.name,
             round=order.round + (kind == "other round"),
             parent_sha256="0" * 64 if kind == "stale" else order.parent.sha256,
-            begun_sha256=begun if order.own else None,
+            begun_sha256=begun if order.own or (order.goes_on and order.residual != FRESH) else None,
             steps=steps,
             tokens=steps * self.sequences_per_step * self.sequence_length * (100 if kind == "boastful" else 1),
             consumed=tuple(consumed),
@@ -123,20 +126,33 @@ class SimulatedSite:
             weights=WrittenWeights(key=order.out, sha256=digest, bytes=size),
             codec=order.codec,
             inner_state=InnerStates(begin=begin, end=end),
+            residual=self._keep_left(order, left) if order.goes_on else None,
             made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
 
+    def _left(self, name: str) -> Path:
+        path = self.store.here(f"left/{self.name}/{name.removeprefix('sha256:')}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _keep_left(self, order: Order, left: dict[str, Floats]) -> InnerStates:
+        name = f"sha256:{hashlib.sha256(save(left)).hexdigest()}"
+        self._left(name).write_bytes(save(left))
+        return InnerStates(begin=order.residual, end=name)
+
     @contextmanager
-    def _begun(self, order: Order) -> Iterator[Path]:
+    def _begun(self, order: Order, left: Mapping[str, Floats]) -> Iterator[Path]:
         """The weights that a round starts from; of its own last update the site has what it meant to send."""
         with self.store.local(order.parent.key) as parent:
             own = self._kept(order.own.sha256) if order.own else None
-            if own is None or not own.exists():
+            if own is not None and not own.exists():
+                own = None
+            if own is None and not left:
                 yield parent
                 return
             made = self.store.here(f"begun/{self.name}.safetensors")
-            write_weights(parent, own, order.codec, made)
+            write_start(parent, own, order.codec, left, made)
             yield made
 
     def _kept(self, sha256: str) -> Path:
@@ -171,15 +187,18 @@ class SimulatedSite:
                         target.write(from_float32(source.floats(tensor, first, count) - moved, tensor.dtype))
 
 
-def _code(parent: Path, weights: Path, codec: LossyName) -> None:
-    """Put what weights moved in their place."""
+def _code(
+    parent: Path, weights: Path, codec: LossyName, left: MutableMapping[str, Floats], fragment: Fragment | None
+) -> None:
+    """Put what weights moved in their place, and what it leaves out into `left`."""
     with TensorFile(weights) as after, TensorFile(parent) as before:
         write_update(
             weights,
             CODECS[codec],
             before,
             lambda name, first, count: after.floats(after.tensors[name], first, count),
-            {},
+            left,
+            fragment,
         )
 
 

@@ -63,6 +63,11 @@ class RoundSettings(Section):
     last and its own last update (eager updates, arXiv:2502.12996). What is pending when a segment ends is merged then.
     Within a segment each site goes on from its own inner state. Updates have to be coded: they say what was moved,
     whatever it was moved from."""
+    fragments: int = Field(default=1, ge=1, le=1000)
+    """Parts of the weights that are exchanged in turn, one with each round (Streaming DiLoCo, arXiv:2501.18512): a site
+    trains on from what it has moved in the others, and sends everything that is left when the segment ends. Each round
+    moves so many times fewer bytes. Within a segment each site goes on from its own inner state. Updates have to be
+    coded, and with a `download_codec` of `fp32` the weights still come back whole."""
     quorum: int = Field(default=1, ge=1)
     """Updates without which a round's are not merged; all of them where fewer sites train."""
     grace: float | None = Field(default=None, gt=0)
@@ -79,6 +84,11 @@ class RoundSettings(Section):
             raise ValueError("overlap takes updates that say what was moved, and upload_codec is fp32; set it to bf16")
         if self.overlap and self.sync == "paying":
             raise ValueError("sync paying weighs the waiting for links, which overlap takes away; set it to all")
+        if self.fragments > 1 and self.upload_codec == "fp32":
+            raise ValueError(
+                f"fragments {self.fragments} takes updates that say what was moved, and upload_codec is fp32; "
+                "set it to bf16"
+            )
         return self
 
     @property

@@ -13,7 +13,7 @@ from curtail_pipeline.storage.records import Message
 
 
 class Heldout(Protocol):
-    """Where held-out sequences come from (`corpus.reader.HeldoutReader`)."""
+    """Where held-out sequences come from (`corpus.batches.HeldoutReader`)."""
 
     @property
     def bytes_per_token(self) -> float:

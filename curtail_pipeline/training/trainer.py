@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """Where a site's token sequences come from (`corpus.reader.ShardReader`)."""
+    """Where a site's token sequences come from (`corpus.batches.ShardReader`)."""
 
     def batches(self, ranges: Ranges, sequences_per_batch: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
         """Arrays of token ids, (sequences, sequence_length + 1), in the order of the ranges."""
@@ -198,13 +198,12 @@ class SiteTrainer:
         losses, seconds, stop = self._steps(order, done, progress, should_stop, on_phase)
         drawn = self._meter.end()
         on_phase("store")
-        steps, per_step = len(losses), self.experiment.sequences_per_step
-        tokens = steps * self.settings.total_batch_tokens
-        snapshots, moved = snapshots_of(order), steps > 0
+        steps, tokens = len(losses), len(losses) * self.settings.total_batch_tokens
+        snapshots, moved = snapshots_of(order), steps > 0 or (order.goes_on and order.inner_out != "")
         weights, state = self._built().weights(), self._built().state() if moved else {}
         written, residual = self._residual.store_update(files, order, weights, snapshots, moved, start and start.path)
         inner = begin
-        if steps:
+        if moved:
             own = not order.inner_out
             inner = save_snapshot(files, self.site.name, state, snapshots) if own else store_inner(files, order, state)
         self._weights = written.sha256 if order.codec == "fp32" else None  # else it goes on from what arrives
@@ -220,7 +219,7 @@ class SiteTrainer:
             begun_sha256=start and start.sha256,
             steps=steps,
             tokens=tokens,
-            consumed=tuple(take_prefix(order.lease, steps * per_step)),
+            consumed=tuple(take_prefix(order.lease, steps * self.experiment.sequences_per_step)),
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
             loss_mean=sum(losses) / steps if losses else None,
@@ -260,6 +259,7 @@ class SiteTrainer:
         if self._learner is None or self._learner.ranks.lost or self._config != hashlib.sha256(config).hexdigest():
             self._build(config, order.config)
         begin = order.inner_state
+        self._residual.load(files, order, snapshots_of(order))
         # Both are gigabytes, of which every byte is hashed: 5.2 with a d20.
         with ThreadPoolExecutor(1) as beside:
             reading = beside.submit(load_begin, files, order) if begin not in (FRESH, self._inner) else None
@@ -269,16 +269,16 @@ class SiteTrainer:
         if begin == FRESH:
             self._inner = None
             self._built().reset()
-        self._residual.load(files, order, snapshots_of(order))
         self._inner = begin
         return begin, start
 
     def _load_weights(self, order: Order, files: Files) -> Start | None:
-        if order.own is None and self._weights == order.parent.sha256:
+        left = self._residual.left_of(order)
+        if order.own is None and not left and self._weights == order.parent.sha256:
             return None
         self._weights = None
         receive(self.store, order, order.parent, order.delta)
-        start = make_start(files, order) if order.own is not None else None
+        start = make_start(files, order, left)
         weights = start.read() if start else read_tensors(self.store, order.parent.key, order.parent.sha256)
         self._built().load_weights(weights, order.parent.key)
         self._weights = None if start else order.parent.sha256

@@ -61,6 +61,7 @@ def work_name(
     asked = order.model_dump(mode="json", include={"first_step", "members", "total_steps", "seed"})
     computer = site.model_dump(mode="json", include={"name", "device", "devices", "parallel", "threads"})
     began = [order.parent.sha256, inner_state, experiment, config, *([order.own.sha256] if order.own else [])]
+    began += [order.residual] if order.goes_on else []
     return hashlib.sha256(canonical_json([asked, computer, began, dict(made_with)])).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """What a site sends of a round, and how it comes to the weights of the next: the trainer's side of an exchange.
 
 What a codec left out of a site's updates (the residual) is float32, a snapshot of its own beside those of the
-optimisers' state: named, kept, rolled back and replayed like them, and never sent.
+optimisers' state: named, kept, rolled back and replayed like them, and never sent. Where the weights are exchanged in
+fragments it has all that was moved in the others, and the next round starts from there (`fragments`).
 """
 
 import logging
@@ -19,7 +20,7 @@ from curtail_pipeline.federation.merge_report import WrittenFile
 from curtail_pipeline.federation.orders import Order, StoredDelta, StoredWeights
 from curtail_pipeline.federation.state_file import write_state
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile
-from curtail_pipeline.federation.update_file import write_update, write_weights
+from curtail_pipeline.federation.update_file import write_start, write_update, write_weights
 from curtail_pipeline.storage.manifest import FRESH, InnerStates
 from curtail_pipeline.storage.store import CorruptObject, NotStored, Store, file_sha256
 from curtail_pipeline.training.pending_upload import Files, pending_folder
@@ -36,6 +37,10 @@ class Residual:
         self._name: str | None = FRESH
         self._left: dict[str, Floats] = {}
         """Flat, by name of tensor."""
+
+    def left_of(self, order: Order) -> Mapping[str, Floats]:
+        """What the order starts from besides its weights; nothing where it only sends it."""
+        return self._left if order.goes_on else {}
 
     def load(self, files: Files, order: Order, folder: str) -> None:
         """Bring it to what the order begins with; to nothing where that is lost and the order's terms allow it.
@@ -69,7 +74,8 @@ class Residual:
         """Write what the order's codec says of trained weights, and what it leaves out as a snapshot in the folder.
 
         Args:
-            moved: False where no step was done: then nothing that was left out is sent either.
+            moved: False where no step was done: then nothing that was left out is sent either, but for an order that
+                goes on from it.
             start: the weights that it started from; the parent's when not given.
 
         Raises:
@@ -79,7 +85,7 @@ class Residual:
             sha256, size = store_tensors(files, order.out, model)
             return WrittenFile(sha256=sha256, bytes=size), None
         begin = self._name or FRESH
-        if not moved:
+        if not (moved or order.goes_on):
             return _store_coded(files, order, model, {}, start), InnerStates(begin=begin, end=begin)
         self._name = None  # unknown until it is stored
         written = _store_coded(files, order, model, self._left, start)
@@ -107,7 +113,7 @@ def _store_coded(
             TensorFile(path) as parent,
             files.new_file(order.out) as out,
         ):
-            return write_update(out, CODECS[order.codec], parent, weights, residual)
+            return write_update(out, CODECS[order.codec], parent, weights, residual, order.fragment)
     except FederationError as error:
         raise _too_large(order, error) from error
 
@@ -142,22 +148,30 @@ class Start(NamedTuple):
         return load_file(self.path)
 
 
-def make_start(files: Files, order: Order) -> Start:
-    """Write the weights that a round starts from where the order names the site's own last update.
+def make_start(files: Files, order: Order, left: Mapping[str, Floats]) -> Start | None:
+    """Write the weights that a round starts from where nobody else has them: where the order names the site's own last
+    update, or it goes on from what its updates have left out. None where it starts from the order's.
+
+    Args:
+        left: the latter, flat, by name of tensor.
 
     Raises:
-        TrainingError: that is not here any more, and not in the store; or it is not the one that the order means.
+        TrainingError: the update is not here any more, and not in the store; or it is not the one that the order means.
     """
-    assert order.own is not None
+    if order.own is None and not left:
+        return None
     path = files.here(f"{pending_folder(order)}/start.safetensors")
     try:
-        with files.local(order.parent.key) as parent, files.local(order.own.key) as own:
-            if (found := file_sha256(own)) != order.own.sha256:
+        with (
+            files.local(order.parent.key) as parent,
+            files.local(order.own.key) if order.own else nullcontext() as own,
+        ):
+            if order.own and own and (found := file_sha256(own)) != order.own.sha256:
                 raise TrainingError(
                     f"site {order.site}: its last update {order.own.key} is {found[:12]}, and the order goes on from "
                     f"{order.own.sha256[:12]}; end the segment, the next one goes on from merged weights"
                 )
-            return Start(path, write_weights(parent, own, order.codec, path).sha256)
+            return Start(path, write_start(parent, own, order.codec, left, path).sha256)
     except (FederationError, NotStored) as error:
         raise TrainingError(
             f"site {order.site} cannot go on from its last update: {error}; the next segment does from merged weights"
