@@ -1,4 +1,4 @@
-"""Weights that are exchanged in parts: how they are dealt, what a round moves, and that all of it counts and repeats."""
+"""Weights exchanged in parts: how they are dealt, what a round moves, and that all of it counts and repeats."""
 
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def test_turns() -> None:
     assert turn(1, 5) is None and [turn(3, index) and turn(3, index).index for index in range(4)] == [0, 1, 2, 0]
     assert Fragment.parse("2/3") == Fragment(index=2, of=3) and str(Fragment(index=2, of=3)) == "2/3"
     for text in ("3/3", "0/1", "1/2 ", "-1/2", "1", "١/٢", "99999/100000"):
-        with pytest.raises(FederationError, match="its fragment is .*, not one like 0/4"):
+        with pytest.raises(FederationError, match=r"its fragment is .*, not one like 0/4"):
             Fragment.parse(text)
 
 
