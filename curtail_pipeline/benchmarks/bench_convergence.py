@@ -4,7 +4,8 @@
 
 The arms are trained as those of `bench quality`, in segments of up to 12 rounds. Names say what is coded: a codec alone
 the sites' updates, `down` the merge's step as well, `states` the inner states. `delayed` merges a round while the next
-one trains (`rounds.overlap`). With `--results` each arm is kept when it is done, and a run that was cut off goes on.
+one trains (`rounds.overlap`), `fragments` exchanges a quarter of the weights with each round (`rounds.fragments`). With
+`--results` each arm is kept when it is done, and a run that was cut off goes on.
 """
 
 import os
@@ -26,6 +27,7 @@ from curtail_pipeline.settings.federation_settings import LossyName
 FP32 = "fp32"
 ROUND_STEPS = 8
 """Of a site in a whole round."""
+FRAGMENTS = 4
 STEP_TOKENS = 1024
 """What is compared is exchange; with more text every arm learns more, and takes as much longer."""
 
@@ -47,12 +49,15 @@ class Convergence(TypedDict):
 
 def arms(membership: str) -> list[Arm]:
     """All there are, fp32 first."""
-    coded: dict[str, dict[str, str | bool]] = {FP32: {}}
+    coded: dict[str, dict[str, str | int]] = {FP32: {}}
     coded |= {name: {"upload_codec": name} for name in get_args(LossyName)}
     for name in ("int8", "int4", "int2"):
         coded[f"int2, {name} down"] = {"upload_codec": "int2", "download_codec": name}
     coded |= {f"states {name}": {"state_codec": name} for name in ("int8", "int4", "int2")}
     coded |= {f"delayed {name}": {"upload_codec": name, "overlap": True} for name in ("bf16", "int2")}
+    parts = {"fragments": FRAGMENTS}
+    coded |= {f"fragments {name}": {"upload_codec": name, **parts} for name in ("bf16", "int4", "int2")}
+    coded["delayed fragments int2"] = {"upload_codec": "int2", "overlap": True, **parts}
     return [
         Arm(
             name=name,

@@ -2,27 +2,25 @@
 
 The yardstick of a merge is copying the files that it reads, one after the other, and hashing the copies, in the same
 run. Weights and movements are normal random numbers in the shape of the model; sites beyond the third are hard links.
+With `--fragments N` also what a round costs that exchanges one of so many (`rounds.fragments`).
 """
 
-import multiprocessing
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple, TypedDict, get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 
+from curtail_pipeline.benchmarks import exchange_work as work
+from curtail_pipeline.benchmarks.exchange_work import WRITTEN, Costs, apart
 from curtail_pipeline.benchmarks.projection import DOWN, PARAMETERS, ExchangeCosts, not_training
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.federation.codecs import CODECS
-from curtail_pipeline.federation.merge import merge
-from curtail_pipeline.federation.merge_pass import Update
-from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32, pieces
-from curtail_pipeline.federation.update_file import write_update, write_weights
+from curtail_pipeline.federation.fragments import Fragment
+from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32
+from curtail_pipeline.federation.update_file import held_tensors
 from curtail_pipeline.settings.federation_settings import CodecName, LossyName, StateCodecName
 from curtail_pipeline.storage.store import file_sha256
 
@@ -31,20 +29,12 @@ WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 
 DISTINCT = 3
 CORES = 8
 """Of a site, and of the server, in the projection; more threads than that are not used."""
-WRITTEN = 2
-"""Files that a merge writes, weights and momentum."""
+SEGMENT_ROUNDS = 12
+"""`rounds.max_rounds` by default: the last of them exchanges everything."""
+MOST_FRAGMENTS = 64
 POOL = 1 << 22
 NAMES: tuple[CodecName, ...] = ("fp32", *get_args(LossyName))
 STATES: tuple[StateCodecName, ...] = get_args(StateCodecName)
-
-
-class Costs(NamedTuple):
-    """Of something done in a process of its own."""
-
-    wall_s: float
-    cpu_s: float
-    peak_mib: float
-    """Largest resident set of the process."""
 
 
 class MergeCosts(TypedDict):
@@ -67,6 +57,21 @@ class Shares(TypedDict):
     overlapped_with_states: float
 
 
+class FragmentCosts(TypedDict):
+    bytes: int
+    """Of a site's update, the mean of a segment of `SEGMENT_ROUNDS`."""
+    largest: float
+    """Share of the parameters in the largest fragment."""
+    start_s: float
+    """Of writing what a site goes on from: the weights less what it has not sent."""
+    encode_s: float
+    decode_s: float
+    merge_s: float
+    waiting: float
+    """As of `Shares`, with processor seconds of every round as of one fragment."""
+    overlapped: float
+
+
 class ModelCosts(TypedDict):
     bytes: dict[str, int]
     fraction_of_fp32: dict[str, float]
@@ -85,10 +90,16 @@ class ModelCosts(TypedDict):
     state_bytes: dict[str, int]
     """Of a merged inner state."""
     projected_561M_600s: dict[str, Shares]
+    fragments: dict[str, FragmentCosts]
+    """By codec."""
 
 
 def run(
-    models: str = "124M,561M", sites: str | int = 3, codecs: str = ",".join(NAMES), folder: str = ""
+    models: str = "124M,561M",
+    sites: str | int = 3,
+    codecs: str = ",".join(NAMES),
+    folder: str = "",
+    fragments: int = 1,
 ) -> Mapping[str, object]:
     """Measure.
 
@@ -97,19 +108,27 @@ def run(
         sites: numbers of sites, separated by commas.
         codecs: those to measure; `fp32` is always among them.
         folder: where the files are made, up to eight times the weights; a temporary one when not given.
+        fragments: how many there are of the weights; nothing of them is measured with 1.
+
+    Raises:
+        SettingsError: there is no such codec or model, or no such number of fragments.
     """
     names = [name for name in NAMES if name == "fp32" or name in codecs.split(",")]
     if unknown := sorted({*codecs.split(",")} - {*NAMES}) or sorted({*models.split(",")} - {*WIDTHS}):
         raise SettingsError(f"{unknown[0]!r} is no codec or model; there are {', '.join((*NAMES, *WIDTHS))}")
+    if not 1 <= fragments <= MOST_FRAGMENTS:
+        raise SettingsError(f"--fragments {fragments} cannot be; give 1 to {MOST_FRAGMENTS}")
     counts = [int(count) for count in str(sites).split(",")]
-    measured = {model: measure(model, names, counts, folder) for model in models.split(",")}
+    measured = {model: measure(model, names, counts, folder, fragments) for model in models.split(",")}
     return {"cores": os.cpu_count(), "sites": counts, "models": measured}
 
 
-def measure(model: str, codecs: Sequence[CodecName], sites: Sequence[int] = (3,), folder: str = "") -> ModelCosts:
+def measure(
+    model: str, codecs: Sequence[CodecName], sites: Sequence[int] = (3,), folder: str = "", fragments: int = 1
+) -> ModelCosts:
     """As `run`, of one model; `fp32` has to be among the codecs."""
     with tempfile.TemporaryDirectory(prefix="bench-exchange-", dir=folder or None) as scratch:
-        return _Measured(Path(scratch), model).costs(codecs, sites)
+        return _Measured(Path(scratch), model, fragments).costs(codecs, sites)
 
 
 def _shapes(model: str) -> dict[str, tuple[int, int]]:
@@ -135,8 +154,8 @@ def _state_bytes(shapes: Mapping[str, tuple[int, int]], codec: StateCodecName) -
 class _Measured:
     """One model's files, in a folder."""
 
-    def __init__(self, folder: Path, model: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model: str, fragments: int) -> None:
+        self.folder, self.fragments = folder, fragments
         self.shapes = _shapes(model)
         self.pool = np.random.default_rng(0).standard_normal(2 * POOL, np.float32)
         self.layout = [(name, "F32", shape) for name, shape in sorted(self.shapes.items())]
@@ -170,13 +189,16 @@ class _Measured:
         decode: dict[str, Costs] = {}
         size: dict[str, int] = {}
         merges: dict[str, dict[str, MergeCosts]] = {}
+        parts: dict[str, FragmentCosts] = {}
         for codec in codecs:
             encode[codec] = self._encode(codec)
             size[codec] = self._update(0, codec).stat().st_size
-            decode[codec] = _apart(_decode, self.parent, self._update(0, codec), codec, self.folder / "made")
+            decode[codec] = apart(work.decode, self.parent, self._update(0, codec), codec, self.folder / "made")
             (self.folder / "made").unlink()
             merges[codec] = {str(count): self._merge(codec, count) for count in counts}
             if codec != "fp32":
+                if self.fragments > 1:
+                    parts[codec] = self._fragment(codec, size[codec])
                 for number in range(DISTINCT):
                     self._update(number, codec).unlink()
         worst = max((m for by_count in merges.values() for m in by_count.values()), key=lambda m: m["merge_ratio"])
@@ -198,6 +220,7 @@ class _Measured:
                 for codec in codecs
                 if DOWN.get(codec, codec) in size
             },
+            "fragments": parts,
         }
 
     def _projected(
@@ -220,6 +243,40 @@ class _Measured:
             "overlapped_with_states": round(not_training(more, overlap=True), 4),
         }
 
+    def _fragment(self, codec: LossyName, whole: int) -> FragmentCosts:
+        """Of the largest one, by files in the places of the whole updates."""
+        with TensorFile(self.parent) as parent:
+            parts = [held_tensors(parent, Fragment(index=n, of=self.fragments)) for n in range(self.fragments)]
+        counts = [sum(tensor.count for tensor in held.values()) for held in parts]
+        share = max(counts) / sum(counts)
+        part = Fragment(index=counts.index(max(counts)), of=self.fragments)
+        size = whole * ((SEGMENT_ROUNDS - 1) / self.fragments + 1) / SEGMENT_ROUNDS
+        started = apart(work.start, self.parent, self.folder / "made")
+        encoded = [
+            apart(work.encode, self.parent, site, codec, self._update(n, codec), part)
+            for n, site in enumerate(self.sites)
+        ]
+        decoded = apart(work.decode, self.parent, self._update(0, codec), codec, self.folder / "made")
+        (self.folder / "made").unlink()
+        paths = [self._update(number, codec) for number in range(DISTINCT)]
+        hashes = [file_sha256(path) for path in paths]
+        merged = apart(work.merge_files, self.parent, self.outer, paths, hashes, codec, self.folder, part)
+        for name in ("weights", "momentum"):
+            (self.folder / name).unlink()
+        encode = sorted(encoded)[DISTINCT // 2]
+        costs = ExchangeCosts(size, size, encode.cpu_s + started.cpu_s, merged.cpu_s, decoded.cpu_s)
+        costs = costs.scaled(PARAMETERS / sum(counts)).on(CORES)
+        return {
+            "bytes": round(size),
+            "largest": round(share, 4),
+            "start_s": started.wall_s,
+            "encode_s": encode.wall_s,
+            "decode_s": decoded.wall_s,
+            "merge_s": merged.wall_s,
+            "waiting": round(not_training(costs), 4),
+            "overlapped": round(not_training(costs, overlap=True), 4),
+        }
+
     def _update(self, site: int, codec: CodecName) -> Path:
         return self.folder / f"site{site}.{codec}"
 
@@ -228,7 +285,7 @@ class _Measured:
         taken = []
         for number, source in enumerate(self.sites):
             out = self.folder / "again" if codec == "fp32" else self._update(number, codec)
-            taken.append(_apart(_encode, self.parent, source, codec, out))
+            taken.append(apart(work.encode, self.parent, source, codec, out))
         (self.folder / "again").unlink(missing_ok=True)
         return sorted(taken)[len(taken) // 2]
 
@@ -240,10 +297,10 @@ class _Measured:
             paths.append(path)
         hashes = [file_sha256(self._update(number, codec)) for number in range(min(count, DISTINCT))]
         given = [hashes[number % DISTINCT] for number in range(count)]
-        copied = _apart(_copy_and_hash, [self.parent, self.outer, *paths], self.folder)
+        copied = apart(work.copy_and_hash, [self.parent, self.outer, *paths], self.folder)
         for number in range(WRITTEN):
             (self.folder / f"copy{number}").unlink()
-        merged = _apart(_merge, self.parent, self.outer, paths, given, codec, self.folder)
+        merged = apart(work.merge_files, self.parent, self.outer, paths, given, codec, self.folder)
         for path in (*paths, self.folder / "weights", self.folder / "momentum"):
             path.unlink()
         return {
@@ -254,67 +311,3 @@ class _Measured:
             "copy_hash_cpu_s": copied.cpu_s,
             "peak_mib": merged.peak_mib,
         }
-
-
-def _encode(parent: Path, source: Path, codec: CodecName, out: Path) -> None:
-    if codec == "fp32":
-        with TensorFile(source) as site:
-            layout = [(t.name, t.dtype, t.shape) for t in site.tensors.values()]
-            with TensorWriter(out, layout) as written:
-                for tensor in site.tensors.values():
-                    for first, count in pieces(tensor):
-                        written.write(site.raw(tensor, first, count))
-        return
-    with TensorFile(parent) as origin, TensorFile(source) as site:
-        write_update(out, CODECS[codec], origin, lambda name, *at: site.floats(site.tensors[name], *at), {})
-
-
-def _decode(parent: Path, update: Path, codec: CodecName, out: Path) -> None:
-    write_weights(parent, update, codec, out)
-
-
-def _copy_and_hash(paths: Sequence[Path], folder: Path) -> None:
-    """As many copies stay as a merge writes files: new pages of memory cost more than used ones."""
-    for number, path in enumerate(paths):
-        copy = folder / f"copy{number}"
-        shutil.copyfile(path, copy)
-        handle = os.open(copy, os.O_RDONLY)
-        os.fsync(handle)  # as a merge does with what it writes
-        os.close(handle)
-        file_sha256(copy)
-        if number >= WRITTEN:
-            copy.unlink()
-
-
-def _merge(
-    parent: Path, outer: Path, paths: Sequence[Path], hashes: Sequence[str], codec: CodecName, folder: Path
-) -> None:
-    updates = [
-        Update(path.name, path, 1000 + number, digest, "0" * 64, 0, codec)
-        for number, (path, digest) in enumerate(zip(paths, hashes, strict=True))
-    ]
-    report = merge(
-        parent, outer, updates, "federated", 0.7, 0.9, folder / "weights", folder / "momentum", 5.0, [],
-        parent_sha256="0" * 64, round_index=0,
-    )  # fmt: skip
-    assert not report.refused, report.refused
-
-
-def _apart(do: Callable[..., None], *arguments: object) -> Costs:
-    """Do it in a new process."""
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_report, args=(theirs, do, arguments))
-    process.start()
-    theirs.close()
-    costs: Costs = ours.recv()
-    process.join()
-    return costs
-
-
-def _report(answer: Connection, do: Callable[..., None], arguments: Sequence[object]) -> None:
-    wall, cpu = time.perf_counter(), time.process_time()
-    do(*arguments)
-    taken = round(time.perf_counter() - wall, 3), round(time.process_time() - cpu, 3)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    answer.send(Costs(*taken, round(peak / 1024, 1)))

@@ -42,7 +42,17 @@ from curtail_pipeline.benchmarks.network_spaces import (
 )
 from curtail_pipeline.benchmarks.projection import DOWN
 from curtail_pipeline.benchmarks.wan_figures import Line, arm_of, figures
-from curtail_pipeline.benchmarks.wan_job import CURTAILED, JOINS, MODELS, Arm, arms_of, experiment, linked_of, trace
+from curtail_pipeline.benchmarks.wan_job import (
+    CURTAILED,
+    JOINS,
+    MODELS,
+    PARTS,
+    Arm,
+    arms_of,
+    experiment,
+    linked_of,
+    trace,
+)
 from curtail_pipeline.errors import FederationError, MessageError, SettingsError
 from curtail_pipeline.settings.federation_settings import CodecName
 from curtail_pipeline.storage.held_folder import held_folder
@@ -97,8 +107,8 @@ def run(
         mbit_s: of a site's line, each way.
         rtt_ms: its round trip.
         logs: folder to keep logs in.
-        arms: codecs of what sites send, with `+overlap` or without, separated by commas; each is a run of its own, one
-            after the other.
+        arms: codecs of what sites send, with `+overlap`, `+fragments` (a quarter of the weights each round) or both,
+            separated by commas; each is a run of its own, one after the other.
         linked: sites without credentials of the bucket, whose orders bring addresses, separated by commas. What the
             others do not send by a codec, their optimiser states and what updates leave out, goes to the bucket too.
 
@@ -139,8 +149,10 @@ def _projected(arms: Sequence[Arm], model: str) -> dict[str, Json]:
     names: set[CodecName] = {"fp32"}
     for arm in arms:
         names |= {arm.codec, DOWN.get(arm.codec, arm.codec)}
-    shares = measure(model, sorted(names))["projected_561M_600s"]
-    return {arm.name: shares[arm.codec]["overlapped" if arm.overlap else "waiting"] for arm in arms}
+    found = measure(model, sorted(names), fragments=PARTS if any(arm.fragments for arm in arms) else 1)
+    whole, parts = found["projected_561M_600s"], found["fragments"]
+    shares = {arm: (parts if arm.fragments else whole)[arm.codec] for arm in arms}
+    return {arm.name: share["overlapped" if arm.overlap else "waiting"] for arm, share in shares.items()}
 
 
 def _spaces(model: str) -> contextlib.AbstractContextManager[list[Space]]:

@@ -22,9 +22,11 @@ COARSEST_DOWNLOAD: Final[DownloadName] = "int2"
 """Where the codec of what sites send is none for what they fetch."""
 
 
-OVERLAP: Final = "+overlap"
+OVERLAP: Final = "overlap"
+FRAGMENTS: Final = "fragments"
 PARTS: Final = 4
-"""Rounds in place of one where they overlap, each with as many steps: one alone has none to overlap with."""
+"""Rounds in place of one where they overlap or exchange fragments, of which there are as many, each with as many steps:
+one alone has none to overlap with."""
 
 
 class Arm(NamedTuple):
@@ -32,24 +34,43 @@ class Arm(NamedTuple):
 
     codec: CodecName
     """Of what they send."""
-    overlap: bool
+    overlap: bool = False
+    fragments: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.codec}{OVERLAP if self.overlap else ''}"
+        more = [name for name, asked in ((OVERLAP, self.overlap), (FRAGMENTS, self.fragments)) if asked]
+        return "+".join([self.codec, *more])
+
+    @property
+    def parts(self) -> int:
+        """Rounds in place of one."""
+        return PARTS if self.overlap or self.fragments else 1
 
 
 def arms_of(text: str) -> list[Arm]:
-    """Names separated by commas, each a codec, or one with `+overlap`.
+    """Names separated by commas, each a codec, or one with `+overlap`, `+fragments` or both.
 
     Raises:
         SettingsError: one is none of a codec, or cannot overlap.
     """
-    known: dict[str, CodecName] = {name: name for name in get_args(CodecName)}
+    known = [
+        Arm(codec, overlap, fragments)
+        for codec in get_args(CodecName)
+        for overlap in (False, True)
+        for fragments in (False, True)
+        if codec != "fp32" or not (overlap or fragments)
+    ]
+    by_name = {arm.name: arm for arm in known} | {
+        f"{a.codec}+{FRAGMENTS}+{OVERLAP}": a for a in known if a.overlap and a.fragments
+    }
     names = [name.strip() for name in text.split(",")]
-    if strange := [name for name in names if name.removesuffix(OVERLAP) not in known or name == f"fp32{OVERLAP}"]:
-        raise SettingsError(f"no arm {strange[0]!r}; there are {', '.join(known)}, and all but fp32 with {OVERLAP}")
-    return [Arm(known[name.removesuffix(OVERLAP)], name.endswith(OVERLAP)) for name in dict.fromkeys(names)]
+    if strange := [name for name in names if name not in by_name]:
+        codecs = ", ".join(get_args(CodecName))
+        raise SettingsError(
+            f"no arm {strange[0]!r}; there are {codecs}, and all but fp32 with +{OVERLAP} and +{FRAGMENTS}"
+        )
+    return [*dict.fromkeys(by_name[name] for name in names)]
 
 
 def trace() -> str:
@@ -90,8 +111,9 @@ def experiment(model: str, arm: Arm, linked: Collection[str], trace_file: str) -
         "upload_codec": arm.codec,
         "download_codec": downloads.get(arm.codec, COARSEST_DOWNLOAD),
         "overlap": arm.overlap,
+        "fragments": PARTS if arm.fragments else 1,
     }
-    parts = PARTS if arm.overlap else 1
+    parts = arm.parts
     speed = parts * STEPS_PER_S[model]
     return {
         "name": "wan",

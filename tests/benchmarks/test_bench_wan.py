@@ -233,26 +233,31 @@ def test_a_round_falls_into_its_parts() -> None:
 
 
 def test_the_arms_send_and_fetch_by_their_codecs() -> None:
-    def exchange(arm: wan_job.Arm) -> tuple[str, str, bool]:
+    def exchange(arm: wan_job.Arm) -> tuple[str, str, bool, int]:
         found = parse_experiment(wan_job.experiment("tiny", arm, ["east"], "trace.csv"), "wan").rounds
-        return found.upload_codec, found.download_codec, found.overlap
+        return found.upload_codec, found.download_codec, found.overlap, found.fragments
 
-    asked = wan_job.arms_of("fp32, int2_topk,fp32,int8+overlap")
-    assert [arm.name for arm in asked] == ["fp32", "int2_topk", "int8+overlap"]
-    assert [exchange(arm) for arm in asked] == [
-        ("fp32", "fp32", False), ("int2_topk", "int2", False), ("int8", "int8", True),
+    asked = wan_job.arms_of("fp32, int2_topk,fp32,int8+overlap,int8+fragments,int2+fragments+overlap")
+    assert [arm.name for arm in asked] == [
+        "fp32", "int2_topk", "int8+overlap", "int8+fragments", "int2+overlap+fragments",
     ]  # fmt: skip
-    for strange in ("int3", "fp32+overlap"):
+    assert [exchange(arm) for arm in asked] == [
+        ("fp32", "fp32", False, 1), ("int2_topk", "int2", False, 1), ("int8", "int8", True, 1),
+        ("int8", "int8", False, 4), ("int2", "int2", True, 4),
+    ]  # fmt: skip
+    for strange in ("int3", "fp32+overlap", "fp32+fragments", "int8+fragments+fragments"):
         with pytest.raises(SettingsError, match=f"no arm '{re.escape(strange)}'; there are fp32, bf16"):
             wan_job.arms_of(strange)
 
 
 @pytest.mark.slow
 def test_each_arm_is_projected_to_a_model_of_561_million_parameters() -> None:
-    found = bench_wan._projected(wan_job.arms_of("int8,int8+overlap"), "7M")
-    assert list(found) == ["int8", "int8+overlap"]
+    found = bench_wan._projected(wan_job.arms_of("int8,int8+overlap,int8+fragments"), "7M")
+    assert list(found) == ["int8", "int8+overlap", "int8+fragments"]
     alone, beside = 8 * 2 * 570e6 / 100e6 / 600, found["int8+overlap"]
     assert alone < found["int8"] < alone + 0.2, "the line's own time, both ways, and what encodes, merges and decodes"
+    part = alone * (11 / 4 + 1) / 12
+    assert part < found["int8+fragments"] < part + 0.2
     assert isinstance(beside, float) and 0 < beside < 0.1 < found["int8"]
 
 
@@ -262,7 +267,7 @@ def test_sites_without_credentials_are_named() -> None:
         wan_job.linked_of("north,west")
 
 
-@pytest.mark.parametrize("arm", ["fp32", "int8+overlap"])
+@pytest.mark.parametrize("arm", ["fp32", "int8+overlap", "int8+fragments"])
 @pytest.mark.parametrize("model", wan_job.MODELS)
 def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path, model: str, arm: str) -> None:
     trace = tmp_path / "trace.csv"
@@ -274,4 +279,4 @@ def test_its_job_has_a_join_a_leave_and_a_pause(tmp_path: Path, model: str, arm:
         (), ("north", "south"), ("north", "south", "east"), ("south", "east"), (), ("south", "east"), (),
     ]  # fmt: skip
     rounds = [len(part.rounds) for part in parts if isinstance(part, SegmentPlan)]
-    assert rounds == ([4, 4, 2, 3] if asked.overlap else [1, 1, 1, 1]), "as short as can be"
+    assert rounds == ([4, 4, 2, 3] if asked.parts > 1 else [1, 1, 1, 1]), "as short as can be"
