@@ -274,7 +274,7 @@ def test_a_server_that_takes_over_gives_the_same_weights(bench: Bench, index: in
     assert [line.done.index for line in lines(bench)] == [0, 1, 2, 3, 4]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(
         st.tuples(
