@@ -4,8 +4,9 @@
 
 The arms are trained as those of `bench quality`, in segments of up to 12 rounds. Names say what is coded: a codec alone
 the sites' updates, `down` the merge's step as well, `states` the inner states. `delayed` merges a round while the next
-one trains (`rounds.overlap`), `fragments` exchanges a quarter of the weights with each round (`rounds.fragments`). With
-`--results` each arm is kept when it is done, and a run that was cut off goes on.
+one trains (`rounds.overlap`), `fragments` exchanges a quarter of the weights with each round (`rounds.fragments`), and
+`long rounds` all of them after four times the steps, as many bytes by the same codec. With `--results` each arm is kept
+when it is done, and a run that was cut off goes on.
 """
 
 import os
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict, get_args
@@ -25,6 +26,7 @@ from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.federation_settings import LossyName
 
 FP32 = "fp32"
+LONG = "long rounds"
 ROUND_STEPS = 8
 """Of a site in a whole round."""
 FRAGMENTS = 4
@@ -58,16 +60,18 @@ def arms(membership: str) -> list[Arm]:
     parts = {"fragments": FRAGMENTS}
     coded |= {f"fragments {name}": {"upload_codec": name, **parts} for name in ("bf16", "int4", "int2")}
     coded["delayed fragments int2"] = {"upload_codec": "int2", "overlap": True, **parts}
-    return [
-        Arm(
-            name=name,
-            membership=membership,
-            step_tokens=STEP_TOKENS,
-            round_steps=ROUND_STEPS,
-            rounds={"max_rounds": 12, **settings},
-        )
-        for name, settings in coded.items()
-    ]
+    settled = [_arm(name, membership, ROUND_STEPS, 12, settings) for name, settings in coded.items()]
+    return [*settled, _arm(LONG, membership, FRAGMENTS * ROUND_STEPS, 12 // FRAGMENTS, {})]
+
+
+def _arm(name: str, membership: str, round_steps: int, max_rounds: int, settings: Mapping[str, str | int]) -> Arm:
+    return Arm(
+        name=name,
+        membership=membership,
+        step_tokens=STEP_TOKENS,
+        round_steps=round_steps,
+        rounds={"max_rounds": max_rounds, **settings},
+    )
 
 
 def run(
