@@ -4,6 +4,7 @@ Microseconds since 1970 as int64 (`us`) are what decisions and sums are made in:
 result does not depend on the order of additions. Text is ISO 8601, at the edges only.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
@@ -111,8 +112,14 @@ def times_column(us: Micros) -> pl.Series:
 
 
 def iso_cells(rows: Iterable[Mapping[str, Cell]]) -> list[dict[str, str | float | bool | None]]:
-    """Rows with their times as ISO text, as JSON and charts take them."""
-    return [{name: iso(cell) if isinstance(cell, datetime) else cell for name, cell in row.items()} for row in rows]
+    """Rows as JSON and charts take them: times as ISO text, and None for a float that is no number."""
+    return [{name: _plain(cell) for name, cell in row.items()} for row in rows]
+
+
+def _plain(cell: Cell) -> str | float | bool | None:
+    if isinstance(cell, datetime):
+        return iso(cell)
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 def outside(spans: tuple[Micros, Micros], holes: tuple[Micros, Micros]) -> tuple[Micros, Micros]:

@@ -294,6 +294,16 @@ def test_png(data: ReportInput) -> None:
     assert png.startswith(b"\x89PNG") and len(png) > 2000
 
 
+def test_a_held_out_loss_that_is_no_number_leaves_the_report(data: ReportInput) -> None:
+    """It is stored as it was measured, of a model that diverged."""
+    held = data.heldout.with_columns(
+        loss=pl.when(pl.int_range(pl.len()) == 1).then(float("nan")).otherwise(pl.col("loss"))
+    )
+    assert held["loss"].is_nan().sum() == 1
+    found = report_files(replace(data, heldout=held))
+    assert b"</html>" in found["index.html"]
+
+
 def card_parts(text: str) -> tuple[dict[str, Any], str]:
     _, front, body = text.split("---\n", 2)
     return yaml.safe_load(front), body
