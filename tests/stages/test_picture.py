@@ -68,7 +68,7 @@ def test_what_is_not_known_yet_is_said(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_leaves_the_others(tmp_path: Path) -> None:
-    """It took the picture, and with it the trained segment."""
+    """As a model's that diverged is held to be; it took the picture, and with it the trained segment."""
     content = shown(tmp_path)
     holed = content.losses.with_columns(loss=pl.when(pl.col("tokens") == 2_000).then(float("nan")).otherwise("loss"))
     svg = drawn.picture(replace(content, losses=holed))
