@@ -72,7 +72,6 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
     if rounds < 1:
         raise SettingsError(f"rounds is {rounds}; extend a checkpoint by 1 round or more")
     manifest, plan, realised = realised_plan(project, key)
-    last = next(done.steps for done in reversed(realised.rounds) if done.steps)
     ledger = opening_ledger(project, manifest)
     with aside(project.store) as place:
         begin = place.take_end(manifest)
@@ -84,7 +83,7 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
             first_step=manifest.steps.end,
             total_steps=plan.total_steps,
             seed=plan.seed,
-            rounds=_more_rounds(project, manifest, last, rounds),
+            rounds=_more_rounds(project, manifest, _last_steps(realised), rounds),
             inner_state=begin.own,
             shared=begin.merged,
             residual=begin.residual,
@@ -98,6 +97,11 @@ def extend(project: Project, key: str, rounds: int, on_progress: SegmentProgress
             stop_reason=f"branch of {rounds} more rounds",
         )
         return _train(project, place, f"{key}-plus-{rounds}", wanted, on_progress)
+
+
+def _last_steps(realised: Segment) -> Mapping[str, int]:
+    """Of the last round that had any: one that only exchanges what is left of fragments has none."""
+    return next(done.steps for done in reversed(realised.rounds) if any(done.steps.values()))
 
 
 def _next(key: str) -> str:

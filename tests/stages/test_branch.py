@@ -85,3 +85,10 @@ def test_branches_are_stores_of_their_own(store: Store, tmp_path: Path, monkeypa
         assert own.verify_chain() == ["ckpt-000000", "ckpt-000001"] and own.store.list("scratch") == []
         assert set(own.manifest("ckpt-000001").files) == {*FILES, "plan.json", "segment.json", "rounds.jsonl"}
     assert checkpoints.keys() == ["ckpt-000000"] and store.list("scratch/replays") == []
+
+
+def test_more_rounds_are_like_the_last_one_with_steps() -> None:
+    """Where weights are exchanged in fragments a round without steps may be behind it."""
+    rounds = [SimpleNamespace(steps=steps) for steps in ({"A": 3, "B": 2}, {"A": 1}, {}, {"A": 0, "B": 0})]
+    realised = cast(Segment, SimpleNamespace(rounds=rounds))
+    assert branch._last_steps(realised) == {"A": 1}
