@@ -85,6 +85,7 @@ def run(
     only: str = "",
     steps: int = STEPS,
     overlap: bool = False,
+    fragments: int = 1,
 ) -> Mapping[str, object]:
     """Disturb runs until so many faults took place; figures as in the module's text, times in wall seconds.
 
@@ -97,6 +98,7 @@ def run(
         only: kinds with one of these words in their names, separated by commas.
         steps: of the job; with more of them a run has time for more faults.
         overlap: whether a round trains while the one before it is merged.
+        fragments: of the weights, one of which is exchanged with each round.
     """
     until = time.monotonic() + 60 * minutes
     names = setups.split(",")
@@ -109,7 +111,7 @@ def run(
     with contextlib.ExitStack() as held:
         folder = Path(keep or held.enter_context(tempfile.TemporaryDirectory(prefix="bench-chaos-")))
         if faultfree is None:
-            with Episode(folder / "undisturbed", "local", steps, overlap=overlap) as undisturbed:
+            with Episode(folder / "undisturbed", "local", steps, overlap=overlap, fragments=fragments) as undisturbed:
                 undisturbed.finish(tally)
             (faultfree,) = tally.losses or [float("nan")]
             tally.losses.clear()
@@ -117,7 +119,7 @@ def run(
         while len(tally.strikes) < faults and number < faults and time.monotonic() < until:
             setup = names[number % len(names)]
             number += 1
-            with Episode(folder / f"run-{number}", setup, steps, overlap=overlap) as episode:
+            with Episode(folder / f"run-{number}", setup, steps, overlap=overlap, fragments=fragments) as episode:
                 wanted = min(len(tally.strikes) + per_run, faults)
                 while episode.running() and len(tally.strikes) < wanted and time.monotonic() < until:
                     begun = bool(episode.faults)
@@ -148,14 +150,22 @@ class Episode:
         steps: the job's.
         patience_s: how long a phase is waited for.
         overlap: whether its rounds do.
+        fragments: of its weights.
     """
 
     def __init__(
-        self, folder: Path, setup: str, steps: int = STEPS, patience_s: float = PATIENCE_S, overlap: bool = False
+        self,
+        folder: Path,
+        setup: str,
+        steps: int = STEPS,
+        patience_s: float = PATIENCE_S,
+        overlap: bool = False,
+        fragments: int = 1,
     ) -> None:
         folder.mkdir(parents=True)
         self.name, self.folder, self.log, self.steps = setup, folder, folder / "log", steps
-        self.setup: Setup = SETUPS[setup](folder, write_experiment(folder, steps, overlap), NAME, [*CURTAILED])
+        experiment = write_experiment(folder, steps, overlap, fragments)
+        self.setup: Setup = SETUPS[setup](folder, experiment, NAME, [*CURTAILED])
         self.store = self.setup.store
         self.injector = Injector(self.setup, patience_s, self.running)
         self.kinds = kinds_of(setup)

@@ -39,16 +39,19 @@ EXPERIMENT: Mapping[str, object] = {
 }
 
 
-OVERLAPPING: Mapping[str, object] = {"overlap": True, "upload_codec": "int8"}
+CODED: Mapping[str, object] = {"upload_codec": "int8"}
+"""Of updates, where rounds overlap or there are fragments."""
 
 
-def write_experiment(folder: Path, steps: int = STEPS, overlap: bool = False) -> Path:
+def write_experiment(folder: Path, steps: int = STEPS, overlap: bool = False, fragments: int = 1) -> Path:
     """Settings and trace; the settings' file.
 
     Args:
         steps: the job's. Undisturbed, windows have room for more than three times the usual ones, and for twice as many
             as are asked for: faults cost rounds.
         overlap: whether a round trains while the one before it is merged.
+        fragments: of the weights, one of which is exchanged with each round. With several a segment has a round for
+            each, and one more.
     """
     longer = max(1.0, steps / 100)
     windows = {name: (start, longer * end) for name, (start, end) in CURTAILED.items()}
@@ -60,6 +63,8 @@ def write_experiment(folder: Path, steps: int = STEPS, overlap: bool = False) ->
     (folder / "trace.csv").write_text("\n".join(rows) + "\n")
     path = folder / f"{NAME}.yaml"
     traces = {"provider": "file", "path": str(folder / "trace.csv")}
-    rounds = {**ROUNDS, **(OVERLAPPING if overlap else {})}
+    rounds = {**ROUNDS, **(CODED if overlap or fragments > 1 else {}), "overlap": overlap, "fragments": fragments}
+    if fragments > 1:
+        rounds["max_rounds"] = fragments + 1
     path.write_text(yaml.safe_dump({**EXPERIMENT, "traces": traces, "rounds": rounds, "job": {"steps": steps}}))
     return path
