@@ -78,7 +78,7 @@ class RunConsole:
                 self._head = f"{event.start:%Y-%m-%d %H:%M}  {event.mode}  {event.key}  {', '.join(event.members)}"
                 self._sites, self._loss = {}, None
             case RoundMerged():
-                self._loss = event.loss
+                self._loss = self._loss if event.loss is None else event.loss
             case StepDone():
                 self._sites[event.site] = event
             case AttemptFailed():

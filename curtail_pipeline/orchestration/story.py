@@ -88,8 +88,10 @@ class Story:
 
 def merged_line(event: RoundMerged) -> str:
     """A round: steps, speed, loss, bytes and seconds."""
-    sites = ", ".join(f"{site} {steps:,}" for site, steps in event.steps.items()) or "no site"
-    parts = [f"round {event.round}: {sum(event.steps.values()):,} steps ({sites})"]
+    sites, steps = ", ".join(f"{site} {steps:,}" for site, steps in event.steps.items()), sum(event.steps.values())
+    parts = [f"round {event.round}: {steps:,} steps ({sites or 'no site'})"]
+    if event.steps and not steps:
+        parts = [f"round {event.round}: what was left of the fragments ({', '.join(event.steps)})"]
     if event.tokens_per_s:
         parts.append(f"{short(event.tokens_per_s)} tokens/s")
     if event.loss is not None:

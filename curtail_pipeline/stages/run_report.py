@@ -201,7 +201,11 @@ def training_losses(project: Project, manifests: Sequence[Manifest]) -> pl.DataF
         journal = read_journal(project.store, f"checkpoints/{manifest.key}")
         for time, line in zip(_times([line.done.end for line in journal], manifest), journal, strict=True):
             tokens += sum(line.done.tokens.values())
-            rows += [(manifest.key, site, time, tokens, line.results[site].loss_mean) for site in line.done.steps]
+            rows += [
+                (manifest.key, site, time, tokens, line.results[site].loss_mean)
+                for site, steps in line.done.steps.items()
+                if steps
+            ]
     return pl.DataFrame(rows, schema=LOSS_SCHEMA, orient="row")
 
 

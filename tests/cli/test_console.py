@@ -1,9 +1,14 @@
 """What a run prints when it has ended."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from curtail_pipeline.cli import console
 from curtail_pipeline.emissions.baselines import Compared
+from curtail_pipeline.federation.progress import RoundMerged
 from curtail_pipeline.stages.central_reference import CentralReference
 from curtail_pipeline.stages.checkpoint_rows import CheckpointRow
 from curtail_pipeline.stages.run_report import RunSummary
@@ -52,6 +57,19 @@ def test_the_closing_line_says_why_the_run_ended() -> None:
     assert "held-out loss 4.300, centralised with as many tokens 4.250: 0.050 above (curtail bench central, 20" in said
     assert "1.00 kWh have no accounting signal: between 80 and 95 gCO2 with them" in said
     assert "same steps; kWh and gCO2: projected (virtual time, modelled power)" in said
+
+
+def test_a_round_without_steps_hides_no_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    at = datetime(2026, 5, 1, tzinfo=UTC)
+    tokens = SimpleNamespace(segment=24)
+    content = SimpleNamespace(
+        start=at, end=at, mode="local", key="ckpt-000001", members=("A",), rounds=2, tokens=tokens
+    )
+    with console.RunConsole(cast(Any, None)) as shown:
+        shown(RoundMerged(round=0, steps={"A": 3}, tokens=24, loss=4.25))
+        shown(RoundMerged(round=8, steps={"A": 0}, tokens=0, loss=None))
+        shown(console.Committed(cast(Any, content)))
+    assert "A: 2 rounds, 24 tokens, loss 4.250" in capsys.readouterr().err
 
 
 def row(number: int, **changes: object) -> CheckpointRow:

@@ -33,6 +33,12 @@ def told(events: list[tuple[float, Event]], caplog: pytest.LogCaptureFixture) ->
     return [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
 
 
+def test_what_was_left_of_fragments_is_no_round_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    last = RoundMerged(round=8, steps={"NORTH": 0, "SOUTH": 0}, tokens=0, loss=None, bytes=900, moving_s=1.0)
+    (line,) = told([(0, last)], caplog)
+    assert line.startswith("INFO round 8: what was left of the fragments (NORTH, SOUTH), 900B moved, 0 s training + 1")
+
+
 def test_a_segment_from_its_members_to_why_it_ended(caplog: pytest.LogCaptureFixture) -> None:
     merged = RoundMerged(
         round=0,

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import polars as pl
+import pytest
 from test_account import project_with_a_hole
 
 from curtail_pipeline.emissions import checkpoint_picture as drawn
-from curtail_pipeline.stages import picture
+from curtail_pipeline.stages import picture, run_report
 from curtail_pipeline.stages.evaluate import evaluation_key
 from curtail_pipeline.training.heldout_loss import Evaluation
 
@@ -114,3 +116,17 @@ def test_a_picture_takes_no_library_of_charts() -> None:
     code = "import sys, curtail_pipeline.stages.picture; print({'altair', 'vl_convert', 'torch'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_a_round_without_steps_is_no_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exchanges what is left of the weights' fragments, and has no loss."""
+    project = project_with_a_hole(tmp_path, 3_600)
+    manifest = project.checkpoints.manifest("ckpt-000001")
+
+    def line(steps: int, loss: float | None) -> SimpleNamespace:
+        done = SimpleNamespace(end=manifest.end, tokens={"SPP_TX": 8 * steps}, steps={"SPP_TX": steps})
+        return SimpleNamespace(done=done, results={"SPP_TX": SimpleNamespace(loss_mean=loss)})
+
+    monkeypatch.setattr(run_report, "read_journal", lambda *_: [line(1_800, 4.5), line(0, None)])
+    shown = run_report.training_losses(project, [manifest])
+    assert shown.select("tokens", "loss").rows() == [(14_400, 4.5)]
