@@ -26,6 +26,7 @@ from curtail_pipeline.federation.liveness import Liveness
 from curtail_pipeline.federation.next_round import (
     Upcoming,
     is_last_exchange,
+    is_over,
     last_exchange,
     most_rounds,
     next_round,
@@ -160,7 +161,7 @@ class DelayedRounds:
             whole.require_whole(self.store)
         self._wait_for(answered)
         self.with_sites.log(f"{self.plan.key} goes on behind round {answered.index}, at step {whole.step}")
-        return number
+        return most_rounds(self.plan) if is_over(self.plan, answered.index) else number
 
     def _wait_for(self, answered: Answered) -> None:
         self.answered = answered

@@ -179,12 +179,26 @@ def _whole(plan: Plan, number: int) -> bool:
 
 def last_exchange(state: SegmentState) -> Upcoming | None:
     """A round without steps in which sites send what they have not sent yet; None where there is nothing, and in a
-    replay: such a round is among its planned ones."""
-    planned = state.plan.rounds
-    replays = planned is not None and all(each.whole is not None for each in planned)
-    steps = {} if replays else dict.fromkeys(state.unsent, 0)
-    index = state.rounds[-1].index + 1 if state.rounds else 0
-    return Upcoming(index, None, None, steps, len(steps), None, {}, state.step) if steps else None
+    replay: such a round is among its planned ones. In planned time it takes none.
+
+    Its index is one that no other round has: a server that takes over may come to it where the one before had a round
+    with steps under way, and trainers take another order of the same name for a mistake. There is one at most.
+    """
+    plan, unsent = state.plan, state.unsent
+    index = most_rounds(plan)
+    if not unsent or _repeats(plan) or is_over(plan, state.rounds[-1].index):
+        return None
+    at = state.rounds[-1].end if plan.rounds and plan.rounds[-1].end else None
+    return Upcoming(index, at, at, dict.fromkeys(unsent, 0), len(unsent), None, {}, state.step)
+
+
+def is_over(plan: Plan, index: int) -> bool:
+    """Whether a segment has nothing more to do behind the round of this index: it was `last_exchange`'s."""
+    return index == most_rounds(plan) and not _repeats(plan)
+
+
+def _repeats(plan: Plan) -> bool:
+    return plan.rounds is not None and all(planned.whole is not None for planned in plan.rounds)
 
 
 def is_last_exchange(plan: Plan, number: int) -> bool:

@@ -143,5 +143,6 @@ def _moved(line: JournalLine, site: str, overlapped: bool) -> int:
         fetched.append(inner)
     if result is not None:
         has |= {result.weights.sha256, result.inner_state.end.removeprefix("sha256:")}
-        sent = result.weights.bytes + (inner.bytes if inner is not None and result.steps else 0)  # as large as the mean
+        sends_state = inner is not None and order.inner_out != "" and (result.steps > 0 or order.goes_on)
+        sent = result.weights.bytes + (inner.bytes if inner is not None and sends_state else 0)  # as large as the mean
     return sent + sum(file.bytes for file in fetched if file.sha256 not in has)

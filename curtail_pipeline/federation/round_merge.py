@@ -111,9 +111,10 @@ def line_of(state: SegmentState, folder: str, answered: Answered, report: MergeR
 
 def told(line: JournalLine) -> str:
     """A merged round, for the log."""
-    done = line.done
+    done, steps = line.done, sum(line.done.steps.values())
+    what = "what was left" if done.steps and not steps else f"{steps} steps"
     return (
-        f"round {done.index}: {sum(done.steps.values())} steps by {', '.join(done.steps) or 'no site'}"
+        f"round {done.index}: {what} by {', '.join(done.steps) or 'no site'}"
         + "".join(f"; {site} refused: {why}" for site, why in done.refused.items())
         + "".join(f"; {site} lost: {why}" for site, why in done.lost.items())
         + "".join(f"; {site}: {what}" for site, what in (*done.odd.items(), *done.overdue.items()))

@@ -26,6 +26,7 @@ from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.delayed import DelayedRounds
 from curtail_pipeline.federation.next_round import (
     Upcoming,
+    is_over,
     last_exchange,
     most_rounds,
     next_round,
@@ -54,9 +55,8 @@ class _WaitingRounds:
         self.state = SegmentState(run.plan)
 
     def run(self) -> Segment:
-        self._resume()
         stop_reason = ""
-        for number in range(len(self.state.rounds), most_rounds(self.plan)):
+        for number in range(self._resume(), most_rounds(self.plan)):
             stop_reason = why_it_ends(self.store, self.plan, self.state)
             if stop_reason:
                 break
@@ -73,8 +73,8 @@ class _WaitingRounds:
         require_delivery(self.plan, self.state)
         return self.state.segment(stop_reason)
 
-    def _resume(self) -> None:
-        """Go on behind the rounds that an earlier server of this plan has merged.
+    def _resume(self) -> int:
+        """Go on behind the rounds that an earlier server of this plan has merged; the number of the next one.
 
         Raises:
             FederationError: what it left is damaged. Only another attempt may begin anew: trainers remember orders by
@@ -88,6 +88,9 @@ class _WaitingRounds:
             self.with_sites.log(
                 f"{self.plan.key} goes on behind round {lines[-1].done.index}, at step {self.state.step}"
             )
+            if is_over(self.plan, lines[-1].done.index):
+                return most_rounds(self.plan)
+        return len(lines)
 
     def _round(self, upcoming: Upcoming) -> None:
         run, plan, store = self.with_sites, self.plan, self.store

@@ -358,8 +358,8 @@ def _pause_power(project: Project, prospect: Prospect, start: datetime) -> tuple
 
 
 def _virtual_time(scheduled: SegmentPlan, segment: Segment) -> tuple[datetime, datetime, list[PowerInterval]]:
-    """The planned times, cut at the last round that was realised."""
-    done = len(segment.rounds)
+    """The planned times, cut at the last round that was realised; an exchange of what is left is none of them."""
+    done = sum(part.index < len(scheduled.rounds) for part in segment.rounds)
     end = scheduled.end if done == len(scheduled.rounds) else scheduled.rounds[done - 1].end
     cut = [PowerInterval(i.site, i.state, i.start, min(i.end, end), i.kw) for i in scheduled.intervals if i.start < end]
     return scheduled.start, end, cut

@@ -222,7 +222,7 @@ def test_a_segment_that_ends_early_sends_what_is_left(bench: Bench, live: bool, 
     found = lines(bench)
     assert [str(line.done.fragment) for line in found] == ["0/3", "1/3", "2/3", "None"]
     last = found[-1]
-    assert last.done.steps == dict.fromkeys(SITES if live else ("CA",), 0) and last.done.index == 3
+    assert last.done.steps == dict.fromkeys(SITES if live else ("CA",), 0) and last.done.index == 9
     assert not any(last.done.tokens.values()) and (last.merge.inner is not None) == bool(shared)
     assert [line.merge.inner for line in found[:-1]] == [None] * 3, "states are merged with everything else"
     assert all(order.residual != "fresh" for order in last.orders.values())
@@ -261,17 +261,76 @@ def test_a_site_without_a_step_sends_what_it_has_left_and_nothing_where_it_has_n
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("shared", [None, {"name": "fresh"}], ids=["own", "merged"])
-@pytest.mark.parametrize("index", [1, 2, 3, 4])
+@pytest.mark.parametrize("index", [1, 2, 3, 9])
 def test_a_server_that_takes_over_gives_the_same_weights(bench: Bench, index: int, shared: Any, overlap: bool) -> None:
-    """In round 4, which is the one without steps, too."""
+    """In the one without steps, too: its index is one that no round before it can have had."""
     plan = two(bench, 9, **exchange(3, overlap=overlap), shared=shared)
     faults = (Fault("CA", 1, "error"), Fault("TX", 3, "kill"))
     faults = faults[1:]
     whole = bench.run(plan, faults, folder="scratch/whole", steps_per_round=2)
     killed_in_round(bench, plan, index, faults)
-    resumed = bench.run(plan, faults if index < 4 else (), steps_per_round=2)
+    resumed = bench.run(plan, faults if index < 9 else (), steps_per_round=2)
     require_same(resumed, whole)
-    assert [line.done.index for line in lines(bench)] == [0, 1, 2, 3, 4]
+    assert [line.done.index for line in lines(bench)] == [0, 1, 2, 3, 9]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_server_that_finds_another_membership_orders_nothing_that_trainers_have_seen_otherwise(
+    bench: Bench, overlap: bool
+) -> None:
+    """A window closes while no server is there: what is left is sent under a name that the round under way has not."""
+    plan = bench.live(SITES, max_rounds=5, **exchange(3, overlap=overlap))
+    killed_in_round(bench, plan, 2)
+    before = {(site, order.name): order.max_steps for site, order in bench.transport.sent}
+    bench.membership(4, {"TX": "its window closes"}, CA="train", TX="warm")
+    segment = bench.run(plan, steps_per_round=2)
+    assert [order.max_steps for _, order in bench.transport.sent] == [0, 0]
+    assert not before.keys() & {(site, order.name) for site, order in bench.transport.sent}
+    assert segment["stop_reason"] == "TX leaves: its window closes" and not segment["lost"]
+    require_counted_once(segment)
+    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_segment_is_over_once_what_was_left_is_sent(bench: Bench, overlap: bool) -> None:
+    """Also for a server that takes over and finds the membership as it was; and what was refused then is not again."""
+    plan = bench.live(SITES, max_rounds=5, **exchange(3, overlap=overlap))
+
+    def leave() -> None:
+        if bench.transport.sent[-1][1].round == 1:
+            bench.membership(4, {"TX": "its window closes"}, CA="train", TX="warm")
+
+    whole = bench.run(plan, (Fault("CA", 5, "gone"),), on_poll=leave, steps_per_round=2)
+    assert whole["rounds"][-1]["refused"].keys() == {"CA"}
+    bench.store.delete("scratch/ckpt-000001/1/segment.json")
+    bench.membership(5, {}, CA="train", TX="train")
+    resumed = bench.run(plan, steps_per_round=2)
+    assert not bench.transport.sent and resumed["rounds"] == whole["rounds"]
+    require_same(resumed, whole)
+
+
+def test_a_repetition_goes_on_behind_a_round_whose_index_is_their_number(bench: Bench) -> None:
+    """Rounds that gave nothing are left out of it, so that indexes and numbers differ."""
+    plan = bench.plan([{"CA": 2, "TX": 2}] * 5, SITES, **exchange())
+    segment = bench.run(plan, tuple(Fault(site, index, "nan") for site in SITES for index in (1, 2)))
+    again = replay(plan, segment) | {"attempt": 2}
+    assert [planned["index"] for planned in again["rounds"]] == [0, 3, 4]
+    killed_in_round(bench, again, 4)
+    require_same(bench.run(again), segment)
+
+
+def test_what_is_left_is_sent_in_no_planned_time(bench: Bench) -> None:
+    plan = two(bench, 3)
+    for number, planned in enumerate(plan["rounds"]):
+        planned["start"], planned["end"] = f"2026-03-21T0{number}:00:00Z", f"2026-03-21T0{number}:50:00Z"
+    segment = bench.run(plan, (Fault("TX", 1, "kill"),))
+    assert [(r["start"], r["end"]) for r in segment["rounds"][1:]] == [
+        ("2026-03-21T01:00:00Z", "2026-03-21T01:50:00Z"),
+        ("2026-03-21T01:50:00Z", "2026-03-21T01:50:00Z"),
+    ]
+    assert bench.lines[-1] == "round 3: what was left by CA"
+    told = merged_round(lines(bench)[-1])
+    assert told.loss is None and told.tokens == 0 and told.bytes > 0
 
 
 @settings(max_examples=15, deadline=None)

@@ -2,20 +2,23 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from checkpoint_cases import fields
 
 from curtail_pipeline.emissions.grams import PowerInterval
 from curtail_pipeline.errors import StoreError
+from curtail_pipeline.federation.orders import Segment
 from curtail_pipeline.scheduling.reconcile import SegmentRequest
-from curtail_pipeline.scheduling.timing import Finished, Pause, advance
+from curtail_pipeline.scheduling.timing import Finished, Pause, SegmentPlan, advance
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.derive_windows import derive_day, save_derived
 from curtail_pipeline.stages.ingest import ingest_day, save_ingested
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.stages.tick import remember, remembered, tick
-from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _whole_parent
+from curtail_pipeline.stages.train import _open_rounds, _pause_power, _prospect, _virtual_time, _whole_parent
 from curtail_pipeline.storage.clock import HeadlessClock
 from curtail_pipeline.storage.manifest import InnerStates, Manifest, SiteResult
 from curtail_pipeline.storage.store import StoredObject, StoreUnavailable
@@ -58,6 +61,19 @@ def opened_project(tmp_path: Path, round_s: float | str = 600) -> Project:
         save_ingested(opened, ingest_day(opened, "A", day))
         save_derived(opened, derive_day(opened, day))
     return opened
+
+
+@pytest.mark.parametrize(("realised", "minutes"), [((0, 3), 10), ((0, 1, 3), 20), ((0, 1, 2), 30), ((0, 1, 2, 3), 30)])
+def test_sending_what_is_left_takes_no_virtual_time(realised: tuple[int, ...], minutes: int) -> None:
+    """Of three planned rounds of ten minutes the first ones were had, and one without steps behind them."""
+    start = DAYS[0]
+    ends = [start + timedelta(minutes=10 * (number + 1)) for number in range(3)]
+    rounds = [SimpleNamespace(end=end) for end in ends]
+    whole = PowerInterval("A", "training", start, ends[-1], 2.0)
+    scheduled = SimpleNamespace(start=start, end=ends[-1], rounds=rounds, intervals=[whole])
+    segment = SimpleNamespace(rounds=[SimpleNamespace(index=index) for index in realised])
+    begin, end, (power,) = _virtual_time(cast(SegmentPlan, scheduled), cast(Segment, segment))
+    assert (begin, end, power.end) == (start, start + timedelta(minutes=minutes), end)
 
 
 def commit(project: Project, tmp_path: Path, key: str, steps: int, **more: object) -> Manifest:
