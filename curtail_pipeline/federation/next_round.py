@@ -33,6 +33,7 @@ class Upcoming:
     stops: Mapping[str, str]
     first_step: int
     fresh: tuple[str, ...] = ()
+    forgot: tuple[str, ...] = ()
     fragment: Fragment | None = None
 
     def answered(
@@ -151,6 +152,7 @@ def next_round(plan: Plan, state: SegmentState, number: int) -> Upcoming:
             stops=planned.stops,
             first_step=state.step if planned.first_step is None else planned.first_step,
             fresh=planned.fresh,
+            forgot=planned.forgot,
             fragment=None if _whole(plan, number) else turn(plan.exchange.fragments, planned.index),
         )
     assert plan.open is not None
@@ -214,6 +216,7 @@ def orders_of(store: Store, plan: Plan, state: SegmentState, folder: str, upcomi
 def _order(store: Store, plan: Plan, state: SegmentState, folder: str, upcoming: Upcoming, site: str) -> Order:
     place = round_folder(folder, upcoming.index)
     inner_state, shared = state.begin(site, site in upcoming.fresh)
+    left = None if site in upcoming.forgot else state.sites[site].residual
     order = Order(
         key=plan.key,
         attempt=plan.attempt,
@@ -227,7 +230,7 @@ def _order(store: Store, plan: Plan, state: SegmentState, folder: str, upcoming:
         config=plan.parent.config,
         inner_state=inner_state,
         shared=shared,
-        residual=left.end if (left := state.sites[site].residual) else FRESH,
+        residual=left.end if left else FRESH,
         first_step=upcoming.first_step,
         members=upcoming.members,
         total_steps=plan.total_steps,

@@ -244,6 +244,8 @@ class PlannedRound(Record):
     """What its orders begin with; None where it follows from the steps that counted."""
     fresh: tuple[str, ...] = ()
     """Members that begin without the inner state that is there, as they did when the round was first run."""
+    forgot: tuple[str, ...] = ()
+    """Likewise without what their updates had left out."""
     whole: bool | None = None
     """Whether it exchanges all fragments; None for the last one alone."""
 
@@ -351,6 +353,8 @@ class RoundDone(Record):
     """What is out of the ordinary at a site whose update counts."""
     fresh: tuple[str, ...] = ()
     """Sites that began without the inner state they were given: it was lost."""
+    forgot: tuple[str, ...] = ()
+    """Sites that began without what their updates had left out: it was lost."""
     fragment: Fragment | None = None
     """What was exchanged; everything if None."""
     weights: StoredWeights

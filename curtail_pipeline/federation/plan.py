@@ -119,6 +119,7 @@ def replay_of(
             members=done.members,
             first_step=done.first_step,
             fresh=done.fresh,
+            forgot=done.forgot,
             whole=done.fragment is None,
         )
         for done in realised.rounds

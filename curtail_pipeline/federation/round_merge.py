@@ -102,6 +102,7 @@ def line_of(state: SegmentState, folder: str, answered: Answered, report: MergeR
         overdue=answered.overdue,
         odd={s: "; ".join(found) for s, r in counted.items() if (found := oddities(orders[s], r))},
         fresh=tuple(s for s, r in counted.items() if r.inner_state.begin != orders[s].inner_state),
+        forgot=tuple(s for s, r in counted.items() if r.residual and r.residual.begin != orders[s].residual),
         weights=StoredWeights(key=f"{folder}/{WEIGHTS}", sha256=report.weights.sha256),
         delta=state.moved(report, f"{folder}/{DELTA}"),
         fragment=next((order.fragment for order in orders.values()), None),

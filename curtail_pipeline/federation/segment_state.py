@@ -49,14 +49,20 @@ class SiteState:
 
     def weight(self, order: Order, result: Result) -> int:
         """Tokens that a result's update speaks for: all since what it exchanges was exchanged."""
-        return result.tokens + (max(self.since) if order.fragment is None else self.since[order.fragment.index])
+        since = self._held(result)
+        return result.tokens + (max(since) if order.fragment is None else since[order.fragment.index])
+
+    def _held(self, result: Result) -> tuple[int, ...]:
+        """`since`, as far as a result's update has it: nothing, where what was left is lost."""
+        lost = result.residual is None or result.residual.begin == FRESH
+        return (0,) * len(self.since) if lost else self.since
 
     def accept(self, order: Order, result: Result) -> None:
         """Count a result; not one that speaks for nothing, which no merge takes, where what it left out goes on."""
         if order.goes_on and not self.weight(order, result):
             return
         sent = range(len(self.since)) if order.fragment is None else (order.fragment.index,)
-        self.since = tuple(0 if n in sent else tokens + result.tokens for n, tokens in enumerate(self.since))
+        self.since = tuple(0 if n in sent else tokens + result.tokens for n, tokens in enumerate(self._held(result)))
         if not self.steps:
             self.begin = result.inner_state.begin  # what it really began with
         self.made_with = dict(result.made_with)

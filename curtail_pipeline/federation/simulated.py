@@ -32,7 +32,7 @@ from curtail_pipeline.tokens.ranges import compact, take_prefix, total
 
 FaultKind = Literal[
     "kill", "restart", "error", "nan", "huge", "corrupt", "shape", "stale", "greedy", "halved", "boastful", "dreamer",
-    "other round", "other torch", "lost state", "gone", "nan state", "huge state", "no state",
+    "other round", "other torch", "lost state", "lost rest", "gone", "nan state", "huge state", "no state",
     "mute", "hang", "undelivered", "late", "not stored", "disk full",
 ]  # fmt: skip
 
@@ -48,9 +48,9 @@ class Fault:
     misshapen, or not those announced. stale: trained from another parent. gone: the weights are not in the store.
     greedy: consumes ranges it has no lease for. halved: names half of the ranges it trained on. boastful: claims a
     hundred times its tokens. dreamer: claims a loss that its steps cannot have had. other round: signs for the
-    next. other torch: works with another release. lost state: starts fresh whatever it is told. nan state, huge
-    state, no state: the inner state that is to be merged is not finite, larger than gradients can leave it, or not
-    there.
+    next. other torch: works with another release. lost state: starts fresh whatever it is told. lost rest: likewise
+    without what its updates have left out. nan state, huge state, no state: the inner state that is to be merged is not
+    finite, larger than gradients can leave it, or not there.
     """
 
     site: str
@@ -86,7 +86,8 @@ class SimulatedSite:
         if kind == "halved":
             consumed = compact(take_prefix(order.lease, steps * self.sequences_per_step // 2))
         begin = FRESH if kind == "lost state" else order.inner_state
-        left = load_file(self._left(order.residual)) if order.goes_on and order.residual != FRESH else {}
+        residual = FRESH if kind == "lost rest" else order.residual
+        left = load_file(self._left(residual)) if order.goes_on and residual != FRESH else {}
         with self._begun(order, left) as parent, self.store.new_file(order.out) as out:
             begun = file_sha256(parent)
             seed = hashlib.sha256(repr((self.name, begin, begun, consumed, order.first_step)).encode())
@@ -114,7 +115,7 @@ class SimulatedSite:
             site=self.name,
             round=order.round + (kind == "other round"),
             parent_sha256="0" * 64 if kind == "stale" else order.parent.sha256,
-            begun_sha256=begun if order.own or (order.goes_on and order.residual != FRESH) else None,
+            begun_sha256=begun if order.own or (order.goes_on and residual != FRESH) else None,
             steps=steps,
             tokens=steps * self.sequences_per_step * self.sequence_length * (100 if kind == "boastful" else 1),
             consumed=tuple(consumed),
@@ -126,7 +127,7 @@ class SimulatedSite:
             weights=WrittenWeights(key=order.out, sha256=digest, bytes=size),
             codec=order.codec,
             inner_state=InnerStates(begin=begin, end=end),
-            residual=self._keep_left(order, left) if order.goes_on else None,
+            residual=self._keep_left(residual, left) if order.goes_on else None,
             made_with={"torch": "0.4.1" if kind == "other torch" else "2.13.0+cpu"},
             stop="steps" if steps == order.max_steps else "exhausted" if steps == held else "deadline",
         )
@@ -136,10 +137,10 @@ class SimulatedSite:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _keep_left(self, order: Order, left: dict[str, Floats]) -> InnerStates:
+    def _keep_left(self, begin: str, left: dict[str, Floats]) -> InnerStates:
         name = f"sha256:{hashlib.sha256(save(left)).hexdigest()}"
         self._left(name).write_bytes(save(left))
-        return InnerStates(begin=order.residual, end=name)
+        return InnerStates(begin=begin, end=name)
 
     @contextmanager
     def _begun(self, order: Order, left: Mapping[str, Floats]) -> Iterator[Path]:

@@ -333,13 +333,24 @@ def test_what_is_left_is_sent_in_no_planned_time(bench: Bench) -> None:
     assert told.loss is None and told.tokens == 0 and told.bytes > 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_was_left_and_is_lost_weighs_nothing_and_is_not_there_in_a_repetition(bench: Bench, overlap: bool) -> None:
+    plan = two(bench, 3, **exchange(overlap=overlap))
+    segment = bench.run(plan, (Fault("TX", 1, "lost rest"),))
+    assert [line.done.forgot for line in lines(bench)] == [(), ("TX",), ()]
+    assert "what its last update left out" in segment["rounds"][1]["odd"]["TX"]
+    assert lines(bench)[1].merge.accepted["TX"].share == pytest.approx(3 / 7), "of two rounds of CA and one of TX"
+    require_counted_once(segment)
+    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(
         st.tuples(
             st.sampled_from(SITES),
             st.integers(0, 5),
-            st.sampled_from(["kill", "error", "late", "no state", "lost state", *REFUSED]),
+            st.sampled_from(["kill", "error", "late", "no state", "lost state", "lost rest", *REFUSED]),
         ),
         max_size=6,
     ),
