@@ -22,7 +22,7 @@ from curtail_pipeline.settings.explained import explain
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
 from curtail_pipeline.settings.metrics_settings import MetricsSettings
-from curtail_pipeline.settings.model_size import parameters_of
+from curtail_pipeline.settings.model_size import parameters_of, parts_of
 from curtail_pipeline.settings.overheads import PAPER, Overheads, OverheadsName, product
 from curtail_pipeline.settings.rule_settings import RuleSettings
 from curtail_pipeline.settings.section import Name, Section, UtcTime
@@ -123,6 +123,11 @@ class Experiment(Section):
             raise ValueError(
                 f"training.warmup_steps {self.training.warmup_steps} is not below the job's {self.job.steps} steps: "
                 "the learning rate would never be reached; lower it"
+            )
+        if self.rounds.fragments > (parts := parts_of(self.training)):
+            raise ValueError(
+                f"rounds.fragments {self.rounds.fragments} would leave rounds that exchange nothing: the model has "
+                f"{parts} parts, its {parts - 2} layers, embedding and head; set it to {parts} or less"
             )
         return self
 

@@ -9,6 +9,12 @@ VOCABULARY_MULTIPLE: Final = 64
 """Rows of embedding and head are padded to it; see `training.presets`."""
 
 
+def parts_of(training: TrainingSettings) -> int:
+    """Number of layers, embedding and head among them: what fragments of the weights are made of."""
+    layers = training.model_overrides.num_hidden_layers
+    return (layers or preset_shape(training.preset)["num_hidden_layers"]) + 2
+
+
 def parameters_of(training: TrainingSettings, vocab_size: int) -> int:
     """Number of parameters of the preset with its overrides: embedding, head, and per block four matrices of attention
     and two of the MLP. `training.presets.parameter_count` counts the same on the model itself.

@@ -107,6 +107,14 @@ def test_values_that_cannot_work_are_refused(change: dict, words: list[str]) -> 
     assert all(word in str(caught.value) for word in words)
 
 
+def test_no_fragment_is_without_a_layer() -> None:
+    rounds = {"upload_codec": "bf16", "fragments": 5}
+    with pytest.raises(SettingsError, match=r"fragments 5 .* the model has 4 parts, its 2 layers, .* set it to 4 or le"):
+        parse_experiment(laptop() | {"rounds": rounds}, "x.yaml")
+    for change in ({"rounds": rounds | {"fragments": 4}}, {"rounds": rounds, "training": {"preset": "d4"}}):
+        assert parse_experiment(laptop() | change, "x.yaml").rounds.fragments >= 4
+
+
 def test_idle_power_above_training_power_is_refused() -> None:
     content = laptop()
     content["sites"][0] |= {"idle_kw": 5}
