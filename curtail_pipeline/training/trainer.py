@@ -192,8 +192,8 @@ class SiteTrainer:
         software = self._checked_software(order)
         begin, start = self._load(order, files)
         self._workplace.look_ahead(order)
-        self._weights = self._inner = None  # unknown until this round is stored
-        work = work_name(order, begin, self.site, self.experiment.sha256(), str(self._config), software)
+        began, self._weights, self._inner = (begin, self._residual.name), None, None  # unknown until it is stored
+        work = work_name(order, began, self.site, self.experiment.sha256(), str(self._config), software)
         done = self._unfinished.begin(work, order, self._built())
         losses, seconds, stop = self._steps(order, done, progress, should_stop, on_phase)
         drawn = self._meter.end()

@@ -48,21 +48,22 @@ class Unfinished(Message):
 
 
 def work_name(
-    order: Order, inner_state: str, site: Site, experiment: str, config: str, made_with: Mapping[str, str]
+    order: Order, began: tuple[str, str], site: Site, experiment: str, config: str, made_with: Mapping[str, str]
 ) -> str:
     """A hash of all that the bits of a round depend on, but its length and the ranges that it goes on to.
 
     Args:
-        inner_state: what it really began with.
+        began: the inner state and what was left out of updates, as it really began with them.
         experiment: sha256 of its identity.
         config: sha256 of the model's.
         made_with: what the site works with.
     """
     asked = order.model_dump(mode="json", include={"first_step", "members", "total_steps", "seed"})
     computer = site.model_dump(mode="json", include={"name", "device", "devices", "parallel", "threads"})
-    began = [order.parent.sha256, inner_state, experiment, config, *([order.own.sha256] if order.own else [])]
-    began += [order.residual] if order.goes_on else []
-    return hashlib.sha256(canonical_json([asked, computer, began, dict(made_with)])).hexdigest()
+    inner_state, residual = began
+    start = [order.parent.sha256, inner_state, experiment, config, *([order.own.sha256] if order.own else [])]
+    start += [residual] if order.goes_on else []
+    return hashlib.sha256(canonical_json([asked, computer, start, dict(made_with)])).hexdigest()
 
 
 class UnfinishedRounds:

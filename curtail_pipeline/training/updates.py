@@ -38,6 +38,11 @@ class Residual:
         self._left: dict[str, Floats] = {}
         """Flat, by name of tensor."""
 
+    @property
+    def name(self) -> str:
+        """Of what the order that was loaded last really begins with."""
+        return self._name or FRESH
+
     def left_of(self, order: Order) -> Mapping[str, Floats]:
         """What the order starts from besides its weights; nothing where it only sends it."""
         return self._left if order.goes_on else {}
@@ -84,7 +89,7 @@ class Residual:
         if order.codec == "fp32":
             sha256, size = store_tensors(files, order.out, model)
             return WrittenFile(sha256=sha256, bytes=size), None
-        begin = self._name or FRESH
+        begin = self.name
         if not (moved or order.goes_on):
             return _store_coded(files, order, model, {}, start), InnerStates(begin=begin, end=begin)
         self._name = None  # unknown until it is stored

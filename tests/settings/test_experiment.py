@@ -109,7 +109,7 @@ def test_values_that_cannot_work_are_refused(change: dict, words: list[str]) -> 
 
 def test_no_fragment_is_without_a_layer() -> None:
     rounds = {"upload_codec": "bf16", "fragments": 5}
-    with pytest.raises(SettingsError, match=r"fragments 5 .* the model has 4 parts, its 2 layers, .* set it to 4 or le"):
+    with pytest.raises(SettingsError, match=r"fragments 5 .* the model has 4 parts, its 2 layers, .* set it to 4"):
         parse_experiment(laptop() | {"rounds": rounds}, "x.yaml")
     for change in ({"rounds": rounds | {"fragments": 4}}, {"rounds": rounds, "training": {"preset": "d4"}}):
         assert parse_experiment(laptop() | change, "x.yaml").rounds.fragments >= 4

@@ -12,10 +12,12 @@ import pytest
 import torch
 from training_case import SITE, changed, fill_store, make_experiment, make_order
 
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training import unfinished
 from curtail_pipeline.training.leading_ranks import RankLost
+from curtail_pipeline.training.retention import snapshot_key
 from curtail_pipeline.training.trainer import SiteTrainer
 
 MINUTE = 60.0
@@ -97,6 +99,24 @@ def test_a_killed_round_goes_on_from_its_snapshot_to_the_same_bits(store, monkey
     assert again.seconds == 10 * 4 * MINUTE
     written(later)
     assert not snapshot_files(store)
+
+
+@pytest.mark.parametrize("change", ["", "told otherwise", "lost"])
+def test_what_updates_have_left_out_is_part_of_the_work(store, monkeypatch, change):
+    """Where a round goes on from it: as it really began, not as it was told to."""
+    first = make_order(store, codec="int8", goes_on=True, fragment=Fragment(index=0, of=2), max_steps=2)
+    before = SiteTrainer(store, SITE, SNAPPING).train(first)
+    begins = {"residual": before.residual.end, "inner_state": before.inner_state.end}
+    order = changed(first, round=1, max_steps=10, out="scratch/second.safetensors", **begins)
+    killed(store, order, monkeypatch)
+    if change == "told otherwise":
+        order = changed(order, residual="fresh")
+    elif change == "lost":
+        store.delete(snapshot_key(SITE, order.residual))
+    told = []
+    again = trainer_of(store).train(order, told.append)
+    assert [each.steps for each in told] == ([*range(1, 11)] if change else [7, 8, 9, 10])
+    assert comparable(again) == comparable(SiteTrainer(store, SITE, SNAPPING).train(order))
 
 
 @pytest.mark.parametrize(
