@@ -72,10 +72,15 @@ class Begun(Message):
 
 
 class RecentStates:
-    """The retention setting, applied to a site after each of its rounds; states of the running segment always stay."""
+    """The retention setting, applied to a site after each of its rounds; states of the running segment always stay.
+
+    A process that was started within a segment whose rounds overlap does not know what the site goes back to if the
+    last update is refused: it removes nothing before the next segment.
+    """
 
     def __init__(self) -> None:
         self._segment: tuple[str, int] | None = None
+        self._knows_all = True
         self._recent: set[str] = set()
 
     def prune(self, store: Store, order: Order, ended: Collection[str], keep: int | None) -> None:
@@ -83,8 +88,9 @@ class RecentStates:
         begins = self._segment != (order.key, order.attempt)
         if begins:
             self._segment, self._recent = (order.key, order.attempt), set()
+            self._knows_all = order.own is None
         self._recent |= {order.inner_state, order.residual, *ended}
-        if keep is None:
+        if keep is None or not self._knows_all:
             return
         if order.links is None:
             prune_snapshots(store, order.site, keep, self._recent)

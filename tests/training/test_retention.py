@@ -96,7 +96,7 @@ def test_a_site_that_sees_no_manifest_keeps_what_its_last_segments_began_with(tm
             for end in (at + 1, at + 101):
                 store.write_bytes(snapshot_key(SITE, state(end)), b"state")
             order: Any = SimpleNamespace(
-                key=f"ckpt-{n:06d}", attempt=1, site=SITE, links="addresses",
+                key=f"ckpt-{n:06d}", attempt=1, site=SITE, links="addresses", own=None,
                 inner_state=state(at) if at else "fresh", residual=state(100 + at) if at else "fresh",
             )  # fmt: skip
             recent.prune(store, order, {state(at + 1), state(at + 101)}, 2)
@@ -104,6 +104,27 @@ def test_a_site_that_sees_no_manifest_keeps_what_its_last_segments_began_with(tm
     assert there() == [*begun, 16, 17, 18, *(100 + n for n in (*begun, 16, 17, 18))]
     recent.prune(store, order, set(), None)
     assert len(there()) == 10, "all stay where no number was given"
+
+
+def test_what_a_site_goes_back_to_is_there_after_a_restart_too(tmp_path: Path) -> None:
+    """The update of round 0 is refused when round 1 was trained on top of it, by a trainer started since: round 2
+    begins with what round 0 had begun with."""
+    store = FolderStore(tmp_path)
+
+    def trained(recent: RecentStates, key: str, begin: int, own: str | None) -> None:
+        store.write_bytes(snapshot_key(SITE, state(begin + 1)), b"state")
+        order: Any = SimpleNamespace(
+            key=key, attempt=1, site=SITE, links=None, own=own, inner_state=state(begin), residual="fresh"
+        )
+        recent.prune(store, order, {state(begin + 1)}, 1)
+
+    store.write_bytes(snapshot_key(SITE, state(0)), b"state")
+    trained(RecentStates(), "ckpt-000001", 0, None)
+    recent = RecentStates()
+    trained(recent, "ckpt-000001", 1, "its update of round 0")
+    assert store.exists(snapshot_key(SITE, state(0)))
+    trained(recent, "ckpt-000002", 2, None)
+    assert [store.exists(snapshot_key(SITE, state(n))) for n in range(4)] == [False, False, True, True]
 
 
 def test_what_a_trainer_that_was_killed_left_goes_with_the_next_order(tmp_path: Path) -> None:
