@@ -183,11 +183,11 @@ def last_exchange(state: SegmentState) -> Upcoming | None:
     """A round without steps in which sites send what they have not sent yet; None where there is nothing, and in a
     replay: such a round is among its planned ones. In planned time it takes none.
 
-    Its index is one that no other round has: a server that takes over may come to it where the one before had a round
-    with steps under way, and trainers take another order of the same name for a mistake. There is one at most.
+    There is one at most. Its index is one that no other round has, nor such a round elsewhere: a server that takes over
+    may find another membership than the one before, and trainers take another order of the same name for a mistake.
     """
     plan, unsent = state.plan, state.unsent
-    index = most_rounds(plan)
+    index = most_rounds(plan) + len(state.rounds)
     if not unsent or _repeats(plan) or is_over(plan, state.rounds[-1].index):
         return None
     at = state.rounds[-1].end if plan.rounds and plan.rounds[-1].end else None
@@ -196,7 +196,7 @@ def last_exchange(state: SegmentState) -> Upcoming | None:
 
 def is_over(plan: Plan, index: int) -> bool:
     """Whether a segment has nothing more to do behind the round of this index: it was `last_exchange`'s."""
-    return index == most_rounds(plan) and not _repeats(plan)
+    return index >= most_rounds(plan) and not _repeats(plan)
 
 
 def _repeats(plan: Plan) -> bool:

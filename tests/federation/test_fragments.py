@@ -146,6 +146,13 @@ def test_a_merge_takes_the_fragment_that_was_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(out["layers.1.w"], before["layers.1.w"])
     assert not outer["layers.1.w"].any() and outer["layers.0.w"].all()
     np.testing.assert_allclose(out["layers.0.w"], 1 - 0.5 * (0.1 + 0.5 * 0.1), atol=1e-3)
+    merge(
+        parent, tmp_path / "outer", updates[1:2], "federated", 0.5, 0.5, tmp_path / "out", tmp_path / "next", 5.0, [],
+        parent_sha256="p", round_index=0, fragment=Fragment(index=1, of=2),
+    )  # fmt: skip
+    after = load_file(tmp_path / "next")
+    np.testing.assert_array_equal(after["layers.0.w"], outer["layers.0.w"])
+    assert after["layers.1.w"].all(), "each fragment has its own momentum"
 
 
 @pytest.mark.parametrize("upload", ["bf16", "int8"])
@@ -222,7 +229,7 @@ def test_a_segment_that_ends_early_sends_what_is_left(bench: Bench, live: bool, 
     found = lines(bench)
     assert [str(line.done.fragment) for line in found] == ["0/3", "1/3", "2/3", "None"]
     last = found[-1]
-    assert last.done.steps == dict.fromkeys(SITES if live else ("CA",), 0) and last.done.index == 9
+    assert last.done.steps == dict.fromkeys(SITES if live else ("CA",), 0) and last.done.index == 9 + 3
     assert not any(last.done.tokens.values()) and (last.merge.inner is not None) == bool(shared)
     assert [line.merge.inner for line in found[:-1]] == [None] * 3, "states are merged with everything else"
     assert all(order.residual != "fresh" for order in last.orders.values())
@@ -232,6 +239,9 @@ def test_a_segment_that_ends_early_sends_what_is_left(bench: Bench, live: bool, 
             assert result.inner_state.begin == found[0].results[site].inner_state.end
     require_counted_once(segment)
     require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
+    again = lines(bench, "scratch/replay")[-1].orders
+    for site, order in last.orders.items():
+        assert (again[site].parent.sha256, again[site].own) == (order.parent.sha256, None), "from merged weights alone"
 
 
 def test_what_a_lost_site_had_left_comes_with_its_next_update(bench: Bench) -> None:
@@ -261,7 +271,7 @@ def test_a_site_without_a_step_sends_what_it_has_left_and_nothing_where_it_has_n
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("shared", [None, {"name": "fresh"}], ids=["own", "merged"])
-@pytest.mark.parametrize("index", [1, 2, 3, 9])
+@pytest.mark.parametrize("index", [1, 2, 3, 13])
 def test_a_server_that_takes_over_gives_the_same_weights(bench: Bench, index: int, shared: Any, overlap: bool) -> None:
     """In the one without steps, too: its index is one that no round before it can have had."""
     plan = two(bench, 9, **exchange(3, overlap=overlap), shared=shared)
@@ -269,9 +279,9 @@ def test_a_server_that_takes_over_gives_the_same_weights(bench: Bench, index: in
     faults = faults[1:]
     whole = bench.run(plan, faults, folder="scratch/whole", steps_per_round=2)
     killed_in_round(bench, plan, index, faults)
-    resumed = bench.run(plan, faults if index < 9 else (), steps_per_round=2)
+    resumed = bench.run(plan, faults if index < 13 else (), steps_per_round=2)
     require_same(resumed, whole)
-    assert [line.done.index for line in lines(bench)] == [0, 1, 2, 3, 9]
+    assert [line.done.index for line in lines(bench)] == [0, 1, 2, 3, 9 + 4]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -292,6 +302,38 @@ def test_a_server_that_finds_another_membership_orders_nothing_that_trainers_hav
 
 
 @pytest.mark.parametrize("overlap", [False, True])
+def test_a_membership_that_comes_and_goes_while_no_server_is_there_makes_no_order_anew(
+    bench: Bench, overlap: bool
+) -> None:
+    """The first server was killed while it sent what was left, the second one found the membership as it had been."""
+    plan = bench.live(SITES, max_rounds=5, **exchange(3, overlap=overlap))
+    seen: dict[Any, Any] = {}
+
+    def note() -> None:
+        for site, order in bench.transport.sent:
+            assert seen.setdefault((site, order.name), order.model_copy(update={"watch": None})) == order.model_copy(
+                update={"watch": None}
+            )
+
+    def leave(generation: int, behind: int) -> None:
+        note()
+        if bench.transport.sent[-1][1].round == behind:
+            bench.membership(generation, {"TX": "its window closes"}, CA="train", TX="warm")
+
+    def killed() -> None:
+        leave(4, 1)
+        if bench.transport.sent[-1][1].max_steps == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(plan, on_poll=killed, steps_per_round=2)
+    bench.membership(5, {}, CA="train", TX="train")
+    segment = bench.run(plan, on_poll=lambda: leave(6, 2), steps_per_round=2)
+    assert [r["index"] for r in segment["rounds"]] == [0, 1, 2, 5 + 3] and 5 + 2 in {name[3] for _, name in seen}
+    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
 def test_a_segment_is_over_once_what_was_left_is_sent(bench: Bench, overlap: bool) -> None:
     """Also for a server that takes over and finds the membership as it was; and what was refused then is not again."""
     plan = bench.live(SITES, max_rounds=5, **exchange(3, overlap=overlap))
@@ -300,7 +342,7 @@ def test_a_segment_is_over_once_what_was_left_is_sent(bench: Bench, overlap: boo
         if bench.transport.sent[-1][1].round == 1:
             bench.membership(4, {"TX": "its window closes"}, CA="train", TX="warm")
 
-    whole = bench.run(plan, (Fault("CA", 5, "gone"),), on_poll=leave, steps_per_round=2)
+    whole = bench.run(plan, (Fault("CA", 5 + 2, "gone"),), on_poll=leave, steps_per_round=2)
     assert whole["rounds"][-1]["refused"].keys() == {"CA"}
     bench.store.delete("scratch/ckpt-000001/1/segment.json")
     bench.membership(5, {}, CA="train", TX="train")
@@ -328,7 +370,7 @@ def test_what_is_left_is_sent_in_no_planned_time(bench: Bench) -> None:
         ("2026-03-21T01:00:00Z", "2026-03-21T01:50:00Z"),
         ("2026-03-21T01:50:00Z", "2026-03-21T01:50:00Z"),
     ]
-    assert bench.lines[-1] == "round 3: what was left by CA"
+    assert bench.lines[-1] == "round 5: what was left by CA"
     told = merged_round(lines(bench)[-1])
     assert told.loss is None and told.tokens == 0 and told.bytes > 0
 
