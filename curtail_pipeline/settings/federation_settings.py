@@ -67,7 +67,8 @@ class RoundSettings(Section):
     """Parts of the weights that are exchanged in turn, one with each round (Streaming DiLoCo, arXiv:2501.18512): a site
     trains on from what it has moved in the others, and sends everything that is left when the segment ends. Each round
     moves so many times fewer bytes. Within a segment each site goes on from its own inner state. Updates have to be
-    coded, and with a `download_codec` of `fp32` the weights still come back whole."""
+    coded, and with a `download_codec` of `fp32` the weights still come back whole. At most as many as the model has
+    layers, and two for its embedding and its head."""
     quorum: int = Field(default=1, ge=1)
     """Updates without which a round's are not merged; all of them where fewer sites train."""
     grace: float | None = Field(default=None, gt=0)

@@ -22,6 +22,7 @@ from curtail_pipeline.federation.plan import answered_key, plan_key, segment_key
 from curtail_pipeline.federation.server_life import LifeWriter
 from curtail_pipeline.flower.federation_state import STATE_FILE, FederationState, SuperLinkState
 from curtail_pipeline.flower.processes import started_at
+from curtail_pipeline.settings.experiment import load_experiment
 from curtail_pipeline.times import EPOCH
 
 
@@ -83,6 +84,12 @@ def test_the_last_line_has_what_was_counted() -> None:
         "a": {"count": 2, "overcome": 2, "recovery_s": [4.0, 6.0]},
         "b": {"count": 1, "overcome": 0, "recovery_s": []},
     }
+
+
+def test_fragments_each_have_a_round_before_the_last_one(tmp_path: Path) -> None:
+    rounds = load_experiment(write_experiment(tmp_path, fragments=3)).rounds
+    assert (rounds.fragments, rounds.max_rounds, rounds.upload_codec, rounds.overlap) == (3, 4, "int8", False)
+    assert load_experiment(write_experiment(tmp_path)).rounds.upload_codec == "fp32"
 
 
 def start_federation(injector: Injector) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from s3_signed_front import SignedFront, signed_front
 from test_remote_store import EXPERIMENT, SECRET, bucket_of, linked
-from training_case import SITE, make_order, next_order
+from training_case import SITE, changed, make_order, next_order
 
 from curtail_pipeline.benchmarks.s3_server import S3Server
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.orders import SharedState, StoredDelta, StoredWeights
 from curtail_pipeline.federation.update_file import write_weights
 from curtail_pipeline.settings.federation_settings import CodecName
@@ -54,6 +55,29 @@ def test_its_own_work_does_not_come_back_to_a_site_alone(
     assert again.parent_sha256 == parent.sha256 and again.inner_state.begin == done.inner_state.end
     fetched = {path.rpartition("/scratch/")[2] for method, path in front.accepted if method == "GET"}
     assert not {"r0/model.safetensors", "r0/delta.safetensors", "r0/inner.safetensors"} & fetched
+
+
+def test_fragments_are_exchanged_as_by_any_site(
+    s3: S3Server, front: SignedFront, store: FolderStore, tmp_path: Path
+) -> None:
+    """By trainers that are started for each order: what is not sent, states among it, is on the site's own disk."""
+    coordinator, own = bucket_of(s3, store, tmp_path / "coordinator", front.url), FolderStore(tmp_path / "site")
+    order = make_order(
+        store, codec="int8", goes_on=True, fragment=Fragment(index=0, of=2), shared=SharedState(name="fresh")
+    )
+    for number in (1, 2, 3):
+        result = SiteTrainer(store, SITE, EXPERIMENT).train(order)
+        found = SiteTrainer(own, SITE, EXPERIMENT).train(linked(coordinator, order))
+        timed = {"seconds", "tokens_per_s"}
+        assert found.model_dump(exclude=timed) == result.model_dump(exclude=timed)
+        assert coordinator.read_bytes(order.out) == store.read_bytes(order.out)
+        more = {"inner_state": result.inner_state.end, "residual": result.residual and result.residual.end}
+        order = changed(order, round=number, shared=None, out=f"scratch/r{number}/NEM_SA.safetensors", **more)
+        order = changed(order, fragment=Fragment(index=1, of=2) if number == 1 else None)
+        if number == 2:  # what is left
+            order = changed(order, max_steps=0, inner_out="scratch/r2/inner/NEM_SA.safetensors")
+    assert result.steps == 0 and coordinator.read_bytes("scratch/r2/inner/NEM_SA.safetensors")
+    assert not [*coordinator.list("inner_state")]
 
 
 def test_what_a_killed_process_has_fetched_in_part_goes(
