@@ -186,15 +186,16 @@ def fetch_states(
 ) -> tuple[dict[str, SiteInner], dict[str, str]]:
     """The inner states that are to be merged, as files there as long as `held` is open; and why a site's cannot be.
 
-    Sites that took no step, and those that keep their state to themselves, have none here.
+    Those that keep their state to themselves have none here.
 
     Args:
+        results: of sites whose updates speak for some text.
         grad_clip: as of `unusable`.
     """
     states: dict[str, SiteInner] = {}
     refused: dict[str, str] = {}
     for site, result in results.items():
-        if not orders[site].inner_out or not (result.steps or orders[site].goes_on):
+        if not orders[site].inner_out:
             continue
         try:
             path = held.enter_context(store.local(orders[site].inner_out))

@@ -49,9 +49,10 @@ def merge_round(
     with ExitStack() as held:
         parent = held.enter_context(store.local(state.weights.key))
         clip = plan.step_size.grad_clip if plan.step_size else None
-        states, unfit = fetch_states(store, orders, fitting, parent, held, clip)
-        fit = {s: r for s, r in fitting.items() if s not in unfit}
-        updates, gone = fetch(store, fit, {s: state.sites[s].weight(orders[s], r) for s, r in fit.items()}, held)
+        weights = {site: state.sites[site].weight(orders[site], result) for site, result in fitting.items()}
+        speak = {site: result for site, result in fitting.items() if weights[site]}
+        states, unfit = fetch_states(store, orders, speak, parent, held, clip)
+        updates, gone = fetch(store, {s: r for s, r in fitting.items() if s not in unfit}, weights, held)
         report = merge(
             parent,
             held.enter_context(store.local(state.outer.key)) if state.outer else None,

@@ -267,6 +267,9 @@ def test_a_site_without_a_step_sends_what_it_has_left_and_nothing_where_it_has_n
     idle = bench.run(bench.plan([{"CA": 2, "TX": 0}] * 2, SITES, **exchange(), attempt=2))
     assert [line.merge.empty for line in lines(bench, "scratch/ckpt-000001/2")] == [("TX",)] * 2
     assert idle["sites"]["TX"]["steps"] == 0 and "residual" not in idle["sites"]["TX"]
+    more = exchange() | {"shared": {"name": "fresh"}, "attempt": 3}
+    idle = bench.run(bench.plan([{"CA": 2, "TX": 0}] * 2, SITES, **more), (Fault("TX", 1, "no state"),))
+    assert not idle["refused"], "it has no state before its first step"
 
 
 @pytest.mark.parametrize("overlap", [False, True])
