@@ -189,7 +189,8 @@ def fetch_states(
     Those that keep their state to themselves have none here.
 
     Args:
-        results: of sites whose updates speak for some text.
+        results: of sites whose updates speak for some text, and that have a state: it may be lost when what is left of
+            fragments is sent, without a step.
         grad_clip: as of `unusable`.
     """
     states: dict[str, SiteInner] = {}
@@ -210,7 +211,7 @@ def fetch_states(
 def store_merged(
     store: Store, orders: Mapping[str, Order], states: Mapping[str, SiteInner], report: MergeReport, key: str
 ) -> WrittenFile | None:
-    """Store under `key` what the accepted sites' states come to; None where there is none."""
+    """Store under `key` what the accepted sites' states come to; None where there is none, as of all whose is lost."""
     accepted = [states[site] for site in sorted(report.accepted) if site in states]
     if not accepted:
         return None
@@ -218,5 +219,8 @@ def store_merged(
         (only,) = accepted
         store.copy(orders[only.site].inner_out, key)
         return WrittenFile(sha256=only.sha256, bytes=only.path.stat().st_size)
+    shares = {state.site: report.accepted[state.site].share for state in accepted}
+    if len(accepted) < len(report.accepted):
+        shares = {site: share / sum(shares.values()) for site, share in shares.items()}
     with store.new_file(key) as out:
-        return merge_states(accepted, {site: update.share for site, update in report.accepted.items()}, out)
+        return merge_states(accepted, shares, out)

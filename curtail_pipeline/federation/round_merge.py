@@ -12,6 +12,7 @@ from curtail_pipeline.federation.orders import JournalLine, Order, Plan, Result,
 from curtail_pipeline.federation.plan import journal_key, read_journal
 from curtail_pipeline.federation.segment_state import DELTA, INNER, OUTER, WEIGHTS, SegmentState
 from curtail_pipeline.federation.terms import oddities
+from curtail_pipeline.storage.manifest import FRESH
 from curtail_pipeline.storage.store import Store
 from curtail_pipeline.tokens.ranges import compact
 
@@ -50,8 +51,8 @@ def merge_round(
         parent = held.enter_context(store.local(state.weights.key))
         clip = plan.step_size.grad_clip if plan.step_size else None
         weights = {site: state.sites[site].weight(orders[site], result) for site, result in fitting.items()}
-        speak = {site: result for site, result in fitting.items() if weights[site]}
-        states, unfit = fetch_states(store, orders, speak, parent, held, clip)
+        stateful = {s: r for s, r in fitting.items() if weights[s] and (r.steps or r.inner_state.begin != FRESH)}
+        states, unfit = fetch_states(store, orders, stateful, parent, held, clip)
         updates, gone = fetch(store, {s: r for s, r in fitting.items() if s not in unfit}, weights, held)
         report = merge(
             parent,

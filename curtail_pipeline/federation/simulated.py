@@ -106,7 +106,8 @@ class SimulatedSite:
             self.store.delete(order.out)
         end = f"sha256:{seed.hexdigest()}" if steps else begin
         if (steps or order.goes_on) and order.inner_out:
-            end = f"sha256:{self._write_state(order, int(seed.hexdigest()[:12], 16), kind)}"
+            has = steps > 0 or begin != FRESH
+            end = f"sha256:{self._write_state(order, int(seed.hexdigest()[:12], 16), kind, has)}"
         if order.delivered and kind != "not stored":
             error = "No space left on device" if kind == "disk full" else ""
             record = Delivered(site=self.name, round=order.round, weights_sha256=digest, seconds=0.0, error=error)
@@ -159,7 +160,7 @@ class SimulatedSite:
     def _kept(self, sha256: str) -> Path:
         return self.store.here(f"own/{self.name}/{sha256}")
 
-    def _write_state(self, order: Order, seed: int, kind: FaultKind | None) -> str:
+    def _write_state(self, order: Order, seed: int, kind: FaultKind | None, has: bool) -> str:
         """An inner state that depends on what the round does; its sha256."""
         if kind == "no state":
             return f"{seed:064x}"
@@ -169,6 +170,7 @@ class SimulatedSite:
             state: dict[str, Floats] = {
                 f"muon/{t.name}/momentum_buffer": random.standard_normal(t.shape, np.float32) * np.float32(scale)
                 for t in source.tensors.values()
+                if has
             }
         with self.store.new_file(order.inner_out) as out:
             codec = "fp32" if kind == "nan state" else order.inner_codec

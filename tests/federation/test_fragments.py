@@ -13,6 +13,7 @@ from test_rounds import REFUSED, Bench, Fault, replay, require_counted_once
 from test_rounds_resumed import killed_in_round
 
 from curtail_pipeline.errors import FederationError
+from curtail_pipeline.federation import inner_states
 from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.fragments import Fragment, turn
 from curtail_pipeline.federation.merge import merge
@@ -256,6 +257,24 @@ def test_what_a_lost_site_had_left_comes_with_its_next_update(bench: Bench) -> N
     assert order["residual"] == residual["end"] and order["goes_on"] and order["fragment"] is None
     fresh = bench.run(two(bench, 1) | {"attempt": 3})
     assert alone["weights"]["sha256"] != fresh["weights"]["sha256"] and not alone["refused"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_site_that_lost_its_state_sends_what_it_has_left_all_the_same(
+    bench: Bench, overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' states are merged without it, as if they were all there are."""
+    sites = ("CA", "NM", "SA", "TX")
+    plan = bench.plan([dict.fromkeys(sites, 2)] * 4, sites, **exchange(overlap=overlap), shared={"name": "fresh"})
+    lost = (Fault("SA", 1, "kill"), Fault("TX", 4 + 2, "lost state"))
+    merge_states, shares = inner_states.merge_states, list[dict[str, float]]()
+    monkeypatch.setattr(inner_states, "merge_states", lambda *a: shares.append(dict(a[1])) or merge_states(*a))
+    segment = bench.run(plan, lost)
+    last = lines(bench)[-1]
+    assert last.merge.accepted.keys() == {"CA", "NM", "TX"} and last.done.fresh == ("TX",) and not last.done.refused
+    assert shares == [{"CA": 0.5, "NM": 0.5}]
+    require_counted_once(segment)
+    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
 
 
 def test_a_site_without_a_step_sends_what_it_has_left_and_nothing_where_it_has_none(bench: Bench) -> None:

@@ -155,3 +155,13 @@ def test_a_snapshot_of_other_weights_is_not_taken_off(store: FolderStore, tmp_pa
     second = changed(first, round=1, residual=result.residual.end, inner_state=result.inner_state.end)
     with pytest.raises(TrainingError, match="what updates left out of tensor odd is of other weights"):
         trainer.train(second)
+
+
+@pytest.mark.parametrize("inner_codec", ["fp32", "int8"])
+def test_a_site_that_never_did_a_step_answers_an_order_for_everything(store: FolderStore, inner_codec: str) -> None:
+    order = make_order(
+        store, codec="int8", goes_on=True, shared=SharedState(name="fresh"), max_steps=0, inner_codec=inner_codec,
+        inner_out="scratch/last/inner.safetensors",
+    )  # fmt: skip
+    result = SiteTrainer(store, SITE, EXPERIMENT).train(order)
+    assert result.steps == 0 and result.begun_sha256 is None and result.inner_state.begin == "fresh"
