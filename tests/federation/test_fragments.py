@@ -259,6 +259,17 @@ def test_what_a_lost_site_had_left_comes_with_its_next_update(bench: Bench) -> N
     assert alone["weights"]["sha256"] != fresh["weights"]["sha256"] and not alone["refused"]
 
 
+def test_what_no_merge_takes_is_not_gone_on_from(bench: Bench) -> None:
+    """Of a fragment that it has not trained since: what a codec had left out of it stays with the site."""
+    rounds = [{"CA": 2, "TX": steps} for steps in (3, 0, 0, 3, 3)]
+    segment = bench.run(bench.plan(rounds, SITES, **exchange(overlap=True)))
+    sent, orders = [line.merge.accepted.keys() for line in lines(bench)], bench.orders("TX")
+    assert sent == [{*SITES}, {*SITES}, {"CA"}, {*SITES}, {*SITES}]
+    assert [order["own"] is None for order in orders] == [True, False, False, True, False]
+    assert orders[3]["residual"] == orders[2]["residual"] != orders[1]["residual"]
+    require_counted_once(segment)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_site_that_lost_its_state_sends_what_it_has_left_all_the_same(
     bench: Bench, overlap: bool, monkeypatch: pytest.MonkeyPatch
@@ -374,12 +385,15 @@ def test_a_segment_is_over_once_what_was_left_is_sent(bench: Bench, overlap: boo
 
 
 def test_a_repetition_goes_on_behind_a_round_whose_index_is_their_number(bench: Bench) -> None:
-    """Rounds that gave nothing are left out of it, so that indexes and numbers differ."""
-    plan = bench.plan([{"CA": 2, "TX": 2}] * 5, SITES, **exchange())
-    segment = bench.run(plan, tuple(Fault(site, index, "nan") for site in SITES for index in (1, 2)))
+    """Rounds that gave nothing are left out of it, so that indexes and numbers differ: it is the index that says whose
+    turn it is. And a round of everything may have another one behind it."""
+    plan = bench.plan([{"CA": 2, "TX": 2}] * 6, SITES, **exchange(3))
+    nothing = (Fault(site, index, "nan") for site in SITES for index in (1, 2))
+    segment = bench.run(plan, (*nothing, Fault("TX", 5, "nan")))
     again = replay(plan, segment) | {"attempt": 2}
-    assert [planned["index"] for planned in again["rounds"]] == [0, 3, 4]
-    killed_in_round(bench, again, 4)
+    assert [planned["index"] for planned in again["rounds"]] == [0, 3, 4, 5, 6 + 6]
+    assert [planned["whole"] for planned in again["rounds"]] == [False] * 3 + [True] * 2
+    killed_in_round(bench, again, 12)
     require_same(bench.run(again), segment)
 
 
