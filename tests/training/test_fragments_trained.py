@@ -165,3 +165,17 @@ def test_a_site_that_never_did_a_step_answers_an_order_for_everything(store: Fol
     )  # fmt: skip
     result = SiteTrainer(store, SITE, EXPERIMENT).train(order)
     assert result.steps == 0 and result.begun_sha256 is None and result.inner_state.begin == "fresh"
+
+
+def test_an_order_without_steps_sends_what_is_left_where_states_are_not_merged_too(store: FolderStore) -> None:
+    first = make_order(store, codec="bf16", goes_on=True, fragment=Fragment(index=0, of=2))
+    trainer = SiteTrainer(store, SITE, EXPERIMENT)
+    result = trainer.train(first)
+    last = changed(
+        first, round=1, fragment=None, max_steps=0, inner_state=result.inner_state.end, residual=result.residual.end,
+        out="scratch/last.safetensors",
+    )  # fmt: skip
+    done = trainer.train(last)
+    assert done.inner_state.end == result.inner_state.end and done.residual.begin == result.residual.end
+    before, left = (load_file(store.path(snapshot_key(SITE, each.residual.end))) for each in (result, done))
+    assert sum(np.abs(v).sum() for v in left.values()) < 0.01 * sum(np.abs(v).sum() for v in before.values())
