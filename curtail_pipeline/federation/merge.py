@@ -121,8 +121,7 @@ def merge(
             delta = out_delta if codec else None
             outputs = Outputs(out_weights, out_outer, buffers, lr, momentum, delta, codec, fragment)
         else:
-            coded = any(update.codec != "fp32" for update in offered)
-            outputs = Outputs(out_weights if coded else None, fragment=fragment)
+            outputs = Outputs(out_weights if any(u.codec != "fp32" for u in offered) else None, fragment=fragment)
         judge = _Judge(parent, parent_sha256, round_index, norm_bound, norm_history, fragment)
         accepted, passed = judge.merge(offered, outputs)
         if len(accepted) < least:

@@ -322,8 +322,7 @@ class Plan(Message):
         if self.mode == "local" and len(self.members) != 1:
             raise ValueError(f"mode local has one member, not {', '.join(self.members)}")
         for planned in self.rounds or ():
-            strange = sorted(planned.steps.keys() - set(self.members))
-            if strange:
+            if strange := sorted(planned.steps.keys() - set(self.members)):
                 raise ValueError(f"round {planned.index} has steps for {strange[0]!r}, which is no member")
         return self
 
@@ -399,13 +398,3 @@ class Segment(Message):
     norm_history: tuple[float, ...]
     lost: dict[str, str]
     refused: dict[str, str]
-
-
-class Answer(Message):
-    """What a site's agent replies: who it is, and to an order its result or why there is none."""
-
-    name: str
-    result: Result | None = None
-    error: str | None = None
-    waiting: bool = False
-    """The order is a replay's and not done yet: send it again later."""

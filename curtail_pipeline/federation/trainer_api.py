@@ -10,7 +10,7 @@
 Whatever is refused is a `Refusal` with an HTTP status of 400 or more.
 """
 
-from curtail_pipeline.federation.orders import Phase
+from curtail_pipeline.federation.orders import Phase, Result
 from curtail_pipeline.storage.records import Message, Record
 
 
@@ -72,3 +72,13 @@ class Waiting(Record):
 
 class Refusal(Record):
     error: str
+
+
+class Answer(Message):
+    """What a site's agent replies: who it is, and to an order its result or why there is none."""
+
+    name: str
+    result: Result | None = None
+    error: str | None = None
+    waiting: bool = False
+    """The order is a replay's and not done yet: send it again later."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from curtail_pipeline.errors import FederationError, MessageError
-from curtail_pipeline.federation.orders import Answer, Order
-from curtail_pipeline.federation.trainer_api import Waiting
+from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.federation.trainer_api import Answer, Waiting
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.trainer_client import Trainer
 

@@ -14,10 +14,11 @@ from flwr.serverapp import Grid
 from curtail_pipeline.errors import FULL_DISK, CurtailError, FederationError, MessageError, SitesDown, is_out_of_space
 from curtail_pipeline.federation.admission import HeldoutLoss
 from curtail_pipeline.federation.answers import POLL_S
-from curtail_pipeline.federation.orders import Answer, Order, Plan
+from curtail_pipeline.federation.orders import Order, Plan
 from curtail_pipeline.federation.plan import folder_of
 from curtail_pipeline.federation.rounds import run_plan
 from curtail_pipeline.federation.server_life import LifeWriter, ServerFailure, failure_key
+from curtail_pipeline.federation.trainer_api import Answer
 from curtail_pipeline.federation.transport import Failure, Malformed, Reply, site_said
 from curtail_pipeline.flower.processes import SUPERVISOR_VARIABLE, exit_with
 from curtail_pipeline.flower.run_config import RunConfig

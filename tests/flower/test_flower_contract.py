@@ -18,13 +18,13 @@ from flower_orders import context, order_for, result_of
 
 from curtail_pipeline.errors import FederationError, SitesDown
 from curtail_pipeline.federation.orders import (
-    Answer,
     Order,
     OuterSettings,
     ParentCheckpoint,
     Plan,
 )
 from curtail_pipeline.federation.server_life import ServerFailure, ServerLife, failure_key, life_key
+from curtail_pipeline.federation.trainer_api import Answer
 from curtail_pipeline.federation.transport import Failure, Malformed
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import standing, submit

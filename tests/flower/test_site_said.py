@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from curtail_pipeline.errors import MessageError
-from curtail_pipeline.federation.orders import Answer, Result
+from curtail_pipeline.federation.orders import Result
+from curtail_pipeline.federation.trainer_api import Answer
 from curtail_pipeline.federation.transport import LONGEST, Failure, Malformed, site_said
 from curtail_pipeline.flower.control_api import quiet
 

@@ -11,8 +11,8 @@ import pytest
 from flower_orders import context, order_for, result_of
 
 from curtail_pipeline.errors import FederationError
-from curtail_pipeline.federation.orders import Answer, Order
-from curtail_pipeline.federation.trainer_api import Endpoint, Refusal, Stopped, TrainerStatus, Waiting
+from curtail_pipeline.federation.orders import Order
+from curtail_pipeline.federation.trainer_api import Answer, Endpoint, Refusal, Stopped, TrainerStatus, Waiting
 from curtail_pipeline.flower import control_api as control
 from curtail_pipeline.flower import trainer_client
 from curtail_pipeline.flower.trainer_client import Trainer
