@@ -11,6 +11,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import yaml
+from commands import run_here, run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 START = datetime(2026, 5, 1, tzinfo=UTC)
@@ -89,10 +90,17 @@ def environment(home: Path) -> dict[str, str]:
 def curtail(
     *words: str, home: Path, timeout: float = 900, more: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own; `more` goes into its environment."""
-    command = [sys.executable, "-m", "curtail_pipeline.cli.main", *words]
+    """Run the command line in a process of its own, forked; `more` goes into its environment."""
     variables = {**environment(home), **(more or {})}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout)
+    return run_python("-m", "curtail_pipeline.cli.main", *words, env=variables, timeout=timeout, torch=True)
+
+
+def curtail_here(*words: str, home: Path, more: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: a command that is refused, or that neither trains nor starts anything.
+
+    A process of its own would first import for a second or two of processor time.
+    """
+    return run_here(words, {**environment(home), **(more or {})})
 
 
 def start_curtail(*words: str, home: Path, log: Path) -> "subprocess.Popen[bytes]":

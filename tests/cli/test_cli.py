@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from micro import EXPERIMENT, curtail, write_experiment, write_trace
+from micro import EXPERIMENT, curtail_here, write_experiment, write_trace
 
 
 def refused(*words: str, home: Path) -> str:
-    done = curtail(*words, home=home, timeout=300)
+    done = curtail_here(*words, home=home)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("curtail: ") and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -80,21 +80,21 @@ def test_values_and_times_that_cannot_be_are_refused(tmp_path: Path, rows: list[
 def test_a_region_is_printed_as_it_is_called(tmp_path: Path) -> None:
     trace = tmp_path / "t.csv"
     trace.write_text("time,[red]A[/b]\n" + "\n".join(f"{stamp},50" for stamp in HOUR) + "\n")
-    done = curtail("windows", "--traces", str(trace), home=tmp_path, timeout=300)
+    done = curtail_here("windows", "--traces", str(trace), home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "[red]A[/b]: 1.00 h" in done.stdout
 
 
 def test_wrong_usage_is_exit_code_two(tmp_path: Path) -> None:
-    assert curtail("run", "--no-such-option", home=tmp_path, timeout=300).returncode == 2
+    assert curtail_here("run", "--no-such-option", home=tmp_path).returncode == 2
     trace = str(write_trace(tmp_path / "t.csv"))
     for words in (["--plot", "x.svg"], ["--compare", "--policy", "paper"]):
-        assert curtail("simulate", "--traces", trace, *words, home=tmp_path, timeout=300).returncode == 2
+        assert curtail_here("simulate", "--traces", trace, *words, home=tmp_path).returncode == 2
 
 
 def test_windows_as_json(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "t.csv")
-    done = curtail("windows", "--traces", str(trace), "--policy", "threshold", "--json", home=tmp_path, timeout=300)
+    done = curtail_here("windows", "--traces", str(trace), "--policy", "threshold", "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["hours"] == pytest.approx({"NORTH": 1.5, "SOUTH": 110 / 60, "EAST": 20 / 60})
@@ -103,8 +103,8 @@ def test_windows_as_json(tmp_path: Path) -> None:
 
 def test_simulate_as_json(tmp_path: Path) -> None:
     experiment = write_experiment(tmp_path, job={"steps": 30})
-    done = curtail(
-        "simulate", "--traces", str(tmp_path / "trace.csv"), "-e", str(experiment), "--json", home=tmp_path, timeout=300
+    done = curtail_here(
+        "simulate", "--traces", str(tmp_path / "trace.csv"), "-e", str(experiment), "--json", home=tmp_path
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -115,11 +115,11 @@ def test_simulate_as_json(tmp_path: Path) -> None:
 def test_a_sweep_as_json(tmp_path: Path) -> None:
     experiment = write_experiment(tmp_path, job={"steps": 30})
     arguments = ["simulate", "--traces", str(tmp_path / "trace.csv"), "-e", str(experiment), "--sweep"]
-    done = curtail(*arguments, "round_s", "--json", home=tmp_path, timeout=300)
+    done = curtail_here(*arguments, "round_s", "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])["sweep"]
     assert [row["round_s"] for row in rows] == sorted(row["round_s"] for row in rows)
     assert sum(row["auto"] for row in rows) == 1
-    wrong = curtail(*arguments, "outer_lr", home=tmp_path, timeout=300)
+    wrong = curtail_here(*arguments, "outer_lr", home=tmp_path)
     assert wrong.returncode == 1
     assert "--sweep outer_lr: only round_s can be varied" in wrong.stderr

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from micro import EXPERIMENT, curtail
+from micro import EXPERIMENT, curtail_here
 
 from curtail_pipeline.cli.windows_of_file import windows_of_file
 from curtail_pipeline.errors import SettingsError, TraceError
@@ -108,12 +108,12 @@ READ += ["--columns", "RRP=NEM_SA", "--where", "INTERVENTION=0", "--cadence", "3
 def test_windows_and_simulate_read_the_same_hours(tmp_path: Path) -> None:
     trace, experiment = write(tmp_path)
     words = ("windows", "--traces", str(trace), "-e", str(experiment), *READ, "--json")
-    done = curtail(*words, home=tmp_path, timeout=300)
+    done = curtail_here(*words, home=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [(w["start"], w["end"]) for w in found["windows"]] == [("2024-03-31T23:00:00Z", "2024-04-01T01:00:00Z")]
     words = ["simulate", "--traces", str(trace), "-e", str(experiment), *READ, "--json"]
-    done = curtail(*words, home=tmp_path, timeout=300)
+    done = curtail_here(*words, home=tmp_path)
     assert done.returncode == 0, done.stderr
     simulated = json.loads(done.stdout.splitlines()[-1])
     assert 1.5 < simulated["site_hours"]["s"] <= 2
@@ -141,7 +141,7 @@ def test_every_command_refuses_what_the_asset_would_keep_out(tmp_path: Path) -> 
     assert len(said) == 1
     words = ["--columns", "RRP=NEM_SA", "--where", "INTERVENTION=0", "--kind", "marginal_intensity"]
     words += ["--unit", "g/kWh", "--time-column", "stamp", "--time-format", given["time_format"]]
-    done = curtail("run", "--traces", str(trace), "-e", str(experiment), *words, home=tmp_path / "run", timeout=300)
+    done = curtail_here("run", "--traces", str(trace), "-e", str(experiment), *words, home=tmp_path / "run")
     assert done.returncode == 1 and said.pop() in done.stderr
 
 
@@ -154,22 +154,22 @@ def test_a_file_that_only_other_keys_can_read_needs_no_experiment(tmp_path: Path
     words = ["--set", "separator=;", "--set", "decimal=,", "--set", "skip_lines=1", "--columns", "MW=DE"]
     words += ["--time-format", "%d.%m.%Y %H:%M", "--kind", "curtailed_power", "--missing", "zero"]
     words += ["--combine", "sum", "--policy", "threshold"]
-    done = curtail("windows", "--traces", str(tmp_path / "t.csv"), *words, "--json", home=tmp_path, timeout=300)
+    done = curtail_here("windows", "--traces", str(tmp_path / "t.csv"), *words, "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [(w["start"], w["end"]) for w in found["windows"]] == [
         ("2024-04-01T03:00:00Z", "2024-04-01T05:00:00Z"), ("2024-04-01T09:00:00Z", None)
     ]  # fmt: skip
     assert found["rounded"] == 1
-    done = curtail("windows", "--traces", str(tmp_path / "t.csv"), "--set", "separater=;", home=tmp_path, timeout=300)
+    done = curtail_here("windows", "--traces", str(tmp_path / "t.csv"), "--set", "separater=;", home=tmp_path)
     assert done.returncode == 1 and "unknown key 'separater'" in done.stderr
 
 
 def test_run_opens_the_experiment_with_them(tmp_path: Path) -> None:
     trace, experiment = write(tmp_path)
     wrong = [*READ[:-1], "middle"]
-    done = curtail("run", "--traces", str(trace), "-e", str(experiment), *wrong, home=tmp_path / "home", timeout=300)
+    done = curtail_here("run", "--traces", str(trace), "-e", str(experiment), *wrong, home=tmp_path / "home")
     assert done.returncode == 1 and "interval: Input should be 'begin' or 'end' (got 'middle')" in done.stderr
-    done = curtail("run", "-e", str(experiment), "--unit", "g/kWh", home=tmp_path / "home", timeout=300)
+    done = curtail_here("run", "-e", str(experiment), "--unit", "g/kWh", home=tmp_path / "home")
     assert done.returncode == 2 and "--unit" in done.stderr and "--traces" in done.stderr
     assert not (tmp_path / "home").exists()

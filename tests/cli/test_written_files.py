@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from micro import curtail, write_experiment
+from micro import curtail_here, write_experiment
 
 
 def refused(*words: str, home: Path) -> str:
-    done = curtail(*words, home=home, timeout=300)
+    done = curtail_here(*words, home=home)
     assert done.returncode == 1 and not done.stdout, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr.removeprefix("curtail: ")

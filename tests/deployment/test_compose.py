@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from image_layout import read_dockerfile
-from micro import EXPERIMENT, ROOT, curtail
+from micro import EXPERIMENT, ROOT, curtail_here
 
 from curtail_pipeline.deployment.compose import Deployment, compose_file, front
 from curtail_pipeline.deployment.secret_files import CREDENTIALS, make_secrets
@@ -132,11 +132,11 @@ def test_a_site_elsewhere_is_admitted_and_has_no_service(tmp_path: Path) -> None
     with pytest.raises(SettingsError, match="unknown site 'WEST'"):
         written(tmp_path, store="s3://mine/runs", deployed={"elsewhere": ("WEST",)})
     words = ("deploy", "compose", "-e", "laptop", "--file", str(tmp_path / "c.yaml"), "--elsewhere", "SPP_TX")
-    refused = curtail(*words, home=tmp_path)
+    refused = curtail_here(*words, home=tmp_path)
     assert refused.returncode == 2 and "give --store with a bucket that it reaches, and" in refused.stderr
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / CREDENTIALS).touch()
-    done = curtail(*words, "--store", "s3://mine/runs", "--host", "superlink.example", home=tmp_path)
+    done = curtail_here(*words, "--store", "s3://mine/runs", "--host", "superlink.example", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "curtail site run SPP_TX --linked --superlink superlink.example:8443 --ca ca.crt --key SPP_TX" in done.stdout
 
@@ -175,10 +175,10 @@ def test_services_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_the_command_makes_secrets_once(tmp_path: Path) -> None:
     file, folder = tmp_path / "out" / "compose.yaml", tmp_path / "out" / "secrets"
     words = ("deploy", "compose", "-e", "laptop", "--file", str(file), "--host", "superlink.example")
-    done = curtail(*words, home=tmp_path)
+    done = curtail_here(*words, home=tmp_path)
     assert done.returncode == 0, done.stderr
     first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert curtail(*words, home=tmp_path).returncode == 0
+    assert curtail_here(*words, home=tmp_path).returncode == 0
     assert first == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and stat.S_IMODE((folder / "ca.key").stat().st_mode) == 0o600
     named = {

@@ -1,12 +1,11 @@
 """What the schedules request."""
 
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from commands import run_python
 from micro import environment
 
 from curtail_pipeline.orchestration.partitions import RANGE_END, RANGE_START
@@ -66,7 +65,8 @@ print(sorted(each.name for each in found if each.default_status.value == "RUNNIN
 @pytest.mark.parametrize("switch", ["on", "off"])
 def test_one_switch_for_schedules_and_sensors(tmp_path: Path, switch: str) -> None:
     chosen = {**environment(tmp_path), "CURTAIL_SENSORS": switch}
-    found = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], env=chosen, capture_output=True, text=True)
+    (tmp_path / "asked.py").write_text(CODE)
+    found = run_python(str(tmp_path / "asked.py"), env=chosen, timeout=300, torch=False)
     everything = [
         "automation",
         "daily_pipeline_schedule",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from micro import EXPERIMENT, curtail
+from micro import EXPERIMENT, curtail_here
 
 from curtail_pipeline.errors import SettingsError
 from curtail_pipeline.settings.experiment import parse_experiment
@@ -59,6 +59,6 @@ def test_a_device_that_holds_more_than_a_step_is_no_fault() -> None:
 def test_the_command_line_says_it_before_anything_is_made(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(with_training(model_overrides={"hidden_act": "nope"})))
-    done = curtail("run", "--experiment", str(path), home=tmp_path / "home")
+    done = curtail_here("run", "--experiment", str(path), home=tmp_path / "home")
     assert done.returncode == 1 and "hidden_act" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "home").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from micro import curtail
+from micro import curtail_here
 from simulation_cases import START, minutes, traces
 
 from curtail_pipeline.errors import TraceError
@@ -91,13 +91,13 @@ def test_the_command_ends_with_one_where_a_claim_fails(tmp_path: Path) -> None:
     wide = waves(20).pivot("region", index="time", values="value")
     path = tmp_path / "other.csv"
     wide.write_csv(path)
-    done = curtail("reproduce", "--traces", str(path), "--json", home=tmp_path, timeout=300)
+    done = curtail_here("reproduce", "--traces", str(path), "--json", home=tmp_path)
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"claims", "all_hold"}
     assert found["all_hold"] is False
     assert all(set(claim) == KEYS for claim in found["claims"])
-    missing = curtail("reproduce", "--traces", str(tmp_path / "none.csv"), home=tmp_path, timeout=300)
+    missing = curtail_here("reproduce", "--traces", str(tmp_path / "none.csv"), home=tmp_path)
     assert missing.returncode == 1
     assert missing.stdout == ""
     assert missing.stderr.startswith("curtail: no trace file") and missing.stderr.count("\n") == 1

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_python
 from training_case import SITE, changed, fill_store, make_experiment, make_order
 
 from curtail_pipeline.federation.fragments import Fragment
@@ -268,8 +267,9 @@ def test_a_trainer_that_is_killed_for_good_leaves_its_snapshot(tmp_path):
         "    if told.steps > 5 and there: os.kill(os.getpid(), signal.SIGKILL)\n"
         "SiteTrainer(store, SITE, experiment).train(order, progress)\n"
     )
-    tests = str(Path(__file__).resolve().parent.parent)
-    done = subprocess.run([sys.executable, "-c", code, str(store.root), tests], env=dict(os.environ), timeout=300)
+    tests, program = str(Path(__file__).resolve().parent.parent), tmp_path / "program.py"
+    program.write_text(code)
+    done = run_python(str(program), str(store.root), tests, env=os.environ, timeout=300, torch=True)
     assert done.returncode == -9
     told = []
     again = SiteTrainer(FolderStore(store.root), SITE, experiment).train(order, told.append)
