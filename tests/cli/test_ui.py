@@ -11,9 +11,9 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 from micro import EXPERIMENT, START, write_experiment, write_trace
-from test_end_to_end import manifests, processes_of
 from waiting import wait_until
 from web_ui import WebUi, web_ui
+from whole_runs import manifests, processes_of
 
 from curtail_pipeline.federation.orders import Plan
 from curtail_pipeline.federation.plan import REPLAYS
