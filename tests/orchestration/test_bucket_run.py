@@ -13,8 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from micro import curtail, write_experiment
+from micro import curtail, curtail_here
 from postgres_server import PROGRAMS, Postgres, serving
+from whole_runs import Finished, write
 
 from curtail_pipeline.benchmarks.s3_server import KEYS, Front, S3Server
 from curtail_pipeline.orchestration.headless import INSTANCE_YAML
@@ -23,8 +24,6 @@ from curtail_pipeline.storage.s3_calls import Place
 from curtail_pipeline.storage.s3_store import S3Store
 
 GONE_S = 10.0
-SHORT = {"job": {"steps": 60}, "clock": {"end": "2026-05-01T01:40:00Z"}}
-"""A segment of one site, and rounds of two."""
 
 
 class Unsteady:
@@ -53,7 +52,7 @@ class Unsteady:
 class Run:
     def __init__(self, s3: S3Server, front: Front, folder: Path, postgres: Postgres | None) -> None:
         self.s3, self.front, self.folder, self.bucket, self.postgres = s3, front, folder, s3.bucket(), postgres
-        self.file = write_experiment(folder / "experiment", **SHORT)
+        self.file = write(folder / "experiment")
         self.home = folder / "homes" / "micro"
         self.dump = ""
         """Of Postgres, before the first segment."""
@@ -75,14 +74,21 @@ class Run:
         pages = self.s3.connect().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [found["Key"] for page in pages for found in page.get("Contents", ())]
 
-    def __call__(
-        self, *words: str, out: str | None = None, more: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        variables = {**KEYS, "AWS_ENDPOINT_URL": self.front.url, "CURTAIL_CACHE": str(self.folder / "cache")}
-        place = out or f"s3://{self.bucket}/runs/micro"
-        home = self.folder / ("homes" if out is None else "other-homes")
-        words = (*words, "--experiment", str(self.file), "--out", place)
-        return curtail(*words, home=home, more={**variables, **(more or {})})
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return curtail(*self._words(words), home=self.folder / "homes", more=self._variables())
+
+    def refused(self, *words: str, out: str | None = None, **more: str) -> str:
+        """The line that says why."""
+        done = curtail_here(*self._words(words, out), home=self.folder / "other-homes", more=self._variables() | more)
+        lines = done.stderr.strip().splitlines()
+        assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("curtail: "), done.stderr[-2000:]
+        return lines[0]
+
+    def _words(self, words: tuple[str, ...], out: str | None = None) -> list[str]:
+        return [*words, "--experiment", str(self.file), "--out", out or f"s3://{self.bucket}/runs/micro"]
+
+    def _variables(self) -> dict[str, str]:
+        return {**KEYS, "AWS_ENDPOINT_URL": self.front.url, "CURTAIL_CACHE": str(self.folder / "cache")}
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(S3Store(Place(self.bucket, "runs/micro"), self.folder / "look", 1 << 28, self.s3.connect))
@@ -109,7 +115,9 @@ def summary(run: Run) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_a_run_over_a_line_that_fails_gives_the_weights_of_a_folder(run: Run, summary: dict[str, object]) -> None:
+def test_a_run_over_a_line_that_fails_gives_the_weights_of_a_folder(
+    run: Run, summary: dict[str, object], finished: Finished
+) -> None:
     home = run.home
     assert summary["home"] == str(home) and str(summary["checkpoint"]).startswith(f"s3://{run.bucket}/runs/micro/")
     assert (home / "dagster" / "dagster.yaml").exists() and not (home / "store").exists()
@@ -118,18 +126,16 @@ def test_a_run_over_a_line_that_fails_gives_the_weights_of_a_folder(run: Run, su
     keys = found.verify_chain()
     assert len(keys) >= 3 and found.store.exists("report/index.html")
     assert {mode for s in found.summaries() for mode in [s.mode]} == {"init", "local", "federated"}
-    folder = run("run", "--json", out=str(run.folder / "plain"))
-    assert folder.returncode == 0, folder.stderr[-3000:]
-    plain = json.loads(folder.stdout.splitlines()[-1])["checkpoints"]
+    plain = finished.summary["checkpoints"]
     assert [c["weights_sha256"] for c in plain] == [s.weights_sha256 for s in found.summaries()]
+
+
+MADE = "from event_logs where dagster_event_type = 'ASSET_MATERIALIZATION'"
 
 
 def recorded(postgres: Postgres) -> list[str]:
     """Checkpoints that Dagster knows."""
-    asked = (
-        "select distinct partition from event_logs where dagster_event_type = 'ASSET_MATERIALIZATION' "
-        "and asset_key like '%aggregated_checkpoint%' order by partition"
-    )
+    asked = f"select distinct partition {MADE} and asset_key like '%aggregated_checkpoint%' order by partition"
     return postgres.ask("psql", "-tAc", asked, "dagster").split()
 
 
@@ -139,6 +145,8 @@ def test_a_run_goes_on_from_copies_of_different_moments(run: Run, summary: dict[
     before = run.checkpoints().summaries()
     keys = [each.key for each in before]
     if run.postgres is not None:
+        others = f"select count(*) {MADE} and asset_key not like '%aggregated_checkpoint%'"
+        assert int(run.postgres.ask("psql", "-tAc", others, "dagster")) >= 7, "traces, windows, text, report"
         assert not list((run.home / "dagster").rglob("*.db")) and recorded(run.postgres) == keys
     run.copy("copy/", "runs/micro/")
     assert run.checkpoints().keys() == keys[:2], "the copy of the bucket knows less than Postgres"
@@ -163,22 +171,19 @@ def test_a_damaged_object_is_one_line(run: Run, summary: dict[str, object]) -> N
     client = run.s3.connect()
     found = client.get_object(Bucket=run.bucket, Key=name)
     client.put_object(Bucket=run.bucket, Key=name, Body=found["Body"].read()[:-100], Metadata=found["Metadata"])
-    one_line(run("checkpoints", "verify"), rf"checkpoints/{key}/model\.safetensors is corrupt: expected sha256")
+    said = run.refused("checkpoints", "verify", CURTAIL_HOME=str(run.folder / "homes"))
+    assert re.search(rf"checkpoints/{key}/model\.safetensors is corrupt: expected sha256", said)
     assert store.exists(f"checkpoints/{key}/manifest.json")
 
 
 def test_what_keeps_a_run_from_starting_is_one_line(run: Run) -> None:
-    one_line(run("run", out="s3://no-such-bucket/x"), "there is no bucket 'no-such-bucket'")
-    one_line(run("run", out="gs://bucket/x"), "'gs://bucket/x' is not the address of a store; give a folder, or s3://")
+    assert "there is no bucket 'no-such-bucket'" in run.refused("run", out="s3://no-such-bucket/x")
+    said = run.refused("run", out="gs://bucket/x")
+    assert "'gs://bucket/x' is not the address of a store; give a folder, or s3://" in said
     no_keys = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
-    one_line(run("run", more={**no_keys, "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent"}), "no credentials")
-    one_line(run("run", more={"CURTAIL_HOME": "s3://bucket/x"}), "CURTAIL_HOME is 's3://bucket/x', which is no folder")
+    assert "no credentials" in run.refused("run", **no_keys, AWS_SHARED_CREDENTIALS_FILE="/nonexistent")
+    assert "CURTAIL_HOME is 's3://bucket/x', which is no folder" in run.refused("run", CURTAIL_HOME="s3://bucket/x")
     site = ("site", "run", "NORTH", "--superlink", "127.0.0.1:1", "--store")
-    one_line(run(*site, f"s3://{run.bucket}/empty"), r"experiment\.json is not in the store s3://.*/empty")
+    said = run.refused(*site, f"s3://{run.bucket}/empty")
+    assert re.search(r"experiment\.json is not in the store s3://.*/empty", said)
     assert not list(Path.cwd().glob("*s3:*"))
-
-
-def one_line(done: subprocess.CompletedProcess[str], match: str) -> None:
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("curtail: "), done.stderr[-2000:]
-    assert re.search(match, lines[0]), lines[0]
