@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from micro import ROOT, environment, write_experiment
+from micro import CURTAILED, EXPERIMENT, ROOT, environment, write_experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -87,7 +87,9 @@ def test_a_benchmark_runs(installed: Path, tmp_path: Path, test_data: Path) -> N
 
 
 def test_windows_and_a_run(installed: Path, tmp_path: Path) -> None:
-    experiment = write_experiment(tmp_path / "input", job={"steps": 3})
+    """Of one site: its processes come from the wheel, and another's would as well."""
+    sites = EXPERIMENT["sites"][:1]
+    experiment = write_experiment(tmp_path / "input", {"NORTH": CURTAILED["NORTH"]}, sites=sites, job={"steps": 3})
     trace = str(tmp_path / "input" / "trace.csv")
     done = curtail(installed, tmp_path, "windows", "--traces", trace, "--policy", "threshold", "--json")
     assert json.loads(done.stdout.splitlines()[-1])["hours"]["NORTH"] == 1.5
