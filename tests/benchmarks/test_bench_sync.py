@@ -1,6 +1,9 @@
+import pytest
+
 from curtail_pipeline.benchmarks.bench_sync import run
 
 
+@pytest.mark.usefixtures("few_walks")
 def test_not_waiting_for_slow_links_emits_no_more_and_a_plan_least() -> None:
     rows = run(sites="3", hours=5.0, slow_mbit_s=40.0)["rows"]
     assert isinstance(rows, list)

@@ -162,6 +162,7 @@ def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> N
     assert kg["paper", "product"] > kg["paper", "paper"], "without overheads the prototype finishes more of it early"
 
 
+@pytest.mark.usefixtures("few_walks")  # the last test here: as long as the file
 def test_comparing_all_policies(paper: Experiment, trace: pl.DataFrame) -> None:
     table, draw = compare(paper, trace, policies=["paper", "boundary", "forecast"], overheads="product")
     assert table["policy"].to_list() == ["paper", "boundary", "forecast"]
