@@ -66,21 +66,24 @@ def s3(s3_servers: list[S3Server]) -> S3Server:
 
 
 LONG = (
-    "test_end_to_end.py",
     "test_ui.py",
-    "test_bucket_run.py",
     "test_rehearsal.py",
-    "test_twelve_sites.py",
-    "test_chaos_run.py",
-    "test_run_workers.py",
+    "test_end_to_end.py",
     "test_local.py",
-    "test_wheel.py",
+    "test_chaos_run.py",
+    "test_bucket_run.py",
+    "test_twelve_sites.py",
+    "test_killed_run.py",
+    "test_replays.py",
     "test_serve.py",
+    "test_standing_superlink.py",
+    "test_run_workers.py",
+    "test_wheel.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes first, so that workers end together."""
+    """Files that take minutes first, so that workers end together; the run that others copy is made early."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
