@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # One more than cores: tests of real servers wait more than they compute.
 TEST_WORKERS ?= 3
 
-.PHONY: setup run test test-ui screenshots ui lint clean
+.PHONY: setup run test test-long test-ui screenshots ui lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }
@@ -30,6 +30,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Whole runs that are disturbed or large: killed, moved, in a bucket over a line that fails, ten faults, twelve sites.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # In a real browser: Debian's package `chromium`.
 test-ui: $(STAMP)

@@ -22,7 +22,7 @@ TEN = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_ten_faults_leave_nothing_behind(tmp_path: Path) -> None:
     tally = Tally()

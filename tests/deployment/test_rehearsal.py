@@ -28,7 +28,7 @@ def missing() -> str:
     return "" if NGINX else "no nginx; Debian's package is nginx-light"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_from_empty_volumes_to_a_federated_checkpoint(tmp_path: Path) -> None:
     if reason := missing():

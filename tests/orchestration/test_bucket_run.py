@@ -114,7 +114,7 @@ def summary(run: Run) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_over_a_line_that_fails_gives_the_weights_of_a_folder(
     run: Run, summary: dict[str, object], finished: Finished
 ) -> None:
@@ -139,7 +139,7 @@ def recorded(postgres: Postgres) -> list[str]:
     return postgres.ask("psql", "-tAc", asked, "dagster").split()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_from_copies_of_different_moments(run: Run, summary: dict[str, object]) -> None:
     """From the last commit that the bucket's copy has, whatever Dagster knew, to the same weights."""
     before = run.checkpoints().summaries()
@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_copies_of_different_moments(run: Run, summary: dict[
     assert run.checkpoints().summaries() == again, "what is committed is not done again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_object_is_one_line(run: Run, summary: dict[str, object]) -> None:
     key = str(summary["checkpoint"]).rpartition("/")[2]
     store, name = run.checkpoints().store, f"runs/micro/checkpoints/{key}/model.safetensors"

@@ -9,7 +9,7 @@ from micro import curtail, start_curtail
 from waiting import wait_until
 from whole_runs import Finished, manifests, processes_of, write
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_told_to_stop_then_killed_it_goes_on_and_ends_with_the_same_weights(finished: Finished, tmp_path: Path) -> None:

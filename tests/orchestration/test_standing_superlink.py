@@ -13,7 +13,7 @@ from whole_runs import Finished, materialise, processes_of
 
 from curtail_pipeline.flower.processes import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_standing_superlink_gives_the_same_weights_also_from_an_older_copy_of_its_database(

@@ -30,7 +30,7 @@ def by_the_rule(minute: float) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twelve_sites_join_pause_and_leave(tmp_path: Path) -> None:
     site = {"training_kw": 2.0, "idle_kw": 0.5, "steps_per_s": 0.004}
     experiment = write_experiment(
