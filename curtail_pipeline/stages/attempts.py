@@ -38,20 +38,24 @@ def _goes_on(store: Store, folder: str, plan: Plan) -> bool:
     done = over or any(line.done.steps for line in journal)
     if journal and not done:
         return False
-    if not over and journal and not _is_whole(store, earlier, journal):
+    if not over and journal and not _is_whole(store, folder, earlier, journal):
         return False
     same = (earlier.parent, earlier.rounds, earlier.total_steps) == (plan.parent, plan.rounds, plan.total_steps)
     members = (earlier.members, earlier.mode) == (plan.members, plan.mode)
     return same and (members or (done and plan.open is not None))
 
 
-def _is_whole(store: Store, plan: Plan, journal: Sequence[JournalLine]) -> bool:
-    """Whether what the last of these rounds merged is still what it was."""
+def _is_whole(store: Store, folder: str, plan: Plan, journal: Sequence[JournalLine]) -> bool:
+    """Whether what the last of these rounds merged is still what it was.
+
+    A server that is still at work removes that once it has merged another round: then the journal has grown.
+    """
     state = SegmentState(plan)
     for line in journal:
         state.take(line)
     try:
         state.require_whole(store)
     except FederationError:
-        return False
+        later = read_journal(store, folder)
+        return len(later) > len(journal) and _is_whole(store, folder, plan, later)
     return True

@@ -97,3 +97,25 @@ def test_another_generation_that_wants_the_same_members_goes_on(bench: Bench) ->
     place(bench, bench.live(("CA", "TX")), 1)
     plan = bench.live(("CA", "TX"))
     assert place(bench, plan, 2, generation=5, open=plan["open"] | {"generation": 5}) == FIRST
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_server_that_merges_and_tidies_meanwhile_is_followed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """What the last round in the journal merged is gone by the time that it is looked at."""
+    plan = bench.plan([{"CA": 1, "TX": 1}] * 4, ("CA", "TX"))
+    place(bench, plan, 1)
+    killed_in_round(bench, plan, 2)
+    stat = bench.store.stat
+
+    def goes_on(key: str) -> object:
+        monkeypatch.setattr(bench.store, "stat", stat)
+        if ends:
+            bench.run(plan)
+        else:
+            killed_in_round(bench, plan, 3)
+        return stat(key)
+
+    monkeypatch.setattr(bench.store, "stat", goes_on)
+    assert place(bench, plan, 2) == FIRST
