@@ -12,26 +12,34 @@ from typing import Final
 
 import altair as alt
 
-from curtail_pipeline.emissions.palette import (
-    DOMAIN,
-    FRAME,
-    GRID,
-    GROUND,
-    INK,
-    MODE_COLOURS,
-    PALE,
-    SIGNAL_COLOUR,
-    SITE_COLOURS,
-    SOFT,
-    STATE_COLOURS,
-    STATE_NAMES,
-    VOID,
-    WINDOW_COLOUR,
-    site_colours,
-)
+from curtail_pipeline.emissions.grams import CHARGING
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.times import Cell, iso, iso_cells
 
+SITE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+"""Okabe and Ito: distinguishable with any colour vision, on light and on dark. Repeats from the seventh site on."""
+STATE_COLOURS = {
+    "training": "#1B8A62",
+    "idle": "#E0A030",
+    "start_up": "#C9B07A",
+    "transfer": "#6FA8A0",
+    "failed": "#C4515E",
+    CHARGING: "#8B80BD",
+}
+STATE_NAMES = {
+    "training": "training",
+    "idle": "idle, warm",
+    "start_up": "start-up",
+    "transfer": "loading, sending, merging",
+    "failed": "lost training",
+    CHARGING: "battery charging",
+}
+MODE_COLOURS = {"local": "#5B9BC8", "federated": "#22577A"}
+OURS_COLOUR = "#1B8A62"
+WINDOW_COLOUR = "#CFEBDD"
+SIGNAL_COLOUR = "#3B4252"
+INK, SOFT = "#1F2933", "#6B7785"
+GROUND, GRID, DOMAIN, VOID, FRAME, PALE = "#FFFFFF", "#E9EDF2", "#C5CDD6", "#F6F8FA", "#E3E8EE", "#B7C1CC"
 SHORT = "datum.value === 0 ? '0' : format(datum.value, '~s')"
 
 _DARK: Final = {
@@ -74,8 +82,8 @@ NARROW = Size("narrow", 268, 4)
 
 
 def colour_scale(sites: Sequence[Site]) -> alt.Scale:
-    colours = site_colours([site.name for site in sites])
-    return alt.Scale(domain=[*colours], range=[*colours.values()])
+    names = [site.name for site in sites]
+    return alt.Scale(domain=names, range=[SITE_COLOURS[i % len(SITE_COLOURS)] for i in range(len(names))])
 
 
 def state_scale(states: Iterable[str]) -> alt.Scale:

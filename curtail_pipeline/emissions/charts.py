@@ -11,7 +11,18 @@ import polars as pl
 from curtail_pipeline.emissions.baselines import Compared, by_name
 from curtail_pipeline.emissions.basis import is_synthetic
 from curtail_pipeline.emissions.chart_style import (
+    FRAME,
+    INK,
+    MODE_COLOURS,
+    OURS_COLOUR,
+    PALE,
     SHORT,
+    SIGNAL_COLOUR,
+    SOFT,
+    STATE_COLOURS,
+    STATE_NAMES,
+    VOID,
+    WINDOW_COLOUR,
     Chart,
     Size,
     colour_scale,
@@ -23,19 +34,6 @@ from curtail_pipeline.emissions.chart_style import (
 )
 from curtail_pipeline.emissions.formats import mass
 from curtail_pipeline.emissions.grams import CHARGING
-from curtail_pipeline.emissions.palette import (
-    FRAME,
-    INK,
-    MODE_COLOURS,
-    OURS_COLOUR,
-    PALE,
-    SIGNAL_COLOUR,
-    SOFT,
-    STATE_COLOURS,
-    STATE_NAMES,
-    VOID,
-    WINDOW_COLOUR,
-)
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.storage.manifest import Manifest

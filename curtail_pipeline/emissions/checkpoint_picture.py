@@ -1,37 +1,37 @@
 """A checkpoint as one small picture: how the loss got there, and what power and CO2 each site took for it."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+import altair as alt
 import polars as pl
 
 from curtail_pipeline.emissions.basis import label_of
-from curtail_pipeline.emissions.formats import mass, short
-from curtail_pipeline.emissions.palette import GRID, INK, SOFT, STATE_COLOURS, STATE_NAMES, site_colours
-from curtail_pipeline.emissions.svg_drawing import (
-    PADDING,
-    Drawing,
-    Scale,
-    fitted,
-    nice_scale,
-    short_tick,
-    width_of,
+from curtail_pipeline.emissions.chart_style import (
+    INK,
+    SHORT,
+    SOFT,
+    STATE_NAMES,
+    Chart,
+    as_png,
+    colour_scale,
+    inline,
+    state_scale,
+    to_svg,
 )
+from curtail_pipeline.emissions.formats import mass, short
 from curtail_pipeline.settings.sites import Site
 from curtail_pipeline.storage.manifest import Manifest
+from curtail_pipeline.times import Cell
 
-CURVE_WIDTH, BARS_WIDTH, HEIGHT = 400.0, 250.0, 190.0
-ROW_HEIGHT, BAR = 26.0, 14.0
-TOP = 58.0
-"""Of both halves, below the title."""
-APART = 28.0
-LONGEST_NAME = 110.0
-PART = "#EEF3F8"
-"""Behind what this checkpoint trained."""
-MOST_DOTS = 2_000
-"""More cannot be told apart. The picture stands in the event log, base64-coded, and twice per checkpoint."""
+MOST_BYTES = 50_000
+"""The picture stands in the event log, base64-coded, once per checkpoint."""
+CURVE_WIDTH, BARS_WIDTH, HEIGHT = 400, 250, 190
+ROW_HEIGHT = 26
+SCALES = (1.0, 0.75, 0.6)
+"""At 1.25 the picture of one site without a round is above `MOST_BYTES` (63 kB)."""
+SHRINKS = 1.5
+"""Bytes of a PNG fall with no more than this power of its scale (1.43 measured): what cannot fit is not drawn."""
 
 
 @dataclass(frozen=True)
@@ -50,122 +50,92 @@ class Shown:
     """Whether a model made the signal that its CO2 was counted with."""
 
 
-def picture(shown: Shown) -> str:
-    """The SVG."""
-    drawing = Drawing()
-    title, subtitle = titles(shown)
-    drawing.text(PADDING, 16, title, size=13, bold=True)
-    drawing.text(PADDING, 31, subtitle, colour=SOFT)
-    right = _curve(drawing, shown)
-    if len(shown.ledger):
-        _bars(drawing, shown, right + APART)
-    return drawing.svg()
+def picture(shown: Shown) -> bytes:
+    """The PNG, below `MOST_BYTES`."""
+    chart = alt.hconcat(_curve(shown), _bars(shown), spacing=28).properties(title=_title(shown))
+    svg, (largest, *smaller) = to_svg(chart, "picture"), SCALES
+    found = first = as_png(svg, largest)
+    for scale in smaller:
+        if len(found) <= MOST_BYTES:
+            break
+        if scale == smaller[-1] or len(first) * (scale / largest) ** SHRINKS <= MOST_BYTES:
+            found = as_png(svg, scale)
+    return found
 
 
-def titles(shown: Shown) -> tuple[str, str]:
-    """The first line and the second."""
+def _title(shown: Shown) -> alt.TitleParams:
     manifest = shown.manifest
     own = shown.heldout.filter(pl.col("checkpoint") == manifest.key)["loss"]
     heldout = f"held-out loss {own[0]:.3f}" if len(own) else "held-out loss not evaluated yet"
     tokens = f"{short(manifest.tokens.segment)} tokens of {short(manifest.tokens.total)}"
     who = f"{manifest.mode}, {', '.join(manifest.members)}" if manifest.members else manifest.mode
-    if width_of(who, 11) > CURVE_WIDTH:
-        who = f"{manifest.mode}, {len(manifest.members)} sites"
     kwh = float(shown.ledger["kwh"].sum())
     unknown = float(shown.ledger["unaccounted_kwh"].fill_null(0.0).sum()) > 0
     grams = float(shown.ledger["co2_g"].fill_null(0.0).sum())
     energy = f"{kwh:.3g} kWh, {mass(grams)} CO2{' of what is accounted' if unknown else ''}"
     basis = label_of(shown.ledger, synthetic=shown.synthetic)
-    first = f"{manifest.key} · {tokens} · {heldout}"
-    return first, f"{who} · {energy}{f': {basis}' if basis else ''}"
+    return alt.TitleParams(
+        f"{manifest.key} · {tokens} · {heldout}",
+        subtitle=f"{who} · {energy}{f': {basis}' if basis else ''}",
+        anchor="start",
+        offset=12,
+        fontSize=13,
+        color=INK,
+        subtitleColor=SOFT,
+        subtitleFontSize=11,
+    )
 
 
-def _curve(drawing: Drawing, shown: Shown) -> float:
-    """Training loss per round and site, held-out loss per checkpoint, over tokens; this checkpoint's part is shaded.
-
-    Where it ends on the right.
-    """
-    manifest, known = shown.manifest, pl.col("loss").is_finite()
-    losses, heldout = shown.losses.filter(known), shown.heldout.filter(known)
-    begin, total = manifest.tokens.total - manifest.tokens.segment, manifest.tokens.total
-    tokens = [begin, total, *losses["tokens"], *heldout["tokens"]]
-    values = [*losses["loss"], *heldout["loss"]]
-    bottom = TOP + HEIGHT
-    up = nice_scale(min(values), max(values), 4, bottom, TOP) if values else None
-    labels = {tick: up.label(tick) for tick in up.ticks} if up else {}
-    left = PADDING + (20 + max(width_of(label, 11) for label in labels.values()) if labels else 0)
-    across = nice_scale(min(tokens), max(tokens), 5, left, left + CURVE_WIDTH)
-    drawing.text(left, TOP - 9, "training loss (dots), held-out loss (line)", colour=SOFT, bold=True)
-    drawing.box(across(begin), TOP, across(total) - across(begin), HEIGHT, PART)
-    counts = {tick: short_tick(tick) for tick in across.ticks if tick.is_integer()}
-    drawing.axis(across, bottom, "tokens", counts, (bottom, GRID))
-    if up is not None:
-        for tick, label in labels.items():
-            drawing.line(left, up(tick), across.end, up(tick), GRID)
-            drawing.text(left - 5, up(tick) + 4, label, colour=SOFT, anchor="end")
-        drawing.turned(PADDING + 9, (TOP + bottom) / 2, "loss, nat per token")
-        _losses(drawing, shown, losses, heldout, across, up)
-    return left + CURVE_WIDTH
+def _curve(shown: Shown) -> Chart:
+    """Training loss per round and site, held-out loss per checkpoint, over tokens; this checkpoint's part is shaded."""
+    manifest = shown.manifest
+    losses, heldout = shown.losses.rows(named=True), shown.heldout.rows(named=True)
+    x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(labelExpr=SHORT, grid=False, tickCount=5))
+    y = alt.Y("loss:Q", title="loss, nat per token", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+    begin = manifest.tokens.total - manifest.tokens.segment
+    part: list[dict[str, Cell]] = [{"tokens": begin, "until": manifest.tokens.total}]
+    band = alt.Chart(inline(part)).mark_rect(color="#EEF3F8").encode(x=x, x2="until:Q")
+    legend = alt.Legend(title=None, orient="bottom", symbolType="circle")
+    points = alt.Chart(inline(losses)).mark_circle(size=26, opacity=0.85)
+    points = points.encode(x=x, y=y, color=alt.Color("site:N", scale=colour_scale(shown.sites), legend=legend))
+    base = alt.Chart(inline(heldout)).encode(x=x, y=y)
+    line, marks = base.mark_line(color=INK, strokeWidth=1.4), base.mark_point(color=INK, filled=True, shape="diamond")
+    title = alt.TitleParams("training loss (dots), held-out loss (line)", anchor="start", fontSize=11, color=SOFT)
+    layers = [band, points, line, marks] if losses or heldout else [band]
+    return alt.layer(*layers).properties(width=CURVE_WIDTH, height=HEIGHT, title=title)
 
 
-def _losses(
-    drawing: Drawing, shown: Shown, losses: pl.DataFrame, heldout: pl.DataFrame, across: Scale, up: Scale
-) -> None:
-    def placed(rows: pl.DataFrame) -> list[tuple[float, float]]:
-        return [(across(tokens), up(loss)) for tokens, loss in rows.select("tokens", "loss").iter_rows()]
-
-    colours = site_colours([site.name for site in shown.sites])
-    for site, colour in colours.items():
-        own = losses.filter(pl.col("site") == site)
-        most = MOST_DOTS // len(colours)
-        if len(own):
-            drawing.dots(placed(own.gather_every(math.ceil(len(own) / most))), colour, 5.8)
-    if len(heldout):
-        drawing.curve(placed(heldout), INK, 1.4)
-        drawing.diamonds(placed(heldout), INK, 6)
-    drawn = {site: colour for site, colour in colours.items() if site in losses["site"]}
-    drawing.legend(across.begin, up.begin + 58, drawn, CURVE_WIDTH, round_ones=True)
-
-
-def _bars(drawing: Drawing, shown: Shown, left: float) -> None:
+def _bars(shown: Shown) -> Chart:
     """Energy by power state and gCO2, a row per site."""
     by_site = shown.ledger.group_by("site", maintain_order=True).agg(
         pl.col("kwh").sum(), pl.col("co2_g").sum(), pl.col("unaccounted_kwh").sum()
     )
-    order = {site.name: n for n, site in enumerate(shown.sites)}
-    sums = sorted(by_site.iter_rows(), key=lambda row: order.get(row[0], len(order)))
-    names = [fitted(site, 11, LONGEST_NAME) for site, *_ in sums]
-    begin = left + max(width_of(name, 11) for name in names) + 5
-    height = len(sums) * ROW_HEIGHT
-    states = shown.ledger.group_by("site", "state").agg(pl.col("kwh").sum())
-    kwh = {(site, state): amount for site, state, amount in states.iter_rows()}
-    energy = nice_scale(0, max(row[1] for row in sums), 4, begin, begin + BARS_WIDTH)
-    _rows(drawing, names, left, energy, TOP, "kWh")
-    shades = {state: colour for state, colour in STATE_COLOURS.items() if state in states["state"]}
-    for n, (site, *_) in enumerate(sums):
-        amounts = [kwh.get((site, state), 0.0) for state in shades]
-        ends = [sum(amounts[:i]) for i in range(len(amounts) + 1)]
-        for (low, high), colour in zip(pairwise(ends), shades.values(), strict=True):
-            if high > low:
-                drawing.box(energy(low), _bar(TOP, n), energy(high) - energy(low), BAR, colour)
-    entries = {STATE_NAMES[state]: colour for state, colour in shades.items()}
-    top = 22 + drawing.legend(begin, TOP + height + 56, entries, BARS_WIDTH, round_ones=False)
-    known = [grams or 0.0 for _, _, grams, _ in sums]
-    carbon = nice_scale(0, max(known), 4, begin, begin + BARS_WIDTH)
-    _rows(drawing, names, left, carbon, top, "g CO2")
-    for n, (_, used, grams, unknown) in enumerate(sums):
-        drawing.box(begin, _bar(top, n), carbon(grams or 0.0) - begin, BAR, SOFT)
-        label = "no accounting signal" if unknown >= used > 0 else mass(grams)
-        drawing.text(carbon(grams or 0.0) + 4, _bar(top, n) + 11, label, size=10)
-
-
-def _bar(top: float, row: int) -> float:
-    return top + row * ROW_HEIGHT + (ROW_HEIGHT - BAR) / 2
-
-
-def _rows(drawing: Drawing, names: Iterable[str], left: float, scale: Scale, top: float, unit: str) -> None:
-    """The names of the sites, and an axis below them."""
-    rows = 0
-    for rows, name in enumerate(names, start=1):
-        drawing.text(scale.begin - 5, _bar(top, rows - 1) + 11, name, colour=SOFT, anchor="end")
-    drawing.axis(scale, top + rows * ROW_HEIGHT, unit, {tick: scale.label(tick) for tick in scale.ticks}, (top, GRID))
+    sites = [site.name for site in shown.sites if site.name in by_site["site"].to_list()]
+    states = shown.ledger.select("site", "kwh", pl.col("state").replace_strict(STATE_NAMES).alias("state"))
+    y = alt.Y("site:N", title=None, sort=sites, axis=alt.Axis(labelLimit=110, ticks=False, domain=False))
+    height = max(1, len(sites)) * ROW_HEIGHT
+    energy = (
+        alt.Chart(inline(states.rows(named=True)))
+        .mark_bar(size=14)
+        .encode(
+            y=y,
+            x=alt.X("kwh:Q", title="kWh", axis=alt.Axis(tickCount=4)),
+            color=alt.Color(
+                "state:N", scale=state_scale(shown.ledger["state"]), legend=alt.Legend(title=None, orient="bottom")
+            ),
+        )
+        .properties(width=BARS_WIDTH, height=height)
+    )
+    rows: list[dict[str, Cell]] = [
+        {"site": site, "g": grams or 0.0, "label": "no accounting signal" if unknown >= kwh > 0 else mass(grams)}
+        for site, kwh, grams, unknown in by_site.iter_rows()
+    ]
+    top = max([grams or 0.0 for grams in by_site["co2_g"]], default=0.0) * 1.25 or 1.0  # room for the labels
+    base = alt.Chart(inline(rows)).encode(
+        y=y, x=alt.X("g:Q", title="g CO2", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(tickCount=4))
+    )
+    bars = base.mark_bar(size=14, color="#6B7785")
+    labels = base.mark_text(align="left", dx=4, color=INK, fontSize=10).encode(text="label:N")
+    carbon = alt.layer(bars, labels).properties(width=BARS_WIDTH, height=height)
+    both: Chart = alt.vconcat(energy, carbon, spacing=8).resolve_scale(color="independent")
+    return both

@@ -9,6 +9,13 @@ import polars as pl
 
 from curtail_pipeline.emissions.baselines import Compared, by_name
 from curtail_pipeline.emissions.chart_style import (
+    GRID,
+    INK,
+    OURS_COLOUR,
+    PALE,
+    SITE_COLOURS,
+    SOFT,
+    STATE_NAMES,
     Chart,
     Size,
     colour_scale,
@@ -19,15 +26,6 @@ from curtail_pipeline.emissions.chart_style import (
 )
 from curtail_pipeline.emissions.charts import signal_steps, step_points
 from curtail_pipeline.emissions.grams import count_grams
-from curtail_pipeline.emissions.palette import (
-    GRID,
-    INK,
-    OURS_COLOUR,
-    PALE,
-    SITE_COLOURS,
-    SOFT,
-    STATE_NAMES,
-)
 from curtail_pipeline.settings.sites import Site, power_kw
 from curtail_pipeline.signals.held import Signal
 from curtail_pipeline.times import Cell, Floats, Micros, from_us, micros_of, seconds, to_us

@@ -7,7 +7,7 @@ files alone. A site at fault spoils what the pass has written; the pass then goe
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -193,8 +193,8 @@ class MergePass:
         parent_squares = step_squares = 0.0
         with ExitStack() as stack:
             threads = stack.enter_context(ThreadPoolExecutor(THREADS))
-            writers = self._writers(stack)
-            for done in in_order(self._piece, self._pieces(), threads, THREADS * AHEAD):
+            writers, parts = self._writers(stack), all_pieces(self._parent, self._out.fragment)
+            for done in in_order(self._piece, parts, threads, THREADS * AHEAD):
                 parent_squares += done.parent
                 step_squares += done.step
                 self._note(done)
@@ -207,9 +207,6 @@ class MergePass:
                 writer.close()
             written = {name: WrittenFile(sha256=w.sha256, bytes=w.bytes) for name, w in writers.items()}
         return Passed(float(np.sqrt(step_squares)), written)
-
-    def _pieces(self) -> Iterator[Piece]:
-        return all_pieces(self._parent, self._out.fragment)
 
     def _writers(self, stack: ExitStack) -> dict[str, TensorWriter]:
         parent, out = self._parent, self._out

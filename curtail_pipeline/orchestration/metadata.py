@@ -55,10 +55,8 @@ def table(rows: pl.DataFrame) -> dg.MetadataValue:
     return dg.MetadataValue.table(records)
 
 
-def image(drawn: bytes | str, alt: str) -> dg.MetadataValue:
-    """A PNG, or an SVG's text."""
-    kind, data = ("svg+xml", drawn.encode()) if isinstance(drawn, str) else ("png", drawn)
-    return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{base64.b64encode(data).decode()})")
+def image(png: bytes, alt: str) -> dg.MetadataValue:
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def significant(value: float, digits: int = 3) -> float:

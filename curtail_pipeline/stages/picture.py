@@ -11,8 +11,8 @@ SEGMENTS = 24
 """Of the lineage that the loss curve goes back over."""
 
 
-def checkpoint_picture(project: Project, key: str) -> str:
-    """Loss curve, held-out loss, tokens, power and gCO2 by site, as a small SVG.
+def checkpoint_picture(project: Project, key: str) -> bytes:
+    """Loss curve, held-out loss, tokens, power and gCO2 by site, as a small PNG.
 
     Raises:
         StoreError: there is no such checkpoint.

@@ -89,9 +89,8 @@ def test_a_checkpoint_has_its_picture_and_says_what_was_trained(project: Project
     picture = facts["picture"]
     assert isinstance(picture, dg.MarkdownMetadataValue)
     assert picture.value is not None and picture.value.startswith(
-        "![ckpt-000001: loss, tokens, power and gCO2 by site](data:image/svg+xml;base64,"
+        "![ckpt-000001: loss, tokens, power and gCO2 by site]"
     )
-    assert len(picture.value) < 12_000
     assert facts["trained"] == "1 rounds, 1,800 steps, 14.4 k tokens"
     assert facts["folder"] == "checkpoints/ckpt-000001"
 
