@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 from curtail_pipeline.federation.admission import HeldoutLoss, admit, fetch, gate
 from curtail_pipeline.federation.answered import Answered
+from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.inner_states import fetch_states, store_merged
 from curtail_pipeline.federation.merge import merge
 from curtail_pipeline.federation.merge_report import MergeReport
@@ -70,12 +71,17 @@ def merge_round(
             least=plan.quorum.least(len(orders)),
             download=plan.exchange.download,
             out_delta=(moved := store.here(f"{folder}/.{DELTA}")),
-            fragment=next((order.fragment for order in orders.values()), None),
+            fragment=_fragment(orders),
         )
         inner = store_merged(store, orders, states, report, f"{folder}/{INNER}")
     if report.delta is not None:
         store.adopt(moved, f"{folder}/{DELTA}")
     return report.model_copy(update={"refused": {**report.refused, **unfit, **gone}, "inner": inner})
+
+
+def _fragment(orders: Mapping[str, Order]) -> Fragment | None:
+    """What a round's sites were asked for, all of them the same."""
+    return next((order.fragment for order in orders.values()), None)
 
 
 def line_of(state: SegmentState, folder: str, answered: Answered, report: MergeReport) -> JournalLine:
@@ -107,7 +113,7 @@ def line_of(state: SegmentState, folder: str, answered: Answered, report: MergeR
         forgot=tuple(s for s, r in counted.items() if r.residual and r.residual.begin != orders[s].residual),
         weights=StoredWeights(key=f"{folder}/{WEIGHTS}", sha256=report.weights.sha256),
         delta=state.moved(report, f"{folder}/{DELTA}"),
-        fragment=next((order.fragment for order in orders.values()), None),
+        fragment=_fragment(orders),
     )
     return JournalLine(done=done, orders=orders, results=answered.results, merge=report, wall_s=answered.wall_s)
 

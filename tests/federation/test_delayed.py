@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def require_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for part in ("sites", "steps", "tokens", "norm_history"):
         assert one[part] == other[part]
     assert (one["shared"] and one["shared"]["name"]) == (other["shared"] and other["shared"]["name"])
+
+
+def drawn_faults(sites: Sequence[str], rounds: int, *kinds: str) -> st.SearchStrategy[list[Fault]]:
+    """Up to six of them, and of what is refused, each at a site in one of so many rounds."""
+    one = st.builds(Fault, st.sampled_from(sites), st.integers(0, rounds - 1), st.sampled_from([*kinds, *REFUSED]))
+    return st.lists(one, max_size=6)
+
+
+def quorum_of(members: int, faults: Sequence[Fault]) -> dict[str, Any]:
+    """With grace where a site is late: without, it would never answer."""
+    return {"members": members, "grace": 1.0 if "late" in {fault.kind for fault in faults} else None}
+
+
+def require_counted_and_repeated(bench: Bench, plan: dict[str, Any], faults: Sequence[Fault]) -> None:
+    """Whatever fails: unless nobody delivers, text counts once and a replay is the same."""
+    try:
+        segment = bench.run(plan, tuple(faults))
+    except FederationError as error:
+        assert "no site delivered" in str(error)
+        return
+    require_counted_once(segment)
+    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
 
 
 def test_a_round_begins_with_the_merge_of_the_last_but_one_and_its_own_work(bench: Bench) -> None:
@@ -259,27 +282,13 @@ def test_jobs_end_where_steps_that_were_given_out_are_refused(bench: Bench) -> N
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(SITES),
-            st.integers(0, 4),
-            st.sampled_from(["kill", "error", "late", "not stored", "disk full", "no state", "lost state", *REFUSED]),
-        ),
-        max_size=6,
-    ),
+    drawn_faults(SITES, 5, "kill", "error", "late", "not stored", "disk full", "no state", "lost state"),
     st.integers(1, 2),
     st.sampled_from([None, {"name": "fresh"}]),
 )
 def test_tokens_count_exactly_once_whatever_fails(
-    tmp_path_factory: Any, faults: list[Any], quorum: int, shared: Any
+    tmp_path_factory: Any, faults: list[Fault], quorum: int, shared: Any
 ) -> None:
     bench = Bench(tmp_path_factory.mktemp("store"))
-    grace = 1.0 if "late" in {kind for _, _, kind in faults} else None  # without, a late one would never answer
-    plan = two(bench, 5, quorum={"members": quorum, "grace": grace}, shared=shared)
-    try:
-        segment = bench.run(plan, tuple(Fault(*fault) for fault in faults))
-    except FederationError as error:
-        assert "no site delivered" in str(error)
-        return
-    require_counted_once(segment)
-    require_same(bench.run(replay(plan, segment), folder="scratch/replay"), segment)
+    plan = two(bench, 5, quorum=quorum_of(quorum, faults), shared=shared)
+    require_counted_and_repeated(bench, plan, faults)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rounds import REFUSED, SITES, Bench, replay, require_counted_once
+from test_delayed import drawn_faults, quorum_of, require_counted_and_repeated
+from test_rounds import SITES, Bench, replay
 
-from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.liveness import SILENT
 from curtail_pipeline.federation.simulated import Fault
 
@@ -65,26 +65,10 @@ def test_a_quorum_of_more_than_take_part_is_all_of_them(bench: Bench) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(SITES),
-            st.integers(0, 4),
-            st.sampled_from(["kill", "restart", "error", "late", *REFUSED]),
-        ),
-        max_size=6,
-    ),
+    drawn_faults(SITES, 5, "kill", "restart", "error", "late"),
     st.integers(1, 3),
 )
-def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults: list[Any], quorum: int) -> None:
+def test_tokens_count_exactly_once_whatever_fails(tmp_path_factory: Any, faults: list[Fault], quorum: int) -> None:
     bench = Bench(tmp_path_factory.mktemp("store"))
-    grace = 1.0 if "late" in {kind for _, _, kind in faults} else None  # without, a late one would never answer
-    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 5, quorum={"members": quorum, "grace": grace})
-    try:
-        segment = bench.run(plan, tuple(Fault(*fault) for fault in faults))
-    except FederationError as error:
-        assert "no site delivered" in str(error)
-        return
-    require_counted_once(segment)
-    again = replay(plan, segment)
-    replayed = bench.run(again, folder="scratch/replay")
-    assert replayed["weights"]["sha256"] == segment["weights"]["sha256"] and replayed["sites"] == segment["sites"]
+    plan = bench.plan([{"CA": 2, "TX": 3, "SA": 1}] * 5, quorum=quorum_of(quorum, faults))
+    require_counted_and_repeated(bench, plan, faults)
