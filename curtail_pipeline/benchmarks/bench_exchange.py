@@ -21,7 +21,7 @@ from curtail_pipeline.federation.codecs import CODECS
 from curtail_pipeline.federation.fragments import Fragment
 from curtail_pipeline.federation.tensor_stream import Floats, TensorFile, TensorWriter, from_float32
 from curtail_pipeline.federation.update_file import held_tensors
-from curtail_pipeline.settings.federation_settings import CodecName, LossyName, StateCodecName
+from curtail_pipeline.settings.federation_settings import CodecName, LossyName, RoundSettings, StateCodecName
 from curtail_pipeline.storage.store import file_sha256
 
 WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 8_192)}
@@ -29,8 +29,8 @@ WIDTHS = {"124M": (768, 12, 25_600), "561M": (1280, 20, 65_536), "7M": (256, 4, 
 DISTINCT = 3
 CORES = 8
 """Of a site, and of the server, in the projection; more threads than that are not used."""
-SEGMENT_ROUNDS = 12
-"""`rounds.max_rounds` by default: the last of them exchanges everything."""
+SEGMENT_ROUNDS = RoundSettings().max_rounds
+"""The last of them exchanges everything."""
 MOST_FRAGMENTS = 64
 POOL = 1 << 22
 NAMES: tuple[CodecName, ...] = ("fp32", *get_args(LossyName))
