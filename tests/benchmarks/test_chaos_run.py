@@ -26,7 +26,7 @@ TEN = [
 @pytest.mark.timeout(1200)
 def test_ten_faults_leave_nothing_behind(tmp_path: Path) -> None:
     tally = Tally()
-    with Episode(tmp_path / "run", "local", steps=120, patience_s=1.0) as episode:
+    with Episode(tmp_path / "run", "local", steps=200, patience_s=1.0) as episode:
         for kind, phase, site in TEN:
             while episode.running() and episode.disturb(kind, phase, site, tally) is None:
                 pass  # what it is to hit was not there
