@@ -21,7 +21,7 @@ from curtail_pipeline.orchestration.run_workers import worker_of
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import Manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 SPEED = 20.0
 NOTICED_S = 60.0

@@ -86,6 +86,7 @@ def test_a_benchmark_runs(installed: Path, tmp_path: Path, test_data: Path) -> N
     assert json.loads(done.stdout.splitlines()[-1])["rules"]["marginal_intensity < 100 g/kWh"]["precision"] == 1.0
 
 
+@pytest.mark.long
 def test_windows_and_a_run(installed: Path, tmp_path: Path) -> None:
     """Of one site: its processes come from the wheel, and another's would as well."""
     sites = EXPERIMENT["sites"][:1]

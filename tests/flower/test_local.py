@@ -192,6 +192,7 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
+@pytest.mark.long
 def test_apps_that_were_killed_are_spoken_for(
     federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_killed_supernode_comes_back_as_another_node(
     assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
 def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
     federation: LocalFederation, handle: Federation, store: FolderStore, part: str, tmp_path: Path

@@ -12,7 +12,7 @@ from whole_runs import Finished, manifests, materialise
 from curtail_pipeline.storage.checkpoints import Checkpoints
 from curtail_pipeline.storage.folder_store import FolderStore
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REPLAYED = ("local", "federated", "federated")
 WISHES = (

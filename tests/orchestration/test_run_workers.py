@@ -78,7 +78,7 @@ def ask(port: int, query: str, variables: dict[str, Any]) -> dict[str, Any] | No
         return None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_run_worker_is_noticed_within_a_minute_and_told_of(tmp_path: Path, network: str) -> None:
     today = datetime.now(UTC).date().isoformat()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from waiting import wait_until
@@ -23,8 +24,11 @@ def test_a_child_is_started_once_and_stopped() -> None:
     assert pid and site.pid == pid and site.state("fresno").phase == "on"
     words = Path(f"/proc/{pid}/cmdline")
     wait_until(lambda: words.read_bytes().split(b"\0")[2:3] == [SLEEPS[2].encode()], what="its program")
+    signals = Path(f"/proc/{pid}/status").read_text().partition("SigQ")[2]
+    began = time.monotonic()
     site.stop("fresno")
     assert not is_alive(pid) and site.state("fresno").phase == "off"
+    assert time.monotonic() - began < 30, f"it was asked to end, and ended by itself: {signals}"
     site.stop("fresno")
 
 
