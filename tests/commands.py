@@ -95,7 +95,8 @@ def run_here(words: Sequence[str], env: Mapping[str, str]) -> subprocess.Complet
         os.environ.update(env)
         stack.callback(setattr, sys, "argv", sys.argv)
         sys.argv = ["curtail", *words]
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # `run` takes it
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.getsignal(number))
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
         try:

@@ -88,7 +88,6 @@ def run(
     from curtail_pipeline.stages.ingest import check_project
     from curtail_pipeline.stages.run_events import Preparing
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with _opened(experiment, out, traces, file=file) as project, project.home.lock():
         os.environ["DAGSTER_HOME"] = str(project.home.dagster)
         from curtail_pipeline.definitions import build
@@ -135,8 +134,6 @@ def ui(
     from curtail_pipeline.flower.standing import connect
     from curtail_pipeline.stages.run_events import Event, Preparing
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores SIGINT
     with _opened(experiment, out) as project:
         warn_rounds(project.experiment)
         from curtail_pipeline.definitions import build
@@ -381,7 +378,10 @@ def health() -> None:
 
 
 def main() -> None:
-    """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1."""
+    """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1; `kill` ends it as Ctrl-C does."""
+    # Also one started with `&`: a script's shell has it ignore SIGINT, and Dagster handles SIGTERM as it finds SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with seldom_collected():
             app()

@@ -12,15 +12,17 @@ from curtail_pipeline.flower import processes
 from curtail_pipeline.provisioning.provisioner import Standing
 
 _BOUND = """
-import os, sys
+import os, signal, sys
 from curtail_pipeline.flower.processes import die_with_parent
 die_with_parent()
 if os.getppid() != int(sys.argv[1]):
     sys.exit("whoever started this site is gone")
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Becomes the command, bound to who started it: in a program with many threads nothing may be run between fork and
-exec."""
+"""Becomes the command, bound to who started it, whose ignored signals are not its own (one in the background ignores
+SIGINT, and then by Dagster SIGTERM). In a program with many threads nothing may be run between fork and exec."""
 STOP_S = 70.0
 """A site ends its step and its parts within 60 s."""
 _TAIL = 2000

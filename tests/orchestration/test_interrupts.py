@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -22,6 +23,22 @@ except KeyboardInterrupt:
     print("interrupted")
 """
 
+IN_THE_BACKGROUND = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `curtail ... &` in a script
+from dagster._utils.interrupts import capture_interrupts, raise_interrupts_as
+from curtail_pipeline.cli import main
+
+def runs():
+    with capture_interrupts(), raise_interrupts_as(KeyboardInterrupt):
+        pass
+    print("ready", flush=True)
+    time.sleep(60)
+
+main.app = runs
+main.main()
+"""
+
 
 def told(what: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", CODE, what], capture_output=True, text=True, timeout=300, check=True)
@@ -35,3 +52,11 @@ def test_other_faults_of_finalisers_are_shown_as_ever() -> None:
     done = told("fault")
     assert done.stdout == "went on\n"
     assert "a fault of its own" in done.stderr
+
+
+def test_a_command_in_the_background_ends_when_told_to_after_dagster_has_executed() -> None:
+    process = subprocess.Popen([sys.executable, "-c", IN_THE_BACKGROUND], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT and err.splitlines()[-1] == "KeyboardInterrupt"

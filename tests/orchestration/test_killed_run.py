@@ -20,7 +20,9 @@ def test_told_to_stop_then_killed_it_goes_on_and_ends_with_the_same_weights(fini
     scratch = tmp_path / "micro" / "store" / "scratch"
 
     def interrupted_when(under_way: Callable[[], bool], what: str, told: signal.Signals) -> int:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script does that starts it with `&`
         process = start_curtail("run", "--experiment", str(experiment), home=tmp_path, log=log)
+        signal.signal(signal.SIGINT, before)
 
         def seen() -> bool:
             assert process.poll() is None, log.read_text()
