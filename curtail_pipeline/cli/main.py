@@ -378,8 +378,8 @@ def health() -> None:
 
 
 def main() -> None:
-    """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1; `kill` ends it as Ctrl-C does."""
-    # Also one started with `&`: a script's shell has it ignore SIGINT, and Dagster handles SIGTERM as it finds SIGINT.
+    """The entry point: a `CurtailError` is one paragraph on standard error and exit code 1; `kill` is as Ctrl-C."""
+    # Also for one that a script starts with `&`, which ignores SIGINT: Dagster handles SIGTERM as it finds SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

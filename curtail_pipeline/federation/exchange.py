@@ -1,15 +1,9 @@
 """How a plan's sites and its server exchange what was trained."""
 
-from typing import Final, Literal
-
 from pydantic import Field
 
 from curtail_pipeline.settings.federation_settings import CodecName, DownloadName, RoundSettings, StateCodecName
 from curtail_pipeline.storage.records import Record
-
-CODED: Final = "int4"
-"""What `auto` is for linked sites: by it the merge's step and inner states cost no loss that could be measured
-(docs/quality.md), and no replay needs what they lose, unlike an update."""
 
 
 class Exchange(Record):
@@ -30,11 +24,10 @@ def exchange_of(rounds: RoundSettings, *, linked: bool) -> Exchange:
     Args:
         linked: whether sites reach the store by addresses alone (`federation.linked`), over links of their own.
     """
-    auto: Literal["fp32", "int4"] = CODED if linked else "fp32"
     return Exchange(
         upload=rounds.upload_codec,
-        download=auto if rounds.download_codec == "auto" else rounds.download_codec,
-        state=auto if rounds.state_codec == "auto" else rounds.state_codec,
+        download=rounds.download(linked=linked),
+        state=rounds.state(linked=linked),
         overlap=rounds.overlap,
         fragments=rounds.fragments,
     )

@@ -18,6 +18,7 @@ from curtail_pipeline.settings.alert_settings import AlertSettings
 from curtail_pipeline.settings.card_settings import CardSettings
 from curtail_pipeline.settings.check_settings import CheckLimits
 from curtail_pipeline.settings.corpus_settings import CorpusSettings
+from curtail_pipeline.settings.exchange_size import Moved, moved
 from curtail_pipeline.settings.explained import explain
 from curtail_pipeline.settings.federation_settings import FederationSettings, RoundSettings
 from curtail_pipeline.settings.job import JobSettings, PolicySettings
@@ -157,19 +158,28 @@ class Experiment(Section):
         raise SettingsError(f"unknown site {name!r}; the experiment has {', '.join(s.name for s in self.sites)}")
 
     def overheads_of(self, site: Site) -> Overheads:
-        """What the site loses, the transfers over its link included."""
-        own, megabytes = site.overheads or self.overheads, self.rounds.update_mb
-        if site.link is None or not megabytes:
+        """What the site loses, the transfers over its link included: with `overlap`, what of them takes longer than the
+        round that they travel in."""
+        own, link = site.overheads or self.overheads, site.link
+        if link is None or self.rounds.update_mb == 0:
             return own
-        receive, send = site.link.receive_s(megabytes), site.link.send_s(megabytes)
+        size = self.moved
+        receive, send = link.receive_s(size.received), link.send_s(size.sent)
+        if self.rounds.overlap:
+            receive, send = 0.0, max(0.0, receive + send - self.rounds.length_s)
         return own.model_copy(
             update={
-                "first_load_s": own.first_load_s + receive,
+                "first_load_s": own.first_load_s + link.receive_s(size.first),
                 "round_load_s": own.round_load_s + receive,
                 "round_tail_s": own.round_tail_s + send,
                 "round_tail_single_s": own.round_tail_single_s + send,
             }
         )
+
+    @property
+    def moved(self) -> Moved:
+        """What a site receives and sends in a round."""
+        return moved(self.rounds, self.training, self.corpus.vocab_size, linked=bool(self.federation.linked))
 
     def started_really(self) -> "Experiment":
         """Without modelled start-ups where a provisioner starts a site: it takes no part until it is up."""

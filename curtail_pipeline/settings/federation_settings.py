@@ -1,6 +1,6 @@
 """Settings of rounds, of the outer step, and of the processes that a federation consists of."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,10 @@ DownloadName = Literal["fp32", "bf16", "int8", "int4", "int2"]
 StateCodecName = Literal["fp32", "bf16", "int8", "int4", "int2"]
 """Of an inner state (`federation.state_file`), which has no small values that could be left out."""
 
+CODED: Final = "int4"
+"""What `auto` is for linked sites: by it the merge's step and inner states cost no loss that could be measured
+(docs/quality.md), and no replay needs what they lose, unlike an update."""
+
 
 class RoundSettings(Section):
     """Rounds and segments."""
@@ -25,9 +29,10 @@ class RoundSettings(Section):
     """With `auto`, no round is longer: so long may sites train apart."""
     window_s: float = Field(default=7200.0, gt=0)
     """With `auto`, how long a site is expected to train at a time, where the record before the start does not say."""
-    update_mb: float = Field(default=0.0, ge=0)
+    update_mb: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """Megabytes (10^6 bytes) that a member receives at a round's start and sends at its end, over its `link`: weights,
-    and the inner state where it is merged."""
+    and the inner state where it is merged. `auto` is what model, codecs and fragments come to
+    (`settings.exchange_size`)."""
     sync: Literal["all", "paying"] = "all"
     """Who shares a round of those that could train: all, or, with `paying`, those that do the most steps together: a
     site whose link would keep the others waiting for longer than its steps are worth holds, and trains when it is
@@ -91,6 +96,18 @@ class RoundSettings(Section):
                 "set it to bf16"
             )
         return self
+
+    def download(self, *, linked: bool) -> DownloadName:
+        """What `download_codec` comes to."""
+        if self.download_codec == "auto":
+            return CODED if linked else "fp32"
+        return self.download_codec
+
+    def state(self, *, linked: bool) -> StateCodecName:
+        """What `state_codec` comes to."""
+        if self.state_codec == "auto":
+            return CODED if linked else "fp32"
+        return self.state_codec
 
     @property
     def length_s(self) -> float:

@@ -22,10 +22,23 @@ def parameters_of(training: TrainingSettings, vocab_size: int) -> int:
     Args:
         vocab_size: of the tokenizer; the override of that name comes first.
     """
+    embedding, blocks = _parameters(training, vocab_size)
+    return embedding + blocks
+
+
+def state_values_of(training: TrainingSettings, vocab_size: int) -> int:
+    """Number of values that the optimisers keep: AdamW two for each parameter of embedding and head, Muon one for each
+    of the others."""
+    embedding, blocks = _parameters(training, vocab_size)
+    return 2 * embedding + blocks
+
+
+def _parameters(training: TrainingSettings, vocab_size: int) -> tuple[int, int]:
+    """Those of embedding and head, and of all blocks."""
     values = {"vocab_size": vocab_size, **preset_shape(training.preset)}
     values |= {key: value for key, value in training.model_overrides.given().items() if isinstance(value, int)}
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     keys = hidden // heads * values.get("num_key_value_heads", heads)
     rows = -(-values["vocab_size"] // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     block = 2 * hidden * hidden + 2 * hidden * keys + 2 * hidden * values["intermediate_size"]
-    return 2 * rows * hidden + values["num_hidden_layers"] * block
+    return 2 * rows * hidden, values["num_hidden_layers"] * block

@@ -27,7 +27,7 @@ class RoundLength(TypedDict):
     transfers: int
     """Updates sent, one per site and round; as many models were received."""
     bytes: int
-    """Both ways, by `rounds.update_mb`."""
+    """Both ways, by `rounds.update_mb`; what a site receives before its first step counts as in any round."""
 
 
 def sweep_round_length(
@@ -49,7 +49,7 @@ def _with(experiment: Experiment, length: float | str) -> Experiment:
 
 
 def _row(done: Simulated, *, auto: bool) -> RoundLength:
-    walk, rounds = done.walk, done.view.experiment.rounds
+    walk, rounds, size = done.walk, done.view.experiment.rounds, done.view.experiment.moved
     transfers = sum(len(use.training[0]) for use in walk.use.values())
     return {
         "round_s": rounds.length_s,
@@ -60,5 +60,5 @@ def _row(done: Simulated, *, auto: bool) -> RoundLength:
         "co2_kg": done.account.co2_kg if done.account.known else None,
         "rounds": walk.rounds,
         "transfers": transfers,
-        "bytes": round(2e6 * transfers * rounds.update_mb),
+        "bytes": round(1e6 * transfers * (size.received + size.sent)),
     }

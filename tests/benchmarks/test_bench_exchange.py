@@ -7,7 +7,7 @@ from curtail_pipeline.benchmarks.bench_exchange import run
 from curtail_pipeline.errors import SettingsError
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench_exchange.WIDTHS, "small", (64, 2, 8192))
     found = run("small", "1,2", "int2_topk", fragments=2)["models"]["small"]

@@ -250,7 +250,7 @@ def test_the_arms_send_and_fetch_by_their_codecs() -> None:
             wan_job.arms_of(strange)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_arm_is_projected_to_a_model_of_561_million_parameters() -> None:
     found = bench_wan._projected(wan_job.arms_of("int8,int8+overlap,int8+fragments"), "7M")
     assert list(found) == ["int8", "int8+overlap", "int8+fragments"]

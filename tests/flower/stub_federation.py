@@ -10,6 +10,9 @@ import numpy as np
 import psutil
 from safetensors.numpy import save_file
 
+from curtail_pipeline.federation.orders import Plan, Segment
+from curtail_pipeline.federation.rounds import run_segment
+from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
 from curtail_pipeline.flower.local import LocalFederation
 from curtail_pipeline.flower.run_config import FlowerValue, RunConfig
 from curtail_pipeline.settings.experiment import Experiment, parse_experiment
@@ -114,3 +117,10 @@ def listening(ports: set[int]) -> set[int]:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     return {port for port in ports if open_(port)}
+
+
+def undisturbed(asked: Plan, home: Path) -> Segment:
+    """What a plan comes to in memory, in a store apart: simulated sites give signs of life too."""
+    store = new_store(home)
+    sites = {site: SimulatedSite(site, store) for site in SITES}
+    return run_segment(MemoryTransport(sites, store), asked, store)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -27,67 +26,24 @@ from stub_federation import (
     plan,
     ports_of,
     processes_of,
+    undisturbed,
 )
 from waiting import wait_until
 
 from curtail_pipeline.errors import FederationError
 from curtail_pipeline.federation.orders import Plan, Segment
 from curtail_pipeline.federation.plan import replay_of
-from curtail_pipeline.federation.progress import Resubmitted, RoundMerged, SegmentEvent, StepDone, Submitted
-from curtail_pipeline.federation.rounds import run_segment
-from curtail_pipeline.federation.simulated import MemoryTransport, SimulatedSite
-from curtail_pipeline.flower import ended_app
+from curtail_pipeline.federation.progress import RoundMerged, SegmentEvent, StepDone, Submitted
 from curtail_pipeline.flower.control_api import Control
 from curtail_pipeline.flower.federation_state import DOWN
 from curtail_pipeline.flower.local import Federation, LocalFederation
 from curtail_pipeline.flower.run_config import FlowerRun
 from curtail_pipeline.flower.submit import SegmentCancelled, submit_and_follow
 from curtail_pipeline.flower.trainer_client import Trainer
-from curtail_pipeline.settings.federation_settings import LivenessLimits
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.manifest import InnerStates, SiteResult
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    new_store(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def federation(home: Path) -> Iterator[LocalFederation]:
-    """One federation for the tests that do not end it, started by two commands at once."""
-    local = LocalFederation(home, experiment(), trainer=STUB)
-    assert local.status().state == "down" and local.down() is False
-    found: list[int] = []
-    starters = [threading.Thread(target=lambda: found.append(local.up().pid)) for _ in range(2)]
-    for starter in starters:
-        starter.start()
-    for starter in starters:
-        starter.join()
-    assert len(found) == 2 and found[0] == found[1]
-    yield local
-    local.down()
-
-
-@pytest.fixture
-def handle(federation: LocalFederation) -> Federation:
-    return Federation(federation.folder, 90, LivenessLimits(liveness_s=8))
-
-
-@pytest.fixture
-def store(home: Path) -> FolderStore:
-    return FolderStore(home / "store")
-
-
-def undisturbed(asked: Plan, home: Path) -> Segment:
-    """What a plan comes to in memory, in a store apart: simulated sites give signs of life too."""
-    store = new_store(home)
-    sites = {site: SimulatedSite(site, store) for site in SITES}
-    return run_segment(MemoryTransport(sites, store), asked, store)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -192,31 +148,6 @@ def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     assert submit_and_follow(handle, plan(store, "ckpt-000007", [{"CA": 1, "TX": 1}]), store).steps == 2
 
 
-@pytest.mark.long
-def test_apps_that_were_killed_are_spoken_for(
-    federation: LocalFederation, handle: Federation, store: FolderStore
-) -> None:
-    """Flower itself waits for 60 s of silence: the node of a ClientApp, and who follows a ServerApp that merges."""
-    killed: dict[str, float] = {}
-    resubmitted: list[str] = []
-
-    def kill(event: SegmentEvent) -> None:
-        if isinstance(event, Resubmitted):
-            resubmitted.append(event.reason)
-        app = ended_app.CLIENT_APP if ended_app.SERVER_APP in killed else ended_app.SERVER_APP
-        if isinstance(event, StepDone) and app not in killed:
-            (pid, *_) = [p.pid for p in federation.status().spawned if p.command == app]
-            os.kill(pid, signal.SIGKILL)
-            killed[app] = time.monotonic()
-
-    submit_and_follow(handle, plan(store, "ckpt-000018", [{"CA": 25, "TX": 25}] * 2, seed=7), store, kill)
-    (reason,) = resubmitted
-    assert "failed: it was ended by signal 9" in reason
-    assert submit_and_follow(handle, plan(store, "ckpt-000019", [{"CA": 1, "TX": 1}]), store).steps == 2
-    assert time.monotonic() - killed[ended_app.CLIENT_APP] < 30
-    wait_until(lambda: ended_app.SPEAKER not in [p.command for p in federation.status().spawned])
-
-
 def test_a_killed_supernode_comes_back_as_another_node(
     federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
@@ -224,33 +155,6 @@ def test_a_killed_supernode_comes_back_as_another_node(
     os.kill(before.pid, signal.SIGKILL)
     wait_until(lambda: federation.status().sites["CA"].supernode.node_id not in (None, before.node_id))
     assert submit_and_follow(handle, plan(store, "ckpt-000008", [{"CA": 1, "TX": 1}]), store).steps == 2
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("part", ["superlink", "flwr-serverapp"])
-def test_a_lost_run_is_replaced_and_goes_on_behind_what_it_merged(
-    federation: LocalFederation, handle: Federation, store: FolderStore, part: str, tmp_path: Path
-) -> None:
-    """Of stopped ones, which take longer to be missed; killed ones are among the faults of `test_chaos_run.py`."""
-    rounds = [{"CA": 1, "TX": 1}, {"CA": 25, "TX": 25}]  # 5 s, of which the caller looks at the steps every 2 s
-    key = plan(store, f"ckpt-0000{20 + len(part)}", rounds, seed=7)
-    hit: list[float] = []
-    events: list[SegmentEvent] = []
-
-    def strike(event: SegmentEvent) -> None:
-        events.append(event)
-        if isinstance(event, StepDone) and event.round == 1 and not hit:
-            state = federation.status()
-            pids = {p.command: p.pid for p in state.spawned} | {"superlink": state.superlink.pid}
-            os.kill(pids[part], signal.SIGSTOP)
-            hit.append(time.monotonic())
-
-    segment = submit_and_follow(handle, key, store, strike)
-    assert hit and time.monotonic() - hit[0] < 40
-    assert len({event.run_id for event in events if isinstance(event, Submitted)}) == 2
-    assert [type(event) for event in events].count(Resubmitted) == 1
-    expected = undisturbed(store.read_record(key, Plan), tmp_path)
-    assert segment.weights.sha256 == expected.weights.sha256 and segment.sites == expected.sites
 
 
 def test_a_dead_superexec_is_started_again(federation: LocalFederation, handle: Federation, store: FolderStore) -> None:

@@ -20,7 +20,7 @@ from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, end_dead,
 from curtail_pipeline.orchestration.warm_launcher import WarmLauncher
 from curtail_pipeline.stages.project import CLOCK_ENV, EXPERIMENT_ENV, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 PATIENCE_S = 300.0
 
 

@@ -15,7 +15,7 @@ from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.training.leading_ranks import RankLost
 from curtail_pipeline.training.trainer import SiteTrainer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

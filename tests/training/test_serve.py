@@ -307,7 +307,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killing_the_parent_leaves_nothing(filled, tmp_path):
     """In the middle of a round, with SIGKILL: no process, also where it was stopped, no port, no half-written file."""
     shutil.copytree(filled.root, tmp_path / "store", ignore=shutil.ignore_patterns("agents"))

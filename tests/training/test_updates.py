@@ -27,6 +27,8 @@ from curtail_pipeline.federation.plan import replay_of
 from curtail_pipeline.federation.rounds import run_segment
 from curtail_pipeline.federation.terms import breach, oddities
 from curtail_pipeline.federation.update_file import write_weights
+from curtail_pipeline.settings.exchange_size import moved
+from curtail_pipeline.settings.federation_settings import RoundSettings
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.storage.store import file_sha256
 from curtail_pipeline.training.heldout_gate import HeldoutGate
@@ -250,3 +252,25 @@ def test_a_replay_of_another_process_makes_its_weights_elsewhere(store: FolderSt
     cached.before_keeping = lambda: receive(cached, changed(order, replay="r1"), *arrived[1])
     receive(cached, order, *arrived[0])
     assert len(cached.kept) == 2 and all(name == found for name, found in cached.kept.items())
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "int2"])
+def test_files_are_as_large_as_links_are_charged_for(store: FolderStore, codec: str) -> None:
+    order = make_order(
+        store, codec=codec, shared=SharedState(name="fresh"), inner_out="scratch/inner", inner_codec=codec
+    )
+    SiteTrainer(store, SITE, EXPERIMENT).train(order)
+    own, merged = (
+        moved(
+            RoundSettings(upload_codec=codec, state_codec=codec, inner_state=state),
+            EXPERIMENT.training,
+            store.read_json(CONFIG)["vocab_size"],
+            linked=False,
+        )
+        for state in ("own", "merged")
+    )
+    found = [store.path(key).stat().st_size for key in (WEIGHTS, order.out, order.inner_out)]
+    expected = [1e6 * own.received, 1e6 * own.sent, 1e6 * (merged.sent - own.sent)]
+    header = 8_000  # safetensors' own, which is nothing of a real model
+    for size, value in zip(found, expected, strict=True):
+        assert value <= size <= 1.02 * value + header
