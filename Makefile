@@ -31,8 +31,8 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Whole runs that are disturbed or large: killed, moved, in a bucket over a line that fails, ten faults, twelve sites.
-# Two at a time: each has more processes than a machine has cores, and their sites are lost if they cannot show life.
+# Whole runs that are disturbed or large, in the web UI or from a wheel, and other proofs that take their time. Two at a
+# time: each has more processes than a machine has cores, and their sites are lost if they cannot show life.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -174,7 +174,7 @@ def test_sites_reach_the_fleet_api_alone(secured: Secured, path: str) -> None:
         assert client.post(f"https://{secured.front}/v1/{path}").status_code == 403
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_superlink_restored_from_a_copy_knows_the_sites_of_then(tmp_path: Path) -> None:
     """With their node ids; who was put out since is in again, and who came since is not."""
     keys, folder, port = make_keys(tmp_path / "keys", ["superlink.example"]), tmp_path / "link", free_port()

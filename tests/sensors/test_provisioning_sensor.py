@@ -1,5 +1,6 @@
 """Sites that are really started and stopped: warm before an order, off after it, absent when they cannot be."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from curtail_pipeline.federation.orders import Heartbeat, agent_key
 from curtail_pipeline.orchestration.resources import PipelineResource
 from curtail_pipeline.scheduling.provision import Provisioned, provisioned_key
 from curtail_pipeline.scheduling.reconcile import MEMBERSHIP_KEY, Desired, SegmentRequest
+from curtail_pipeline.stages import site_keepers
 from curtail_pipeline.stages.project import Project
 from curtail_pipeline.storage.folder_store import FolderStore
 from curtail_pipeline.times import utc_now
@@ -69,6 +71,16 @@ class Fleet:
 
     def calls(self) -> list[str]:
         return (self.folder / "calls").read_text().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def ended_keepers() -> Iterator[None]:
+    """The threads of a test's sites end with it; in a code server they stay."""
+    yield
+    for _, keeper in site_keepers._KEEPERS.values():
+        keeper.close()
+        keeper.join(60)
+    site_keepers._KEEPERS.clear()
 
 
 def test_warm_and_off_are_what_a_site_really_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

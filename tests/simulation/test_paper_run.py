@@ -15,6 +15,8 @@ from curtail_pipeline.simulation.summary import bound_with_overheads
 from curtail_pipeline.simulation.sweep import sweep_round_length
 from curtail_pipeline.times import HOUR
 
+LONG = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def paper() -> Experiment:
@@ -114,7 +116,7 @@ def test_boundary_with_the_products_overheads(paper: Experiment, trace: pl.DataF
     assert found["runtime_h"] <= 13.7
 
 
-@pytest.mark.parametrize(("hours", "most_kg"), [(14.6, 0.657), (16, 0.4135)])
+@pytest.mark.parametrize(("hours", "most_kg"), [(14.6, 0.657), pytest.param(16, 0.4135, marks=LONG)])
 def test_forecast_with_perfect_foresight(paper: Experiment, trace: pl.DataFrame, hours: float, most_kg: float) -> None:
     """14.6 h leaves a last slot of a minute, which is no measure for the size of changes."""
     found = simulate(paper, trace, policy="forecast", overheads="product", forecast="perfect", deadline_h=hours)
@@ -124,7 +126,10 @@ def test_forecast_with_perfect_foresight(paper: Experiment, trace: pl.DataFrame,
     assert found["regret"]["forecast_error_kg"] == 0
 
 
-@pytest.mark.parametrize(("hours", "most_kg"), [(14.9, 0.91), (15, 0.89), (16, 0.74), (17, 0.69), (18, 0.68)])
+@pytest.mark.parametrize(
+    ("hours", "most_kg"),
+    [(14.9, 0.91), *(pytest.param(*row, marks=LONG) for row in ((15, 0.89), (16, 0.74), (17, 0.69), (18, 0.68)))],
+)
 def test_plans_with_the_measured_overheads_finish(
     paper: Experiment, trace: pl.DataFrame, hours: float, most_kg: float
 ) -> None:
@@ -136,6 +141,7 @@ def test_plans_with_the_measured_overheads_finish(
     assert bound <= found["co2_kg"] <= 1.1 * bound
 
 
+@LONG
 def test_auto_beats_rounds_of_ten_minutes(paper: Experiment, trace: pl.DataFrame) -> None:
     ten, auto = sweep_round_length(
         paper, lambda run: simulate_run(run, trace, policy="forecast", forecast="perfect", deadline_h=15), (600.0,)
@@ -147,6 +153,7 @@ def test_auto_beats_rounds_of_ten_minutes(paper: Experiment, trace: pl.DataFrame
     assert auto["bytes"] < ten["bytes"]
 
 
+@LONG
 def test_policy_and_overheads_apart(paper: Experiment, trace: pl.DataFrame) -> None:
     """Two by two, at the published runtime: most of the gain is the policy's, and only low overheads let it have it."""
     kg = {
