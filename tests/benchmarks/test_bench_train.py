@@ -31,7 +31,7 @@ def test_a_cpu_has_speed_and_shares_and_nothing_that_only_a_gpu_can_tell():
     assert bench_training.run is bench_train.run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_snapshots_of_a_round_under_way_are_timed_among_its_steps(capsys, monkeypatch):
     step = trainer.SiteTrainer._step
     # so long that a busy machine writes a snapshot meanwhile
@@ -42,7 +42,7 @@ def test_snapshots_of_a_round_under_way_are_timed_among_its_steps(capsys, monkey
     assert found["snapshot_share"] == pytest.approx(found["snapshot_s"] / 600, rel=0.02, abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_devices_share_a_step():
     found = bench_train.run(**SMALL, preset="d2", steps=2, rounds=2, devices=2, parallel="fsdp")
     assert found["devices"] == 2 and found["tokens_per_s"] == pytest.approx(64 / found["step_s"], rel=0.05)

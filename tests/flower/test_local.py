@@ -172,6 +172,7 @@ def superexecs(federation: LocalFederation) -> dict[int | None, int]:
     return {p.owner: p.pid for p in federation.status().spawned if p.command == "flower-superexec"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["trainer", "supernode"])
 def test_a_stopped_process_is_killed_and_replaced(
     federation: LocalFederation, handle: Federation, store: FolderStore, part: str
