@@ -21,10 +21,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import deserialize_value
 
 from curtail_pipeline.flower.processes import can_fork_torch
 from curtail_pipeline.garbage import seldom_collected
 from curtail_pipeline.orchestration.migrations import preload_migrations
+from curtail_pipeline.orchestration.run_workers import end_unstarted
 from curtail_pipeline.parent_death import sent_at_parents_end
 
 SETTLE_S = 5.0
@@ -36,17 +39,21 @@ TORCH = "transformers.models.nanochat.modeling_nanochat"
 """Imported before the fork where it is installed, as it is not in a control plane, and may be."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Worker:
     pid: int
     line: int
     """The writing end of its input. Its last one: what ends this process ends the worker."""
+    order: bytes = b""
+    """What it has taken."""
 
     def take(self, order: bytes) -> bool:
         try:
-            return os.write(self.line, order) == len(order)
+            taken = os.write(self.line, order) == len(order)
         except BrokenPipeError:
             return False
+        self.order = order if taken else b""
+        return taken
 
     def end_input(self) -> None:
         """Have it see that, also where it was stopped."""
@@ -119,11 +126,27 @@ class _Nursery:
 
     def _reap(self) -> None:
         for worker in [*self._workers]:
-            if os.waitpid(worker.pid, os.WNOHANG) != (0, 0):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
                 os.close(worker.line)
                 self._workers.remove(worker)
                 if worker is self._waiting:
                     self._waiting = None
+                if worker.order and os.WIFSIGNALED(status):
+                    self._told(worker, os.WTERMSIG(status))
+
+    def _told(self, worker: _Worker, number: int) -> None:
+        """Nobody else knows whose worker was killed before it has said that it starts."""
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            return
+        for other in self._workers:
+            os.close(other.line)
+        with dg.DagsterInstance.get() as instance:
+            order = deserialize_value(worker.order.decode(), ExecuteRunArgs)
+            end_unstarted(instance, order.run_id, worker.pid, number)
+        sys.exit()
 
 
 def _execute(modules: Sequence[str]) -> None:

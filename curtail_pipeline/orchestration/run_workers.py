@@ -13,8 +13,13 @@ import psutil
 from dagster._core.launcher import DefaultRunLauncher
 
 LAUNCH_TIMEOUT = timedelta(seconds=50)
-"""Within which a launched run's worker says that it has started: 5 to 15 s on two busy cores, 47 s on two that many
-processes waited for. With the 10 s between two ticks of the reaper, a start that was killed is noticed within 60 s."""
+"""Within which a launched run's worker says that it has started, where nobody has said who starts it. With the 10 s
+between two ticks of the reaper, a start that was killed is noticed within 60 s."""
+SLOWEST_START = timedelta(minutes=10)
+"""The same while the process that starts it lives: 5 to 15 s on two busy cores; 47 s, and once more than 50, on two
+that many processes waited for."""
+STARTER = "A run worker is started by process"
+"""What `WarmLauncher` says first of all."""
 MOST_RUNS = 100
 """Runs looked at in one tick: far above what an instance runs at once."""
 WATCHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -60,6 +65,18 @@ def end_dead(instance: dg.DagsterInstance, now: datetime) -> list[Dead]:
     return dead
 
 
+def end_unstarted(instance: dg.DagsterInstance, run_id: str, pid: int, number: int) -> None:
+    """End a run whose worker was killed before it said that it has started."""
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.is_finished or worker_of(instance, run_id) is not None:
+        return
+    reason = f"the run worker (pid {pid}) was ended by signal {number} before it began"
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, reason)
+    else:
+        instance.report_run_failed(run, reason)
+
+
 def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime) -> str | None:
     started = worker_of(instance, record.dagster_run.run_id)
     if started is not None:
@@ -67,8 +84,15 @@ def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime)
         if is_alive(pid, since):
             return None
         return f"the run worker (pid {pid}) is gone: it was killed, or its machine was"
+    if record.dagster_run.status == dg.DagsterRunStatus.STARTED:
+        return None
+    starter = _said_of(instance, record.dagster_run.run_id, STARTER)
+    if starter is not None and not is_alive(*starter):
+        return (
+            f"no run worker has started: what starts it (pid {starter[0]}) is gone: it was killed, or its machine was"
+        )
     waiting = now - record.update_timestamp.replace(tzinfo=UTC)
-    if record.dagster_run.status != dg.DagsterRunStatus.STARTED and waiting > LAUNCH_TIMEOUT:
+    if waiting > (LAUNCH_TIMEOUT if starter is None else SLOWEST_START):
         return (
             f"no run worker has started in {waiting.total_seconds():.0f} s: "
             "what starts it, the daemon or the code server, was killed, or the machine has too much to do"
@@ -78,10 +102,15 @@ def _why_dead(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime)
 
 def worker_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
     """Process id of a run's worker, and when it said so (seconds since 1970)."""
+    return _said_of(instance, run_id, "Started process for run")
+
+
+def _said_of(instance: dg.DagsterInstance, run_id: str, words: str) -> tuple[int, float] | None:
+    """The process that the run's last event of these words names, and when."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
     for record in reversed(records):
         event = record.event_log_entry.dagster_event
-        if event is None or not (event.message or "").startswith("Started process for run"):
+        if event is None or not (event.message or "").startswith(words):
             continue
         pid = event.engine_event_data.metadata.get("pid")
         if pid is not None:

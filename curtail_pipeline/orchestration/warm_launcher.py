@@ -17,13 +17,14 @@ import threading
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.events import EngineEventData
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.launcher.base import LaunchRunContext
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClassData, serialize_value
 
 import curtail_pipeline
-from curtail_pipeline.orchestration.run_workers import WORKER, is_alive, worker_of
+from curtail_pipeline.orchestration.run_workers import STARTER, WORKER, is_alive, worker_of
 
 USED = ("curtail_pipeline.definitions", "curtail_pipeline.stages.initialise", "curtail_pipeline.stages.train")
 """What a segment's run imports before it trains."""
@@ -85,6 +86,8 @@ class WarmLauncher(DefaultRunLauncher):
                 self._started.remove(each)
             while not (self._started and self._started[-1].take(order)):
                 self._started.append(_Workers())
+            pid = self._started[-1].process.pid
+        instance.report_engine_event(f"{STARTER} {pid}.", run, EngineEventData({"pid": str(pid)}), type(self))
 
     def terminate(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)

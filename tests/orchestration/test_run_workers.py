@@ -17,13 +17,22 @@ from typing import Any, ClassVar
 import dagster as dg
 import psutil
 import pytest
+from dagster._core.events import EngineEventData
 from micro import EXPERIMENT, environment
 from waiting import wait_until
 
 from curtail_pipeline.flower.processes import free_port
 from curtail_pipeline.orchestration import run_workers
 from curtail_pipeline.orchestration.headless import prepare_instance
-from curtail_pipeline.orchestration.run_workers import LAUNCH_TIMEOUT, WORKER, dead_runs, end_dead, is_alive
+from curtail_pipeline.orchestration.run_workers import (
+    LAUNCH_TIMEOUT,
+    SLOWEST_START,
+    STARTER,
+    WORKER,
+    dead_runs,
+    end_dead,
+    is_alive,
+)
 from curtail_pipeline.orchestration.watchdog import code_servers, watching
 from curtail_pipeline.settings.experiment import parse_experiment
 from curtail_pipeline.stages.project import Project
@@ -206,6 +215,26 @@ def test_a_run_that_no_worker_took_up_is_ended(tmp_path: Path) -> None:
         assert dead_runs(instance, datetime.now(UTC)) == []
         (found,) = dead_runs(instance, datetime.now(UTC) + 2 * LAUNCH_TIMEOUT)
         assert "code server" in found.reason
+
+
+def test_a_start_is_waited_for_as_long_as_what_starts_it_lives(tmp_path: Path) -> None:
+    @dg.job
+    def sleeping() -> None: ...
+
+    with (
+        dg.DagsterInstance.local_temp(str(tmp_path)) as instance,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as starter,
+    ):
+        run = instance.create_run_for_job(sleeping, status=dg.DagsterRunStatus.STARTING)
+        said = EngineEventData({"pid": str(starter.pid)})
+        instance.report_engine_event(f"{STARTER} {starter.pid}.", run, said)
+        assert dead_runs(instance, datetime.now(UTC) + 2 * LAUNCH_TIMEOUT) == []
+        (slow,) = dead_runs(instance, datetime.now(UTC) + 2 * SLOWEST_START)
+        assert "too much to do" in slow.reason
+        starter.kill()
+        starter.wait()
+        (gone,) = dead_runs(instance, datetime.now(UTC))
+        assert f"what starts it (pid {starter.pid}) is gone" in gone.reason
 
 
 def test_a_process_that_was_killed_and_not_reaped_does_not_hide_the_code_server() -> None:

@@ -75,8 +75,15 @@ def test_a_run_is_taken_by_the_process_that_waits_for_it(
     def unused() -> psutil.Process | None:
         return next((each for each in psutil.Process(forking).children() if each.pid not in used), None)
 
-    first, second = launched(instance), launched(instance)
+    killed = launched(instance)
     forking = parent()
+    # it imports before it says that it has started
+    wait_until(unused, PATIENCE_S, "the first worker").kill()
+    wait_until(lambda: ended(killed), 30, "the end of a run whose worker was killed before it began")
+    assert status(killed) == dg.DagsterRunStatus.FAILURE
+
+    first, second = launched(instance), launched(instance)
+    assert parent() == forking
     for run in (first, second):
         wait_until(lambda run=run: ended(run), PATIENCE_S, "the end of a run")
         assert status(run) == dg.DagsterRunStatus.SUCCESS
