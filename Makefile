@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One more than cores: tests of real servers wait more than they compute.
-TEST_WORKERS ?= 3
+# As many as cores: a third one takes 15 s to import what tests import, and waits for the others (2026-11-27, 2 cores).
+TEST_WORKERS ?= 2
 
 .PHONY: setup run test test-long test-ui screenshots ui lint clean
 

@@ -103,6 +103,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             child.wait(120)
 
 
+@pytest.mark.long
 def test_a_registered_site_joins_and_a_revoked_one_is_out(secured: Secured) -> None:
     node_id = secured.register("north")
     with pytest.raises(FederationError, match=r"'north' is registered .* already; `curtail site revoke north`"):

@@ -127,6 +127,7 @@ def test_cancelling_stops_the_sites(handle: Federation, store: FolderStore) -> N
     assert segment.steps == 1
 
 
+@pytest.mark.long
 def test_a_killed_trainer_is_lost_to_the_round_and_comes_back(
     federation: LocalFederation, handle: Federation, store: FolderStore
 ) -> None:
@@ -267,6 +268,7 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
         assert local.status().state == "down"
 
 
+@pytest.mark.long
 def test_a_command_that_starts_again_at_once_takes_nothing_from_the_one_that_was_killed(tmp_path: Path) -> None:
     """Its federation still starts, and ends with it in a moment."""
     new_store(tmp_path)
