@@ -13,7 +13,7 @@ from curtail_pipeline.garbage import YOUNG
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Each core has a worker: threads of theirs would wait for each other, a tenth of what tests compute.
+# Workers are more than cores: threads of theirs would wait for each other, a tenth of what tests compute.
 os.environ["OMP_NUM_THREADS"] = os.environ["POLARS_MAX_THREADS"] = "1"
 # Tests start hundreds of processes, each of which would compile the product again: a third of what a command takes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
