@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One more than cores: with two, tests of real servers leave cores idle (9 min 39 s; with three 9 min 10 s, 2 cores).
+# One more than cores: with two, tests of real servers leave cores idle (9 min 39 s; with three 8 min 6 s, 2 cores).
 TEST_WORKERS ?= 3
 
 .PHONY: setup run test test-long test-ui screenshots ui lint clean
