@@ -133,10 +133,10 @@ class _Nursery:
                 if worker is self._waiting:
                     self._waiting = None
                 if worker.order and os.WIFSIGNALED(status):
-                    self._told(worker, os.WTERMSIG(status))
+                    self._end_unstarted(worker, os.WTERMSIG(status))
 
-    def _told(self, worker: _Worker, number: int) -> None:
-        """Nobody else knows whose worker was killed before it has said that it starts."""
+    def _end_unstarted(self, worker: _Worker, number: int) -> None:
+        """Its run, in a process of its own: nobody else knows whose worker was killed before it said that it starts."""
         pid = os.fork()
         if pid:
             os.waitpid(pid, 0)
